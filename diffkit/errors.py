@@ -1,0 +1,39 @@
+"""What can go wrong, said in one sentence: what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["DiffkitError", "InputError", "ScoringError", "unknown_name"]
+
+
+class DiffkitError(Exception):
+    """Any failure the toolkit explains itself. The command line prints the message and exits with `exit_code`."""
+
+    exit_code: int = 2
+
+
+class InputError(DiffkitError, ValueError):
+    """Wrong user input, found before anything is computed: nothing has run and nothing was written."""
+
+
+class ScoringError(DiffkitError):
+    """An item that could not be scored. Its message is the reason that stands in the record beside a null score."""
+
+    exit_code = 3
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
+    """The error for a name nobody registered: says which names exist, the likeliest first.
+
+    Args:
+        kind: what is looked up, e.g. "reward".
+        name: what the user wrote.
+        known: the names that would have worked; may be empty.
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    listing = ", ".join(sorted(known)) if known else "none"
+    return InputError(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")
