@@ -1,0 +1,43 @@
+"""The options every command shares, so that they read and behave the same everywhere.
+
+Use them as annotations and give the default in the signature::
+
+    def audit(model: Model = "lab", seed: Seed = 0, out: Out = None, debug: Debug = False) -> None: ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["DEBUG_KEY", "Debug", "Device", "DryRun", "Dtype", "Format", "Limit", "Model", "Out", "Revision", "Seed"]
+
+DEBUG_KEY = "diffkit.debug"  # in the context's `meta`, which a command shares with its parents
+
+
+def _remember_debug(context: typer.Context, value: bool) -> bool:
+    if value:
+        context.meta[DEBUG_KEY] = True
+    return value
+
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="lab, lab-clean, a folder in diffusers' format, or a hub id.")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub id.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    typer.Option("--dtype", help="Precision; auto is float32 on a CPU, else the checkpoint's own."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The run's seed; everything random follows from it.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first so many items.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", file_okay=False, help="The run's folder; the same command resumes there."),
+]
+Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How the result is written to stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input, say what would be done, and stop.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error.")]
