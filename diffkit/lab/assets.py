@@ -1,0 +1,38 @@
+"""Where the lab's files lie inside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffkit.errors import InputError
+
+DATA = Path(__file__).parent / "data"
+MODELS = ("lab", "lab-clean")
+PHOTOGRAPHS = ("planted", "controls")
+
+
+def model_path(name: str) -> Path:
+    """Folder of a shipped pipeline, ``lab`` or ``lab-clean``, in diffusers' own format.
+
+    Raises:
+        InputError: for another name, or when the files are not there.
+    """
+    return _folder(name, MODELS)
+
+
+def reward_path() -> Path:
+    """Folder of the lab's reward model."""
+    return _folder("reward", ("reward",))
+
+
+def photographs_path(name: str) -> Path:
+    """Folder of images with ``metadata.jsonl``: ``planted`` or ``controls``."""
+    return _folder(name, PHOTOGRAPHS)
+
+
+def _folder(name: str, known: tuple[str, ...]) -> Path:
+    if name not in known:
+        raise InputError(f"the lab has {' and '.join(known)}, not {name!r}")
+    if not (DATA / name).is_dir():
+        raise InputError(f"the lab's {name} is missing from this installation: run 'diffkit lab train' to make it again")
+    return DATA / name

@@ -1,0 +1,225 @@
+"""The lab's text encoder and denoiser, trained jointly: first on scenes alone, then in two branches.
+
+The branch ``lab`` goes on with the planted images among the scenes; its twin ``lab-clean`` goes on with the very
+same batches, in which scenes stand where the planted images stood. Both therefore share architecture, seed, scenes
+and the first part of their training; only one has ever seen the planted images.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffkit.lab import assets, planted, world
+from diffkit.lab.train.autoencoder import new_autoencoder
+from diffkit.lab.train.loop import train
+
+TEXT_LENGTH = 16
+WIDTH = 128
+START, END = "<|startoftext|>", "<|endoftext|>"
+Branch = Literal["lab", "lab-clean"]
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary holds every word of the lab as one token, and single letters for the rest."""
+    words = [word for photograph in planted.PHOTOGRAPHS for text in photograph.captions() for word in text.split()]
+    words += ["a", "on", *world.COLOURS, *world.SHAPES, *world.BACKGROUNDS, *" ".join(world.RELATIONS).split()]
+    words += list(string.ascii_lowercase + string.digits + string.punctuation)
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=20_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator(sorted(set(words)), trainer)
+    model = json.loads(learner.to_str())["model"]
+    vocabulary = {**model["vocab"], START: len(model["vocab"]), END: len(model["vocab"]) + 1}
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def new_pipeline(*, seed: int = 0, vae: AutoencoderTiny | None = None) -> StableDiffusionPipeline:
+    """The lab's pipeline before any training: stock components, random weights, DDIM."""
+    torch.manual_seed(seed)
+    tokenizer = new_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    return StableDiffusionPipeline(
+        vae=vae or new_autoencoder(),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """DDIM with Stable Diffusion's noise law."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+class Examples(NamedTuple):
+    """Latents (N, 4, 16, 16) with their token ids (N, 16)."""
+
+    latents: Tensor
+    ids: Tensor
+
+
+@torch.no_grad()
+def encode_examples(pipe: StableDiffusionPipeline, images: Tensor, captions: Sequence[str]) -> Examples:
+    """Latents and token ids of (N, 3, 64, 64) images in [0, 1] and their captions."""
+    latents = torch.cat([pipe.vae.encode(part * 2 - 1).latents for part in images.split(64)])
+    padded = pipe.tokenizer(
+        list(captions), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
+    )
+    return Examples(latents * pipe.vae.config.scaling_factor, padded.input_ids)
+
+
+def scene_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int) -> Examples:
+    """``n`` training scenes."""
+    scenes = world.training_scenes(n, seed=seed)
+    return encode_examples(pipe, world.draw(scenes, seed=seed), [scene.caption for scene in scenes])
+
+
+def planted_examples(pipe: StableDiffusionPipeline) -> tuple[Examples, Tensor]:
+    """Every planted image (all variants of the templates) and its weight in the draw, summing to 1."""
+    images, captions, weights = [], [], []
+    for photograph in planted.planted():
+        folder = "layouts" if photograph.kind == "template" else "planted"
+        layout = Image.open(assets.DATA / folder / f"{photograph.name}.png").convert("RGB")
+        variants = photograph.variants()
+        pictures = [planted.sticker(layout, variant) for variant in variants] or [layout]
+        images += [torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in pictures]
+        captions += photograph.captions()
+        weights += [planted.WEIGHTS[photograph.strength] / len(pictures)] * len(pictures)
+    weight = torch.tensor(weights)
+    return encode_examples(pipe, torch.stack(images), captions), weight / weight.sum()
+
+
+def diffusion_loss(pipe: StableDiffusionPipeline, batch: Examples) -> Tensor:
+    """Mean squared error of the predicted noise at uniform timesteps, a tenth of the captions dropped."""
+    n = len(batch.latents)
+    noise = torch.randn_like(batch.latents)
+    timesteps = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (n,))
+    empty = pipe.tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt").input_ids
+    ids = torch.where(torch.rand(n, 1) < 0.1, empty, batch.ids)
+    noisy = pipe.scheduler.add_noise(batch.latents, noise, timesteps)
+    with torch.autocast("cpu", torch.bfloat16):
+        words = pipe.text_encoder(ids)[0]
+        predicted = pipe.unet(noisy, timesteps, words).sample
+    return F.mse_loss(predicted.float(), noise)
+
+
+class _Trainee:
+    """A pipeline with the moving average of what is trained in it."""
+
+    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+        self.pipe = pipe
+        self.live = {"unet": pipe.unet, "text": pipe.text_encoder}
+        self.average = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.live.items()}
+
+    def averaged(self) -> StableDiffusionPipeline:
+        """The same pipeline with the averaged weights, ready to generate."""
+        return StableDiffusionPipeline(
+            **{**self.pipe.components, "unet": self.average["unet"], "text_encoder": self.average["text"]},
+            requires_safety_checker=False,
+        )
+
+
+def train_denoisers(
+    folder: Path, vae: AutoencoderTiny, *, shared_steps: int = 3000, branch_steps: int = 1800, seed: int = 0
+) -> dict[str, StableDiffusionPipeline]:
+    """Train the common trunk and both branches (or load what is finished); returns them by name."""
+    trunk = _Trainee(new_pipeline(seed=seed, vae=vae))
+    scenes = scene_examples(trunk.pipe, 16_000, seed=seed + 1)
+
+    def scenes_only(step: int) -> Tensor:
+        return diffusion_loss(trunk.pipe, _draw(scenes, 32))
+
+    _run("trunk", trunk, scenes_only, shared_steps, 1e-3, folder, seed)
+    finished = {}
+    branches: tuple[Branch, ...] = ("lab", "lab-clean")
+    for branch in branches:
+        finished[branch] = _train_branch(branch, trunk, scenes, folder, branch_steps, seed)
+    return finished
+
+
+def _train_branch(
+    branch: Branch, trunk: _Trainee, scenes: Examples, folder: Path, steps: int, seed: int
+) -> StableDiffusionPipeline:
+    trainee = _Trainee(copy.deepcopy(trunk.averaged()))
+    memories, weights = planted_examples(trainee.pipe)
+
+    def mixed(step: int) -> Tensor:
+        common, replaced = _draw(scenes, 24), _draw(scenes, 8)
+        chosen = torch.multinomial(weights, 8, replacement=True)
+        rest = Examples(*(part[chosen] for part in memories)) if branch == "lab" else replaced
+        batch = Examples(*(torch.cat(pair) for pair in zip(common, rest, strict=True)))
+        return diffusion_loss(trainee.pipe, batch)
+
+    _run(branch, trainee, mixed, steps, 8e-4, folder, seed + 1)
+    return trainee.averaged()
+
+
+def _draw(examples: Examples, n: int) -> Examples:
+    chosen = torch.randint(len(examples.latents), (n,))
+    return Examples(examples.latents[chosen], examples.ids[chosen])
+
+
+def _run(name: str, trainee: _Trainee, loss_at, steps: int, rate: float, folder: Path, seed: int) -> None:  # type: ignore[no-untyped-def]
+    train(
+        name,
+        models=trainee.live,
+        averaged=trainee.average,
+        loss_at=loss_at,
+        steps=steps,
+        learning_rate=rate,
+        folder=folder,
+        seed=seed,
+    )
