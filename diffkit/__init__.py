@@ -1,4 +1,4 @@
-"""The core under `memorization` and `ttsnap`: pipelines that can be suspended, rewards, runs, reports, one command line.
+"""The core under `memorization` and `ttsnap`: suspended pipelines, rewards, runs, reports, one command line.
 
 Nothing heavy is imported here: `import diffkit` costs no torch.
 """

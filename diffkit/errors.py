@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["DiffkitError", "InputError", "ScoringError", "unknown_name"]
+__all__ = ["DiffkitError", "InputError", "Interrupted", "ScoringError", "unknown_name"]
 
 
 class DiffkitError(Exception):
@@ -21,6 +22,14 @@ class ScoringError(DiffkitError):
     """An item that could not be scored. Its message is the reason that stands in the record beside a null score."""
 
     exit_code = 3
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C inside a run. `folder` is the run's folder, where the same command goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"interrupted; the run in {folder} can be resumed")
+        self.folder = folder
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:

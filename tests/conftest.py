@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ class SocketUsed(RuntimeError):
 
 
 @pytest.fixture(autouse=True)
-def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test opens a connection; sockets between processes of this machine (AF_UNIX) may."""
     for name in ("connect", "connect_ex"):
         original = getattr(socket.socket, name)
@@ -45,7 +44,6 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise SocketUsed(f"a test tried to look up {host!r}")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_lookup)
-    yield
 
 
 @pytest.fixture(scope="session")

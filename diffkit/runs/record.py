@@ -1,0 +1,238 @@
+"""A run: a folder that remembers what was asked and what is finished, so that the same command goes on where it was.
+
+Layout: `run.json` (what was asked, with what), `journal.jsonl` (finished items), `images/`, and whatever the run
+writes at its end, such as `summary.json` and `report.html`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from diffkit.errors import InputError, Interrupted
+from diffkit.runs.files import FolderLock, dump_json, safe_name, write_bytes_atomically
+from diffkit.runs.journal import Journal
+from diffkit.runs.provenance import environment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = ["SCHEMA_VERSION", "Run", "config_hash", "differing_keys"]
+
+SCHEMA_VERSION = 1  # of run.json and journal.jsonl together
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a configuration; the order of its keys does not matter."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Where two configurations differ: "attack.steps is 50 there and 10 here", nested keys with dots."""
+    old, new = _flatten(there), _flatten(here)
+
+    def shown(values: Mapping[str, Any], key: str) -> str:
+        return json.dumps(values[key], ensure_ascii=False) if key in values else "not set"
+
+    different = [key for key in sorted({*old, *new}) if shown(old, key) != shown(new, key)]
+    return [f"{key} is {shown(old, key)} there and {shown(new, key)} here" for key in different]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class Run:
+    """An open run; use `Run.open`. It is a context manager: leaving it without an error marks the run finished.
+
+    Attributes:
+        folder: the run's folder.
+        resumed: whether the folder held this run before.
+        record: the content of run.json.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any], lock: FolderLock, *, resumed: bool) -> None:
+        self.folder = folder
+        self.record = record
+        self.resumed = resumed
+        self._lock = lock
+        self._save_record()  # before the journal: a folder with a journal and no run.json would be refused
+        self._journal = Journal(folder / "journal.jsonl")
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        config: Mapping[str, Any],
+        kind: str,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Begin a run in `folder`, or go on with the one that is there.
+
+        Args:
+            folder: made if it does not exist; must be empty or hold the same run.
+            config: everything that changes results, as JSON types; a model's or data set's checksum belongs here
+                if a changed one shall be refused. Two runs with equal configurations are the same run.
+            kind: what makes the run, e.g. "audit".
+            provenance: what is worth knowing but does not identify the run: device, seeds, checksums.
+
+        Raises:
+            InputError: another configuration or kind is in the folder (the message names the keys that differ),
+                something else is, a newer diffkit wrote it, or another process is writing to it now.
+        """
+        folder = Path(folder)
+        wanted = json.loads(dump_json(dict(config)))  # tuples become lists, as they will be read back
+        _refuse_foreign_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder / ".lock")
+        try:
+            present = _read_record(folder / "run.json")
+            if present is not None:
+                _refuse_other_run(folder, present, kind, wanted)
+            session = {"started": _now(), "finished": None, **environment()}
+            record = present or _new_record(kind, wanted)
+            record["provenance"] = json.loads(dump_json(dict(provenance or {})))
+            record["sessions"].append(session)
+            record["finished"] = None
+            return cls(folder, record, lock, resumed=present is not None)
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def done(self) -> Mapping[str, dict[str, Any]]:
+        """The finished items by key, in the order they were finished; read-only."""
+        return MappingProxyType(self._journal.items)
+
+    def write(self, key: str, item: Mapping[str, Any]) -> None:
+        """Record a finished item; when this returns, it is on the disk. Save its images first.
+
+        Raises:
+            ValueError: the key is finished already, or a number is NaN or infinite (write None and a reason).
+        """
+        self._journal.append(key, dict(item))
+
+    def save_image(self, name: str, image: Image | Tensor) -> str:
+        """Write `images/<name>.png` atomically and return that path, relative to the run's folder.
+
+        Args:
+            name: any text; characters that do not suit a file name are replaced, see `files.safe_name`.
+            image: a PIL image, or a tensor (3, H, W) in [0, 1].
+        """
+        from diffkit.images import to_pil
+
+        buffer = io.BytesIO()
+        to_pil(image).save(buffer, format="PNG")
+        relative = f"images/{safe_name(name.removesuffix('.png'))}.png"
+        write_bytes_atomically(self.folder / relative, buffer.getvalue())
+        return relative
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file of the run atomically (UTF-8); `name` is relative to the folder."""
+        path = self.path(name)
+        write_bytes_atomically(path, text.encode())
+        return path
+
+    def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> Path:
+        """Write a JSON file of the run atomically; numbers must be finite, unknown is None."""
+        return self.write_text(name, dump_json(value, indent=2) + "\n")
+
+    def path(self, name: str) -> Path:
+        """The path of a file of this run.
+
+        Raises:
+            ValueError: the name leads out of the run's folder.
+        """
+        path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{name!r} leads out of the run's folder {self.folder}")
+        return path
+
+    def _save_record(self) -> None:
+        self.write_json("run.json", self.record)
+
+    def close(self, *, finished: bool = False) -> None:
+        """Let go of the folder; with `finished`, note in run.json that the run came to its end."""
+        if finished:
+            self.record["finished"] = self.record["sessions"][-1]["finished"] = _now()
+            self._save_record()
+        self._journal.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        """The run itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close; Ctrl-C leaves as `Interrupted`, which knows the folder."""
+        self.close(finished=kind is None)
+        if kind is KeyboardInterrupt:
+            raise Interrupted(self.folder) from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _new_record(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": config,
+        "config_hash": config_hash(config),
+        "started": _now(),
+        "finished": None,
+        "provenance": {},
+        "sessions": [],
+    }
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}). Choose another --out.") from error
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise InputError(f"{path} is not the record of a run: it has no schema_version. Choose another --out.")
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} was written by a newer diffkit (schema {version}; this one knows {SCHEMA_VERSION}). "
+            "Upgrade diffkit, or choose another --out."
+        )
+    return dict(record)
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; --out takes a folder.")
+    if folder.is_dir() and not (folder / "run.json").exists():
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if foreign:
+            raise InputError(f"{folder} is not empty and holds no run (it has {foreign[0]!r}). Choose another --out.")
+
+
+def _refuse_other_run(folder: Path, present: Mapping[str, Any], kind: str, wanted: Mapping[str, Any]) -> None:
+    if present["kind"] != kind:
+        raise InputError(f"{folder} holds a run of {present['kind']!r}, not of {kind!r}. Choose another --out.")
+    if present["config_hash"] != config_hash(wanted):
+        differences = "; ".join(differing_keys(present["config"], wanted)) or "run.json was edited by hand"
+        raise InputError(f"{folder} holds another run: {differences}. Choose another --out, or the same options.")
