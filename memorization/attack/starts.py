@@ -1,0 +1,74 @@
+"""Where an attack begins: the image's own caption, an unrelated caption, or noise.
+
+An attack that begins at the image's own caption may merely repair it; one that begins at an unrelated caption or at
+noise shows that the image is reachable from anywhere. Suspects and controls begin the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Start = Literal["prompt", "other", "gaussian"]
+STARTS: tuple[Start, ...] = get_args(Start)
+
+#: Ordinary captions to begin at when the user names none.
+OTHER_CAPTIONS = (
+    "a dog running on a beach",
+    "a bowl of fruit on a wooden table",
+    "mountains at sunrise with fog in the valley",
+    "a city street at night in the rain",
+    "a red bicycle leaning against a wall",
+    "two children playing football in a park",
+    "an old lighthouse by the sea",
+    "a plate of pasta with basil",
+)
+
+
+def read_starts(names: Sequence[str]) -> tuple[Start, ...]:
+    """Check the names of starting points.
+
+    Raises:
+        InputError: none, one twice, or an unknown one.
+    """
+    if not names or len(set(names)) != len(names) or not set(names) <= set(STARTS):
+        raise InputError(f"Expected one or more of {', '.join(STARTS)} as starts, each once, got {', '.join(names)!r}.")
+    return tuple(start for start in STARTS if start in names)
+
+
+class StartingPoints:
+    """Embeddings to begin at, for one pipeline.
+
+    Args:
+        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        other_captions: unrelated captions; each target gets one of them, chosen by its own seed.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, other_captions: Sequence[str] = OTHER_CAPTIONS) -> None:
+        self._others = encode_prompts(pipe, list(other_captions), guidance=False).prompt_embeds.float().cpu()
+        self._mean, self._deviation = self._others.mean(), self._others.std()
+
+    def start(self, name: Start, *, own: Tensor, seed: int) -> Tensor:
+        """One (L, D) float32 starting point.
+
+        Args:
+            name: "prompt" returns ``own``; "other" the embedding of an unrelated caption; "gaussian" independent
+                normal numbers with the mean and deviation of real embeddings.
+            own: (L, D) embedding of the image's own caption.
+            seed: of the target; decides which caption, and the noise.
+        """
+        if name == "prompt":
+            return own.float().cpu()
+        generator = torch.Generator().manual_seed(seed)
+        if name == "other":
+            return self._others[int(torch.randint(len(self._others), (), generator=generator))]
+        return self._mean + self._deviation * torch.randn(own.shape, generator=generator)

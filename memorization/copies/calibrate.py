@@ -1,0 +1,176 @@
+"""What a copy detector's threshold is worth: labelled pairs made from a folder of images, and the rates on them.
+
+Copies are made from each image by the distortions below (and, where given, by the audited model's own autoencoder,
+since that is what every generated image has gone through). Non-copies are pairs of different images and opposite
+quarters of one image. Near-duplicates among the images would be counted as false positives: leave them out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffkit.errors import InputError
+from diffkit.images import to_pil
+from diffkit.stats import auc, clopper_pearson
+from memorization.copies import CopyDetector
+
+Distortion = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A copy detector's operating point and its rates on labelled pairs; goes into every report.
+
+    Attributes:
+        threshold: similarity from which a pair counts as a copy.
+        tpr: share of the copies at or above the threshold; ``fpr``: share of the non-copies.
+        tpr_at_1_fpr: share of the copies above all but 1 % of the non-copies, whatever the threshold.
+        auc: probability that a copy scores above a non-copy.
+        by_distortion: share of the copies at or above the threshold, for each way of making them.
+    """
+
+    detector: str
+    preprocessing: str
+    threshold: float
+    source: str
+    images: int
+    copies: int
+    non_copies: int
+    tpr: float
+    tpr_interval: tuple[float, float]
+    fpr: float
+    fpr_interval: tuple[float, float]
+    tpr_at_1_fpr: float
+    auc: float
+    by_distortion: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+def calibrate(
+    detector: CopyDetector,
+    images: Tensor,
+    *,
+    round_trip: Distortion | None = None,
+    max_fpr: float = 0.01,
+    threshold: float | None = None,
+) -> Calibration:
+    """Measure a detector on pairs made from ``images`` and choose the operating point.
+
+    The threshold is the detector's own, raised where more than ``max_fpr`` of the non-copies would pass it. Raising
+    only, never lowering: pairs of unlike images say little about the likeness of two pictures of one subject.
+
+    Args:
+        detector: the copy detector.
+        images: (N, 3, H, W) in [0, 1], N >= 2, all different.
+        round_trip: images -> images through the audited model's autoencoder.
+        max_fpr: share of the non-copies that may pass, in (0, 1).
+        threshold: use this one and only measure it.
+
+    Raises:
+        InputError: fewer than two images.
+    """
+    if len(images) < 2:
+        raise InputError(f"Calibrating a copy detector takes at least 2 different images, got {len(images)}.")
+    ways = {**DISTORTIONS, **({"autoencoder": round_trip} if round_trip else {})}
+    copies = {name: detector.similarity(way(images), images).diagonal() for name, way in ways.items()}
+    others = _non_copies(detector, images)
+    positives = torch.cat(list(copies.values()))
+    source = "given"
+    if threshold is None:
+        floor = _above_all_but(others, max_fpr)
+        threshold = max(detector.threshold, floor)
+        source = f"at most {max_fpr:.0%} of the non-copies" if floor > detector.threshold else "the detector's default"
+    hits, alarms = int((positives >= threshold).sum()), int((others >= threshold).sum())
+    return Calibration(
+        detector=detector.name,
+        preprocessing=detector.preprocessing,
+        threshold=threshold,
+        source=source,
+        images=len(images),
+        copies=len(positives),
+        non_copies=len(others),
+        tpr=hits / len(positives),
+        tpr_interval=tuple(clopper_pearson(hits, len(positives))),
+        fpr=alarms / len(others),
+        fpr_interval=tuple(clopper_pearson(alarms, len(others))),
+        tpr_at_1_fpr=float((positives >= _above_all_but(others, 0.01)).float().mean()),
+        auc=auc(positives.tolist(), others.tolist()),
+        by_distortion={name: float((scores >= threshold).float().mean()) for name, scores in copies.items()},
+    )
+
+
+def _non_copies(detector: CopyDetector, images: Tensor) -> Tensor:
+    """Similarities of all pairs of different images, and of opposite quarters of each image."""
+    apart = ~torch.eye(len(images), dtype=torch.bool)
+    h, w = images.shape[-2] // 2, images.shape[-1] // 2
+    corners = [(images[..., :h, :w], images[..., h:, w:]), (images[..., :h, w:], images[..., h:, :w])]
+    quarters = [detector.similarity(one, other).diagonal() for one, other in corners]
+    return torch.cat([detector.similarity(images, images)[apart], *quarters])
+
+
+def _above_all_but(scores: Tensor, share: float) -> float:
+    """The smallest threshold that at most ``share`` of the scores reach."""
+    ranked = scores.double().sort(descending=True).values
+    allowed = int(share * len(ranked))
+    return float(np.nextafter(float(ranked[allowed]), np.inf)) if allowed < len(ranked) else -1.0
+
+
+# ------------------------------------------------------------------------------------- ways to make a copy
+
+
+def crop(images: Tensor) -> Tensor:
+    """The middle 84 % of each side, enlarged."""
+    h, w = images.shape[-2:]
+    y, x = round(0.08 * h), round(0.08 * w)
+    inner = images[..., y : h - y, x : w - x]
+    return F.interpolate(inner, size=(h, w), mode="bilinear", antialias=True, align_corners=False)
+
+
+def blur(images: Tensor) -> Tensor:
+    """A box blur of a sixteenth of the side."""
+    radius = max(1, images.shape[-1] // 32)
+    padded = F.pad(images, (radius,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * radius + 1, stride=1)
+
+
+def recompress(images: Tensor) -> Tensor:
+    """JPEG at quality 30 and back."""
+    decoded = []
+    for image in images:
+        buffer = io.BytesIO()
+        to_pil(image).save(buffer, "JPEG", quality=30)
+        with Image.open(buffer) as picture:
+            decoded.append(torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1) / 255)
+    return torch.stack(decoded).to(images)
+
+
+def shift(images: Tensor) -> Tensor:
+    """Moved right and down by a thirty-second of the side, edges repeated."""
+    h, w = images.shape[-2:]
+    y, x = max(1, h // 32), max(1, w // 32)
+    return F.pad(images, (x, 0, y, 0), mode="replicate")[..., :h, :w]
+
+
+def fade(images: Tensor) -> Tensor:
+    """Less contrast and a little brighter."""
+    return (0.7 * images + 0.2).clamp(0, 1)
+
+
+DISTORTIONS: dict[str, Distortion] = {
+    "crop": crop,
+    "blur": blur,
+    "recompress": recompress,
+    "shift": shift,
+    "fade": fade,
+}

@@ -1,0 +1,82 @@
+"""Magnitude of the text-conditional noise: a memorized caption steers the prediction harder than any other.
+
+Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024 (arXiv 2407.21720),
+section 3: along an ordinary guided generation take ``d_t = || eps(x_t, c) - eps(x_t, empty) ||_2`` over all elements
+of a sample, and average over steps and generations.
+
+Where we differ: the norms are taken in float32 from the very generation the audit makes anyway, so that they cost
+nothing more; and no threshold is shipped, because norms grow with the latent's size, guidance and scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """L2 norm of the difference of two noise predictions, over all elements of a sample.
+
+    Args:
+        conditional: (B, ...) prediction for the caption.
+        unconditional: (B, ...) prediction for the empty (or negative) caption at the same latents and timestep.
+
+    Returns:
+        (B,) float32, >= 0; higher = more likely memorized.
+    """
+    return (conditional.float() - unconditional.float()).flatten(1).norm(dim=1)
+
+
+@contextmanager
+def record_noise_magnitude(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
+    """Collect :func:`noise_magnitude` of every denoiser call that the pipeline makes inside the ``with`` block.
+
+    Only guided calls are recorded: an unguided one has no unconditional half. The stock pipelines of the Stable
+    Diffusion family put the unconditional half first.
+
+    Yields:
+        A list that grows by one (B,) tensor per denoising step.
+    """
+    steps: list[Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
+        if pipe.do_classifier_free_guidance:
+            unconditional, conditional = output[0].chunk(2)
+            steps.append(noise_magnitude(conditional, unconditional))
+
+    handle = pipe.unet.register_forward_hook(keep)
+    try:
+        yield steps
+    finally:
+        handle.remove()
+
+
+class NoiseMagnitude:
+    """:func:`noise_magnitude` averaged over the first steps of a generation.
+
+    Args:
+        steps: denoising steps to average over, from the first; None takes all of them.
+    """
+
+    name = "noise_magnitude"
+    higher_is_memorized = True
+
+    def __init__(self, steps: int | None = None) -> None:
+        self.steps = steps
+
+    def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
+        """Listen to the pipeline's own calls inside a ``with`` block."""
+        return record_noise_magnitude(pipe)
+
+    def score(self, recorded: list[Tensor]) -> Tensor | None:
+        """(B,) scores of the samples of one pipeline call, higher = more likely memorized; None without guidance."""
+        if not recorded:
+            return None
+        return torch.stack(recorded[: self.steps]).mean(0).cpu()
