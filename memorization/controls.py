@@ -150,9 +150,9 @@ def judge(
         correction: "bh" (Benjamini-Hochberg, the false discovery rate), "holm" (any error at all) or "none".
     """
     check = check_controls(controls, threshold=threshold, alpha=alpha)
-    scored = [s.key for s in suspects if s.curve is not None and check.budget in s.curve]
-    reference = [c.curve[check.budget] for c in controls if c.curve is not None and check.budget in c.curve]
-    similarity = {s.key: s.curve[check.budget] for s in suspects if s.curve is not None and check.budget in s.curve}
+    reference = list(_at(controls, check.budget).values())
+    similarity = _at(suspects, check.budget)
+    scored = list(similarity)
     p = {key: rank_p_value(similarity[key], reference) for key in scored}
     q = dict(zip(scored, correct(list(p.values()), correction), strict=True))
     findings = []
@@ -161,6 +161,13 @@ def judge(
         verdict, reason = _verdict(suspect, check, similarity.get(key), q.get(key), threshold, alpha)
         findings.append(Finding(key, verdict, reason, suspect.caption, similarity.get(key), p.get(key), q.get(key)))
     return findings, check
+
+
+def _at(items: Sequence[Scores], budget: int | None) -> dict[str, float]:
+    """Key -> similarity under the attack at a budget, of the items that were scored there."""
+    if budget is None:
+        return {}
+    return {item.key: item.curve[budget] for item in items if item.curve is not None and budget in item.curve}
 
 
 def correct(p: Sequence[float], correction: Correction) -> list[float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.seeds import generators
 from memorization.detect import Detector
 
 if TYPE_CHECKING:
@@ -64,10 +65,9 @@ def generate(
     for first in range(0, len(seeds), size):
         real = min(size, len(seeds) - first)
         rows = [first + min(i, real - 1) for i in range(size)]
-        generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
         embeds = prompt_embeds[rows].to(pipe.device, pipe.dtype)
         negative = negative_prompt_embeds.to(embeds).expand(size, -1, -1)
-        batch, heard = _call(pipe, embeds, negative, generators, sampling, detector)
+        batch, heard = _call(pipe, embeds, negative, generators(seeds[row] for row in rows), sampling, detector)
         images.append(batch[:real])
         scores.append(heard[:real] if heard is not None else None)
     known = [part for part in scores if part is not None]
@@ -78,14 +78,14 @@ def _call(
     pipe: DiffusionPipeline,
     embeds: Tensor,
     negative: Tensor,
-    generators: list[torch.Generator],
+    sources: list[torch.Generator],
     sampling: Sampling,
     detector: Detector | None,
 ) -> tuple[Tensor, Tensor | None]:
     arguments = {
         "prompt_embeds": embeds,
         "negative_prompt_embeds": negative if sampling.guidance_scale > 1 else None,
-        "generator": generators,
+        "generator": sources,
         "num_inference_steps": sampling.num_inference_steps,
         "guidance_scale": sampling.guidance_scale,
         "output_type": "pt",

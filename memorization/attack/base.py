@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
+from diffkit.seeds import generators
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -76,14 +77,13 @@ class Attack(ABC):
             padded = real + [real[-1]] * (self.micro_batch - len(real))
             images = torch.stack([target.image for target in padded])
             starts = torch.stack([target.start for target in padded]).float()
-            generators = [torch.Generator().manual_seed(target.seed) for target in padded]
-            kept = self.attack(pipe, images, starts, generators).cpu()
+            kept = self.attack(pipe, images, starts, generators(target.seed for target in padded)).cpu()
             found += [Triggers(self.budgets, kept[:, i], self.cost()) for i in range(len(real))]
         return found
 
     @abstractmethod
     def attack(
-        self, pipe: DiffusionPipeline, images: Tensor, starts: Tensor, generators: Sequence[torch.Generator]
+        self, pipe: DiffusionPipeline, images: Tensor, starts: Tensor, sources: Sequence[torch.Generator]
     ) -> Tensor:
         """One batch: (B, 3, H, W) images and (B, L, D) starts to (len(budgets), B, L, D) embeddings."""
 

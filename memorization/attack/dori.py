@@ -125,7 +125,7 @@ class Dori(Attack):
         self.draws = draws
 
     def attack(
-        self, pipe: DiffusionPipeline, images: Tensor, starts: Tensor, generators: Sequence[torch.Generator]
+        self, pipe: DiffusionPipeline, images: Tensor, starts: Tensor, sources: Sequence[torch.Generator]
     ) -> Tensor:
         """One batch: (B, 3, H, W) images and (B, L, D) starts to (len(budgets), B, L, D) embeddings."""
         pipe.unet.requires_grad_(False)  # the weights' gradients would cost as much again
@@ -138,7 +138,7 @@ class Dori(Attack):
             denoiser,
             encode_images(pipe, images.to(pipe.device)),
             starts.to(pipe.device),
-            generators,
+            sources,
             alphas_cumprod=pipe.scheduler.alphas_cumprod,
             prediction_type=pipe.scheduler.config.prediction_type,
             budgets=self.budgets,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from diffkit.errors import InputError
 from diffkit.images import to_pil
-from diffkit.stats import auc, clopper_pearson
+from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
 from memorization.copies import CopyDetector
 
 Distortion = Callable[[Tensor], Tensor]
@@ -104,7 +104,7 @@ def calibrate(
         tpr_interval=tuple(clopper_pearson(hits, len(positives))),
         fpr=alarms / len(others),
         fpr_interval=tuple(clopper_pearson(alarms, len(others))),
-        tpr_at_1_fpr=float((positives >= _above_all_but(others, 0.01)).float().mean()),
+        tpr_at_1_fpr=tpr_at_fpr(positives.tolist(), others.tolist(), 0.01),
         auc=auc(positives.tolist(), others.tolist()),
         by_distortion={name: float((scores >= threshold).float().mean()) for name, scores in copies.items()},
     )

@@ -1,0 +1,3 @@
+"""stub"""
+def write_page(run, records, summary):
+    run.write_text("report.html", "x")
