@@ -1,0 +1,221 @@
+"""What a report is made of, and its rendering as one page of HTML.
+
+Every text is escaped by the template. Pictures are data URIs and nothing else, so that the page can be mailed,
+archived and opened anywhere without asking anybody for anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+    from PIL.Image import Image
+    from torch import Tensor
+
+__all__ = [
+    "Block", "Cell", "CellLike", "Facts", "Figure", "Notes", "Paragraph", "Picture", "Section", "Stat", "Table", "Tone",
+    "render_page",
+]  # fmt: skip
+
+Tone = Literal["plain", "good", "warn", "bad", "muted"]
+
+THUMBNAIL = 192  # pixels of the longer side; shown at half of that, so that dense displays stay sharp
+_NUMBER = re.compile(r"[-−+<≤]?\s?\d[\d\s.,]*(e[-+]?\d+)?\s?%?")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A figure of the summary: what it is, its value, and a line on how to read it (n, interval, source)."""
+
+    label: str
+    value: str
+    detail: str = ""
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Plain text; an empty line starts a new paragraph."""
+
+    text: str
+
+    @property
+    def parts(self) -> list[str]:
+        """The single paragraphs."""
+        return [part.strip() for part in re.split(r"\n\s*\n", self.text) if part.strip()]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: text, a tone (a verdict reads as a badge), and a smaller line below."""
+
+    text: str
+    tone: Tone = "plain"
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in a cell.
+
+    Attributes:
+        uri: a ``data:image/...`` URI, see `diffkit.images.data_uri`.
+        caption: what it shows; also read to those who cannot see it.
+        label: a short figure below, e.g. a similarity.
+    """
+
+    uri: str
+    caption: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse anything the page would have to load."""
+        if not re.fullmatch(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+", self.uri):
+            raise ValueError(f"expected a data:image URI in base64, got {self.uri[:40]!r}")
+
+    @classmethod
+    def of(cls, image: Image | Tensor | str | Path, caption: str = "", label: str = "") -> Self:
+        """From a PIL image, a tensor (3, H, W) in [0, 1], or an image file; made small enough for a table."""
+        from diffkit.images import data_uri
+
+        return cls(data_uri(image, max_side=THUMBNAIL), caption, label)
+
+
+CellLike = str | int | float | Cell | Picture | Sequence[Picture] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. A cell is text, a number, a `Cell`, a `Picture`, several pictures, or None for what is unknown."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[CellLike]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse rows of another length than the header."""
+        for number, row in enumerate(self.rows, start=1):
+            if len(row) != len(self.headers):
+                raise ValueError(f"row {number}: expected {len(self.headers)} cells, got {len(row)}")
+
+    @property
+    def prepared(self) -> list[list[dict[str, object]]]:
+        """The cells as the template wants them."""
+        return [[_prepare(cell) for cell in row] for row in self.rows]
+
+
+def _prepare(cell: CellLike) -> dict[str, object]:
+    if cell is None:
+        return {"kind": "text", "text": "–", "tone": "muted", "detail": "", "numeric": False}
+    if isinstance(cell, Picture):
+        return {"kind": "pictures", "pictures": [cell]}
+    if isinstance(cell, Cell):
+        text, tone, detail = cell.text, cell.tone, cell.detail
+    elif isinstance(cell, (str, int, float)):
+        text, tone, detail = (f"{cell:.3g}" if isinstance(cell, float) else str(cell)), "plain", ""
+    else:
+        return {"kind": "pictures", "pictures": list(cell)}
+    numeric = tone == "plain" and _NUMBER.fullmatch(text) is not None
+    return {"kind": "text", "text": text, "tone": tone, "detail": detail, "numeric": numeric}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot. `svg` is trusted markup: make it with `Figure.of` from a matplotlib figure, never from user input."""
+
+    title: str
+    svg: str
+    caption: str = ""
+
+    @classmethod
+    def of(cls, title: str, figure: MatplotlibFigure, caption: str = "") -> Self:
+        """From a matplotlib figure; its ink follows the page's light or dark scheme."""
+        from diffkit.report.plots import to_svg
+
+        return cls(title, to_svg(figure), caption)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, e.g. a configuration."""
+
+    items: Mapping[str, object]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """As text; None reads as a dash."""
+        return [(name, "–" if value is None else str(value)) for name, value in self.items.items()]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A list: assumptions, limits, errors."""
+
+    items: Sequence[str]
+    tone: Tone = "plain"
+
+
+Block = Paragraph | Table | Figure | Facts | Notes
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page. With `folded`, the reader opens it; it is always printed."""
+
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+    folded: bool = False
+
+
+def render_page(
+    *,
+    title: str,
+    subtitle: str = "",
+    summary: Sequence[Stat] = (),
+    sections: Sequence[Section | Block],
+    footer: str = "",
+) -> str:
+    """The page as HTML text: self-contained, escaped, with a policy that forbids it to load or run anything.
+
+    Args:
+        title: heading and window title.
+        subtitle: a line below it.
+        summary: the figures on top.
+        sections: in order; a bare block joins the section before it.
+        footer: small print.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    loader = PackageLoader("diffkit.report", package_path="")
+    environment = Environment(
+        loader=loader,
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["trusted"] = Markup
+    page = environment.get_template("page.html")
+    return page.render(
+        title=title, subtitle=subtitle, summary=list(summary), sections=_grouped(sections), footer=footer
+    )
+
+
+def _grouped(parts: Sequence[Section | Block]) -> list[Section]:
+    sections: list[Section] = []
+    for part in parts:
+        if isinstance(part, Section):
+            sections.append(part)
+        elif sections:
+            last = sections[-1]
+            sections[-1] = Section(last.title, (*last.blocks, part), last.folded)
+        else:
+            sections.append(Section("", (part,)))
+    return sections

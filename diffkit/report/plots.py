@@ -1,0 +1,157 @@
+"""Plots as pure functions: numbers in, a matplotlib figure out. No global state, no display."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["budget_curves", "histogram", "lines", "to_svg"]
+
+INK = "#010203"  # a colour nobody chooses; `to_svg` turns it into the page's own text colour
+PALETTE = ("#3b6fd8", "#d9822b", "#2f9e6e", "#c2417c", "#7a5cc9", "#5b7083")
+QUIET = "#8a94a3"
+
+Curve = Sequence[float | None]
+
+
+def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 3.4)) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=QUIET, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for text in (axes.set_xlabel(xlabel, color=INK), axes.set_ylabel(ylabel, color=INK)):
+        text.set_parse_math(False)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    if not axes.get_legend_handles_labels()[0]:
+        return
+    legend = axes.legend(frameon=False, labelcolor=INK, fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _threshold(axes: Any, value: float | None, label: str, *, vertical: bool = False) -> None:
+    if value is not None:
+        draw = axes.axvline if vertical else axes.axhline
+        draw(value, color=PALETTE[3], linestyle=(0, (4, 3)), linewidth=1.2, label=f"{label} {value:.3g}")
+
+
+def _array(curve: Curve) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([np.nan if value is None else value for value in curve], dtype=np.float64)
+
+
+def budget_curves(
+    budgets: Sequence[float],
+    suspects: Sequence[Curve],
+    controls: Sequence[Curve],
+    *,
+    threshold: float | None = None,
+    xlabel: str = "attack budget (steps)",
+    ylabel: str = "similarity to the original",
+) -> Figure:
+    """What an attack reaches with more budget: one thin line an image, one thick line the median of its group.
+
+    Args:
+        budgets: (B,) rising.
+        suspects: for each suspect (B,) similarities; None where not scored, drawn as a gap.
+        controls: the same for the controls.
+        threshold: the copy detector's operating point, drawn dashed.
+    """
+    figure, axes = _canvas(xlabel, ylabel)
+    places = np.arange(len(budgets))  # budgets such as 0, 1, 10, 50 would crowd on a linear axis, and 0 has no log
+    for name, group, colour in (("controls", controls, QUIET), ("suspects", suspects, PALETTE[0])):
+        curves = [_array(curve) for curve in group]
+        for curve in curves:
+            if curve.shape != places.shape:
+                raise ValueError(f"{name}: expected curves of {len(budgets)} points, got {curve.size}")
+            axes.plot(places, curve, color=colour, alpha=0.28, linewidth=0.9)
+        if curves:
+            middle = [
+                np.median(known) if (known := column[~np.isnan(column)]).size else np.nan for column in _columns(curves)
+            ]
+            axes.plot(places, middle, color=colour, linewidth=2.6, label=f"{name}, median of {len(curves)}")
+    _threshold(axes, threshold, "threshold")
+    axes.set_xticks(places, [f"{budget:g}" for budget in budgets])
+    _legend(axes)
+    return figure
+
+
+def _columns(curves: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Curves of equal length as columns: (B, number of curves)."""
+    return np.stack(curves, axis=1)
+
+
+def histogram(
+    groups: Mapping[str, Sequence[float]], *, threshold: float | None = None, xlabel: str = "", bins: int = 24
+) -> Figure:
+    """Distributions of several groups over common bins; values that are not finite are left out.
+
+    Args:
+        groups: name -> values.
+        threshold: a vertical line.
+        bins: number of bins over the range of all groups.
+    """
+    figure, axes = _canvas(xlabel, "count")
+    finite = {name: np.array([v for v in values if np.isfinite(v)]) for name, values in groups.items()}
+    everything = np.concatenate([*finite.values(), np.empty(0)])
+    edges = np.histogram_bin_edges(everything, bins=bins) if everything.size else np.linspace(0, 1, bins + 1)
+    for index, (name, values) in enumerate(finite.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        axes.hist(values, bins=list(edges), color=colour, alpha=0.55, label=f"{name} (n = {values.size})")
+    _threshold(axes, threshold, "threshold", vertical=True)
+    _legend(axes)
+    return figure
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Curve]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    threshold: float | None = None,
+    markers: bool = True,
+) -> Figure:
+    """Named lines over a common axis: name -> (x, y); None in y is a gap."""
+    figure, axes = _canvas(xlabel, ylabel)
+    for index, (name, (x, y)) in enumerate(series.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        axes.plot(
+            list(x), _array(y), color=colour, linewidth=1.8, marker="o" if markers else "", markersize=4, label=name
+        )
+    _threshold(axes, threshold, "threshold")
+    _legend(axes)
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element for a page: no prolog, no metadata, the page's text colour as its ink."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffkit", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace(INK, "currentColor")
