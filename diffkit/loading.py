@@ -1,0 +1,123 @@
+"""A model by name: ``lab``, a folder, or a hub id becomes a stock diffusers pipeline. Safetensors only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from diffkit.errors import InputError
+from diffkit.families import Pipeline
+
+__all__ = ["LAB_MODELS", "load_pipeline", "resolve_device", "resolve_dtype", "resolve_model"]
+
+LAB_MODELS = ("lab", "lab-clean")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_pipeline(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    cls: type[DiffusionPipeline] | None = None,
+) -> Pipeline:
+    """Load a pipeline.
+
+    Args:
+        model: ``lab`` or ``lab-clean`` (shipped), a folder in diffusers' format, or a hub id. Only a hub id may open
+            a connection; ``HF_HUB_OFFLINE=1`` forbids even that.
+        revision: commit, tag or branch of a hub id.
+        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, else the checkpoint's own.
+        device: as torch names it, or ``auto``: cuda, else mps, else cpu.
+        cls: the class to load as; the one the model names by default.
+
+    Raises:
+        InputError: the model, dtype or device does not exist, or the weights are no safetensors.
+    """
+    place = resolve_device(device)
+    source = resolve_model(model)
+    if isinstance(source, Path) and revision is not None:
+        raise InputError(f"--revision belongs to a hub id, but {model!r} is a folder; leave it out.")
+    wanted = resolve_dtype(dtype, place, source)
+    where = str(source)
+    try:
+        loaded = (cls or DiffusionPipeline).from_pretrained(  # type: ignore[no-untyped-call]
+            where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=isinstance(source, Path)
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"Could not load the model {str(model)!r}: {reason}") from error
+    return loaded.to(place)
+
+
+def resolve_model(model: str | Path) -> Path | str:
+    """The folder of a shipped or local model, or the hub id itself.
+
+    Raises:
+        InputError: it looks like a path that is not there, or is a folder without ``model_index.json``.
+    """
+    if isinstance(model, str) and model in LAB_MODELS:
+        from diffkit.lab import assets
+
+        folder = Path(assets.model_path(model))
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"The weights of {model!r} are not at {folder}; make them with `diffkit lab train`.")
+        return folder
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise InputError(f"{str(path)!r} is no diffusers model: it has no model_index.json.")
+        return path
+    if isinstance(model, Path) or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        raise InputError(f"There is no model {str(model)!r}; give lab, lab-clean, an existing folder or a hub id.")
+    return str(model)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device of that name; ``auto`` takes cuda, else mps, else cpu.
+
+    Raises:
+        InputError: torch does not know the device, or it is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {device!r}; use auto, cpu, cuda, cuda:1 or mps.") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"The device {device!r} is not there; use auto or cpu.")
+    return place
+
+
+def resolve_dtype(dtype: str, device: torch.device, source: Path | str) -> torch.dtype:
+    """The precision to load in; see :func:`load_pipeline`.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise InputError(f"Unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}.")
+    if device.type == "cpu":
+        return torch.float32
+    return _checkpoint_dtype(source) if isinstance(source, Path) else torch.float16
+
+
+def _checkpoint_dtype(folder: Path) -> torch.dtype:
+    """The precision of the denoiser's first weight, read from the header of its safetensors file."""
+    names = {"F16": torch.float16, "BF16": torch.bfloat16}
+    files = sorted([*folder.glob("unet/*.safetensors"), *folder.glob("transformer/*.safetensors")])
+    if not files:
+        return torch.float32
+    with files[0].open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    first = next(entry for key, entry in header.items() if key != "__metadata__")
+    return names.get(first["dtype"], torch.float32)

@@ -1,0 +1,215 @@
+"""Suspend and resume the denoising of a stock pipeline: run candidates through steps [a, b) of T.
+
+Nothing of a pipeline is written again here. The unmodified pipeline is called with its own scheduler object, whose
+class is swapped for the time of the call: the swapped class shows only ``timesteps[a:b]`` to the pipeline's loop,
+starts from an initial sigma of 1 when a > 0, puts the solver's state back after ``set_timesteps`` (which resets it),
+and records x0. Inside ``step`` the full timesteps are visible, because multistep solvers consult their number.
+
+Steps are calls of the denoiser, counted from 0: most schedulers make ``num_inference_steps`` of them, PNDM makes more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import Conditioning
+from diffkit.errors import InputError
+from diffkit.families import Pipeline, family_of
+from diffkit.solvers import State, gather_states, noise_levels, solver_of, split_state
+from diffkit.window import restored, window
+
+__all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "run_segment"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A suspended denoising in host memory.
+
+    Attributes:
+        index: the candidate's own number among those of its prompt.
+        prompt: row of the conditioning it belongs to.
+        generator: its own source of noise, positioned where the denoising stopped; never changed in place.
+        seed: what seeded the generator; None for a generator of the user's.
+        step: how many denoiser calls it has behind it.
+        latents: (1, C, h, w) in the pipeline's precision; None before the first step.
+        x0: (1, C, h, w), the latest estimate of the clean latents; None before the first step.
+        state: what its solver carries.
+    """
+
+    index: int
+    prompt: int
+    generator: torch.Generator
+    seed: int | None = None
+    step: int = 0
+    latents: Tensor | None = None
+    x0: Tensor | None = None
+    state: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one denoising: ``calls`` denoiser calls, and the noise level that goes into each (see solvers)."""
+
+    calls: int
+    sigmas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Everything about a denoising that is the same for all its segments and candidates.
+
+    Attributes:
+        num_inference_steps: T, as the pipeline takes it.
+        guidance_scale: classifier-free guidance; the conditioning has negatives when it is above 1.
+        height, width: pixels; None for the pipeline's own size.
+        eta: DDIM's share of noise.
+        micro_batch: how many candidates run at once; the last batch is padded to the same size.
+        extra: further keyword arguments of the pipeline, the same for every candidate.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float = 7.5
+    height: int | None = None
+    width: int | None = None
+    eta: float = 0.0
+    micro_batch: int = 16
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+def check_suspendable(pipe: Pipeline) -> None:
+    """Whether the pipeline's denoising can be cut at all.
+
+    Raises:
+        InputError: unknown family or scheduler, or something that counts the loop's own index.
+    """
+    reason = family_of(pipe).refusals(pipe)
+    if reason is not None:
+        raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
+    solver_of(pipe.scheduler)
+
+
+def plan(pipe: Pipeline, num_inference_steps: int) -> Plan:
+    """The steps that ``num_inference_steps`` means for the pipeline's scheduler, which is left as it was.
+
+    Raises:
+        InputError: the scheduler cannot be suspended, or takes no such number of steps.
+    """
+    check_suspendable(pipe)
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
+    with restored(pipe.scheduler):
+        try:
+            pipe.scheduler.set_timesteps(num_inference_steps)
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
+        sigmas = noise_levels(pipe.scheduler)
+    return Plan(len(sigmas), tuple(sigmas))
+
+
+@torch.no_grad()
+def run_segment(
+    pipe: Pipeline,
+    candidates: Sequence[Candidate],
+    conditioning: Conditioning,
+    denoising: Denoising,
+    start: int,
+    stop: int,
+    *,
+    call: Callable[..., tuple[Tensor, object]] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Candidate]:
+    """Run every candidate from step ``start`` to before step ``stop``; returns new candidates in the same order.
+
+    A candidate's result depends on its own seed and the size of the micro-batch, not on the other candidates.
+
+    Args:
+        conditioning: rows that the candidates' ``prompt`` points to.
+        call: what runs the stock pipeline; ``pipe`` itself by default. A pipeline whose own ``__call__`` runs segments
+            gives its parent's.
+        on_step: called after each step of each micro-batch with the number of rows run for candidates and for padding.
+
+    Raises:
+        InputError: the pipeline or its scheduler cannot be suspended, or a candidate is not at ``start``.
+    """
+    check_suspendable(pipe)
+    if not 0 <= start < stop:
+        raise InputError(f"Expected steps 0 <= start < stop, got start {start} and stop {stop}.")
+    for candidate in candidates:
+        if candidate.step != start:
+            raise InputError(f"Candidate {candidate.index} is at step {candidate.step}, not {start}.")
+    done: list[Candidate] = []
+    size = denoising.micro_batch
+    with _quiet(pipe):
+        for first in range(0, len(candidates), size):
+            batch = candidates[first : first + size]
+            done += _run_batch(pipe, batch, conditioning, denoising, (start, stop), call or pipe, on_step)
+    return done
+
+
+def _run_batch(
+    pipe: Pipeline,
+    batch: Sequence[Candidate],
+    conditioning: Conditioning,
+    denoising: Denoising,
+    steps: tuple[int, int],
+    call: Callable[..., tuple[Tensor, object]],
+    on_step: Callable[[int, int], None] | None,
+) -> list[Candidate]:
+    start, stop = steps
+    real, padding = len(batch), denoising.micro_batch - len(batch)
+    rows = [*batch, *[batch[-1]] * padding]
+    generators = [candidate.generator.clone_state() for candidate in rows]
+    device = pipe._execution_device
+    latents = torch.cat([row.latents for row in rows if row.latents is not None]) if start else None
+    state = gather_states([row.state for row in rows], device) if start else {}
+    report = None if on_step is None else functools.partial(on_step, real, padding)
+    with window(pipe.scheduler, start, stop, state, report) as seen:
+        result = call(
+            **conditioning.rows([row.prompt for row in rows]).kwargs(),
+            latents=latents,
+            generator=generators,
+            num_inference_steps=denoising.num_inference_steps,
+            guidance_scale=denoising.guidance_scale,
+            height=denoising.height,
+            width=denoising.width,
+            eta=denoising.eta,
+            output_type="latent",
+            return_dict=False,
+            **denoising.extra,
+        )[0].cpu()
+        states = split_state(seen.state(), real)
+    if seen.x0 is None:
+        raise InputError(f"The denoising has only {start} steps; there is no step {start} to run.")
+    x0 = seen.x0.cpu()
+    return [
+        replace(
+            candidate,
+            generator=generators[row],
+            step=stop,
+            latents=result[row : row + 1].clone(),
+            x0=x0[row : row + 1].clone(),
+            state=states[row],
+        )
+        for row, candidate in enumerate(batch)
+    ]
+
+
+@contextmanager
+def _quiet(pipe: Pipeline) -> Iterator[None]:
+    """No progress bar of the pipeline's own: the caller shows one for the whole search."""
+    missing = object()
+    before = getattr(pipe, "_progress_bar_config", missing)
+    pipe._progress_bar_config = {**(before if isinstance(before, dict) else {}), "disable": True}
+    try:
+        yield
+    finally:
+        if before is missing:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

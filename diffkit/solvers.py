@@ -1,0 +1,149 @@
+"""What each scheduler carries from step to step, and where it leaves its estimate of the clean image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.families import Scheduler
+
+__all__ = ["SOLVERS", "Solver", "State", "StepCall", "gather_states", "noise_levels", "solver_of", "split_state"]
+
+State = dict[str, object]  # attribute of the scheduler -> its value, tensors of shape (B, ...) inside
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """One call of ``scheduler.step``: what went in, and what came out."""
+
+    model_output: Tensor
+    timestep: Tensor
+    sample: Tensor
+    result: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A scheduler class that can be suspended.
+
+    Attributes:
+        carries: attributes that a suspended denoising takes along and puts back.
+        x0: (scheduler after the step, the step's call) -> estimate of the clean latents (B, C, h, w).
+        refusal: (scheduler) -> why this configuration cannot be suspended, or None.
+    """
+
+    carries: tuple[str, ...]
+    x0: Callable[[Scheduler, StepCall], Tensor]
+    refusal: Callable[[Scheduler], str | None] = lambda scheduler: None
+
+
+def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """The second value that ``step`` returns."""
+    return call.result[1]
+
+
+def _x0_from_alphas(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """Tweedie's estimate from the model's output and alpha-bar at the timestep, float32."""
+    alpha: Tensor = scheduler.alphas_cumprod[int(call.timestep)].to(call.sample.device)
+    sample, output = call.sample.float(), call.model_output.float()
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return output
+    if kind == "v_prediction":
+        return alpha.sqrt() * sample - (1 - alpha).sqrt() * output
+    return (sample - (1 - alpha).sqrt() * output) / alpha.sqrt()
+
+
+def _x0_of_dpm(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """DPM++ keeps x0 itself in ``model_outputs``; plain DPM keeps the noise."""
+    if scheduler.config.algorithm_type.endswith("++"):
+        last: Tensor = scheduler.model_outputs[-1]
+        return last
+    return _x0_from_alphas(scheduler, call)
+
+
+def _x0_of_unipc(scheduler: Scheduler, call: StepCall) -> Tensor:
+    if scheduler.predict_x0:
+        last: Tensor = scheduler.model_outputs[-1]
+        return last
+    return _x0_from_alphas(scheduler, call)
+
+
+def _refuse_inner_solver(scheduler: Scheduler) -> str | None:
+    if scheduler.solver_p is None:
+        return None
+    return "its solver_p is a second scheduler with a state of its own; set solver_p=None"
+
+
+_PNDM = ("ets", "counter", "cur_model_output", "cur_sample")
+_UNIPC = ("_step_index", "model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order")
+SOLVERS: dict[str, Solver] = {
+    "DDIMScheduler": Solver((), _x0_returned),
+    "EulerDiscreteScheduler": Solver(("_step_index",), _x0_returned),
+    "EulerAncestralDiscreteScheduler": Solver(("_step_index",), _x0_returned),
+    "DPMSolverMultistepScheduler": Solver(("_step_index", "model_outputs", "lower_order_nums"), _x0_of_dpm),
+    "UniPCMultistepScheduler": Solver(_UNIPC, _x0_of_unipc, _refuse_inner_solver),
+    "PNDMScheduler": Solver(_PNDM, _x0_from_alphas),
+}
+
+
+def solver_of(scheduler: Scheduler) -> Solver:
+    """How to suspend this scheduler.
+
+    Raises:
+        InputError: the scheduler, or its configuration, cannot be suspended; the message says which one can.
+    """
+    name = type(scheduler).__name__
+    if name not in SOLVERS:
+        raise InputError(
+            f"The scheduler {name} cannot be suspended in mid-denoising; set pipe.scheduler to one of: "
+            f"{', '.join(SOLVERS)}, for example DDIMScheduler.from_config(pipe.scheduler.config)."
+        )
+    reason = SOLVERS[name].refusal(scheduler)
+    if reason is not None:
+        raise InputError(f"This {name} cannot be suspended in mid-denoising: {reason}.")
+    return SOLVERS[name]
+
+
+def noise_levels(scheduler: Scheduler) -> list[float]:
+    """Noise level of the latents that go INTO each step of the present timesteps: sigma, noise over signal.
+
+    ``sqrt((1 - alpha_bar) / alpha_bar)``, in (0, inf), falling from step to step.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
+        return [float(sigma) for sigma in sigmas[:-1]]
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
+    return [float(sigma) for sigma in ((1 - alphas) / alphas).sqrt()]
+
+
+def split_state(state: State, rows: int) -> list[State]:
+    """One state for each of the first ``rows`` rows of the batch, on the host; what is no batch is shared."""
+    return [{name: _pick(value, row) for name, value in state.items()} for row in range(rows)]
+
+
+def gather_states(states: Sequence[State], device: torch.device) -> State:
+    """The batch's state from its rows' states, on ``device``; the inverse of :func:`split_state`."""
+    return {name: _stack([state[name] for state in states], device) for name in states[0]}
+
+
+def _pick(value: object, row: int) -> object:
+    if isinstance(value, Tensor) and value.ndim:
+        return value[row : row + 1].cpu().clone()
+    if isinstance(value, list):
+        return [_pick(item, row) for item in value]
+    return value
+
+
+def _stack(values: Sequence[object], device: torch.device) -> object:
+    first = values[0]
+    if isinstance(first, Tensor) and first.ndim:
+        return torch.cat([value for value in values if isinstance(value, Tensor)]).to(device)
+    if isinstance(first, list):
+        columns = zip(*(value for value in values if isinstance(value, list)), strict=True)
+        return [_stack(column, device) for column in columns]
+    return first

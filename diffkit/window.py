@@ -1,0 +1,114 @@
+"""One scheduler, seen through a window: the pipeline's loop is shown steps [start, stop) of all its steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from diffkit.families import Scheduler
+from diffkit.solvers import Solver, State, StepCall, solver_of
+
+__all__ = ["Window", "restored", "window"]
+
+
+class Window:
+    """What the swapped scheduler shares with the segment that swapped it."""
+
+    def __init__(self, scheduler: Scheduler, solver: Solver, stop: int, report: Callable[[], None] | None) -> None:
+        self.scheduler, self.solver, self.last = scheduler, solver, stop - 1
+        self.report = report
+        self.x0: Tensor | None = None
+        self.inside = 0  # depth of calls in which the scheduler itself must see all its timesteps
+
+    def state(self) -> State:
+        """What the solver carries now."""
+        return {name: getattr(self.scheduler, name, None) for name in self.solver.carries}
+
+    @contextmanager
+    def full_view(self) -> Iterator[None]:
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+
+@contextmanager
+def window(
+    scheduler: Scheduler, start: int, stop: int, state: State, report: Callable[[], None] | None
+) -> Iterator[Window]:
+    """The scheduler shows steps [start, stop) only; class and attributes are as before afterwards, come what may."""
+    base: Any = type(scheduler)
+    seen = Window(scheduler, solver_of(scheduler), stop, report)
+    with restored(scheduler):
+        scheduler.__class__ = _windowed(base, seen, start, stop, state)
+        try:
+            yield seen
+        finally:
+            scheduler.__class__ = base
+
+
+def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> type:
+    """The subclass of the scheduler's class for one segment."""
+
+    def timesteps(self: Any) -> Any:
+        full = self.__dict__["timesteps"]
+        return full if seen.inside else full[start:stop]
+
+    def set_timesteps_attribute(self: Any, value: Any) -> None:
+        self.__dict__["timesteps"] = value
+
+    def init_noise_sigma(self: Any) -> Any:
+        if start:
+            return 1.0
+        if "init_noise_sigma" in self.__dict__:
+            return self.__dict__["init_noise_sigma"]
+        return base.init_noise_sigma.fget(self)
+
+    # The pipeline inspects the signatures of these methods, so the wrappers must show the originals'.
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        with seen.full_view():
+            base.set_timesteps(self, *args, **kwargs)
+        if start:
+            self.__dict__.update(state)
+
+    @functools.wraps(base.scale_model_input)
+    def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with seen.full_view():
+            return base.scale_model_input(self, *args, **kwargs)
+
+    @functools.wraps(base.step)
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with seen.full_view():
+            result = base.step(self, model_output, timestep, sample, *args, **kwargs)
+            values = result if isinstance(result, tuple) else tuple(result.values())
+            seen.x0 = seen.solver.x0(self, StepCall(model_output, timestep, sample, values))
+        if seen.report is not None:
+            seen.report()
+        return result
+
+    members = {
+        "timesteps": property(timesteps, set_timesteps_attribute),
+        "init_noise_sigma": property(init_noise_sigma),
+        "set_timesteps": set_timesteps,
+        "scale_model_input": scale_model_input,
+        "step": step,
+        "__module__": base.__module__,
+    }
+    return type(base.__name__, (base,), members)
+
+
+@contextmanager
+def restored(scheduler: Scheduler) -> Iterator[None]:
+    """Put the scheduler's attributes back: some solvers change their lists in place, hence the copies."""
+    before = {name: list(value) if isinstance(value, list) else value for name, value in scheduler.__dict__.items()}
+    try:
+        yield
+    finally:
+        scheduler.__dict__.clear()
+        scheduler.__dict__.update(before)
