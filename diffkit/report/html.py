@@ -111,7 +111,7 @@ class Table:
 
 def _prepare(cell: CellLike) -> dict[str, object]:
     if cell is None:
-        return {"kind": "text", "text": "–", "tone": "muted", "detail": "", "numeric": False}
+        return {"kind": "text", "text": "–", "tone": "plain", "detail": "", "look": "unknown"}
     if isinstance(cell, Picture):
         return {"kind": "pictures", "pictures": [cell]}
     if isinstance(cell, Cell):
@@ -121,7 +121,8 @@ def _prepare(cell: CellLike) -> dict[str, object]:
     else:
         return {"kind": "pictures", "pictures": list(cell)}
     numeric = tone == "plain" and _NUMBER.fullmatch(text) is not None
-    return {"kind": "text", "text": text, "tone": tone, "detail": detail, "numeric": numeric}
+    look = "numeric" if numeric else "words" if len(text) > 24 else ""
+    return {"kind": "text", "text": text, "tone": tone, "detail": detail, "look": look}
 
 
 @dataclass(frozen=True)

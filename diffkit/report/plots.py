@@ -44,7 +44,9 @@ def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 3.4)) ->
 def _legend(axes: Axes) -> None:
     if not axes.get_legend_handles_labels()[0]:
         return
-    legend = axes.legend(frameon=False, labelcolor=INK, fontsize="small")
+    legend = axes.legend(  # above the plot, where it hides no data
+        frameon=False, labelcolor=INK, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0)
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 
