@@ -171,6 +171,6 @@ def _save_triggers(run: Run, item: AuditItem, measured: Measurement) -> str:
         for start, triggers in measured.triggers.items()
         for budget, embedding in zip(triggers.budgets, triggers.embeddings, strict=True)
     }
-    name = f"triggers/{safe_name(item.key.replace(":", "-", 1))}.safetensors"
+    name = f"triggers/{safe_name(item.key.replace(':', '-', 1))}.safetensors"
     write_bytes_atomically(run.path(name), save(tensors))
     return name

@@ -191,7 +191,9 @@ def _show(summary: dict[str, Any], out: Path, format: str) -> None:
         write_json(summary)
         return
     rows = [
-        [verdict, count, _interval(summary["rates"][verdict])] for verdict, count in summary["verdicts"].items() if count
+        [verdict, count, _interval(summary["rates"][verdict])]
+        for verdict, count in summary["verdicts"].items()
+        if count
     ]
     budget = summary["budget"]
     title = f"{summary['suspects']} suspects" + (f", attack judged at budget {budget}" if budget else "")

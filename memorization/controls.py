@@ -115,7 +115,9 @@ def check_controls(controls: Sequence[Scores], *, threshold: float, alpha: float
     n = len(curves)
     failure = None
     if by_caption.share is not None and by_caption.share > alpha:
-        failure = f"{by_caption.count} of {by_caption.n} controls come out of their caption alone: were they trained on?"
+        failure = (
+            f"{by_caption.count} of {by_caption.n} controls come out of their caption alone: were they trained on?"
+        )
     elif n < MIN_CONTROLS:
         failure = f"{n} controls were scored under the attack; at least {MIN_CONTROLS} are needed"
     elif not within:

@@ -1,3 +1,219 @@
-"""stub"""
-def write_page(run, records, summary):
-    run.write_text("report.html", "x")
+"""The audit's report: what was found, beside the pictures, with the controls and the limits in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffkit.report import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Notes,
+    Paragraph,
+    Picture,
+    Section,
+    Stat,
+    Table,
+    Tone,
+    write_report,
+)
+from diffkit.report.html import CellLike
+from diffkit.report.plots import budget_curves, histogram
+from diffkit.runs import Run
+from memorization.summary import scores
+
+Record = Mapping[str, Any]
+TONES: dict[str, Tone] = {
+    "replicated": "bad",
+    "retained": "bad",
+    "not shown": "plain",
+    "inconclusive": "warn",
+    "could not be scored": "muted",
+}
+MEANING = {
+    "replicated": "The caption alone gives the image: the median similarity over the seeds reaches the threshold.",
+    "retained": "The caption does not, but an attack at the pre-set budget does, and the controls do not.",
+    "not shown": "Neither did, at this budget. A stronger attack may still bring the image back.",
+    "inconclusive": "The controls are too few, come back themselves, or do not set this suspect apart.",
+    "could not be scored": "No image to compare with, or its scoring failed; counted in every total.",
+}
+
+
+def write_page(run: Run, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Path:
+    """Write report.html of a finished audit.
+
+    Args:
+        run: the open run.
+        records: journal records by key, in the order of the items.
+        summary: the content of summary.json.
+    """
+    sections: list[Section | Block] = [
+        Section("Suspects", (_suspect_table(run.folder, records, summary),)),
+        Section("Suspects against controls", _comparison(records, summary)),
+        Section("Controls", (_control_table(run.folder, records, summary),), folded=True),
+        Section("Copy detector", (_operating_point(summary["operating_point"]),)),
+        Section("What could not be scored", (_unscored(records, summary),)),
+        Section("Assumptions and limits", (Notes(_limits(summary)),)),
+    ]
+    return write_report(
+        run, title=f"Memorization audit of {summary['model']}", summary=_stats(summary), sections=sections
+    )
+
+
+def _stats(summary: Mapping[str, Any]) -> list[Stat]:
+    stats = [
+        Stat(verdict, f"{count} of {summary['suspects']}", _interval(summary["rates"][verdict]), TONES[verdict])
+        for verdict, count in summary["verdicts"].items()
+    ]
+    controls = summary["controls"]
+    flagged = controls["flagged"]
+    tone: Tone = "warn" if controls["failure"] or flagged["count"] else "good"
+    stats.append(Stat("controls flagged", f"{flagged['count']} of {flagged['n']}", _interval(flagged), tone))
+    return stats
+
+
+def _interval(rate: Mapping[str, Any]) -> str:
+    if rate["share"] is None:
+        return "nothing to count"
+    low, high = rate["interval"]
+    return f"{rate['share']:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+
+
+def _suspect_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
+    detector = summary["settings"]["detector"]
+    rows: list[list[CellLike]] = []
+    for finding in summary["findings"]:
+        record = records[finding["key"]]
+        seeds = f"{finding['seeds_at_threshold']} of {finding['seeds']} seeds" if finding["seeds"] else ""
+        p = None if finding["p"] is None else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.3f}")
+        noise = record[detector]
+        rows.append(
+            [
+                Cell(finding["verdict"], TONES[finding["verdict"]], finding["reason"]),
+                Cell(record["id"], detail=record["prompt"]),
+                _pictures(folder, record, summary),
+                Cell(_figure(finding["caption"]), detail=seeds),
+                _figure(finding["similarity"]),
+                p,
+                None if noise is None else f"{sum(noise) / len(noise):.2f}",
+            ]
+        )
+    headers = ["verdict", "suspect", "original, by caption, by attack", "by caption", "by attack", "p", detector]
+    return Table(headers, rows, "Similarities are medians over seeds; the pictures are the most similar ones.")
+
+
+def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
+    settings, controls = summary["settings"], summary["controls"]
+    rows: list[list[CellLike]] = []
+    for key, record in records.items():
+        if record["role"] == "control":
+            measured = scores(key, record, settings["budgets"])
+            curve = measured.curve or {}
+            tone: Tone = "bad" if key in controls["flagged_keys"] else "plain"
+            rows.append(
+                [
+                    Cell(record["id"], tone, record["prompt"]),
+                    _pictures(folder, record, summary),
+                    _figure(measured.caption),
+                    *(_figure(curve.get(budget)) for budget in settings["budgets"]),
+                ]
+            )
+    budgets = [f"attack {budget}" for budget in settings["budgets"]]
+    return Table(["control", "original, by caption, by attack", "by caption", *budgets], rows)
+
+
+def _pictures(folder: Path, record: Record, summary: Mapping[str, Any]) -> list[Picture]:
+    budget = str(summary["budget"] or max(summary["settings"]["budgets"]))
+    best = record["best"].get(budget, {})
+    labels = {
+        "original": "original",
+        "caption": f"caption {_figure(max(record['caption'], default=None) if record['caption'] else None)}",
+        f"attack-{budget}": f"attack {_figure(best.get('similarity'))}",
+    }
+    return [
+        Picture.of(folder / record["pictures"][name], f"{record['id']}: {name}", label)
+        for name, label in labels.items()
+        if name in record["pictures"]
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _comparison(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tuple[Block, ...]:
+    settings, controls = summary["settings"], summary["controls"]
+    budgets, threshold = settings["budgets"], summary["operating_point"]["threshold"]
+    curves: dict[str, list[list[float]]] = {"suspect": [], "control": []}
+    noise: dict[str, list[float]] = {"suspects": [], "controls": []}
+    for key, record in records.items():
+        curve = scores(key, record, budgets).curve
+        if curve is not None:
+            curves[record["role"]].append([curve[budget] for budget in budgets])
+        if record[settings["detector"]]:
+            values = record[settings["detector"]]
+            noise[record["role"] + "s"].append(sum(values) / len(values))
+    figure = budget_curves(budgets, curves["suspect"], curves["control"], threshold=threshold)
+    said = (
+        f"The pre-set budget is {summary['budget']} steps: the largest at which at most {settings['alpha']:.0%} of the "
+    )
+    said += "controls come back." if summary["budget"] else ""
+    if controls["failure"]:
+        said = f"No verdict rests on the attack: {controls['failure']}."
+    said += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
+    blocks: list[Block] = [Paragraph(said), Figure.of("Similarity under the attack", figure), _budget_table(summary)]
+    detector = summary[settings["detector"]]
+    if detector["auc"] is not None:
+        plot = histogram(noise, xlabel=settings["detector"].replace("_", " "))
+        caption = f"Without any image or attack: AUC of suspects against controls {detector['auc']:.2f}."
+        blocks.append(Figure.of("Text-conditional noise magnitude", plot, caption))
+    return tuple(blocks)
+
+
+def _budget_table(summary: Mapping[str, Any]) -> Table:
+    rows = []
+    for row in summary["attack"]:
+        groups = [row["suspects"], row["controls"]]
+        shares = [None if g is None else Cell(f"{g['count']} of {g['n']}", detail=_interval(g)) for g in groups]
+        medians = [_figure(row["suspect_median"]), _figure(row["control_median"])]
+        rows.append([row["budget"], *shares, *medians, _figure(row["auc"])])
+    return Table(["budget", "suspects back", "controls back", "suspect median", "control median", "AUC"], rows)
+
+
+def _operating_point(point: Mapping[str, Any]) -> Facts:
+    facts: dict[str, object] = {name: point[name] for name in ("detector", "preprocessing", "threshold", "source")}
+    if "tpr" in point:
+        low, high = point["tpr_interval"]
+        facts["copies found"] = f"{point['tpr']:.1%} of {point['copies']} ({low:.1%} to {high:.1%})"
+        low, high = point["fpr_interval"]
+        facts["non-copies flagged"] = f"{point['fpr']:.2%} of {point['non_copies']} ({low:.2%} to {high:.2%})"
+        facts["copies found at 1 % false alarms"] = f"{point['tpr_at_1_fpr']:.1%}"
+        facts["AUC"] = f"{point['auc']:.4f}"
+        facts["by way of copying"] = ", ".join(f"{way} {share:.0%}" for way, share in point["by_distortion"].items())
+    return Facts(facts)
+
+
+def _unscored(records: Mapping[str, Record], summary: Mapping[str, Any]) -> Block:
+    lines = [f"{row['source']}, row {row['row']}: {row['reason']}" for row in summary["unreadable"]]
+    lines += [f"{key}: {record['reason']}" for key, record in records.items() if record["reason"]]
+    return Notes(lines, "warn") if lines else Paragraph("Everything was scored.")
+
+
+def _limits(summary: Mapping[str, Any]) -> Sequence[str]:
+    settings = summary["settings"]
+    return [
+        *(f"{verdict.capitalize()}: {meaning}" for verdict, meaning in MEANING.items()),
+        "No verdict means that an image is not in the model, and none is legal advice: each says what these attacks "
+        "showed at this budget.",
+        "The controls are taken to be images the model has not seen, alike in kind to the suspects. If they are easier "
+        "or harder to draw than the suspects, the p-values say less than they seem to.",
+        "The pre-set budget is chosen on the same controls that give the p-values.",
+        f"The attack starts at: {', '.join(settings['starts'])}; the best start counts, for suspects and controls alike."
+        " It moves the text encoder's output, which no user of a hosted model can do.",
+        "Where a suspect has several images, the attack aims at the first and the similarity is to the closest.",
+        "The copy detector compares whole pictures; it does not see mirrored or turned copies, and of a template only "
+        "what is common to the whole picture.",
+    ]

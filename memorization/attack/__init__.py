@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from diffkit.registry import Registry
@@ -9,6 +10,6 @@ from diffkit.registry import Registry
 if TYPE_CHECKING:
     from memorization.attack.base import Attack
 
-attacks: Registry[type[Attack]] = Registry(
+attacks: Registry[Callable[..., Attack]] = Registry(
     "attack", "diffkit.attacks", builtins={"dori": "memorization.attack.dori:Dori"}
 )

@@ -7,7 +7,7 @@ into every result. Others (SSCD with its own weights, for one) join by the entry
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from diffkit.registry import Registry
 
@@ -46,4 +46,4 @@ def load_copy_detector(detector: str | CopyDetector = "tiled") -> CopyDetector:
     """
     if isinstance(detector, str):
         return copy_detectors.get(detector)()
-    return cast(CopyDetector, detector)
+    return detector

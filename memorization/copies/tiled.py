@@ -116,7 +116,8 @@ def _tiles(pictures: Tensor, grid: int) -> Tensor:
     n = pictures.shape[-1] // grid
     cut = pictures.unfold(-2, n, n).unfold(-2, n, n)  # (..., 3, grid, grid, n, n)
     cut = cut.flatten(-2).flatten(-3, -2).transpose(-3, -2)  # (..., T, 3, n * n)
-    return (cut - cut.mean(-1, keepdim=True)).flatten(-2)
+    centred: Tensor = (cut - cut.mean(-1, keepdim=True)).flatten(-2)
+    return centred
 
 
 def _correlation(images: Tensor, windows: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
     Returns:
         (B,) float32, >= 0; higher = more likely memorized.
     """
-    return (conditional.float() - unconditional.float()).flatten(1).norm(dim=1)
+    difference: Tensor = (conditional.float() - unconditional.float()).flatten(1)
+    return torch.linalg.vector_norm(difference, dim=1)
 
 
 @contextmanager
