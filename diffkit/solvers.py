@@ -11,7 +11,17 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
 
-__all__ = ["SOLVERS", "Solver", "State", "StepCall", "gather_states", "noise_levels", "solver_of", "split_state"]
+__all__ = [
+    "SOLVERS",
+    "Solver",
+    "State",
+    "StepCall",
+    "gather_states",
+    "noise_levels",
+    "solver_of",
+    "split_state",
+    "tweedie",
+]
 
 State = dict[str, object]  # attribute of the scheduler -> its value, tensors of shape (B, ...) inside
 
@@ -46,7 +56,7 @@ def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
     return call.result[1]
 
 
-def _x0_from_alphas(scheduler: Scheduler, call: StepCall) -> Tensor:
+def tweedie(scheduler: Scheduler, call: StepCall) -> Tensor:
     """Tweedie's estimate from the model's output and alpha-bar at the timestep, float32."""
     alpha: Tensor = scheduler.alphas_cumprod[int(call.timestep)].to(call.sample.device)
     sample, output = call.sample.float(), call.model_output.float()
@@ -63,14 +73,14 @@ def _x0_of_dpm(scheduler: Scheduler, call: StepCall) -> Tensor:
     if scheduler.config.algorithm_type.endswith("++"):
         last: Tensor = scheduler.model_outputs[-1]
         return last
-    return _x0_from_alphas(scheduler, call)
+    return tweedie(scheduler, call)
 
 
 def _x0_of_unipc(scheduler: Scheduler, call: StepCall) -> Tensor:
     if scheduler.predict_x0:
         last: Tensor = scheduler.model_outputs[-1]
         return last
-    return _x0_from_alphas(scheduler, call)
+    return tweedie(scheduler, call)
 
 
 def _refuse_inner_solver(scheduler: Scheduler) -> str | None:
@@ -87,7 +97,7 @@ SOLVERS: dict[str, Solver] = {
     "EulerAncestralDiscreteScheduler": Solver(("_step_index",), _x0_returned),
     "DPMSolverMultistepScheduler": Solver(("_step_index", "model_outputs", "lower_order_nums"), _x0_of_dpm),
     "UniPCMultistepScheduler": Solver(_UNIPC, _x0_of_unipc, _refuse_inner_solver),
-    "PNDMScheduler": Solver(_PNDM, _x0_from_alphas),
+    "PNDMScheduler": Solver(_PNDM, tweedie),
 }
 
 

@@ -1,0 +1,202 @@
+"""The ledger: what a search cost, counted call by call, with floating-point operations and seconds.
+
+Floating-point operations are what :class:`torch.utils.flop_counter.FlopCounterMode` counts (multiplications and
+additions of matrix products, convolutions and attention), measured once for each shape on tensors without data.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffkit.errors import InputError
+from diffkit.families import Pipeline, family_of
+
+__all__ = ["Budget", "Cost", "Ledger", "Prices", "count_flops", "parse_budget", "pipeline_flops"]
+
+Component = Literal["denoiser", "decoder", "verifier", "text_encoder"]
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+class Budget(NamedTuple):
+    """How much may be spent: ``amount`` of ``unit``; one ``x`` is the cost of one candidate denoised to the end."""
+
+    amount: float
+    unit: Literal["x", "FLOP", "s"]
+
+
+def parse_budget(text: str) -> Budget:
+    """Read ``"16x"`` (best-of-16's cost), ``"3.2TFLOP"``, ``"800 GFLOP"``, ``"40s"`` or ``"2min"``.
+
+    Raises:
+        InputError: another form, or an amount that is not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:(x)|([KMGTP]?)FLOPs?|(s|min))\s*", str(text), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"Cannot read the budget {text!r}; write for example 16x, 3.2TFLOP or 40s.")
+    amount = float(match[1])
+    if match[2]:
+        return Budget(amount, "x")
+    if match[4]:
+        return Budget(amount * (60 if match[4].lower() == "min" else 1), "s")
+    return Budget(amount * UNITS[match[3].upper()], "FLOP")
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What one unit of work costs, all in FLOP or all in seconds; None where unknown.
+
+    Attributes:
+        call: one denoiser call for one candidate, both rows with guidance.
+        decode: one image decoded.
+        verify: one image scored.
+        encode: one prompt encoded.
+    """
+
+    call: float | None
+    decode: float | None
+    verify: float | None
+    encode: float | None = 0.0
+
+
+class Cost(NamedTuple):
+    """Counted work of a search: denoiser calls (for one candidate each), images decoded and images scored."""
+
+    calls: int
+    decoded: int
+    verified: int
+
+    def at(self, prices: Prices) -> float | None:
+        """The total in the prices' unit, None when a price is unknown."""
+        if prices.call is None or prices.decode is None or prices.verify is None:
+            return None
+        return self.calls * prices.call + self.decoded * prices.decode + self.verified * prices.verify
+
+
+@dataclass
+class Ledger:
+    """What a search has cost so far.
+
+    Attributes:
+        rows_per_call: rows of the denoiser's batch for one candidate, 2 with guidance.
+        calls: denoiser calls, one for each step of each candidate.
+        padding_calls: calls spent on padding micro-batches to constant size.
+        calibration_calls: calls spent on timing or probing before the search.
+        decoded, verified, encoded: images decoded, images scored, texts encoded.
+        calibration_images: images decoded and scored on timing or probing.
+        without_pruning: what the same candidates cost when all are denoised to the end.
+        flops: FLOP of one unit of work.
+        seconds: wall-clock seconds by component.
+        budget: what was asked, what it allows and what the search was planned to cost, in one unit.
+    """
+
+    rows_per_call: int
+    calls: int = 0
+    padding_calls: int = 0
+    calibration_calls: int = 0
+    decoded: int = 0
+    verified: int = 0
+    encoded: int = 0
+    calibration_images: int = 0
+    without_pruning: Cost = Cost(0, 0, 0)
+    flops: Prices = Prices(None, None, None, None)
+    seconds: dict[str, float] = field(default_factory=dict)
+    budget: dict[str, float | str] | None = None
+
+    @property
+    def denoiser_rows(self) -> int:
+        """Rows that went through the denoiser, for whatever purpose."""
+        return (self.calls + self.padding_calls + self.calibration_calls) * self.rows_per_call
+
+    @property
+    def cost(self) -> Cost:
+        """The work counted for candidates, without padding, probing and text."""
+        return Cost(self.calls, self.decoded, self.verified)
+
+    @contextmanager
+    def clock(self, component: Component) -> Iterator[None]:
+        """Add the block's wall-clock time to a component."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[component] = self.seconds.get(component, 0.0) + time.perf_counter() - began
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything, ready for JSON; unknown figures are null."""
+        spent, full = self.cost.at(self.flops), self.without_pruning.at(self.flops)
+        return {
+            **asdict(self),
+            "without_pruning": self.without_pruning._asdict(),
+            "denoiser_rows": self.denoiser_rows,
+            "flop": spent,
+            "flop_without_pruning": full,
+        }
+
+
+_MEASURED: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], float | None]] = WeakKeyDictionary()
+
+
+def count_flops(module: nn.Module, key: tuple[object, ...], call: Callable[[], object]) -> float | None:
+    """FLOP of ``call``, which must run ``module`` on tensors it makes itself; measured once for each ``key``.
+
+    The call runs on fake tensors: shapes are computed, numbers are not. None where a module cannot be run so (for
+    example one whose weights are streamed in by hooks).
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    known = _MEASURED.setdefault(module, {})
+    if key not in known:
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+                call()
+            known[key] = float(counter.get_total_flops())
+        except (RuntimeError, NotImplementedError, TypeError):
+            known[key] = None
+    return known[key]
+
+
+def pipeline_flops(
+    pipe: Pipeline, latent_shape: tuple[int, ...], embeds: Tensor, *, guidance: bool, verify: float | None
+) -> Prices:
+    """FLOP of a denoiser call, a decoding and a text encoding of this pipeline, and of the given verification.
+
+    Args:
+        latent_shape: (C, h, w) of one candidate.
+        embeds: (n, L, D) encoded prompts, for their shape and precision.
+        guidance: whether a call carries two rows.
+        verify: FLOP of scoring one image, None when unknown.
+    """
+    rows = 2 if guidance else 1
+    denoiser = getattr(pipe, family_of(pipe).denoiser)
+    length, width = embeds.shape[1:]
+    device, dtype = denoiser.device, denoiser.dtype
+
+    def call() -> None:
+        latents = torch.empty(rows, *latent_shape, device=device, dtype=dtype)
+        text = torch.empty(rows, length, width, device=device, dtype=dtype)
+        type(denoiser).forward(denoiser, latents, torch.tensor(1, device=device), encoder_hidden_states=text)
+
+    def decode() -> None:
+        pipe.vae.decode(torch.empty(1, *latent_shape, device=pipe.vae.device, dtype=pipe.vae.dtype))
+
+    def encode() -> None:
+        encoder = pipe.text_encoder
+        type(encoder).forward(encoder, torch.zeros(1, length, dtype=torch.long, device=encoder.device))
+
+    shape = (*latent_shape, rows, length, width)
+    return Prices(
+        call=count_flops(denoiser, shape, call),
+        decode=count_flops(pipe.vae, shape, decode),
+        verify=verify,
+        encode=count_flops(pipe.text_encoder, shape, encode),
+    )

@@ -1,0 +1,118 @@
+"""What a reward is: images and prompts in, one number for each image out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+
+__all__ = ["Reward", "RewardFunction", "RewardLike", "Scores", "as_reward", "score_checked"]
+
+RewardFunction: TypeAlias = Callable[[Tensor, Sequence[str]], object]  # returns (B,) numbers: a tensor, array or list
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A scorer of images.
+
+    Attributes:
+        name: how records call it.
+        higher_is_better: direction of the score.
+        range: lowest and highest possible score, infinite where there is none.
+        flops_per_image: floating-point operations of one score, or None when unknown.
+    """
+
+    name: str
+    higher_is_better: bool
+    range: tuple[float, float]
+    flops_per_image: float | None
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) float in [0, 1]; NaN where an image cannot be scored."""
+        ...
+
+
+RewardLike: TypeAlias = str | Reward | RewardFunction
+
+
+class _CallableReward:
+    """A bare function as a reward; nothing is known about its range and cost."""
+
+    def __init__(self, function: RewardFunction) -> None:
+        self.function = function
+        self.name = str(getattr(function, "__name__", type(function).__name__))
+        self.higher_is_better = bool(getattr(function, "higher_is_better", True))
+        self.range = (float("-inf"), float("inf"))
+        flops = getattr(function, "flops_per_image", None)
+        self.flops_per_image: float | None = None if flops is None else float(flops)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Whatever the function returns, as a tensor."""
+        return torch.as_tensor(self.function(images, prompts))
+
+
+def as_reward(reward: Reward | RewardFunction) -> Reward:
+    """A reward as it is, or a callable ``(images, prompts) -> scores`` wrapped.
+
+    The callable's attributes ``higher_is_better`` and ``flops_per_image`` are used where it has them.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if hasattr(reward, "score"):
+        missing = [n for n in ("name", "higher_is_better", "range", "flops_per_image") if not hasattr(reward, n)]
+        if missing:
+            raise InputError(
+                f"The reward {type(reward).__name__} lacks {', '.join(missing)}; see diffkit.rewards.Reward."
+            )
+        return reward  # type: ignore[return-value]
+    if not callable(reward):
+        raise InputError(
+            f"Expected the name of a reward, a Reward, or a callable (images, prompts) -> scores, got {reward!r}."
+        )
+    return _CallableReward(reward)
+
+
+class Scores(NamedTuple):
+    """Scores of a batch.
+
+    Attributes:
+        values: (B,) float32 on the CPU, NaN where the image could not be scored.
+        reasons: for each image why not, or None.
+    """
+
+    values: Tensor
+    reasons: list[str | None]
+
+
+@torch.no_grad()
+def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Scores:
+    """Score images and check what comes back: an infinite or missing score is that image's error, never a score.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        prompts: B strings.
+
+    Raises:
+        InputError: the reward does not return one number for each image.
+    """
+    if len(prompts) != len(images):
+        raise InputError(f"Got {len(prompts)} prompts for {len(images)} images; give one each.")
+    returned = reward.score(images, list(prompts))
+    try:
+        values = torch.as_tensor(returned).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The reward {reward.name!r} returned no numbers: {error}.") from error
+    if values.shape != (len(images),):
+        raise InputError(
+            f"The reward {reward.name!r} must return one score for each of {len(images)} images, shape "
+            f"({len(images)},), got shape {tuple(values.shape)}."
+        )
+    reasons = [
+        None if torch.isfinite(value) else f"the reward {reward.name!r} returned {value.item()}" for value in values
+    ]
+    return Scores(torch.where(torch.isfinite(values), values, torch.nan), reasons)
