@@ -211,7 +211,7 @@ def _limits(summary: Mapping[str, Any]) -> Sequence[str]:
         "The controls are taken to be images the model has not seen, alike in kind to the suspects. If they are easier "
         "or harder to draw than the suspects, the p-values say less than they seem to.",
         "The pre-set budget is chosen on the same controls that give the p-values.",
-        f"The attack starts at: {', '.join(settings['starts'])}; the best start counts, for suspects and controls alike."
+        f"The attack starts at: {', '.join(settings['starts'])}; the best start counts, suspects and controls alike."
         " It moves the text encoder's output, which no user of a hosted model can do.",
         "Where a suspect has several images, the attack aims at the first and the similarity is to the closest.",
         "The copy detector compares whole pictures; it does not see mirrored or turned copies, and of a template only "

@@ -45,7 +45,7 @@ def test_verdict(suspect: Scores, known: list[Scores], expected: str) -> None:
 
 
 def test_p_value_counts_the_suspect_among_the_controls() -> None:
-    known = controls(27) + [Scores("control:x", 0.1, {0: 0.1, 10: 0.1, 50: 0.8})]
+    known = [*controls(27), Scores("control:x", 0.1, {0: 0.1, 10: 0.1, 50: 0.8})]
     (finding,), check = judge([Scores("s", 0.2, {0: 0.1, 10: 0.1, 50: 0.8})], known, threshold=0.75)
     assert check.budget == 50  # 1 of 28 is within 0.05
     assert finding.p == pytest.approx(2 / 29)

@@ -85,7 +85,7 @@ def calibrate(
     ways = {**DISTORTIONS, **({"autoencoder": round_trip} if round_trip else {})}
     copies = {name: detector.similarity(way(images), images).diagonal() for name, way in ways.items()}
     others = _non_copies(detector, images)
-    positives = torch.cat(list(copies.values()))
+    positives = torch.cat(list(copies.values())).double()
     source = "given"
     if threshold is None:
         floor = _above_all_but(others, max_fpr)
@@ -106,7 +106,7 @@ def calibrate(
         fpr_interval=clopper_pearson(alarms, len(others)),
         tpr_at_1_fpr=tpr_at_fpr(positives.tolist(), others.tolist(), 0.01),
         auc=auc(positives.tolist(), others.tolist()),
-        by_distortion={name: float((scores >= threshold).float().mean()) for name, scores in copies.items()},
+        by_distortion={name: float((scores.double() >= threshold).double().mean()) for name, scores in copies.items()},
     )
 
 
@@ -116,12 +116,12 @@ def _non_copies(detector: CopyDetector, images: Tensor) -> Tensor:
     h, w = images.shape[-2] // 2, images.shape[-1] // 2
     corners = [(images[..., :h, :w], images[..., h:, w:]), (images[..., :h, w:], images[..., h:, :w])]
     quarters = [detector.similarity(one, other).diagonal() for one, other in corners]
-    return torch.cat([detector.similarity(images, images)[apart], *quarters])
+    return torch.cat([detector.similarity(images, images)[apart], *quarters]).double()
 
 
 def _above_all_but(scores: Tensor, share: float) -> float:
     """The smallest threshold that at most ``share`` of the scores reach."""
-    ranked = scores.double().sort(descending=True).values
+    ranked = scores.sort(descending=True).values
     allowed = int(share * len(ranked))
     return float(np.nextafter(float(ranked[allowed]), np.inf)) if allowed < len(ranked) else -1.0
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 SHIFT = 2  # positions searched in each direction, in pixels of the shrunken picture
 CHUNK = 32  # references compared at once, which bounds the memory
-FLOOR = 0.02  # deviation (of pixels in [0, 1]) below which a tile counts as flat
+FLOOR = 0.01  # deviation (of pixels in [0, 1]) below which a tile counts as flat
 
 
 def tiled_correlation(
@@ -130,5 +130,5 @@ def _correlation(images: Tensor, windows: Tensor) -> Tensor:
     deviations = flat.norm(dim=-1).T[:, None] / math.sqrt(size)
     correlations = products / (deviation * deviations + FLOOR**2)
     weights = torch.maximum(deviation, deviations)
-    total = (weights * correlations).sum(0) / weights.sum(0).clamp(min=1e-6)
-    return total.view(shape)
+    total: Tensor = (weights * correlations).sum(0) / weights.sum(0).clamp(min=1e-6)
+    return total.reshape(shape)

@@ -32,7 +32,8 @@ def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
         (B,) float32, >= 0; higher = more likely memorized.
     """
     difference: Tensor = (conditional.float() - unconditional.float()).flatten(1)
-    return torch.linalg.vector_norm(difference, dim=1)
+    norms: Tensor = difference.norm(dim=1)
+    return norms
 
 
 @contextmanager
