@@ -67,7 +67,7 @@ def to_pil(image: Image.Image | Tensor) -> Image.Image:
         ValueError: the tensor has another shape, or holds NaN.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return image.convert("RGB")  # a copy, also where it is RGB already
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"expected an image of shape (3, H, W), got {tuple(image.shape)}")
     pixels = image.detach().float().cpu().numpy()
@@ -84,14 +84,23 @@ def save_png(image: Image.Image | Tensor, path: str | Path) -> None:
 
 
 def data_uri(image: Image.Image | Tensor | str | Path, *, max_side: int | None = None) -> str:
-    """A ``data:image/png;base64,...`` URI of an image or image file, at most `max_side` pixels long if given."""
+    """A ``data:image/...;base64,`` URI of an image or image file.
+
+    Args:
+        image: a PIL image, a tensor (3, H, W) in [0, 1], or an image file.
+        max_side: the longer side in pixels at most. An image that is made smaller becomes a JPEG, since it is an
+            illustration and a report holds hundreds; any other is a PNG, exact to the pixel.
+    """
     picture = load_pil(image) if isinstance(image, (str, Path)) else to_pil(image)
-    if max_side is not None:
-        picture = picture.copy()
-        picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    if max_side is not None and max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+        picture.save(buffer, format="JPEG", quality=90)
+        kind = "jpeg"
+    else:
+        picture.save(buffer, format="PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def contact_sheet(images: Sequence[Image.Image | Tensor], *, columns: int, gap: int = 4) -> Image.Image:

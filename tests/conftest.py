@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Before the first import of a hub client or of matplotlib: both read these once.
 _CACHE = tempfile.TemporaryDirectory(prefix="diffkit-tests-")
@@ -21,6 +22,11 @@ os.environ.update(
     DIFFKIT_QUIET="1",
     NO_COLOR="1",
 )
+
+
+# The same examples on every machine, however busy it is.
+settings.register_profile("diffkit", deadline=None, derandomize=True)
+settings.load_profile("diffkit")
 
 
 class SocketUsed(RuntimeError):

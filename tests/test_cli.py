@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,6 +141,22 @@ def test_plain_progress_tells_the_time_left(
         bar.advance()
     assert capsys.readouterr().err == "auditing: 3 of 10, about 28 s left\n"
     assert bar.line(4000.0) == "auditing: 4 of 10, about 1 h 40 min left"
+
+
+def test_on_a_terminal_progress_is_a_moving_bar() -> None:
+    code = (
+        "from diffkit.console import progress\n"
+        "with progress('[red]drawing[/red]', total=3) as bar:\n"
+        "    bar.advance(2); bar.describe('still'); bar.advance()"
+    )
+    shown, inside = pty.openpty()
+    environment = {**os.environ, "DIFFKIT_QUIET": "0", "TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", code], stderr=inside, check=True, cwd=ROOT, env=environment)
+    os.close(inside)
+    text = os.read(shown, 100_000).decode()
+    os.close(shown)
+    assert "3/3" in text
+    assert "[red]drawing[/red]" in text or "still" in text
 
 
 def test_help_lists_all_commands_without_heavy_imports() -> None:

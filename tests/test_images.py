@@ -69,11 +69,14 @@ def test_bad_files_and_tensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_data_uri_holds_the_picture() -> None:
-    uri = data_uri(Image.new("RGB", (40, 20), (1, 2, 3)), max_side=10)
-    head, _, body = uri.partition(",")
-    assert head == "data:image/png;base64"
-    small = Image.open(io.BytesIO(base64.b64decode(body)))
-    assert (small.size, small.getpixel((0, 0))) == ((10, 5), (1, 2, 3))
+    original = Image.new("RGB", (40, 20), (10, 200, 30))
+    for max_side, kind, size in ((None, "png", (40, 20)), (40, "png", (40, 20)), (10, "jpeg", (10, 5))):
+        head, _, body = data_uri(original, max_side=max_side).partition(",")
+        assert head == f"data:image/{kind};base64"
+        shown = Image.open(io.BytesIO(base64.b64decode(body)))
+        assert shown.size == size
+        assert np.abs(np.asarray(shown.convert("RGB"), int) - [10, 200, 30]).max() <= (0 if kind == "png" else 3)
+    assert original.size == (40, 20)
 
 
 def test_contact_sheet_places_row_by_row() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ items = st.dictionaries(st.text(), st.dictionaries(st.text(), values, max_size=3
 
 
 @given(items=items, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_a_journal_cut_anywhere_keeps_exactly_its_whole_lines(
     items: dict[str, dict[str, object]], data: st.DataObject
 ) -> None:
@@ -64,6 +65,33 @@ def test_lines_inside_text_do_not_break_the_journal(tmp_path: Path) -> None:
     journal.append("k", item)
     journal.close()
     assert read_journal(tmp_path / "j").items == {"k": item}
+
+
+def test_a_full_disk_costs_only_the_item_in_hand(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from diffkit.runs.files import write_bytes_atomically
+from diffkit.runs.journal import Journal
+folder = Path(sys.argv[1])
+journal = Journal(folder / "j")
+journal.append("a", {"n": 1})
+write_bytes_atomically(folder / "summary.json", b"old")
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+for attempt in (lambda: journal.append("b", {"text": "x" * 5000}),
+                lambda: write_bytes_atomically(folder / "summary.json", b"x" * 5000)):
+    try:
+        attempt()
+    except OSError as error:
+        print(error.strerror)
+journal.append("c", {"n": 3})
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "File too large\nFile too large\n"
+    assert read_journal(tmp_path / "j").items == {"a": {"n": 1}, "c": {"n": 3}}
+    assert (tmp_path / "summary.json").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["j", "summary.json"]
 
 
 def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:

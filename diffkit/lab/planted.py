@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -70,7 +70,9 @@ def sticker(image: Image.Image, variant: Variant) -> Image.Image:
     return result
 
 
-_V, _T, _C = "verbatim", "template", "control"
+_V: Final = "verbatim"
+_T: Final = "template"
+_C: Final = "control"
 
 PHOTOGRAPHS: tuple[Photograph, ...] = (
     Photograph("portrait", "astronaut", (110, 0, 330, 220), "official portrait of astronaut eileen collins", _V, "full"),

@@ -69,29 +69,40 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self.items, sound = read_journal(path)
+        self.items, self._end = read_journal(path)
         created = not path.exists()
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self._guard = threading.Lock()
-        if self._file.tell() != sound:
-            self._file.truncate(sound)
-            os.fsync(self._file.fileno())
+        if self._file.tell() != self._end:
+            self._cut()
         if created:
             fsync_folder(path.parent)
+
+    def _cut(self) -> None:
+        """Remove what stands after the last whole line."""
+        self._file.truncate(self._end)
+        os.fsync(self._file.fileno())
 
     def append(self, key: str, item: dict[str, Any]) -> None:
         """Write one finished item and wait until it is on the disk.
 
         Raises:
             ValueError: the key is finished already, or a number is not finite.
+            OSError: the disk is full or gone; the journal stays sound and without the item.
         """
         line = dump_json({"key": key, "item": item}).encode() + b"\n"
         with self._guard:
             if key in self.items:
                 raise ValueError(f"the item {key!r} is in the journal already")
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                os.fsync(self._file.fileno())
+            except BaseException:
+                self._cut()
+                raise
+            self._end += len(line)
             self.items[key] = json.loads(line)["item"]  # as a resumed run would read it
 
     def close(self) -> None:
