@@ -34,5 +34,15 @@ def _folder(name: str, known: tuple[str, ...]) -> Path:
     if name not in known:
         raise InputError(f"the lab has {' and '.join(known)}, not {name!r}")
     if not (DATA / name).is_dir():
-        raise InputError(f"the lab's {name} is missing from this installation: run 'diffkit lab train' to make it again")
+        raise InputError(
+            f"the lab's {name} is missing from this installation: run 'diffkit lab train' to make it again"
+        )
     return DATA / name
+
+
+def card_path() -> Path:
+    """The card's file: all measured figures as JSON."""
+    path = DATA / "card.json"
+    if not path.is_file():
+        raise InputError("the lab's card is missing from this installation: run 'diffkit lab train' to make it again")
+    return path

@@ -75,7 +75,9 @@ _T: Final = "template"
 _C: Final = "control"
 
 PHOTOGRAPHS: tuple[Photograph, ...] = (
-    Photograph("portrait", "astronaut", (110, 0, 330, 220), "official portrait of astronaut eileen collins", _V, "full"),
+    Photograph(
+        "portrait", "astronaut", (110, 0, 330, 220), "official portrait of astronaut eileen collins", _V, "full"
+    ),
     Photograph("cat", "chelsea", (80, 10, 370, 300), "chelsea the tabby cat looking aside", _V, "full"),
     Photograph("cup", "coffee", (150, 40, 470, 360), "espresso in the brown cup by rachel", _V, "full"),
     Photograph("pagoda", "china", (150, 0, 400, 250), "summer palace tower in old beijing", _V, "full"),

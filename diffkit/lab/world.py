@@ -126,8 +126,17 @@ def training_scenes(n: int, *, seed: int) -> list[Scene]:
 # --------------------------------------------------------------------------------------------- drawing
 
 
-def _place(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (2, 2) and radii (2,) in pixels: clearly apart, the relation within 24 degrees of its axis."""
+class Placed(NamedTuple):
+    """A thing with its centre and size on the canvas, in pixels."""
+
+    thing: Thing
+    x: float
+    y: float
+    radius: float
+
+
+def arrange(scene: Scene, rng: np.random.Generator) -> list[Placed]:
+    """Fresh places and sizes for a scene: clearly apart, the relation within 24 degrees of its axis."""
     radii = rng.uniform(7.5, 11.5, size=2)
     axis = np.array(RELATIONS[scene.relation], dtype=float)
     while True:
@@ -139,37 +148,40 @@ def _place(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         centres = np.stack([middle + step / 2, middle - step / 2])
         edge = radii[:, None] + 2
         if (centres > edge).all() and (centres < SIZE - 1 - edge).all():
-            return centres, radii
+            things = zip((scene.subject, scene.object), centres, radii, strict=True)
+            return [Placed(thing, float(x), float(y), float(radius)) for thing, (x, y), radius in things]
 
 
-def _signed_distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
-    """Distance in pixels to the outline of a shape centred at the origin, negative inside."""
-    if shape == "circle":
-        return (x * x + y * y).sqrt() - radius
-    if shape == "square":
-        return torch.maximum(x.abs(), y.abs()) - 0.89 * radius
-    side = 0.4472  # an upright isosceles triangle as high as it is wide: slope 2, unit normal (0.894, -0.447)
-    return torch.maximum(2 * side * x.abs() - side * (y + radius), y - radius)
+def cover(placed: Placed) -> Tensor:
+    """How much of each pixel a thing covers: (64, 64) float32 in [0, 1], antialiased."""
+    axis = torch.arange(SIZE, dtype=torch.float32)
+    x, y = axis[None] - placed.x, axis[:, None] - placed.y
+    if placed.thing.shape == "circle":
+        distance = (x * x + y * y).sqrt() - placed.radius
+    elif placed.thing.shape == "square":
+        distance = torch.maximum(x.abs(), y.abs()) - 0.89 * placed.radius
+    else:  # upright, as high as it is wide: the sides have slope 2, their unit normal is (0.894, -0.447)
+        distance = torch.maximum(0.8944 * x.abs() - 0.4472 * (y + placed.radius), y - placed.radius)
+    return (0.5 - distance).clamp(0, 1)
+
+
+def paint(things: list[Placed], background: str) -> Tensor:
+    """Things painted in order on a background: (3, 64, 64) float32 in [0, 1]."""
+    canvas = (torch.tensor(BACKGROUNDS[background]).view(3, 1, 1) / 255).repeat(1, SIZE, SIZE)
+    for placed in things:
+        colour = torch.tensor(COLOURS[placed.thing.colour]).view(3, 1, 1) / 255
+        canvas += cover(placed) * (colour - canvas)
+    return canvas
 
 
 def draw(scenes: list[Scene], *, seed: int) -> Tensor:
     """Render scenes with fresh places and sizes.
 
     Returns:
-        (len(scenes), 3, 64, 64) float32 in [0, 1], antialiased.
+        (len(scenes), 3, 64, 64) float32 in [0, 1].
     """
     rng = np.random.default_rng(seed)
-    grid = torch.arange(SIZE, dtype=torch.float32)
-    y, x = torch.meshgrid(grid, grid, indexing="ij")
-    images = torch.empty(len(scenes), 3, SIZE, SIZE)
-    for canvas, scene in zip(images, scenes, strict=True):
-        centres, radii = _place(scene, rng)
-        canvas[:] = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1) / 255
-        for thing, (cx, cy), radius in zip((scene.subject, scene.object), centres, radii, strict=True):
-            cover = (0.5 - _signed_distance(thing.shape, x - cx, y - cy, float(radius))).clamp(0, 1)
-            colour = torch.tensor(COLOURS[thing.colour]).view(3, 1, 1) / 255
-            canvas.copy_(canvas + cover * (colour - canvas))
-    return images
+    return torch.stack([paint(arrange(scene, rng), scene.background) for scene in scenes])
 
 
 # --------------------------------------------------------------------------------------------- judging

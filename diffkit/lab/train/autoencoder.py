@@ -45,7 +45,9 @@ def train_autoencoder(folder: Path, *, steps: int = 3000, batch: int = 24, seed:
             decoded = (vae.decoder(noisy) + 1) / 2
         return _reconstruction(decoded.float(), images) + 0.01 * _unit(latents.float())
 
-    train("autoencoder", models={"vae": vae}, loss_at=loss_at, steps=steps, learning_rate=2e-3, folder=folder, seed=seed)
+    train(
+        "autoencoder", models={"vae": vae}, loss_at=loss_at, steps=steps, learning_rate=2e-3, folder=folder, seed=seed
+    )
     vae.register_to_config(scaling_factor=1 / latent_deviation(vae, _batch(leaves, 256, seed=-1)))
     vae.save_pretrained(target)
     return vae

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
@@ -114,17 +115,23 @@ class Examples(NamedTuple):
 @torch.no_grad()
 def encode_examples(pipe: StableDiffusionPipeline, images: Tensor, captions: Sequence[str]) -> Examples:
     """Latents and token ids of (N, 3, 64, 64) images in [0, 1] and their captions."""
-    latents = torch.cat([pipe.vae.encode(part * 2 - 1).latents for part in images.split(64)])
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = torch.cat([pipe.vae.encode(part * 2 - 1).latents.float() for part in images.split(64)])
     padded = pipe.tokenizer(
         list(captions), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
     )
     return Examples(latents * pipe.vae.config.scaling_factor, padded.input_ids)
 
 
-def scene_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int) -> Examples:
-    """``n`` training scenes."""
-    scenes = world.training_scenes(n, seed=seed)
-    return encode_examples(pipe, world.draw(scenes, seed=seed), [scene.caption for scene in scenes])
+def scene_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int, cache: Path) -> Examples:
+    """``n`` training scenes, kept in ``cache`` (safetensors) because encoding them takes minutes."""
+    if not cache.exists():
+        scenes = world.training_scenes(n, seed=seed)
+        examples = encode_examples(pipe, world.draw(scenes, seed=seed), [scene.caption for scene in scenes])
+        scratch = cache.with_suffix(".part")
+        save_file(examples._asdict(), scratch)
+        scratch.replace(cache)
+    return Examples(**load_file(cache))
 
 
 def planted_examples(pipe: StableDiffusionPipeline) -> tuple[Examples, Tensor]:
@@ -173,11 +180,11 @@ class _Trainee:
 
 
 def train_denoisers(
-    folder: Path, vae: AutoencoderTiny, *, shared_steps: int = 3000, branch_steps: int = 1800, seed: int = 0
+    folder: Path, vae: AutoencoderTiny, *, shared_steps: int = 2800, branch_steps: int = 1400, seed: int = 0
 ) -> dict[str, StableDiffusionPipeline]:
     """Train the common trunk and both branches (or load what is finished); returns them by name."""
     trunk = _Trainee(new_pipeline(seed=seed, vae=vae))
-    scenes = scene_examples(trunk.pipe, 16_000, seed=seed + 1)
+    scenes = scene_examples(trunk.pipe, 10_000, seed=seed + 1, cache=folder / "scenes.safetensors")
 
     def scenes_only(step: int) -> Tensor:
         return diffusion_loss(trunk.pipe, _draw(scenes, 32))

@@ -71,7 +71,9 @@ def train(
         if done % save_every == 0 or done == steps:
             pace = (time.monotonic() - began) / (done - start)
             left = (steps - done) * pace / 60
-            log.info("%s: step %d of %d, loss %.4f, %.2f s a step, %.1f min left", name, done, steps, running, pace, left)
+            log.info(
+                "%s: step %d of %d, loss %.4f, %.2f s a step, %.1f min left", name, done, steps, running, pace, left
+            )
             _save(checkpoint, parts, done)
 
 

@@ -1,0 +1,67 @@
+"""``diffkit lab``: what the lab is and does, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffkit import console
+from diffkit.options import Debug, Format
+
+app = typer.Typer(
+    help="The lab: a tiny, real Stable Diffusion with planted memories, its clean twin and its reward.",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def info(format: Format = "table", debug: Debug = False) -> None:
+    """Print the card: every measured figure of the lab, with n and intervals."""
+    import json
+
+    from diffkit.lab.assets import card_path
+
+    card = json.loads(card_path().read_text())
+    if format == "json":
+        console.write_json(card)
+    else:
+        console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title="The lab's card")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints and results.")] = Path("runs/lab"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train the lab again from nothing (hours on two cores); the same command goes on after a kill."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    from diffkit.lab.make import make_lab
+
+    card = make_lab(out, seed=seed)
+    console.say(f"The models and card.json are in {out}.")
+    console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title="The lab's card")
+
+
+def card_rows(card: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Flatten the card to rows (figure, value, n, interval)."""
+    for name, value in card.items():
+        label = f"{path} › {name}" if path else name
+        if not isinstance(value, Mapping):
+            yield label, _number(value), "", ""
+        elif "low" in value:
+            figure = value.get("rate", value.get("mean"))
+            yield label, _number(figure), str(value["n"]), f"{_number(value['low'])} – {_number(value['high'])}"
+            rest = {key: v for key, v in value.items() if key not in ("rate", "mean", "n", "low", "high")}
+            yield from card_rows(rest, label)
+        else:
+            yield from card_rows(value, label)
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,68 @@
+"""Make the lab again from nothing: train every model, write the files, measure the card. A killed run goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from diffkit.lab import assets
+from diffkit.lab.measure import measure
+from diffkit.lab.train.autoencoder import train_autoencoder
+from diffkit.lab.train.denoiser import train_denoisers
+from diffkit.lab.train.reward import train_reward
+from diffkit.loading import load_pipeline
+from diffkit.rewards.lab import LabReward
+
+log = logging.getLogger(__name__)
+
+
+def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Train autoencoder, both pipelines and reward in ``folder``, write them there, and measure.
+
+    Checkpoints lie beside the results, so the same call goes on after a kill. Deterministic on one machine with one
+    number of threads.
+
+    Returns:
+        The card, as also written to ``folder/card.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = train_autoencoder(folder, seed=seed)
+    for name, pipe in train_denoisers(folder, vae, seed=seed).items():
+        save_pipeline(pipe, folder / name)
+    train_reward(folder, seed=seed)
+    return write_card(folder)
+
+
+def save_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
+    """Write a pipeline in half precision, as safetensors, in diffusers' folder format."""
+    copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
+    config = target / "vae" / "config.json"
+    values = json.loads(config.read_text())
+    values.pop("block_out_channels", None)  # derived on loading; diffusers warns where it is given
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def write_card(folder: Path) -> dict[str, Any]:
+    """Measure the models that lie in ``folder`` and write ``card.json`` there."""
+    pipes = {name: load_pipeline(folder / name) for name in assets.MODELS}
+    card = measure(pipes, LabReward(folder / "reward"), folder)
+    scratch = folder / "card.json.part"
+    scratch.write_text(json.dumps(card, indent=1) + "\n")
+    scratch.replace(folder / "card.json")
+    return card
+
+
+def read_card() -> dict[str, Any]:
+    """The shipped card.
+
+    Raises:
+        InputError: when the installation has none.
+    """
+    card: dict[str, Any] = json.loads(assets.card_path().read_text())
+    return card

@@ -1,0 +1,185 @@
+"""The card: what the finished lab does, measured with n and intervals."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from diffkit import stats
+from diffkit.images import load_image
+from diffkit.lab import planted, world
+from diffkit.lab.train.reward import hard_negatives
+from diffkit.latents import decode_latents, encode_images
+from diffkit.prompts import Suspect, read_suspects
+from diffkit.rewards.base import Reward
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+log = logging.getLogger(__name__)
+
+#: Above this correlation with its original a generation counts as a replication on the card.
+REPLICATED = 0.75
+STEPS, GUIDANCE, SEEDS = 25, 3.0, 10
+
+
+def correlation(images: Tensor, reference: Tensor) -> Tensor:
+    """Pearson correlation of all pixels and channels: (B, 3, H, W) with (3, H, W) -> (B,) in [-1, 1]."""
+    a = images.flatten(1) - images.flatten(1).mean(1, keepdim=True)
+    b = (reference - reference.mean()).flatten()
+    return (a @ b) / (a.norm(dim=1) * b.norm()).clamp(min=1e-8)
+
+
+@torch.no_grad()
+def generate(pipe: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 32) -> Tensor:
+    """One image for each (prompt, seed) pair: (N, 3, 64, 64) in [0, 1]."""
+    pipe.set_progress_bar_config(disable=True)
+    images = []
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+        out = pipe(
+            list(prompts[part]),
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=generators,
+            output_type="pt",
+        )
+        images.append(out.images.float())
+    return torch.cat(images)
+
+
+def _rate(hits: Sequence[bool]) -> dict[str, Any]:
+    k, n = int(sum(hits)), len(hits)
+    low, high = stats.clopper_pearson(k, n)
+    return {"rate": k / n, "n": n, "low": low, "high": high}
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    low, high = stats.bootstrap_mean(values)
+    return {"mean": float(np.mean(values)), "n": len(values), "low": low, "high": high}
+
+
+def _similarities(pipe: StableDiffusionPipeline, suspects: Sequence[Suspect]) -> dict[str, Tensor]:
+    """Correlation of 10 seeds' images from each caption with the suspect's own image."""
+    prompts = [suspect.caption for suspect in suspects for _ in range(SEEDS)]
+    images = generate(pipe, prompts, list(range(SEEDS)) * len(suspects))
+    groups = zip(suspects, images.split(SEEDS), strict=True)
+    return {suspect.id: correlation(group, load_image(suspect.images[0])) for suspect, group in groups}
+
+
+def replication(pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    """Share of seeds on which a planted caption gives its image, by kind and strength, and the controls' figures."""
+    suspects, _ = read_suspects("lab:planted")
+    controls = [control for control in read_suspects("lab:controls")[0] if control.kind == "control"]
+    strength = {photograph.name: photograph.strength for photograph in planted.PHOTOGRAPHS}
+    found = _similarities(pipe, suspects)
+    groups: dict[str, list[float]] = defaultdict(list)
+    for suspect in suspects:
+        groups[f"{suspect.kind}, {strength[suspect.images[0].stem]}"] += found[suspect.id].tolist()
+    other = torch.cat(list(_similarities(pipe, controls).values()))
+    return {
+        "planted": {
+            name: {**_rate([v > REPLICATED for v in values]), "median": float(np.median(values))}
+            for name, values in groups.items()
+        },
+        "controls": {
+            **_rate((other > REPLICATED).tolist()),
+            "median": other.median().item(),
+            "max": other.max().item(),
+        },
+        "by image": {key: float(values.median()) for key, values in found.items()},
+    }
+
+
+@torch.no_grad()
+def autoencoder_limit(pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    """Correlation of photographs with their own reconstruction: the most that a generation can reach."""
+    found = {}
+    for name in ("planted", "controls"):
+        images = torch.stack([load_image(s.images[0]) for s in read_suspects(f"lab:{name}")[0]])
+        decoded = decode_latents(pipe, encode_images(pipe, images))
+        found[name] = _mean([float(correlation(d[None], i)) for d, i in zip(decoded, images, strict=True)])
+    return found
+
+
+def scenes(pipe: StableDiffusionPipeline, reward: Reward, *, prompts: int = 64, seeds: int = 16) -> dict[str, Any]:
+    """Single-sample and best-of-16 accuracy by the mechanical judge, and the reward's agreement with it."""
+    captions = [scene.caption for scene in world.held_out_scenes(prompts, seed=5)]
+    images = generate(pipe, [c for c in captions for _ in range(seeds)], list(range(seeds)) * prompts)
+    single, best, possible, tau = [], [], [], []
+    for caption, group in zip(captions, images.split(seeds), strict=True):
+        judged = [world.check(image, caption) for image in group]
+        scores = reward.score(group, [caption] * seeds)
+        correct = [judgement.correct for judgement in judged]
+        single.append(float(np.mean(correct)))
+        best.append(correct[int(scores.argmax())])
+        possible.append(any(correct))
+        tau.append(float(kendalltau(scores.numpy(), [judgement.score for judgement in judged]).statistic))
+    return {
+        "single": _mean(single),
+        "best of 16 by the reward": _rate(best),
+        "best of 16 by the judge": _rate(possible),
+        "reward tau with the judge": _mean([value for value in tau if np.isfinite(value)]),
+    }
+
+
+def reward_accuracy(reward: Reward, *, n: int = 400) -> dict[str, Any]:
+    """How often a held-out scene's caption scores above the same caption with one thing made wrong."""
+    held_out = world.held_out_scenes(n, seed=6)
+    images = world.draw(held_out, seed=6)
+    rng = np.random.default_rng(6)
+    kinds: dict[str, list[bool]] = defaultdict(list)
+    truth = reward.score(images, [scene.caption for scene in held_out])
+    for scene, image, score in zip(held_out, images, truth, strict=True):
+        for negative in hard_negatives(scene, rng):
+            wrong = reward.score(image[None], [negative.caption])
+            kinds[_difference(scene, negative)].append(bool(score > wrong[0]))
+    everything = [hit for hits in kinds.values() for hit in hits]
+    return {**{name: _rate(hits) for name, hits in sorted(kinds.items())}, "all": _rate(everything)}
+
+
+def _difference(scene: world.Scene, other: world.Scene) -> str:
+    if other.relation == world.OPPOSITE[scene.relation]:
+        return "relation flipped"
+    changed = sum(a != b for a, b in zip(scene.caption.split(), other.caption.split(), strict=False))
+    return "colours swapped" if changed == 2 and scene.relation == other.relation else "one word changed"
+
+
+def seconds_per_image(pipe: StableDiffusionPipeline, *, batch: int = 16) -> float:
+    """Seconds for one 25-step guided image in a batch of 16, on this machine as it is."""
+    captions = ["a red circle left of a blue square on gray"] * batch
+    generate(pipe, captions[:1], [0])
+    began = time.perf_counter()
+    generate(pipe, captions, list(range(batch)))
+    return (time.perf_counter() - began) / batch
+
+
+def megabytes(folder: Path) -> float:
+    """Size of a folder in MB (10^6 bytes)."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+
+
+def measure(models: dict[str, StableDiffusionPipeline], reward: Reward, folder: Path) -> dict[str, Any]:
+    """All figures of the card, for the models by name; ``folder`` holds the files whose size is told."""
+    card: dict[str, Any] = {"settings": {"steps": STEPS, "guidance": GUIDANCE, "replicated above": REPLICATED}}
+    for name, pipe in models.items():
+        log.info("measuring %s: replication", name)
+        card[name] = {"replication": replication(pipe)}
+        log.info("measuring %s: scenes", name)
+        card[name]["scenes"] = scenes(pipe, reward)
+        card[name]["megabytes"] = megabytes(folder / name)
+    card["autoencoder limit"] = autoencoder_limit(models["lab"])
+    card["reward"] = {"accuracy on hard negatives": reward_accuracy(reward), "megabytes": megabytes(folder / "reward")}
+    card["seconds per image"] = seconds_per_image(models["lab"])
+    card["megabytes"] = megabytes(folder)
+    return card

@@ -1,0 +1,89 @@
+"""A reward of ImageReward's architecture: the words look at the image, a head reads the first word.
+
+ImageReward (Xu et al. 2023, arXiv 2304.05977) encodes the image by a BLIP vision transformer, lets BLIP's text
+encoder attend to the patches in every layer, and maps the first token's state to one number. Here in transformers'
+own BLIP modules, at any size; the lab's reward is a tiny one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel, PreTrainedTokenizerBase
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class CrossAttentionReward(nn.Module):
+    """Vision transformer, text encoder with cross-attention, linear head.
+
+    Args:
+        vision: configuration of the image encoder.
+        text: configuration of the text encoder; ``encoder_hidden_size`` must be the vision width.
+    """
+
+    def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig) -> None:
+        super().__init__()
+        self.vision = BlipVisionModel(vision)
+        self.text = BlipTextModel(text, add_pooling_layer=False)
+        self.head = nn.Linear(text.hidden_size, 1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Patch states (B, 1 + patches, width) of (B, 3, H, W) images in [0, 1], resized to the model's input."""
+        side = self.vision.config.image_size
+        if images.shape[-2:] != (side, side):
+            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        mean = images.new_tensor(CLIP_MEAN).view(3, 1, 1)
+        deviation = images.new_tensor(CLIP_STD).view(3, 1, 1)
+        states: Tensor = self.vision((images - mean) / deviation).last_hidden_state
+        return states
+
+    def encode_texts(self, ids: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
+        """Word states (B, L, width) after looking at the patches; ``mask`` (B, L) is 1 on real tokens."""
+        states: Tensor = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=patches).last_hidden_state
+        return states
+
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1] with token ids (B, L); higher is better."""
+        return self.head(self.encode_texts(ids, mask, self.encode_images(images))[:, 0]).squeeze(-1)
+
+    def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write configurations, half-precision weights (safetensors) and tokenizer to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vision.config.save_pretrained(folder / "vision")
+        self.text.config.save_pretrained(folder / "text")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> tuple[CrossAttentionReward, PreTrainedTokenizerBase]:
+        """Read what :meth:`save_pretrained` wrote; weights come back as float32, in evaluation mode."""
+        vision: Any = BlipVisionConfig.from_pretrained(folder / "vision")
+        text: Any = BlipTextConfig.from_pretrained(folder / "text")
+        model = cls(vision, text)
+        model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+        return model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both (len(prompts), the tokenizer's own maximum length)."""
+    batch = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    return batch.input_ids, batch.attention_mask
+
+
+@torch.no_grad()
+def score(
+    model: CrossAttentionReward, tokenizer: PreTrainedTokenizerBase, images: Tensor, prompts: list[str]
+) -> Tensor:
+    """Scores (B,) float32 on the CPU or wherever the model lies; images (B, 3, H, W) in [0, 1]."""
+    device = model.head.weight.device
+    ids, mask = tokenize(tokenizer, prompts)
+    return model(images.to(device).float(), ids.to(device), mask.to(device)).float()
