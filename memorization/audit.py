@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def audit(
         measurer = Measurer(pipe, settings, copies, size)
         _measure_all(run, measurer, gathered.items, settings, save_triggers=save_triggers)
         records = {item.key: run.done[item.key] for item in gathered.items}
-        summary = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
+        summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
         summary |= summarise(
             records,
             settings,
@@ -88,7 +89,7 @@ def audit(
             suspect_errors=gathered.suspect_errors,
             control_errors=gathered.control_errors,
         )
-        run.write_json("summary.json", summary)
+        summary = json.loads(run.write_json("summary.json", summary).read_text())  # as a later reader will have it
         write_page(run, records, summary)
     return AuditResult(Path(out), summary)
 

@@ -78,7 +78,7 @@ def calibrate(
         threshold: use this one and only measure it.
 
     Raises:
-        InputError: fewer than two images.
+        InputError: fewer than two images, or a similarity is not a number.
     """
     if len(images) < 2:
         raise InputError(f"Calibrating a copy detector takes at least 2 different images, got {len(images)}.")
@@ -86,6 +86,10 @@ def calibrate(
     copies = {name: detector.similarity(way(images), images).diagonal() for name, way in ways.items()}
     others = _non_copies(detector, images)
     positives = torch.cat(list(copies.values())).double()
+    if not (positives.isfinite().all() and others.isfinite().all()):
+        raise InputError(
+            "The model's autoencoder, or an image, gives values that are not numbers; try --dtype float32."
+        )
     source = "given"
     if threshold is None:
         floor = _above_all_but(others, max_fpr)
