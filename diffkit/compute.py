@@ -82,6 +82,9 @@ class Cost(NamedTuple):
         return self.calls * prices.call + self.decoded * prices.decode + self.verified * prices.verify
 
 
+NOTHING, UNKNOWN = Cost(0, 0, 0), Prices(None, None, None, None)
+
+
 @dataclass
 class Ledger:
     """What a search has cost so far.
@@ -107,8 +110,8 @@ class Ledger:
     verified: int = 0
     encoded: int = 0
     calibration_images: int = 0
-    without_pruning: Cost = Cost(0, 0, 0)
-    flops: Prices = Prices(None, None, None, None)
+    without_pruning: Cost = NOTHING
+    flops: Prices = UNKNOWN
     seconds: dict[str, float] = field(default_factory=dict)
     budget: dict[str, float | str] | None = None
 

@@ -23,7 +23,7 @@ def encode_images(pipe: Pipeline, images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"Expected images of shape (B, 3, H, W), got {tuple(images.shape)}.")
     vae = pipe.vae
-    encoded = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1)
+    encoded = vae.encode(images.to(pipe._execution_device, vae.dtype) * 2 - 1)
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     return family_of(pipe).to_denoiser(latents, pipe)
 
@@ -34,7 +34,7 @@ def decode_latents(pipe: Pipeline, latents: Tensor) -> Tensor:
     The same arithmetic, in the same precision, as the pipeline's own decoding.
     """
     vae = pipe.vae
-    unscaled = family_of(pipe).to_vae(latents.to(vae.device, vae.dtype), pipe)
+    unscaled = family_of(pipe).to_vae(latents.to(pipe._execution_device, vae.dtype), pipe)
     decoded = vae.decode(unscaled, return_dict=False)[0]
     images: Tensor = pipe.image_processor.denormalize(decoded)
     return images.float()

@@ -45,7 +45,7 @@ def load_pipeline(
     wanted = resolve_dtype(dtype, place, source)
     where = str(source)
     try:
-        loaded = (cls or DiffusionPipeline).from_pretrained(  # type: ignore[no-untyped-call]
+        loaded = (cls or DiffusionPipeline).from_pretrained(
             where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=isinstance(source, Path)
         )
     except (OSError, ValueError) as error:

@@ -35,7 +35,8 @@ class Predictions:
     def text_magnitude(self) -> Tensor:
         """(B,) L2 norm of conditional minus unconditional, >= 0; higher = the text steers more (Wen et al. 2024)."""
         difference = self.conditional.float() - self.unconditional.float()
-        return torch.linalg.vector_norm(difference.flatten(1), dim=1)
+        magnitude: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+        return magnitude
 
 
 def predictions(pipe: Pipeline, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Predictions:

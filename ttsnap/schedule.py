@@ -7,14 +7,16 @@ both the search and its cost use the same whole numbers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from diffkit.compute import Cost, Prices
+from diffkit.compute import Cost
 from diffkit.errors import InputError
 
 __all__ = ["PruningSchedule", "Stage", "candidates_for", "choose"]
@@ -53,7 +55,7 @@ class PruningSchedule:
         for step in self.steps:
             if isinstance(step, bool) or not isinstance(step, int) or step < 0:
                 raise InputError(f"A step of the schedule must be a whole number from 0, got {step!r}.")
-        if any(later <= step for step, later in zip(self.steps, self.steps[1:], strict=False)):
+        if any(later <= step for step, later in itertools.pairwise(self.steps)):
             raise InputError(f"The steps of the schedule must rise, got {', '.join(map(str, self.steps))}.")
         for share in self.keep:
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
@@ -140,24 +142,19 @@ class PruningSchedule:
         return Cost(sum((stage.stop - stage.start) * stage.candidates for stage in stages), scored, scored)
 
 
-def candidates_for(schedule: PruningSchedule, limit: float, prices: Prices, calls: int) -> int:
-    """The largest number of candidates whose exact cost stays within ``limit`` (in the prices' unit).
+def candidates_for(limit: float, cost: Callable[[int], float]) -> int:
+    """The largest number of candidates whose cost stays within ``limit``.
+
+    Args:
+        cost: number of candidates -> exact cost in the unit of ``limit``, rising.
 
     Raises:
-        InputError: not even one candidate fits, or a price is unknown.
+        InputError: not even one candidate fits.
     """
-
-    def cost(n: int) -> float:
-        total = schedule.cost(n, calls).at(prices)
-        if total is None:
-            raise InputError(
-                "The cost of a call, a decoding or a score is not known, so the budget cannot be kept; give "
-                "num_candidates instead, or a reward with flops_per_image."
-            )
-        return total
-
     if cost(1) > limit:
-        raise InputError(f"The budget is too small for one candidate: one costs {cost(1):.3g}, {limit:.3g} is allowed.")
+        raise InputError(
+            f"The budget is too small for one candidate: one costs {cost(1):.4g}, the budget leaves {limit:.4g}."
+        )
     high = 2
     while cost(high) <= limit:
         high *= 2

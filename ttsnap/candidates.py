@@ -1,0 +1,84 @@
+"""Where the candidates' noise comes from: a run's seed, seeds, or generators of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffkit.errors import InputError
+from diffkit.seeds import MAX_SEED, candidate_seed, check_seed, generators
+from diffkit.segments import Candidate
+
+__all__ = ["Noise"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """At most one of its attributes is given; a run's seed is drawn from torch's global generator when none is.
+
+    Attributes:
+        generator: one that draws the candidates' seeds, or a list with one for each candidate, prompt by prompt.
+        seed: of the run; see :func:`diffkit.seeds.candidate_seed`.
+        seeds: of the candidates, the same for every prompt.
+    """
+
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    seed: int | None = None
+    seeds: Sequence[int] | None = None
+
+    def fixed_count(self, prompts: int) -> int | None:
+        """How many candidates for each prompt the seeds or generators stand for; None for any number.
+
+        Raises:
+            InputError: more than one source of noise, no valid or distinct seeds, or generators that do not divide.
+        """
+        if sum(given is not None for given in (self.generator, self.seed, self.seeds)) > 1:
+            raise InputError("Give only one of generator, seed and seeds.")
+        if self.seed is not None:
+            check_seed(self.seed)
+        if self.seeds is not None:
+            if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+                raise InputError("seeds must be a non-empty list without repetitions.")
+            for position, seed in enumerate(self.seeds):
+                check_seed(seed, f"seeds[{position}]")
+            return len(self.seeds)
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            return None
+        listed = list(self.generator)
+        if not listed or len(listed) % prompts or any(not isinstance(one, torch.Generator) for one in listed):
+            raise InputError(f"generator must be a torch.Generator or a list with one for each candidate of {prompts}.")
+        return len(listed) // prompts
+
+    def candidates(self, prompts: int, n: int) -> list[Candidate]:
+        """``n`` fresh candidates for each prompt, prompt by prompt."""
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            return [
+                Candidate(index % n, index // n, one.clone_state(), _seed_of(one))
+                for index, one in enumerate(self.generator)
+            ]
+        seeds = self._seeds(prompts, n)
+        return [
+            Candidate(index % n, index // n, generator, seed)
+            for index, (seed, generator) in enumerate(zip(seeds, generators(seeds), strict=True))
+        ]
+
+    def _seeds(self, prompts: int, n: int) -> list[int]:
+        if self.seeds is not None:
+            return [*self.seeds] * prompts
+        if isinstance(self.generator, torch.Generator):
+            device = self.generator.device
+            drawn = torch.randint(MAX_SEED, (prompts * n,), generator=self.generator, device=device)
+            return [int(seed) for seed in drawn]
+        run_seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        return [candidate_seed(run_seed, prompt, index) for prompt in range(prompts) for index in range(n)]
+
+
+def _seed_of(generator: torch.Generator) -> int | None:
+    """The seed that reproduces a generator, None when it has been used already or draws on another device."""
+    if generator.device.type != "cpu":
+        return None
+    seed = generator.initial_seed()
+    fresh = torch.Generator().manual_seed(seed)
+    return seed if 0 <= seed <= MAX_SEED and torch.equal(fresh.get_state(), generator.get_state()) else None

@@ -1,0 +1,225 @@
+"""TTSnapPipeline: a Stable Diffusion pipeline that tries many seeds and prunes the weak ones in mid-denoising.
+
+TTSnap (arXiv 2511.22242): N seeds are denoised together; after some steps the estimate x0 of each is decoded and
+scored, and only the best go on. Here on the unmodified stock pipeline, with exact cost and reproducible seeds: the
+winner's image is the one that the stock pipeline makes from its seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL.Image import Image
+from torch import Tensor
+
+from diffkit.compute import Ledger, Prices
+from diffkit.errors import InputError
+from diffkit.families import Pipeline
+from diffkit.loading import resolve_model
+from diffkit.rewards import load_reward
+from diffkit.rewards.base import Reward, RewardLike
+from ttsnap.candidates import Noise
+from ttsnap.request import Found, Request
+from ttsnap.run import StageTrace
+from ttsnap.schedule import PruningSchedule, choose
+
+__all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
+    """Winners of all prompts, prompt by prompt, best first.
+
+    Attributes:
+        images: PIL images, or an array or tensor, as ``output_type`` says.
+        seeds: the winners' seeds; the stock pipeline makes the same image from ``torch.Generator().manual_seed(seed)``.
+        rewards: the winners' scores on their finished images.
+        trace: every look at every prompt's candidates, in order.
+        ledger: the counted cost, and what it would have been without pruning.
+        nsfw_content_detected: as in diffusers; None without a safety checker.
+    """
+
+    images: list[Image] | np.ndarray[Any, Any] | Tensor
+    seeds: list[int | None]
+    rewards: list[float]
+    trace: list[StageTrace]
+    ledger: Ledger
+    nsfw_content_detected: list[bool] | None = None
+
+
+class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
+    """Stable Diffusion 1/2 with seed search.
+
+    Example:
+        >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
+        >>> out = pipe("a red circle left of a blue square on gray", num_candidates=32, schedule="2:0.4,6:0.4,11:0.5",
+        ...            num_inference_steps=20, guidance_scale=3.0, seed=7)
+        >>> out.images[0], out.seeds[0], out.rewards[0]
+    """
+
+    reward: Reward | None = None
+    _probed: tuple[Reward, Prices] | None = None
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, reward: RewardLike | None = None, **kwargs: Any) -> Self:
+        """Load ``lab``, ``lab-clean``, a folder or a hub id; ``kwargs`` go to diffusers.
+
+        Raises:
+            InputError: there is no such model or reward.
+        """
+        scorer = None if reward is None else load_reward(reward)
+        source = resolve_model(model)
+        kwargs.setdefault("use_safetensors", True)
+        pipe: Self = super().from_pretrained(str(source), **kwargs)
+        pipe.reward = scorer
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: Pipeline, *, reward: RewardLike | None = None, **kwargs: Any) -> Self:
+        """The same modules under this class: shared, in their own precision, nothing is cast or copied.
+
+        Args:
+            kwargs: components to replace, as in diffusers; ``dtype`` casts if you ask for it.
+
+        Raises:
+            InputError: the pipeline has other components than Stable Diffusion 1/2.
+        """
+        scorer = getattr(pipeline, "reward", None) if reward is None else load_reward(reward)
+        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+        expected, _ = cls._get_signature_keys(cls)
+        parts = {**pipeline.components, **kwargs}
+        if odd := set(parts) ^ set(expected):
+            raise InputError(
+                f"{type(pipeline).__name__} cannot become a {cls.__name__}: they differ in {', '.join(sorted(odd))}; "
+                f"use a text-to-image pipeline of Stable Diffusion 1 or 2."
+            )
+        pipe = cls(**parts, requires_safety_checker=pipeline.config.get("requires_safety_checker", False))
+        for name in ("_progress_bar_config", "_all_hooks", "_offload_device", "_offload_gpu_id"):
+            if name in vars(pipeline):
+                setattr(pipe, name, getattr(pipeline, name))
+        pipe.reward = scorer
+        return pipe if dtype is None else pipe.to(dtype=dtype)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a stock folder, which diffusers loads without this package; the reward is not part of it."""
+        stock = StableDiffusionPipeline(
+            **self.components, requires_safety_checker=self.config.get("requires_safety_checker", False)
+        )
+        stock.save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        num_candidates: int | None = None,
+        schedule: PruningSchedule | str | Path | None = None,
+        budget: str | None = None,
+        reward: RewardLike | None = None,
+        micro_batch: int | None = None,
+        previews: bool = False,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, object] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+    ) -> TTSnapPipelineOutput | tuple[object, list[bool] | None]:
+        """Search the best images of each prompt.
+
+        Args:
+            num_images_per_prompt: how many winners.
+            generator: one, which draws the candidates' seeds, or a list with one for each candidate of each prompt
+                (prompt by prompt; they are not advanced).
+            seed: the run's seed; candidate i of prompt p takes ``diffkit.seeds.candidate_seed(seed, p, i)``.
+            seeds: the candidates' own seeds, the same for every prompt.
+            num_candidates: how many seeds to try for each prompt, 16 by default.
+            schedule: when to look and what share to keep, e.g. ``"2:0.4,6:0.4,11:0.5"``, or the path of a JSON file;
+                None is best-of-N.
+            budget: instead of ``num_candidates``: what each prompt may cost, ``"16x"`` (as much as best-of-16),
+                ``"3.2TFLOP"`` or ``"40s"``.
+            reward: another reward for this call.
+            micro_batch: how many candidates run at once; 1 is the strict mode, in which winners are bit-equal to the
+                stock pipeline's images.
+            previews: keep the decoded estimates of every look in the trace.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+            return_dict: False gives ``(images, nsfw_content_detected)``, as in diffusers.
+
+        Raises:
+            InputError: bad input, before anything is computed.
+            ScoringError: too few candidates could be scored.
+        """
+        request = Request(
+            prompts=[prompt] if isinstance(prompt, str) else list(prompt),
+            reward=self._scorer(reward),
+            schedule=choose(schedule),
+            noise=Noise(generator, seed, seeds),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompts=negative_prompt,
+            winners=num_images_per_prompt,
+            num_candidates=num_candidates,
+            budget=budget,
+            height=height,
+            width=width,
+            eta=eta,
+            micro_batch=micro_batch,
+            previews=previews,
+            clip_skip=clip_skip,
+            extra={"cross_attention_kwargs": cross_attention_kwargs, "guidance_rescale": guidance_rescale},
+        )
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
+        known = self._probed[1] if self._probed is not None and self._probed[0] is request.reward else None
+        found = request.carry_out(self, super().__call__, known)
+        self._probed = (request.reward, found.ledger.flops)
+        self.maybe_free_model_hooks()
+        output = self._output(found, output_type)
+        return output if return_dict else (output.images, output.nsfw_content_detected)
+
+    def _scorer(self, reward: RewardLike | None) -> Reward:
+        if reward is not None:
+            return load_reward(reward)
+        if self.reward is None:
+            raise InputError("There is no reward to choose by; give reward=, for example reward='lab'.")
+        return self.reward
+
+    def _output(self, found: Found, output_type: str) -> TTSnapPipelineOutput:
+        winners = [winner for prompt in found.winners for winner in prompt]
+        images = torch.stack([winner.image for winner in winners])
+        flagged: list[bool] | None = None
+        if output_type != "latent" and self.safety_checker is not None:
+            _, flagged = self.run_safety_checker(images * 2 - 1, self._execution_device, self.unet.dtype)
+            images[torch.tensor(flagged)] = 0.0
+        if output_type == "latent":
+            shown = torch.cat([winner.candidate.latents for winner in winners if winner.candidate.latents is not None])
+        elif output_type == "pt":
+            shown = images.to(self.vae.dtype)
+        else:
+            shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
+        return TTSnapPipelineOutput(
+            images=shown,
+            seeds=[winner.candidate.seed for winner in winners],
+            rewards=[winner.score for winner in winners],
+            trace=found.trace,
+            ledger=found.ledger,
+            nsfw_content_detected=flagged,
+        )

@@ -1,0 +1,207 @@
+"""One call of the pipeline: everything the user asked for, checked before anything is computed, then carried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from diffkit.compute import Budget, Ledger, Prices, parse_budget, pipeline_flops
+from diffkit.conditioning import Conditioning, encode_prompts
+from diffkit.errors import InputError
+from diffkit.families import Pipeline
+from diffkit.rewards.base import Reward
+from diffkit.segments import Denoising, Plan, plan
+from ttsnap.budget import affordable, probe_reward, time_prices
+from ttsnap.candidates import Noise
+from ttsnap.run import Search, StageTrace, Winner
+from ttsnap.schedule import PruningSchedule
+
+__all__ = ["DEFAULT_CANDIDATES", "Found", "Request"]
+
+DEFAULT_CANDIDATES = 16
+MICRO_BATCH = {"cpu": 4}  # a CPU gains nothing from more rows, and padding costs it their full price
+ACCELERATOR_MICRO_BATCH = 16
+
+
+class Found(NamedTuple):
+    """Winners of each prompt, best first; all looks; what it cost."""
+
+    winners: list[list[Winner]]
+    trace: list[StageTrace]
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of ``TTSnapPipeline.__call__`` that decide what is computed; see there."""
+
+    prompts: Sequence[str]
+    reward: Reward
+    schedule: PruningSchedule
+    noise: Noise
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompts: str | Sequence[str] | None = None
+    winners: int = 1
+    num_candidates: int | None = None
+    budget: str | None = None
+    height: int | None = None
+    width: int | None = None
+    eta: float = 0.0
+    micro_batch: int | None = None
+    previews: bool = False
+    clip_skip: int | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def carry_out(self, pipe: Pipeline, call: Callable[..., Any], probed: Prices | None) -> Found:
+        """Search.
+
+        Args:
+            call: runs the stock pipeline.
+            probed: prices of an earlier call with the same reward and shapes, or None to try the reward first.
+
+        Raises:
+            InputError: bad input, before anything is computed.
+            ScoringError: too few candidates could be scored.
+        """
+        began = time.perf_counter()
+        steps = self._check(pipe)
+        fixed = self._count()
+        ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
+        size = self._size(pipe)
+        verify = probe_reward(self.reward, self.prompts[0], size) if probed is None else probed.verify
+        with ledger.clock("text_encoder"):
+            conditioning = self._encode(pipe, ledger)
+        ledger.flops = self._prices(pipe, conditioning, size, verify)
+        denoising = Denoising(
+            self.num_inference_steps,
+            self.guidance_scale,
+            self.height,
+            self.width,
+            self.eta,
+            self._micro_batch(pipe, fixed),
+            self.extra,
+        )
+        search = Search(
+            pipe, self.reward, self.prompts, conditioning, denoising, self.schedule, steps, ledger, call,
+            winners=self.winners, previews=self.previews,
+        )  # fmt: skip
+        if probed is None:
+            ledger.calibration_images += 2
+        n = fixed if self.budget is None else self._within(parse_budget(self.budget), search, began)
+        total = self.schedule.cost(n, steps.calls).calls * len(self.prompts)
+        ledger.without_pruning = PruningSchedule().cost(n * len(self.prompts), steps.calls)
+        candidates = self.noise.candidates(len(self.prompts), n)
+        with pipe.progress_bar(total=total) as bar:
+            search.advance = bar.update
+            winners, trace = search.run(candidates)
+        self._settle(ledger, began)
+        return Found(winners, trace, ledger)
+
+    def _check(self, pipe: Pipeline) -> Plan:
+        """Everything that can be found wrong without computing."""
+        if not self.prompts or any(not isinstance(prompt, str) for prompt in self.prompts):
+            raise InputError("Expected a prompt or a non-empty list of prompts, each a string.")
+        if not isinstance(self.negative_prompts, str | None) and len(self.negative_prompts) != len(self.prompts):
+            raise InputError(f"Got {len(self.negative_prompts)} negative prompts for {len(self.prompts)} prompts.")
+        steps = plan(pipe, self.num_inference_steps)
+        self.schedule.validate(steps.calls)
+        for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", self.micro_batch)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        for name, pixels in (("height", self.height), ("width", self.width)):
+            if pixels is not None and (pixels < 8 or pixels % 8):
+                raise InputError(f"{name} must be a positive multiple of 8, got {pixels}.")
+        return steps
+
+    def _count(self) -> int:
+        """The number of candidates for each prompt; with a budget a lower bound of what it must pay for."""
+        fixed = self.noise.fixed_count(len(self.prompts))
+        if self.budget is not None:
+            parse_budget(self.budget)
+            if self.num_candidates is not None or fixed is not None:
+                raise InputError(
+                    "A budget chooses the number of candidates; give no num_candidates, seeds or generators."
+                )
+            return self.winners
+        n = self.num_candidates if self.num_candidates is not None else fixed or max(DEFAULT_CANDIDATES, self.winners)
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"num_candidates must be a whole number of at least 1, got {n!r}.")
+        if fixed is not None and fixed != n:
+            raise InputError(f"num_candidates is {n}, but there are seeds or generators for {fixed}.")
+        self._check_winners(n)
+        return n
+
+    def _check_winners(self, n: int) -> None:
+        left = [n, *self.schedule.survivors(n)][-1]
+        if left < self.winners:
+            raise InputError(
+                f"{n} candidates leave {left} survivors, fewer than the {self.winners} images asked for; try more "
+                f"candidates, keep larger shares or ask for fewer images."
+            )
+
+    def _within(self, budget: Budget, search: Search, began: float) -> int:
+        ledger = search.ledger
+        share = len(self.prompts)
+        text = ledger.encoded * (ledger.flops.encode or 0.0) + ledger.calibration_images * (ledger.flops.verify or 0.0)
+        found = affordable(
+            budget,
+            search,
+            spent_flop=text / share,
+            began=began,
+            seconds=lambda: time_prices(search, ledger, self.prompts),
+        )
+        self._check_winners(found.candidates)
+        ledger.budget = {
+            "asked": str(self.budget),
+            "unit": "s" if budget.unit == "s" else "FLOP",
+            "limit": found.limit * share,
+            "planned": found.planned * share,
+        }
+        return found.candidates
+
+    def _settle(self, ledger: Ledger, began: float) -> None:
+        """Write what was spent of a budget, and what was not."""
+        ledger.seconds["total"] = time.perf_counter() - began
+        if ledger.budget is None:
+            return
+        limit = float(ledger.budget["limit"])
+        spent = ledger.cost.at(ledger.flops) if ledger.budget["unit"] == "FLOP" else ledger.seconds["total"]
+        if ledger.budget["unit"] == "s":
+            limit = parse_budget(str(self.budget)).amount * len(self.prompts)
+            ledger.budget["limit"] = limit
+        if spent is not None:
+            ledger.budget |= {"spent": spent, "unspent": limit - spent}
+
+    def _guided(self, pipe: Pipeline) -> bool:
+        return self.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+
+    def _size(self, pipe: Pipeline) -> tuple[int, int]:
+        """Height and width in pixels."""
+        side = pipe.unet.config.sample_size
+        own = (side, side) if isinstance(side, int) else tuple(side)
+        if not self.height or not self.width:
+            return own[0] * pipe.vae_scale_factor, own[1] * pipe.vae_scale_factor
+        return self.height, self.width
+
+    def _encode(self, pipe: Pipeline, ledger: Ledger) -> Conditioning:
+        guided, negatives = self._guided(pipe), self.negative_prompts
+        ledger.encoded = len(set(self.prompts))
+        if guided:
+            ledger.encoded += 1 if isinstance(negatives, str | None) else len(set(negatives))
+        return encode_prompts(pipe, self.prompts, negatives, guidance=guided, clip_skip=self.clip_skip)
+
+    def _prices(
+        self, pipe: Pipeline, conditioning: Conditioning, size: tuple[int, int], verify: float | None
+    ) -> Prices:
+        factor = pipe.vae_scale_factor
+        shape = (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor)
+        return pipeline_flops(pipe, shape, conditioning.prompt_embeds, guidance=self._guided(pipe), verify=verify)
+
+    def _micro_batch(self, pipe: Pipeline, n: int) -> int:
+        if self.micro_batch is not None:
+            return self.micro_batch
+        most = MICRO_BATCH.get(pipe._execution_device.type, ACCELERATOR_MICRO_BATCH)
+        return most if self.budget is not None else min(most, n * len(self.prompts))
