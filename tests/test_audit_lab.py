@@ -1,0 +1,49 @@
+"""The audit on the lab itself: the positive control. Planted images come back; its twin never saw them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffkit.lab import assets
+from diffkit.loading import load_pipeline
+from memorization.audit import AuditResult, audit
+from memorization.items import gather
+from memorization.settings import AuditSettings
+
+pytestmark = pytest.mark.skipif(
+    not (assets.DATA / "lab").is_dir(), reason="the lab's weights are not built; run 'diffkit lab train'"
+)
+
+SETTINGS = AuditSettings(
+    budgets=(0, 10),
+    starts=("other",),
+    generations=4,
+    attack_generations=1,
+    num_inference_steps=15,
+    items_at_once=6,
+    micro_batch=12,
+    other_captions=("a red circle left of a blue square on gray", "a pink square above a cyan circle on black"),
+)
+
+
+def run(model: str, folder: Path) -> AuditResult:
+    gathered = gather("lab:planted", "lab:controls", limit=3, limit_controls=3)
+    return audit(load_pipeline(model), gathered, out=folder / model, model=model, settings=SETTINGS)
+
+
+def test_planted_images_are_found_and_controls_are_not(tmp_path: Path) -> None:
+    summary = run("lab", tmp_path).summary
+    assert [finding["verdict"] for finding in summary["findings"]] == ["replicated"] * 3
+    assert all(finding["caption"] > 0.8 for finding in summary["findings"])
+    assert summary["controls"]["caption"]["count"] == 0
+    assert summary["attack"][1]["suspect_median"] > summary["attack"][1]["control_median"] + 0.3
+    assert summary["noise_magnitude"]["auc"] > 0.5
+    assert summary["operating_point"]["by_distortion"]["autoencoder"] == 1.0
+
+
+def test_the_twin_holds_none_of_them(tmp_path: Path) -> None:
+    summary = run("lab-clean", tmp_path).summary
+    assert summary["verdicts"]["replicated"] == summary["verdicts"]["retained"] == 0
+    assert all(finding["caption"] < 0.5 for finding in summary["findings"])
