@@ -22,11 +22,13 @@ class Noise:
         generator: one that draws the candidates' seeds, or a list with one for each candidate, prompt by prompt.
         seed: of the run; see :func:`diffkit.seeds.candidate_seed`.
         seeds: of the candidates, the same for every prompt.
+        first_prompt: the first prompt's number in the run, when a long list of prompts is searched in parts.
     """
 
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     seed: int | None = None
     seeds: Sequence[int] | None = None
+    first_prompt: int = 0
 
     def fixed_count(self, prompts: int) -> int | None:
         """How many candidates for each prompt the seeds or generators stand for; None for any number.
@@ -72,7 +74,8 @@ class Noise:
             drawn = torch.randint(MAX_SEED, (prompts * n,), generator=self.generator, device=device)
             return [int(seed) for seed in drawn]
         run_seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
-        return [candidate_seed(run_seed, prompt, index) for prompt in range(prompts) for index in range(n)]
+        numbers = range(self.first_prompt, self.first_prompt + prompts)
+        return [candidate_seed(run_seed, prompt, index) for prompt in numbers for index in range(n)]
 
 
 def _seed_of(generator: torch.Generator) -> int | None:

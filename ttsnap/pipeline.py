@@ -131,6 +131,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
+        first_prompt: int = 0,
         num_candidates: int | None = None,
         schedule: PruningSchedule | str | Path | None = None,
         budget: str | None = None,
@@ -151,6 +152,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
                 (prompt by prompt; they are not advanced).
             seed: the run's seed; candidate i of prompt p takes ``diffkit.seeds.candidate_seed(seed, p, i)``.
             seeds: the candidates' own seeds, the same for every prompt.
+            first_prompt: p of the first prompt, when a long list is searched in several calls with one ``seed``.
             num_candidates: how many seeds to try for each prompt, 16 by default.
             schedule: when to look and what share to keep, e.g. ``"2:0.4,6:0.4,11:0.5"``, or the path of a JSON file;
                 None is best-of-N.
@@ -171,7 +173,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             prompts=[prompt] if isinstance(prompt, str) else list(prompt),
             reward=self._scorer(reward),
             schedule=choose(schedule),
-            noise=Noise(generator, seed, seeds),
+            noise=Noise(generator, seed, seeds, first_prompt),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompts=negative_prompt,

@@ -51,8 +51,8 @@ class _CallableReward:
         self.flops_per_image: float | None = None if flops is None else float(flops)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Whatever the function returns, as a tensor."""
-        return torch.as_tensor(self.function(images, prompts))
+        """Whatever the function returns; :func:`score_checked` makes a checked tensor of it."""
+        return self.function(images, prompts)  # type: ignore[return-value]
 
 
 def as_reward(reward: Reward | RewardFunction) -> Reward:

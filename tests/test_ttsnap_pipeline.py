@@ -1,0 +1,307 @@
+"""The winner is the stock pipeline's own image of its seed; what is counted is what ran; bad input gets a sentence."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, HeunDiscreteScheduler, StableDiffusionPipeline
+from tiny import NOISE, tiny_pipeline
+
+from diffkit.errors import InputError, ScoringError
+from diffkit.seeds import candidate_seed, generators
+from diffkit.segments import plan
+from ttsnap import PruningSchedule, TTSnapPipeline
+
+PROMPT, STEPS, SEED = "a dog", 6, 7
+OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
+PROMISED = ["ddim", "euler", "euler-ancestral", "dpm++", "unipc", "pndm"]
+
+
+def brightness(images, prompts):
+    """A reward that early estimates already order well, so that the winner is not always the same."""
+    return images.mean((1, 2, 3)) * 10
+
+
+@functools.cache
+def stock_image(scheduler: str, seed: int) -> np.ndarray:
+    """(64, 64, 3) uint8 as the stock pipeline makes it, with no toolkit in the way."""
+    pipe = tiny_pipeline(scheduler)
+    return np.asarray(pipe(PROMPT, **OPTIONS, generator=generators([seed])[0]).images[0])
+
+
+@functools.cache
+def search_pipe(scheduler: str) -> TTSnapPipeline:
+    return TTSnapPipeline.from_pipe(tiny_pipeline(scheduler), reward=brightness)
+
+
+def difference(image, scheduler: str, seed: int) -> int:
+    return int(np.abs(np.asarray(image).astype(int) - stock_image(scheduler, seed).astype(int)).max())
+
+
+def cases():
+    """Every scheduler at every pruning step; numbers of candidates and micro-batches in turn, all pairs once each."""
+    sizes = [(7, 1), (1, 4), (7, 16), (7, 4), (1, 1), (1, 16)]
+    for row, scheduler in enumerate(PROMISED):
+        for step in range(STEPS - 1):
+            yield scheduler, step, *sizes[(row + step) % len(sizes)]
+        for micro_batch in (1, 4, 16):
+            yield scheduler, row % (STEPS - 1), 7, micro_batch
+
+
+@pytest.mark.parametrize(("scheduler", "step", "n", "micro_batch"), cases())
+def test_winner_is_the_stock_image_of_its_seed(scheduler, step, n, micro_batch):
+    out = search_pipe(scheduler)(
+        PROMPT, **OPTIONS, num_candidates=n, schedule=f"{step}:0.4", seed=SEED, micro_batch=micro_batch
+    )
+    assert out.seeds[0] in {candidate_seed(SEED, 0, index) for index in range(n)}
+    assert difference(out.images[0], scheduler, out.seeds[0]) <= (0 if micro_batch == 1 else 1)
+
+
+@pytest.mark.parametrize("scheduler", PROMISED)
+@pytest.mark.parametrize("micro_batch", [4, 16])
+def test_winner_of_32_is_the_stock_image_of_its_seed(scheduler, micro_batch):
+    out = search_pipe(scheduler)(
+        PROMPT, **OPTIONS, num_candidates=32, schedule="0:0.2,2:0.5,4:0.4", seed=SEED, micro_batch=micro_batch
+    )
+    assert difference(out.images[0], scheduler, out.seeds[0]) <= 1
+
+
+def test_strict_mode_of_32_is_bit_equal():
+    out = search_pipe("unipc")(PROMPT, **OPTIONS, num_candidates=32, schedule="0:0.1", seed=SEED, micro_batch=1)
+    assert difference(out.images[0], "unipc", out.seeds[0]) == 0
+
+
+def test_best_of_n_finds_what_trying_every_seed_finds():
+    out = search_pipe("ddim")(PROMPT, **OPTIONS, num_candidates=7, seed=SEED, micro_batch=1, num_images_per_prompt=7)
+    seeds = [candidate_seed(SEED, 0, index) for index in range(7)]
+    means = {seed: stock_image("ddim", seed).mean() for seed in seeds}
+    assert out.seeds == sorted(seeds, key=means.__getitem__, reverse=True)
+    assert out.rewards == sorted(out.rewards, reverse=True)
+    assert out.rewards == pytest.approx([means[seed] / 25.5 for seed in out.seeds], abs=0.02)
+
+
+def test_trace_tells_who_survived_and_why():
+    out = search_pipe("ddim")(PROMPT, **OPTIONS, num_candidates=7, schedule="1:0.4,3:0.5", seed=SEED, previews=True)
+    sizes = [len(look.candidates) for look in out.trace]
+    assert sizes == [7, *PruningSchedule.parse("1:0.4,3:0.5").survivors(7)] == [7, 3, 2]
+    assert [look.step for look in out.trace] == [1, 3, STEPS - 1]
+    assert [len(look.previews) for look in out.trace] == sizes
+    for look, following in itertools.pairwise(out.trace):
+        assert look.survivors == following.candidates
+        dropped = [s for i, s in zip(look.candidates, look.scores, strict=True) if i not in look.survivors]
+        kept = [s for i, s in zip(look.candidates, look.scores, strict=True) if i in look.survivors]
+        assert min(kept) >= max(dropped)
+        assert look.sigma > following.sigma
+    json.dumps([look.to_dict() for look in out.trace], allow_nan=False)
+
+
+@pytest.mark.parametrize(("scheduler", "guidance"), [("ddim", 3.0), ("pndm", 3.0), ("euler", 1.0)])
+def test_ledger_counts_what_ran(scheduler, guidance):
+    pipe, rows, images, scored = tiny_pipeline(scheduler), [], [], []
+
+    def reward(batch, prompts):
+        scored.append(len(batch))
+        return brightness(batch, prompts)
+
+    pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    pipe.vae.decoder.register_forward_hook(lambda module, args, output: images.append(len(args[0])))
+    search = TTSnapPipeline.from_pipe(pipe, reward=reward)
+    options = {"num_inference_steps": STEPS, "guidance_scale": guidance}
+    ledger = search(["a", "cat"], **options, num_candidates=7, schedule="1:0.4,3:0.5", micro_batch=4, seed=1).ledger
+    calls = plan(pipe, STEPS).calls
+    assert ledger.denoiser_rows == sum(rows)
+    assert ledger.cost == PruningSchedule.parse("1:0.4,3:0.5").cost(7, calls)._replace(
+        calls=2 * (7 * 2 + 3 * 2 + 2 * (calls - 4)), decoded=2 * 12, verified=2 * 12
+    )
+    assert sum(scored) == ledger.verified + ledger.calibration_images
+    assert sum(images) == ledger.decoded + 1  # once without data, to count the decoder's FLOP
+    assert ledger.without_pruning == (2 * 7 * calls, 14, 14)
+    json.dumps(ledger.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("budget", ["3x", "8x", "1.5GFLOP", "0.02TFLOP"])
+@pytest.mark.parametrize("schedule", ["", "1:0.4,3:0.5"])
+def test_budget_is_used_up_and_never_overrun(budget, schedule):
+    if (budget, schedule) == ("0.02TFLOP", ""):
+        pytest.skip("the pruned case covers it at a third of the time")
+    pipe = search_pipe("ddim")
+    out = pipe(PROMPT, **OPTIONS, budget=budget, schedule=schedule, seed=SEED)
+    n, told = len(out.trace[0].candidates), out.ledger.budget
+    parsed = PruningSchedule.parse(schedule)
+    assert out.ledger.cost == parsed.cost(n, STEPS)
+    assert told["spent"] <= told["limit"] < parsed.cost(n + 1, STEPS).at(out.ledger.flops)
+    assert told["spent"] + told["unspent"] == pytest.approx(told["limit"])
+    if budget.endswith("x"):
+        assert told["limit"] == pytest.approx(
+            PruningSchedule().cost(1, STEPS).at(out.ledger.flops) * float(budget[:-1])
+        )
+        assert n == int(budget[:-1]) or schedule
+
+
+def test_budget_in_seconds_chooses_a_number():
+    out = search_pipe("ddim")(PROMPT, **OPTIONS, budget="1s", schedule="1:0.4", seed=SEED)
+    assert out.ledger.budget["unit"] == "s"
+    assert out.ledger.budget["planned"] <= 0.9
+    assert out.ledger.calibration_calls > 0
+
+
+def test_nan_is_dropped_reported_and_never_wins():
+    def sometimes(images, prompts):
+        scores = brightness(images, prompts)
+        scores[scores == scores.max()] = float("nan")
+        return scores
+
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=sometimes)
+    out = pipe(PROMPT, **OPTIONS, num_candidates=8, schedule="2:0.5", seed=SEED, micro_batch=4)
+    first, last = out.trace
+    assert first.scores.count(None) == len(first.reasons) == 2
+    assert not set(first.reasons) & set(first.survivors)
+    assert last.scores[last.candidates.index(last.survivors[0])] == out.rewards[0]
+    assert np.isfinite(out.rewards[0])
+    with pytest.raises(ScoringError, match="Only 0 of 3 candidates .* returned nan"):
+        pipe(PROMPT, **OPTIONS, num_candidates=3, reward=lambda images, prompts: [float("nan")] * len(images))
+
+
+def test_lower_may_be_better():
+    def dark(images, prompts):
+        return brightness(images, prompts)
+
+    dark.higher_is_better = False
+    out = search_pipe("ddim")(PROMPT, **OPTIONS, num_candidates=5, reward=dark, seed=SEED)
+    assert out.rewards[0] == min(out.trace[0].scores)
+
+
+def test_lists_of_prompts_winners_and_outputs():
+    pipe = search_pipe("ddim")
+    options = {**OPTIONS, "seed": SEED, "num_candidates": 4, "num_images_per_prompt": 2}
+    both = pipe([PROMPT, "cat"], **options)
+    assert len(both.images) == len(both.seeds) == len(both.rewards) == 4
+    assert both.seeds[:2] == pipe(PROMPT, **options).seeds
+    assert set(both.seeds[2:]) <= {candidate_seed(SEED, 1, index) for index in range(4)}
+    images, flagged = pipe(PROMPT, **options, return_dict=False, output_type="np")
+    assert flagged is None
+    assert images.shape == (2, 64, 64, 3)
+    assert pipe(PROMPT, **options, output_type="pt").images.shape == (2, 3, 64, 64)
+    latents = pipe(PROMPT, **options, output_type="latent").images
+    stock = tiny_pipeline()(PROMPT, **OPTIONS, generator=generators(both.seeds[:1])[0], output_type="latent").images
+    torch.testing.assert_close(latents[:1], stock, rtol=1e-4, atol=1e-3)
+
+
+def test_noise_may_come_from_seeds_or_generators():
+    pipe, seeds = search_pipe("ddim"), [5, 6, 9]
+    options = {**OPTIONS, "num_images_per_prompt": 3}
+    expected = pipe(PROMPT, **options, seeds=seeds)
+    assert sorted(expected.seeds) == seeds
+    listed = generators(seeds)
+    assert pipe(PROMPT, **options, generator=listed).seeds == expected.seeds
+    assert torch.equal(listed[0].get_state(), generators(seeds)[0].get_state())
+    torch.randn(3, generator=listed[0])
+    assert pipe(PROMPT, **options, generator=listed).seeds.count(None) == 1
+    one = [pipe(PROMPT, **options, num_candidates=3, generator=generators([3])[0]).seeds for _ in range(2)]
+    assert one[0] == one[1]
+
+
+@pytest.mark.parametrize("height", [64, 96])
+def test_size_eta_and_negative_prompt_reach_the_stock_pipeline(height):
+    options = {**OPTIONS, "height": height, "width": 64, "eta": 0.5, "negative_prompt": "cat"}
+    options["guidance_rescale"] = 0.3
+    out = search_pipe("ddim")(PROMPT, **options, seeds=[3, 4], schedule="2:0.5", micro_batch=1)
+    stock = tiny_pipeline()(PROMPT, **options, generator=generators(out.seeds)[0]).images[0]
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(stock))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_from_pipe_shares_modules_and_casts_nothing(dtype):
+    stock = tiny_pipeline().to(dtype=dtype)
+    pipe = TTSnapPipeline.from_pipe(stock, reward=brightness)
+    assert all(pipe.components[name] is module for name, module in stock.components.items())
+    assert pipe.dtype == stock.unet.dtype == dtype
+    assert pipe._progress_bar_config == stock._progress_bar_config
+    out = pipe(PROMPT, **OPTIONS, num_candidates=2, schedule="2:0.5", seed=SEED, micro_batch=1)
+    again = stock(PROMPT, **OPTIONS, generator=generators(out.seeds)[0]).images[0]
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(again))
+
+
+def test_saved_folder_is_stock_and_comes_back(tmp_path):
+    search_pipe("euler").save_pretrained(tmp_path)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is StableDiffusionPipeline
+    pipe = TTSnapPipeline.from_pretrained(tmp_path, reward=brightness)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(PROMPT, **OPTIONS, num_candidates=2, seed=SEED, micro_batch=1)
+    assert difference(out.images[0], "euler", out.seeds[0]) == 0
+    assert isinstance(pipe.to("cpu"), TTSnapPipeline)
+
+
+def test_one_progress_bar_which_obeys(capsys):
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
+    pipe(PROMPT, **OPTIONS, num_candidates=3, schedule="1:0.4")
+    assert capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(disable=False, mininterval=0)
+    pipe(PROMPT, **OPTIONS, num_candidates=3, schedule="1:0.4")
+    shown = capsys.readouterr().err
+    total = PruningSchedule.parse("1:0.4").cost(3, STEPS).calls
+    assert f"{total}/{total}" in shown
+    assert f"{STEPS}/{STEPS}" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"schedule": "5:0.5"}, "must come before its last one"),
+        ({"schedule": "3:0.5,2:0.5"}, "must rise"),
+        ({"schedule": "2:1.5"}, r"must lie in \(0, 1\]"),
+        ({"schedule": "2:0"}, r"must lie in \(0, 1\]"),
+        ({"schedule": "two"}, "step:share"),
+        ({"schedule": 3}, "Expected a PruningSchedule"),
+        ({"num_candidates": 0}, "num_candidates must be"),
+        ({"num_candidates": 4, "num_images_per_prompt": 3, "schedule": "2:0.5"}, "leave 2 survivors, fewer than the 3"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be"),
+        ({"micro_batch": 0}, "micro_batch must be"),
+        ({"budget": "0.5x"}, "too small for one candidate"),
+        ({"budget": "lots"}, "Cannot read the budget"),
+        ({"budget": "4x", "num_candidates": 3}, "A budget chooses"),
+        ({"seed": 1, "seeds": [1]}, "only one of"),
+        ({"seed": -1}, "seed must be"),
+        ({"seeds": [1, 1]}, "without repetitions"),
+        ({"seeds": [1, 2], "num_candidates": 3}, "for 2"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be"),
+        ({"num_inference_steps": 2000}, "refuses 2000 steps"),
+        ({"height": 63, "width": 64}, "multiple of 8"),
+        ({"output_type": "gif"}, "output_type"),
+        ({"reward": lambda images, prompts: images.mean()}, "one score for each of 2 images"),
+        ({"reward": lambda images, prompts: "good"}, "no numbers"),
+        ({"reward": 5}, "Expected the name of a reward"),
+        ({"reward": "nobody"}, "Unknown reward 'nobody'"),
+        ({"prompt": []}, "non-empty list of prompts"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts"),
+    ],
+)
+def test_bad_input_gets_a_sentence_before_anything_runs(options, sentence):
+    pipe, ran = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness), []
+    pipe.unet.register_forward_hook(lambda module, args, output: ran.append(output[0].device.type))
+    arguments = {"prompt": PROMPT, **OPTIONS, **options}
+    with pytest.raises(InputError, match=sentence):
+        pipe(**arguments)
+    assert not ran
+
+
+def test_refuses_other_schedulers_and_pipelines():
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
+    pipe.scheduler = HeunDiscreteScheduler(**NOISE)
+    with pytest.raises(InputError, match="cannot be suspended"):
+        pipe(PROMPT, **OPTIONS)
+    with pytest.raises(InputError, match="give reward="):
+        TTSnapPipeline.from_pipe(tiny_pipeline())(PROMPT, **OPTIONS)
+
+    class Guided(StableDiffusionPipeline):
+        @property
+        def components(self):
+            return {**super().components, "controlnet": object()}
+
+    with pytest.raises(InputError, match="differ in controlnet"):
+        TTSnapPipeline.from_pipe(Guided(**tiny_pipeline().components, requires_safety_checker=False))

@@ -1,0 +1,160 @@
+"""``diffkit ttsnap generate``: the best image of many seeds for each prompt, by reward, within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError, ScoringError
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
+
+if TYPE_CHECKING:
+    from diffkit.runs import Run
+    from ttsnap.pipeline import TTSnapPipeline
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+EXIT_ITEMS = 3
+
+
+@app.callback()
+def ttsnap() -> None:
+    """Search the seed whose image a reward likes best, pruning weak seeds in the middle of denoising."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", dir_okay=False, exists=True, help="Text file, one prompt a line.")
+    ] = None,
+    model: Model = "lab",
+    reward: Annotated[str, typer.Option(help="Registered name of the reward.")] = "lab",
+    candidates: Annotated[int | None, typer.Option(min=1, help="Seeds to try for each prompt; 16 by default.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Instead of --candidates, for each prompt: 16x (best-of-16), 3.2TFLOP or 40s.")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5, or a .json file; none is best-of-N.")
+    ] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    winners: Annotated[int, typer.Option(min=1, help="Images to keep for each prompt.")] = 1,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Candidates run at once; 1 is bit-exact.")] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    limit: Limit = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Save the winners of each prompt as PNG, with their seeds, rewards, the looks and the counted cost.
+
+    Needs a folder, --out; the same command resumes there.
+    Exit codes: 0 done; 2 wrong input; 3 some prompts could not be scored; 130 interrupted.
+    """
+    wanted = _prompts(prompts, prompts_file)[:limit]
+    config = {
+        "prompts": wanted, "model": model, "revision": revision, "dtype": dtype, "reward": reward,
+        "candidates": candidates, "budget": budget, "schedule": schedule, "steps": steps, "guidance": guidance,
+        "negative": negative, "winners": winners, "micro_batch": micro_batch, "seed": seed,
+    }  # fmt: skip
+    if out is None:
+        raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
+    pipe = _load(config, device)
+    if dry_run:
+        say(f"Would search {len(wanted)} prompts with {model} and the reward {reward}; nothing was run.")
+        return
+    from diffkit.runs import Run
+
+    provenance = {"device": str(pipe.device), "seeds": {"run": seed}}
+    with Run.open(out, config=config, kind="ttsnap", provenance=provenance) as run:
+        for index, prompt in enumerate(wanted):
+            if f"{index:04d}" not in run.done:
+                say(f"{index + 1} of {len(wanted)}: {prompt}")
+                _search(pipe, run, index, prompt, config)
+        items = [run.done[f"{index:04d}"] for index in range(len(wanted))]
+        failed = [item for item in items if item["error"] is not None]
+        run.write_json("summary.json", {"prompts": len(items), "failed": len(failed), "items": items})
+    _show(items, out, format)
+    if failed:
+        raise typer.Exit(EXIT_ITEMS)
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    wanted = [*(given or []), *(line.strip() for line in lines if line.strip())]
+    if not wanted:
+        raise InputError("There is no prompt; write one, or give a file with --prompts.")
+    return wanted
+
+
+def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
+    """The pipeline, after everything that can be checked without it."""
+    from diffkit.compute import parse_budget
+    from diffkit.loading import load_pipeline
+    from diffkit.rewards import load_reward
+    from diffkit.segments import plan
+    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.schedule import choose
+
+    schedule = choose(config["schedule"])
+    if config["budget"] is not None:
+        parse_budget(config["budget"])
+        if config["candidates"] is not None:
+            raise InputError("--budget chooses the number of candidates; leave out --candidates.")
+    reward = load_reward(config["reward"])
+    stock = load_pipeline(config["model"], revision=config["revision"], dtype=config["dtype"], device=device)
+    pipe = TTSnapPipeline.from_pipe(stock, reward=reward)
+    schedule.validate(plan(pipe, config["steps"]).calls)
+    return pipe
+
+
+def _search(pipe: TTSnapPipeline, run: Run, index: int, prompt: str, config: dict[str, Any]) -> None:
+    """Search one prompt and record it; a prompt that cannot be scored is recorded with its reason."""
+    from diffkit.console import is_quiet
+    from ttsnap.pictures import contact_sheet, score_figure
+
+    key = f"{index:04d}"
+    pipe.set_progress_bar_config(disable=is_quiet(), leave=False)
+    item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": []}
+    try:
+        out = pipe(
+            prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
+            negative_prompt=config["negative"], num_images_per_prompt=config["winners"], seed=config["seed"],
+            first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
+            schedule=config["schedule"], micro_batch=config["micro_batch"], previews=True, return_dict=True,
+        )  # fmt: skip
+    except ScoringError as error:
+        run.write(key, {**item, "error": str(error)})
+        return
+    for rank, (image, seed, score) in enumerate(zip(out.images, out.seeds, out.rewards, strict=True)):
+        item["winners"].append({"image": run.save_image(f"{key}-{rank}", image), "seed": seed, "reward": score})
+    item["scores"] = run.save_image(f"{key}-scores", score_figure(out.trace, title=prompt))
+    item["looks"] = run.save_image(f"{key}-looks", contact_sheet(out.trace))
+    item["candidates"] = len(out.trace[0].candidates)
+    item["trace"] = [look.to_dict() for look in out.trace]
+    item["ledger"] = out.ledger.to_dict()
+    run.write(key, item)
+
+
+def _show(items: list[dict[str, Any]], out: Path, format: str) -> None:
+    if format == "json":
+        write_json(items)
+        return
+    rows: list[list[object]] = []
+    for item in items:
+        if item["error"] is not None:
+            rows.append([item["prompt"], None, None, None, None, item["error"]])
+        for winner in item["winners"]:
+            calls, full = item["ledger"]["calls"], item["ledger"]["without_pruning"]["calls"]
+            cost = f"{calls} of {full} calls"
+            rows.append([item["prompt"], item["candidates"], winner["seed"], f"{winner['reward']:.4f}", cost,
+                         str(out / winner["image"])])  # fmt: skip
+    write_table(["prompt", "candidates", "seed", "reward", "cost", "image"], rows)
