@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffkit.lab import world
 from diffkit.lab.assets import DATA
 from diffkit.lab.planted import CONTROL_SCENES, PHOTOGRAPHS, Photograph, sticker
-from diffkit.lab import world
 
 CC0, PUBLIC, BSD, BY = "CC0-1.0", "public domain", "BSD-3-Clause (as distributed)", "CC-BY-2.0"
 SKIMAGE, SKLEARN = "scikit-image 0.17.2", "scikit-learn 1.9.1"
@@ -83,6 +83,7 @@ def cut(folder: Path, photograph: Photograph) -> Image.Image:
 
 
 def main() -> None:
+    """Cut everything and write the folders anew."""
     folder = Path(sys.argv[1])
     for part in ("planted", "controls"):
         shutil.rmtree(DATA / part, ignore_errors=True)

@@ -36,7 +36,8 @@ def correlation(images: Tensor, reference: Tensor) -> Tensor:
     """Pearson correlation of all pixels and channels: (B, 3, H, W) with (3, H, W) -> (B,) in [-1, 1]."""
     a = images.flatten(1) - images.flatten(1).mean(1, keepdim=True)
     b = (reference - reference.mean()).flatten()
-    return (a @ b) / (a.norm(dim=1) * b.norm()).clamp(min=1e-8)
+    found: Tensor = (a @ b) / (a.norm(dim=1) * b.norm()).clamp(min=1e-8)
+    return found
 
 
 @torch.no_grad()

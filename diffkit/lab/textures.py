@@ -19,7 +19,8 @@ def pink_noise(n: int, size: int, generator: torch.Generator) -> Tensor:
     white = torch.randn(n, 3, size, size, generator=generator)
     mixed = 0.8 * white.mean(1, keepdim=True) * 3**0.5 + 0.45 * white
     noise = torch.fft.ifft2(torch.fft.fft2(mixed) / radius).real
-    return (noise - noise.mean((2, 3), keepdim=True)) / noise.std((1, 2, 3), keepdim=True)
+    scaled: Tensor = (noise - noise.mean((2, 3), keepdim=True)) / noise.std((1, 2, 3), keepdim=True)
+    return scaled
 
 
 def dead_leaves(n: int, *, generator: torch.Generator, size: int = 64, leaves: int = 90) -> Tensor:

@@ -52,7 +52,8 @@ class CrossAttentionReward(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1] with token ids (B, L); higher is better."""
-        return self.head(self.encode_texts(ids, mask, self.encode_images(images))[:, 0]).squeeze(-1)
+        scores: Tensor = self.head(self.encode_texts(ids, mask, self.encode_images(images))[:, 0]).squeeze(-1)
+        return scores
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write configurations, half-precision weights (safetensors) and tokenizer to ``folder``."""
@@ -86,4 +87,5 @@ def score(
     """Scores (B,) float32 on the CPU or wherever the model lies; images (B, 3, H, W) in [0, 1]."""
     device = model.head.weight.device
     ids, mask = tokenize(tokenizer, prompts)
-    return model(images.to(device).float(), ids.to(device), mask.to(device)).float()
+    scores: Tensor = model(images.to(device).float(), ids.to(device), mask.to(device))
+    return scores.float()

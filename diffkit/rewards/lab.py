@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
 from diffkit.lab import assets
@@ -26,13 +27,9 @@ class LabReward:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.model, self.tokenizer = CrossAttentionReward.from_pretrained(folder or assets.reward_path())
+        self.flops_per_image: float | None = self._count_flops()
 
-    @cached_property
-    def flops_per_image(self) -> float:
-        """Floating-point operations of one score."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
+    def _count_flops(self) -> float:
         ids, mask = tokenize(self.tokenizer, [""])
         side = self.model.vision.config.image_size
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from diffkit.lab.train.loop import train
 TEXT_LENGTH = 16
 WIDTH = 128
 START, END = "<|startoftext|>", "<|endoftext|>"
-Branch = Literal["lab", "lab-clean"]
 
 
 def new_tokenizer() -> CLIPTokenizer:
@@ -190,15 +189,11 @@ def train_denoisers(
         return diffusion_loss(trunk.pipe, _draw(scenes, 32))
 
     _run("trunk", trunk, scenes_only, shared_steps, 1e-3, folder, seed)
-    finished = {}
-    branches: tuple[Branch, ...] = ("lab", "lab-clean")
-    for branch in branches:
-        finished[branch] = _train_branch(branch, trunk, scenes, folder, branch_steps, seed)
-    return finished
+    return {name: _train_branch(name, trunk, scenes, folder, branch_steps, seed) for name in assets.MODELS}
 
 
 def _train_branch(
-    branch: Branch, trunk: _Trainee, scenes: Examples, folder: Path, steps: int, seed: int
+    branch: str, trunk: _Trainee, scenes: Examples, folder: Path, steps: int, seed: int
 ) -> StableDiffusionPipeline:
     trainee = _Trainee(copy.deepcopy(trunk.averaged()))
     memories, weights = planted_examples(trainee.pipe)
@@ -219,7 +214,9 @@ def _draw(examples: Examples, n: int) -> Examples:
     return Examples(examples.latents[chosen], examples.ids[chosen])
 
 
-def _run(name: str, trainee: _Trainee, loss_at, steps: int, rate: float, folder: Path, seed: int) -> None:  # type: ignore[no-untyped-def]
+def _run(
+    name: str, trainee: _Trainee, loss_at: Callable[[int], Tensor], steps: int, rate: float, folder: Path, seed: int
+) -> None:
     train(
         name,
         models=trainee.live,

@@ -3,7 +3,8 @@
 Every step draws new arrangements of shapes and, for each, captions that are true, nearly true (relation flipped,
 colours swapped, one word changed) or random. The label is the share of the caption that holds, known from how the
 picture was made: no judge and no denoised image is ever seen. Two auxiliary tasks make relations learnable in
-minutes: each patch tells what covers it; each noun attends to its thing's patches and tells where it is.
+minutes: each patch tells what covers it and where it lies; each noun attends to its thing's patches and tells where
+that is.
 """
 
 from __future__ import annotations
@@ -83,8 +84,7 @@ def sample_picture(rng: np.random.Generator) -> Picture:
         things = things[:1]
     elif event < 0.25:
         things = _add_third(things, rng)
-    rng.shuffle(things)  # type: ignore[arg-type]
-    return Picture(things, scene.background)
+    return Picture([things[i] for i in rng.permutation(len(things))], scene.background)
 
 
 def _training_scene(rng: np.random.Generator) -> Scene:
@@ -97,7 +97,8 @@ def _training_scene(rng: np.random.Generator) -> Scene:
 def _add_third(things: list[Placed], rng: np.random.Generator) -> list[Placed]:
     thing = Thing(str(rng.choice(COLOURS)), str(rng.choice(SHAPES)))
     for _ in range(20):
-        extra = Placed(thing, *map(float, rng.uniform(12, 52, size=2)), float(rng.uniform(6, 11)))
+        x, y, radius = rng.uniform((12, 12, 6), (52, 52, 11))
+        extra = Placed(thing, float(x), float(y), float(radius))
         if all(np.hypot(extra.x - t.x, extra.y - t.y) > extra.radius + t.radius + 3 for t in things):
             return [*things, extra]
     return things
@@ -206,6 +207,7 @@ class _Auxiliary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.contents = nn.Linear(WIDTH, len(COLOURS) + len(SHAPES) + len(BACKGROUNDS))
+        self.where = nn.Linear(WIDTH, 2)  # a patch's own column and row
         self.noun = nn.Linear(WIDTH, 3)  # present, x, y
         self.word = nn.Linear(WIDTH, 1)  # does the relation, the background hold
 
@@ -250,10 +252,12 @@ def _loss(
     parts = torch.tensor([item.parts for item in labels])
     places = torch.tensor([item.places for item in labels])
     contents = torch.stack([patch_contents(picture) for picture in pictures])
+    column, row = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="xy")
     rows = torch.arange(len(flat))
     subject, relation, other, background = _word_positions(flat)
     value = F.mse_loss(scores, parts.mean(1))
     seen = F.mse_loss(auxiliary.contents(patches[:, 1:]), contents)
+    placed = (auxiliary.where(patches[:, 1:]) - torch.stack([column, row], -1).view(-1, 2)).square().mean()
     looks = torch.stack([read.cross_attentions[1][rows, :2, word, 1:] for word in (subject, other)], 1)
     attended = _attention_loss(looks, labels)
     nouns = torch.stack([auxiliary.noun(states[rows, subject]), auxiliary.noun(states[rows, other])], 1)
@@ -262,7 +266,8 @@ def _loss(
     where = (offset * (parts[:, :2] > 0)).mean()
     words = auxiliary.word(torch.stack([states[rows, relation], states[rows, background]], 1)).squeeze(-1)
     holds = F.mse_loss(words, parts[:, 2:])
-    return 4 * value + 4 * seen + present + where + holds + 0.2 * attended
+    total: Tensor = 4 * value + 4 * seen + placed + present + where + holds + 0.2 * attended
+    return total
 
 
 def _attention_loss(looks: Tensor, labels: list[Labels]) -> Tensor:
