@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,7 +13,7 @@ from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, 
 
 if TYPE_CHECKING:
     from diffkit.runs import Run
-    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 EXIT_ITEMS = 3
@@ -125,7 +125,7 @@ def _search(pipe: TTSnapPipeline, run: Run, index: int, prompt: str, config: dic
     pipe.set_progress_bar_config(disable=is_quiet(), leave=False)
     item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": []}
     try:
-        out = pipe(
+        found = pipe(
             prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
             negative_prompt=config["negative"], num_images_per_prompt=config["winners"], seed=config["seed"],
             first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
@@ -134,6 +134,7 @@ def _search(pipe: TTSnapPipeline, run: Run, index: int, prompt: str, config: dic
     except ScoringError as error:
         run.write(key, {**item, "error": str(error)})
         return
+    out = cast("TTSnapPipelineOutput", found)  # return_dict
     for rank, (image, seed, score) in enumerate(zip(out.images, out.seeds, out.rewards, strict=True)):
         item["winners"].append({"image": run.save_image(f"{key}-{rank}", image), "seed": seed, "reward": score})
     item["scores"] = run.save_image(f"{key}-scores", score_figure(out.trace, title=prompt))

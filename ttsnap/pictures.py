@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -37,7 +36,7 @@ def score_figure(trace: Sequence[StageTrace], *, title: str) -> Image.Image:
     axes.set(xlabel="look after step", ylabel="reward of the estimate")
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
