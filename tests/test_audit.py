@@ -308,3 +308,13 @@ def test_no_folder_for_the_results(sources: tuple[Path, Path]) -> None:
     done = CliRunner().invoke(app, ["audit", "--suspects", str(sources[0]), "--controls", "none"])
     assert done.exit_code == 2
     assert "--out" in done.output
+
+
+def test_captions_alone_are_heard_and_counted(tmp_path: Path) -> None:
+    """A published list without its images: a noise magnitude for each, no similarity, no false comfort."""
+    (tmp_path / "list.txt").write_text("a dog\na cat\n")
+    result = run(gather(tmp_path / "list.txt", None), tmp_path / "run")
+    assert result.summary["verdicts"]["could not be scored"] == 2
+    assert result.summary["operating_point"]["source"].startswith("not calibrated")
+    assert result.summary["noise_magnitude"]["suspects"] == 2
+    assert "no image to compare with" in (tmp_path / "run/report.html").read_text()
