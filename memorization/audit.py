@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from diffkit.console import progress, say
-from diffkit.latents import decode_latents, encode_images
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
+from memorization.generate import round_trip
 from memorization.items import AuditItem, Gathered, data_digest, load_references
 from memorization.measure import Measurement, Measurer
 from memorization.page import write_page
@@ -113,7 +112,7 @@ def operating_point(
     images = [stack[0] for stack in known if stack is not None]
     if len(images) >= 2:
         point = calibrate(
-            copies, torch.stack(images), round_trip=lambda x: _round_trip(pipe, x), threshold=settings.threshold
+            copies, torch.stack(images), round_trip=lambda x: round_trip(pipe, x), threshold=settings.threshold
         )
         return point.to_json()
     return {
@@ -122,13 +121,6 @@ def operating_point(
         "threshold": copies.threshold if settings.threshold is None else settings.threshold,
         "source": "not calibrated: fewer than two images",
     }
-
-
-@torch.no_grad()
-def _round_trip(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
-    """Images through the model's own autoencoder, a few at a time."""
-    parts = [decode_latents(pipe, encode_images(pipe, part.to(pipe.device))).float().cpu() for part in images.split(8)]
-    return torch.cat(parts)
 
 
 def _measure_all(

@@ -30,12 +30,14 @@ class Scores:
         caption: similarity to its image(s) when generated from the caption alone, over seeds; None = not scored.
         curve: budget -> similarity under the attack, the best start's; None = not scored.
         reason: why something is missing.
+        ceiling: similarity of the image to itself after the model's own autoencoder, the most any copy can reach.
     """
 
     key: str
     caption: float | None = None
     curve: Mapping[int, float] | None = None
     reason: str | None = None
+    ceiling: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def judge(
     - ``replicated``: the caption alone gives the image (caption similarity at or above the threshold).
     - ``retained``: it does not, but the attack does at the pre-set budget, and corrected p <= alpha.
     - ``not shown``: neither, at the pre-set budget.
-    - ``inconclusive``: the controls are too few, come back themselves, or do not set the suspect apart.
+    - ``inconclusive``: the controls are too few, come back themselves, or do not set the suspect apart; or the
+      autoencoder blurs this image so much that the copy detector could not see a memory.
     - ``could not be scored``: no image to compare with, or its scoring failed.
 
     Controls that come out of their own captions put every verdict in doubt, ``replicated`` included; too few
@@ -193,6 +196,9 @@ def _verdict(
     if similarity is None or q is None:
         return "could not be scored", suspect.reason or "the attack was not scored"
     at = f"at budget {check.budget}: {similarity:.2f}"
+    if similarity < threshold and suspect.ceiling < threshold:
+        why = f"its own copy by the autoencoder reaches only {suspect.ceiling:.2f}: a memory could not be seen"
+        return "inconclusive", why
     if similarity < threshold:
         return "not shown", f"{at} < {threshold:.2f}"
     if q > alpha:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.latents import decode_latents, encode_images
 from diffkit.seeds import generators
 from memorization.detect import Detector
 
@@ -95,3 +96,10 @@ def _call(
     with detector.record(pipe) as recorded:
         images = pipe(**arguments).images.float().cpu()
     return images, detector.score(recorded)
+
+
+@torch.no_grad()
+def round_trip(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
+    """(n, 3, H, W) images through the model's own autoencoder and back, one at a time: the best it could draw."""
+    parts = [decode_latents(pipe, encode_images(pipe, image[None].to(pipe.device))) for image in images]
+    return torch.cat(parts).cpu()

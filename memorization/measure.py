@@ -21,7 +21,7 @@ from memorization.attack.base import Attack, Target, Triggers
 from memorization.attack.starts import OTHER_CAPTIONS, StartingPoints, read_starts
 from memorization.copies import CopyDetector
 from memorization.detect import detectors
-from memorization.generate import Generated, Sampling, generate, item_seed
+from memorization.generate import Generated, Sampling, generate, item_seed, round_trip
 from memorization.items import AuditItem, References, load_references
 from memorization.settings import AuditSettings
 
@@ -124,10 +124,12 @@ class Measurer:
     def _measurement(
         self, item: AuditItem, known: References, made: Generated, attacked: Mapping[str, Attacked] | None
     ) -> Measurement:
-        reason, similarity, heard = known.reason, None, None
+        reason, similarity, heard, ceiling = known.reason, None, None, None
         try:
             heard = _finite(made.scores.tolist(), self.detector.name) if made.scores is not None else None
             if known.images is not None:
+                drawn = round_trip(self.pipe, known.images[:1])
+                ceiling = _finite(self._similarity(drawn, known.images[:1]), "similarity")
                 similarity = _finite(self._similarity(made.images, known.images), "similarity")
                 for result in (attacked or {}).values():
                     _finite([value for row in result.similarity for value in row], "similarity")
@@ -141,6 +143,7 @@ class Measurer:
             "kind": item.suspect.kind,
             "reason": reason,
             "seeds": self._seeds(item, "caption", self.settings.generations),
+            "ceiling": _rounded(ceiling),
             "caption": _rounded(similarity),
             self.detector.name: _rounded(heard),
             "attack": {name: [_rounded(row) for row in result.similarity] for name, result in attacked.items()}

@@ -29,7 +29,8 @@ def scores(key: str, record: Record, budgets: Sequence[int]) -> Scores:
     if record["attack"] is not None:
         medians = [[median(row) for row in rows] for rows in record["attack"].values()]
         curve = dict(zip(budgets, (max(column) for column in zip(*medians, strict=True)), strict=True))
-    return Scores(key, caption, curve, record["reason"])
+    ceiling = record["ceiling"][0] if record["ceiling"] else 1.0
+    return Scores(key, caption, curve, record["reason"], ceiling)
 
 
 def conclude(records: Mapping[str, Record], settings: AuditSettings, *, threshold: float) -> Outcome:

@@ -37,6 +37,8 @@ def verdict(suspect: Scores, known: list[Scores], **options: float) -> str:
         (Scores("s", 0.9, HIGH), controls(18) + controls(2, LOW, caption=0.9), "inconclusive"),  # trained on?
         (Scores("s", 0.2, LATE), controls(18) + controls(2, LATE), "not shown"),  # budget falls back to 10
         (Scores("s", 0.2, HIGH), controls(18) + controls(2, LATE), "retained"),
+        (Scores("s", 0.2, LOW, ceiling=0.7), controls(19), "inconclusive"),  # a perfect copy would not be seen
+        (Scores("s", 0.2, HIGH, ceiling=0.7), controls(19), "retained"),
         (Scores("s", None, None, "no image to compare with"), controls(19), "could not be scored"),
     ],
 )
