@@ -37,7 +37,7 @@ MEANING = {
     "replicated": "The caption alone gives the image: the median similarity over the seeds reaches the threshold.",
     "retained": "The caption does not, but an attack at the pre-set budget does, and the controls do not.",
     "not shown": "Neither did, at this budget. A stronger attack may still bring the image back.",
-    "inconclusive": "Controls too few, coming back themselves, or not set apart from this suspect; or no copy could be seen.",
+    "inconclusive": "The controls are too few, come back, or do not set this suspect apart; or no copy could be seen.",
     "could not be scored": "No image to compare with, or its scoring failed; counted in every total.",
 }
 
