@@ -15,6 +15,7 @@ from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
+from memorization.effort import counted, effort
 from memorization.generate import round_trip
 from memorization.items import AuditItem, Gathered, data_digest, load_references
 from memorization.measure import Measurement, Measurer
@@ -140,12 +141,13 @@ def _measure_all(
     finished = sum(item.key in run.done for item in items)
     if finished:
         say(f"{finished} of {len(items)} items are finished already; going on.")
-    with progress("auditing", total=len(items) - finished) as bar:
+    total = sum(effort(group, settings) for group in left)
+    with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(measurer.pipe, bar):
         for group in left:
             for item, measured in zip(group, measurer.measure(group), strict=True):
                 if item.key not in run.done:
                     _keep(run, item, measured, save_triggers=save_triggers)
-                    bar.advance()
+            bar.describe(f"auditing, {len(run.done)} of {len(items)} items")
 
 
 def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,32 @@ def test_a_finished_audit_measures_nothing_again(
     assert (finished.folder / "summary.json").read_bytes() == before
 
 
+def test_the_bar_ends_where_it_should(
+    sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work announced before the first batch is the work done."""
+    from memorization import audit as module
+
+    seen: dict[str, int] = {}
+
+    class Counter:
+        def advance(self, steps: int = 1) -> None:
+            seen["done"] = seen.get("done", 0) + steps
+
+        def describe(self, text: str) -> None:
+            seen["descriptions"] = seen.get("descriptions", 0) + 1
+
+    @contextmanager
+    def watched(description: str, total: int | None = None) -> Iterator[Counter]:
+        seen["total"] = total or 0
+        yield Counter()
+
+    monkeypatch.setattr(module, "progress", watched)
+    run(gather(*sources), tmp_path / "run")
+    assert seen["done"] == seen["total"] > 0
+    assert seen["descriptions"] == 4
+
+
 def test_another_audit_in_the_same_folder_is_refused(finished: AuditResult, gathered: Gathered) -> None:
     from dataclasses import replace
 
@@ -273,6 +300,18 @@ def test_command(sources: tuple[Path, Path], tiny_folder: Path, tmp_path: Path) 
     other = CliRunner().invoke(app, small(sources, tiny_folder, tmp_path / "run", "--seed", "1"))
     assert other.exit_code == 2
     assert "seed" in other.output
+
+
+def test_ctrl_c_says_how_to_go_on(
+    sources: tuple[Path, Path], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Measurer, items: Sequence[object]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Measurer, "measure", stopped)
+    done = CliRunner().invoke(app, small(sources, tiny_folder, tmp_path / "run"))
+    assert done.exit_code == 130, done.output
+    assert f"--out {tmp_path / 'run'}" in done.output
 
 
 def test_dry_run_loads_and_writes_nothing(sources: tuple[Path, Path], tmp_path: Path) -> None:
