@@ -60,9 +60,10 @@ class TiledCorrelation:
     """:func:`tiled_correlation` as a copy detector.
 
     Args:
-        threshold: similarity from which two pictures count as copies. The default was set in the lab: between
-            different photographs 0.33 is the most that was met, between two drawings of one caption 0.76 is passed
-            by a tenth, while copies through crop, blur, JPEG or the lab's autoencoder score 0.77 to 0.98.
+        threshold: similarity from which two pictures count as copies. The default was set on the lab's 54 images:
+            different ones stay below 0.67 (but for two dark templates with one sticker: 0.84), copies by the lab's
+            autoencoder score 0.87 to 1.00, and 99 % of the copies through crop, blur, JPEG, shift or fading pass.
+            Of 200 pairs of drawings of one caption a tenth pass, the median is 0.40: judge medians over seeds.
         side: side of the square both pictures are shrunk to.
     """
 
