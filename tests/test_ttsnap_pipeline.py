@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +13,15 @@ import torch
 from diffusers import DiffusionPipeline, HeunDiscreteScheduler, StableDiffusionPipeline
 from tiny import NOISE, tiny_pipeline
 
+from diffkit.compute import Budget, Ledger, Prices
+from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
+from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
-from diffkit.segments import plan
+from diffkit.segments import Denoising, plan
 from ttsnap import PruningSchedule, TTSnapPipeline
+from ttsnap.budget import affordable, time_prices
+from ttsnap.run import Search
 
 PROMPT, STEPS, SEED = "a dog", 6, 7
 OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
@@ -124,11 +130,18 @@ def test_ledger_counts_what_ran(scheduler, guidance):
     json.dumps(ledger.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("budget", ["3x", "8x", "1.5GFLOP", "0.02TFLOP"])
-@pytest.mark.parametrize("schedule", ["", "1:0.4,3:0.5"])
+@pytest.mark.parametrize(
+    ("budget", "schedule"),
+    [
+        ("3x", ""),
+        ("8x", ""),
+        ("3x", "1:0.4,3:0.5"),
+        ("8x", "1:0.4,3:0.5"),
+        ("1.5GFLOP", "1:0.4"),
+        ("0.02TFLOP", "0:0.2"),
+    ],
+)
 def test_budget_is_used_up_and_never_overrun(budget, schedule):
-    if (budget, schedule) == ("0.02TFLOP", ""):
-        pytest.skip("the pruned case covers it at a third of the time")
     pipe = search_pipe("ddim")
     out = pipe(PROMPT, **OPTIONS, budget=budget, schedule=schedule, seed=SEED)
     n, told = len(out.trace[0].candidates), out.ledger.budget
@@ -143,11 +156,41 @@ def test_budget_is_used_up_and_never_overrun(budget, schedule):
         assert n == int(budget[:-1]) or schedule
 
 
-def test_budget_in_seconds_chooses_a_number():
-    out = search_pipe("ddim")(PROMPT, **OPTIONS, budget="1s", schedule="1:0.4", seed=SEED)
-    assert out.ledger.budget["unit"] == "s"
-    assert out.ledger.budget["planned"] <= 0.9
-    assert out.ledger.calibration_calls > 0
+def search_of(schedule: str, micro_batch: int) -> Search:
+    pipe = tiny_pipeline()
+    return Search(
+        pipe=pipe,
+        reward=as_reward(brightness),
+        prompts=[PROMPT],
+        conditioning=encode_prompts(pipe, [PROMPT]),
+        denoising=Denoising(STEPS, 3.0, micro_batch=micro_batch),
+        schedule=PruningSchedule.parse(schedule),
+        plan=plan(pipe, STEPS),
+        ledger=Ledger(rows_per_call=2),
+        call=pipe,
+    )
+
+
+def test_budget_in_seconds_pays_for_padding():
+    """By hand: 4 a batch; a call 10 s, decoding and scoring 1 s; looks after step 1, half go on."""
+    search, prices = search_of("1:0.5", 4), Prices(10.0, 0.5, 0.5)
+
+    def seconds(n: int) -> float:
+        half = max(1, (n + 1) // 2)
+        return 10.0 * (2 * -(-n // 4) * 4 + 4 * -(-half // 4) * 4) + n + half
+
+    found = affordable(Budget(2000.0, "s"), search, spent_flop=0, began=time.perf_counter(), seconds=lambda: prices)
+    assert found.candidates == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000) == 40
+    assert found.planned == seconds(40)
+
+
+def test_time_prices_are_measured_on_real_calls():
+    search, rows = search_of("", 3), []
+    search.pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    prices = time_prices(search, search.ledger, [PROMPT])
+    assert min(prices.call, prices.decode, prices.verify) > 0
+    assert search.ledger.denoiser_rows == sum(rows) == 2 * 2 * 3
+    assert search.ledger.calibration_images == 6
 
 
 def test_nan_is_dropped_reported_and_never_wins():
