@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffkit.lab import assets, planted, textures, world
+from diffkit.lab import assets, judge, planted, textures, world
 from diffkit.lab.train import reward as reward_training
 from diffkit.prompts import read_suspects
 
@@ -31,7 +31,7 @@ def test_a_foreign_caption_is_refused_with_an_example(caption: str) -> None:
 
 def test_the_judge_is_exact_on_rendered_scenes() -> None:
     drawn = world.sample_scenes(600, seed=11)
-    judgements = [world.check(image, scene) for image, scene in zip(world.draw(drawn, seed=12), drawn, strict=True)]
+    judgements = [judge.check(image, scene) for image, scene in zip(world.draw(drawn, seed=12), drawn, strict=True)]
     assert all(judgement.correct for judgement in judgements)
     assert min(judgement.score for judgement in judgements) > 0.9
 
@@ -40,9 +40,9 @@ def test_the_judge_refuses_every_hard_negative() -> None:
     drawn = world.sample_scenes(120, seed=13)
     rng = np.random.default_rng(0)
     for image, scene in zip(world.draw(drawn, seed=14), drawn, strict=True):
-        truth = world.check(image, scene)
+        truth = judge.check(image, scene)
         for negative in reward_training.hard_negatives(scene, rng):
-            wrong = world.check(image, negative)
+            wrong = judge.check(image, negative)
             assert not wrong.correct
             assert wrong.score < truth.score
 
@@ -50,19 +50,19 @@ def test_the_judge_refuses_every_hard_negative() -> None:
 def test_the_judge_names_the_part_that_is_wrong() -> None:
     scene = world.parse("a red circle left of a blue square on gray")
     image = world.draw([scene], seed=0)[0]
-    assert not world.check(image, "a red circle right of a blue square on gray").relation
-    assert not world.check(image, "a green circle left of a blue square on gray").subject
-    assert not world.check(image, "a red circle left of a blue triangle on gray").object
-    assert not world.check(image, "a red circle left of a blue square on black").background
+    assert not judge.check(image, "a red circle right of a blue square on gray").relation
+    assert not judge.check(image, "a green circle left of a blue square on gray").subject
+    assert not judge.check(image, "a red circle left of a blue triangle on gray").object
+    assert not judge.check(image, "a red circle left of a blue square on black").background
     extra = world.Placed(world.Thing("yellow", "circle"), 10, 54, 6)
     image = image + world.cover(extra) * (torch.tensor([0.96, 0.89, 0.16]).view(3, 1, 1) - image)
-    assert not world.check(image, scene).nothing_else
+    assert not judge.check(image, scene).nothing_else
 
 
 def test_the_judge_stands_blank_and_noisy_images() -> None:
-    assert not world.check(torch.zeros(3, 64, 64), "a red circle left of a blue square on gray").correct
+    assert not judge.check(torch.zeros(3, 64, 64), "a red circle left of a blue square on gray").correct
     noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    judgement = world.check(noise, "a red circle left of a blue square on gray")
+    judgement = judge.check(noise, "a red circle left of a blue square on gray")
     assert not judgement.correct
     assert 0 <= judgement.score <= 1
 

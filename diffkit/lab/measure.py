@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffkit import stats
 from diffkit.images import load_image
-from diffkit.lab import planted, world
+from diffkit.lab import judge, planted, world
 from diffkit.lab.train.reward import hard_negatives
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompts import Suspect, read_suspects
@@ -119,7 +119,7 @@ def scenes(pipe: StableDiffusionPipeline, reward: Reward, *, prompts: int = 64, 
     images = generate(pipe, [c for c in captions for _ in range(seeds)], list(range(seeds)) * prompts)
     single, best, possible, tau = [], [], [], []
     for caption, group in zip(captions, images.split(seeds), strict=True):
-        judged = [world.check(image, caption) for image in group]
+        judged = [judge.check(image, caption) for image in group]
         scores = reward.score(group, [caption] * seeds)
         correct = [judgement.correct for judgement in judged]
         single.append(float(np.mean(correct)))
