@@ -43,8 +43,8 @@ def audit(
     budgets: Annotated[str, typer.Option(help="Attack steps at which to look, from 0.")] = "0,1,10,25,50",
     starts: Annotated[str, typer.Option(help="Where the attack begins: other, gaussian, prompt.")] = "other,gaussian",
     generations: Annotated[int, typer.Option(min=1, help="Images from each caption.")] = 10,
-    attack_generations: Annotated[int, typer.Option(min=1, help="Images from each trigger and budget.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 25,
+    attack_generations: Annotated[int, typer.Option(min=1, help="Images from each trigger and budget.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 20,
     guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
     alpha: Annotated[float, typer.Option(help="Level of the pre-set budget and of the corrected p-values.")] = 0.05,
     correction: Annotated[

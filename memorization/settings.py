@@ -35,8 +35,8 @@ class AuditSettings:
     budgets: tuple[int, ...] = (0, 1, 10, 25, 50)
     starts: tuple[str, ...] = ("other", "gaussian")
     generations: int = 10
-    attack_generations: int = 4
-    num_inference_steps: int = 25
+    attack_generations: int = 3
+    num_inference_steps: int = 20
     guidance_scale: float = 3.0
     learning_rate: float = 0.1
     draws: int = 8

@@ -3,8 +3,8 @@
 Every step draws new arrangements of shapes and, for each, captions that are true, nearly true (relation flipped,
 colours swapped, one word changed) or random. The label is the share of the caption that holds, known from how the
 picture was made: no judge and no denoised image is ever seen. Two auxiliary tasks make relations learnable in
-minutes: each patch tells what covers it and where it lies; each noun attends to its thing's patches and tells where
-that is.
+minutes: each patch tells what covers it, of which shape that is and where it lies (at first this alone is trained);
+each noun attends to its thing's patches and tells where that is.
 """
 
 from __future__ import annotations
@@ -207,12 +207,15 @@ class _Auxiliary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.contents = nn.Linear(WIDTH, len(COLOURS) + len(SHAPES) + len(BACKGROUNDS))
+        self.shape = nn.Linear(WIDTH, len(SHAPES))
         self.where = nn.Linear(WIDTH, 2)  # a patch's own column and row
         self.noun = nn.Linear(WIDTH, 3)  # present, x, y
         self.word = nn.Linear(WIDTH, 1)  # does the relation, the background hold
 
 
-def train_reward(folder: Path, *, steps: int = 6000, batch: int = 24, seed: int = 0) -> CrossAttentionReward:
+def train_reward(
+    folder: Path, *, sight_steps: int = 2000, steps: int = 2600, batch: int = 24, seed: int = 0
+) -> CrossAttentionReward:
     """Train the reward, or load the finished one from ``folder/reward``."""
     target = folder / "reward"
     if (target / "model.safetensors").exists():
@@ -221,14 +224,21 @@ def train_reward(folder: Path, *, steps: int = 6000, batch: int = 24, seed: int 
     tokenizer = new_tokenizer()
     model, auxiliary = new_reward(tokenizer), _Auxiliary()
 
+    def sight_at(step: int) -> Tensor:
+        rng = np.random.default_rng((seed, 1, step))
+        pictures = [sample_picture(rng) for _ in range(2 * batch)]
+        return _sight_loss(auxiliary, model.encode_images(_render(pictures)), pictures)
+
     def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng((seed, step))
+        rng = np.random.default_rng((seed, 2, step))
         pictures = [sample_picture(rng) for _ in range(batch)]
         captions = [sample_captions(picture, rng) for picture in pictures]
         return _loss(model, auxiliary, tokenizer, pictures, captions)
 
     models = {"reward": model, "auxiliary": auxiliary}
-    train("reward", models=models, loss_at=loss_at, steps=steps, learning_rate=1e-3, folder=folder, seed=seed)
+    rate = 1e-3
+    train("sight", models=models, loss_at=sight_at, steps=sight_steps, learning_rate=rate, folder=folder, seed=seed)
+    train("reward", models=models, loss_at=loss_at, steps=steps, learning_rate=rate, folder=folder, seed=seed)
     model.save_pretrained(target, tokenizer)
     return model.eval()
 
@@ -240,24 +250,20 @@ def _loss(
     pictures: list[Picture],
     captions: list[list[Scene]],
 ) -> Tensor:
-    images = soften(torch.stack([world.paint(*picture) for picture in pictures]))
     labels = [label(p, scene) for p, scenes in zip(pictures, captions, strict=True) for scene in scenes]
     flat = [scene for scenes in captions for scene in scenes]
     ids, mask = tokenize(tokenizer, [scene.caption for scene in flat])
-    patches = model.encode_images(images)
+    patches = model.encode_images(_render(pictures))
     repeated = patches.repeat_interleave(CAPTIONS, 0)
     read = model.text(ids, attention_mask=mask, encoder_hidden_states=repeated, output_attentions=True)
     states = read.last_hidden_state
     scores = model.head(states[:, 0]).squeeze(-1)
     parts = torch.tensor([item.parts for item in labels])
     places = torch.tensor([item.places for item in labels])
-    contents = torch.stack([patch_contents(picture) for picture in pictures])
-    column, row = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="xy")
     rows = torch.arange(len(flat))
     subject, relation, other, background = _word_positions(flat)
     value = F.mse_loss(scores, parts.mean(1))
-    seen = F.mse_loss(auxiliary.contents(patches[:, 1:]), contents)
-    placed = (auxiliary.where(patches[:, 1:]) - torch.stack([column, row], -1).view(-1, 2)).square().mean()
+    sight = _sight_loss(auxiliary, patches, pictures)
     looks = torch.stack([read.cross_attentions[1][rows, :2, word, 1:] for word in (subject, other)], 1)
     attended = _attention_loss(looks, labels)
     nouns = torch.stack([auxiliary.noun(states[rows, subject]), auxiliary.noun(states[rows, other])], 1)
@@ -266,8 +272,25 @@ def _loss(
     where = (offset * (parts[:, :2] > 0)).mean()
     words = auxiliary.word(torch.stack([states[rows, relation], states[rows, background]], 1)).squeeze(-1)
     holds = F.mse_loss(words, parts[:, 2:])
-    total: Tensor = 4 * value + 4 * seen + placed + present + where + holds + 0.2 * attended
+    total: Tensor = 4 * value + sight + present + where + holds + 0.2 * attended
     return total
+
+
+def _render(pictures: list[Picture]) -> Tensor:
+    return soften(torch.stack([world.paint(*picture) for picture in pictures]))
+
+
+def _sight_loss(auxiliary: _Auxiliary, patches: Tensor, pictures: list[Picture]) -> Tensor:
+    """What covers each patch, of which shape the covering thing is, and where the patch lies."""
+    states = patches[:, 1:]
+    contents = torch.stack([patch_contents(picture) for picture in pictures])
+    shapes = contents[..., len(COLOURS) : len(COLOURS) + len(SHAPES)]
+    covered = shapes.sum(-1) > 0.2
+    kind = F.cross_entropy(auxiliary.shape(states[covered]), shapes[covered].argmax(-1))
+    axis = torch.linspace(-1, 1, world.SIZE // PATCH)
+    column, row = torch.meshgrid(axis, axis, indexing="xy")
+    place = (auxiliary.where(states) - torch.stack([column, row], -1).view(-1, 2)).square().mean()
+    return 4 * F.mse_loss(auxiliary.contents(states), contents) + kind + place
 
 
 def _attention_loss(looks: Tensor, labels: list[Labels]) -> Tensor:
