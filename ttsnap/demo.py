@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from diffkit.demo import Demonstration
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
 
 SCHEDULE = "2:0.4,6:0.4,11:0.5"
 PROMPTS, CANDIDATES, STEPS = 8, 16, 20
@@ -45,15 +45,21 @@ def search(pipe: TTSnapPipeline, caption: str, prompt_index: int, options: Mappi
     from diffkit.lab.judge import check
 
     began = time.perf_counter()
-    out = pipe(caption, num_inference_steps=STEPS, guidance_scale=3.0, seed=seed, first_prompt=prompt_index, **options)
+    settings: dict[str, Any] = {
+        "num_inference_steps": STEPS,
+        "guidance_scale": 3.0,
+        "seed": seed,
+        "first_prompt": prompt_index,
+    }
+    out = cast("TTSnapPipelineOutput", pipe(caption, **settings, **options))
     seconds = time.perf_counter() - began
-    image = out.images[0]
-    spent = out.ledger.to_dict()["flop"]
+    image = cast("Image", out.images[0])
+    spent = out.ledger.cost.at(out.ledger.flops)
     return Outcome(
         seeds=len(out.trace[0].candidates),
         reward=out.rewards[0],
         correct=check(to_tensor(image), caption).correct,
-        tflop=float(spent) / 1e12,
+        tflop=float("nan") if spent is None else spent / 1e12,
         seconds=seconds,
         image=image,
     )

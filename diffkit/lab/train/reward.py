@@ -290,7 +290,8 @@ def _sight_loss(auxiliary: _Auxiliary, patches: Tensor, pictures: list[Picture])
     axis = torch.linspace(-1, 1, world.SIZE // PATCH)
     column, row = torch.meshgrid(axis, axis, indexing="xy")
     place = (auxiliary.where(states) - torch.stack([column, row], -1).view(-1, 2)).square().mean()
-    return 4 * F.mse_loss(auxiliary.contents(states), contents) + kind + place
+    total: Tensor = 4 * F.mse_loss(auxiliary.contents(states), contents) + kind + place
+    return total
 
 
 def _attention_loss(looks: Tensor, labels: list[Labels]) -> Tensor:
