@@ -49,37 +49,24 @@ def difference(image, scheduler: str, seed: int) -> int:
     return int(np.abs(np.asarray(image).astype(int) - stock_image(scheduler, seed).astype(int)).max())
 
 
-def cases():
-    """Every scheduler at every pruning step; numbers of candidates and micro-batches in turn, all pairs once each."""
-    sizes = [(7, 1), (1, 4), (7, 16), (7, 4), (1, 1), (1, 16)]
-    for row, scheduler in enumerate(PROMISED):
-        for step in range(STEPS - 1):
-            yield scheduler, step, *sizes[(row + step) % len(sizes)]
-        for micro_batch in (1, 4, 16):
-            yield scheduler, row % (STEPS - 1), 7, micro_batch
-
-
-@pytest.mark.parametrize(("scheduler", "step", "n", "micro_batch"), cases())
+@pytest.mark.parametrize("micro_batch", [1, 4, 16])
+@pytest.mark.parametrize("n", [1, 7, 32])
+@pytest.mark.parametrize("step", range(STEPS - 1))
+@pytest.mark.parametrize("scheduler", PROMISED)
 def test_winner_is_the_stock_image_of_its_seed(scheduler, step, n, micro_batch):
     out = search_pipe(scheduler)(
-        PROMPT, **OPTIONS, num_candidates=n, schedule=f"{step}:0.4", seed=SEED, micro_batch=micro_batch
+        PROMPT, **OPTIONS, num_candidates=n, schedule=f"{step}:0.2", seed=SEED, micro_batch=micro_batch
     )
     assert out.seeds[0] in {candidate_seed(SEED, 0, index) for index in range(n)}
     assert difference(out.images[0], scheduler, out.seeds[0]) <= (0 if micro_batch == 1 else 1)
 
 
 @pytest.mark.parametrize("scheduler", PROMISED)
-@pytest.mark.parametrize("micro_batch", [4, 16])
-def test_winner_of_32_is_the_stock_image_of_its_seed(scheduler, micro_batch):
+def test_winner_after_many_cuts_is_the_stock_image_of_its_seed(scheduler):
     out = search_pipe(scheduler)(
-        PROMPT, **OPTIONS, num_candidates=32, schedule="0:0.2,2:0.5,4:0.4", seed=SEED, micro_batch=micro_batch
+        PROMPT, **OPTIONS, num_candidates=32, schedule="0:0.5,1:0.5,2:0.5,3:0.6,4:0.5", seed=SEED, micro_batch=4
     )
     assert difference(out.images[0], scheduler, out.seeds[0]) <= 1
-
-
-def test_strict_mode_of_32_is_bit_equal():
-    out = search_pipe("unipc")(PROMPT, **OPTIONS, num_candidates=32, schedule="0:0.1", seed=SEED, micro_batch=1)
-    assert difference(out.images[0], "unipc", out.seeds[0]) == 0
 
 
 def test_best_of_n_finds_what_trying_every_seed_finds():

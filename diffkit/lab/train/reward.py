@@ -214,7 +214,7 @@ class _Auxiliary(nn.Module):
 
 
 def train_reward(
-    folder: Path, *, sight_steps: int = 2000, steps: int = 2600, batch: int = 24, seed: int = 0
+    folder: Path, *, sight_steps: int = 2000, steps: int = 1600, batch: int = 24, seed: int = 0
 ) -> CrossAttentionReward:
     """Train the reward, or load the finished one from ``folder/reward``."""
     target = folder / "reward"
