@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
 
-__all__ = ["LAB_MODELS", "load_pipeline", "resolve_device", "resolve_dtype", "resolve_model"]
+__all__ = ["LAB_MODELS", "load_pipeline", "quietly", "resolve_device", "resolve_dtype", "resolve_model"]
 
 LAB_MODELS = ("lab", "lab-clean")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -44,14 +49,37 @@ def load_pipeline(
         raise InputError(f"--revision belongs to a hub id, but {model!r} is a folder; leave it out.")
     wanted = resolve_dtype(dtype, place, source)
     where = str(source)
+    local = isinstance(source, Path)
     try:
-        loaded = (cls or DiffusionPipeline).from_pretrained(
-            where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=isinstance(source, Path)
-        )
+        with quietly():
+            loaded = (cls or DiffusionPipeline).from_pretrained(
+                where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=local
+            )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"Could not load the model {str(model)!r}: {reason}") from error
     return loaded.to(place)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """diffusers warns when a VAE is no AutoencoderKL; a tiny autoencoder is a legitimate choice."""
+    return "Expected types for vae" not in (text := record.getMessage()) or "AutoencoderTiny" not in text
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Load without the libraries' bars for parts that take no time, and without a warning that warns of nothing."""
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    bars = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    logger.addFilter(_is_news)
+    for library in bars:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_news)
+        for library in bars:
+            library.enable_progress_bar()
 
 
 def resolve_model(model: str | Path) -> Path | str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffkit.compute import Ledger, Prices
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
-from diffkit.loading import resolve_model
+from diffkit.loading import quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.candidates import Noise
@@ -79,7 +79,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         scorer = None if reward is None else load_reward(reward)
         source = resolve_model(model)
         kwargs.setdefault("use_safetensors", True)
-        pipe: Self = super().from_pretrained(str(source), **kwargs)
+        with quietly():
+            pipe: Self = super().from_pretrained(str(source), **kwargs)
         pipe.reward = scorer
         return pipe
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
 
 
 def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
@@ -36,6 +36,20 @@ def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
     return norms
 
 
+def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
+    """What a difference of predictions must be multiplied by to be a difference of noise.
+
+    1 for noise prediction; for velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 at a fixed x_t it is sqrt(abar); for
+    the prediction of x0 it is sqrt(abar / (1 - abar)).
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return 1.0
+    abar = float(scheduler.alphas_cumprod[int(torch.as_tensor(timestep).flatten()[0].round())])
+    signal: float = abar**0.5
+    return signal if kind == "v_prediction" else signal / (1 - abar) ** 0.5
+
+
 @contextmanager
 def record_noise_magnitude(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
     """Collect :func:`noise_magnitude` of every denoiser call that the pipeline makes inside the ``with`` block.
@@ -48,10 +62,10 @@ def record_noise_magnitude(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
     """
     steps: list[Tensor] = []
 
-    def keep(_module: torch.nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
+    def keep(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         if pipe.do_classifier_free_guidance:
             unconditional, conditional = output[0].chunk(2)
-            steps.append(noise_magnitude(conditional, unconditional))
+            steps.append(noise_magnitude(conditional, unconditional) * noise_per_prediction(pipe.scheduler, inputs[1]))
 
     handle = pipe.unet.register_forward_hook(keep)
     try:
