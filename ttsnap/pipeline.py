@@ -79,6 +79,10 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         scorer = None if reward is None else load_reward(reward)
         source = resolve_model(model)
         kwargs.setdefault("use_safetensors", True)
+        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
+            kwargs["dtype"] = (
+                torch.float32
+            )  # else a half-precision encoder stays beside a float32 denoiser
         with quietly():
             pipe: Self = super().from_pretrained(str(source), **kwargs)
         pipe.reward = scorer

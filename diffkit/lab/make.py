@@ -42,10 +42,13 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
 def save_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
     """Write a pipeline in half precision, as safetensors, in diffusers' folder format."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
-    config = target / "vae" / "config.json"
-    values = json.loads(config.read_text())
-    values.pop("block_out_channels", None)  # derived on loading; diffusers warns where it is given
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    _edit_json(target / "vae" / "config.json", remove="block_out_channels")  # derived; diffusers warns where given
+    _edit_json(target / "text_encoder" / "config.json", dtype="float32")  # as diffusers loads the other parts
+
+
+def _edit_json(path: Path, *, remove: str | None = None, **values: object) -> None:
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != remove} | values
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def write_card(folder: Path) -> dict[str, Any]:

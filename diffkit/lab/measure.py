@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 #: Above this correlation with its original a generation counts as a replication on the card.
 REPLICATED = 0.75
-STEPS, GUIDANCE, SEEDS = 25, 3.0, 10
+STEPS, GUIDANCE, SEEDS = 20, 3.0, 10
 
 
 def correlation(images: Tensor, reference: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def autoencoder_limit(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     return found
 
 
-def scenes(pipe: StableDiffusionPipeline, reward: Reward, *, prompts: int = 64, seeds: int = 16) -> dict[str, Any]:
+def scenes(pipe: StableDiffusionPipeline, reward: Reward, *, prompts: int = 40, seeds: int = 16) -> dict[str, Any]:
     """Single-sample and best-of-16 accuracy by the mechanical judge, and the reward's agreement with it."""
     captions = [scene.caption for scene in world.held_out_scenes(prompts, seed=5)]
     images = generate(pipe, [c for c in captions for _ in range(seeds)], list(range(seeds)) * prompts)
@@ -157,7 +157,7 @@ def _difference(scene: world.Scene, other: world.Scene) -> str:
 
 
 def seconds_per_image(pipe: StableDiffusionPipeline, *, batch: int = 16) -> float:
-    """Seconds for one 25-step guided image in a batch of 16, on this machine as it is."""
+    """Seconds for one 20-step guided image in a batch of 16, on this machine as it is."""
     captions = ["a red circle left of a blue square on gray"] * batch
     generate(pipe, captions[:1], [0])
     began = time.perf_counter()
