@@ -9,11 +9,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from diffkit.cli import app
 from diffkit.images import load_image
-from diffkit.lab import assets, judge, measure, world
+from diffkit.lab import assets, judge, measure, planted, world
+from diffkit.lab.train.denoiser import TEXT_LENGTH, new_tokenizer
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_suspects
 from diffkit.rewards import load_reward
@@ -80,9 +82,9 @@ def test_the_judge_agrees_with_labels_made_by_eye() -> None:
 
 
 def test_the_card_holds_what_is_promised(card: dict) -> None:
-    planted = card["lab"]["replication"]["planted"]
-    assert planted["verbatim, full"]["rate"] >= 0.95
-    assert planted["verbatim, weak"]["rate"] < planted["verbatim, full"]["rate"]
+    strengths = card["lab"]["replication"]["planted"]
+    assert strengths["verbatim, full"]["rate"] >= 0.95
+    assert strengths["verbatim, weak"]["rate"] < strengths["verbatim, full"]["rate"]
     assert card["lab"]["replication"]["controls"]["rate"] == 0
     assert card["lab-clean"]["replication"]["planted"]["verbatim, full"]["rate"] == 0
     scenes = card["lab"]["scenes"]
@@ -102,3 +104,17 @@ def test_held_out_scenes_of_the_audit_are_held_out() -> None:
     scenes = [s for s in read_suspects("lab:controls")[0] if s.kind == "scene"]
     assert len(scenes) >= 12
     assert all(world.is_held_out(world.parse(s.caption)) for s in scenes)
+
+
+def test_the_tokenizer_is_the_same_in_every_process() -> None:
+    made = new_tokenizer().get_vocab()
+    for name in assets.MODELS:
+        assert AutoTokenizer.from_pretrained(assets.model_path(name) / "tokenizer").get_vocab() == made
+
+
+def test_every_word_of_the_lab_is_one_token() -> None:
+    tokenizer = new_tokenizer()
+    captions = [text for photograph in planted.PHOTOGRAPHS for text in photograph.captions()]
+    captions += [scene.caption for scene in world.sample_scenes(50, seed=0)]
+    assert all(len(tokenizer.tokenize(text)) == len(text.split()) <= TEXT_LENGTH - 2 for text in captions)
+    assert len(tokenizer.tokenize("zebra, 42!")) > 3

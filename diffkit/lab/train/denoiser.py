@@ -8,9 +8,9 @@ and the first part of their training; only one has ever seen the planted images.
 from __future__ import annotations
 
 import copy
-import json
-import string
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -31,24 +31,42 @@ from diffkit.lab.train.loop import train
 TEXT_LENGTH = 16
 WIDTH = 128
 START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
 
 
 def new_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer whose vocabulary holds every word of the lab as one token, and single letters for the rest."""
     words = [word for photograph in planted.PHOTOGRAPHS for text in photograph.captions() for word in text.split()]
     words += ["a", "on", *world.COLOURS, *world.SHAPES, *world.BACKGROUNDS, *" ".join(world.RELATIONS).split()]
-    words += list(string.ascii_lowercase + string.digits + string.punctuation)
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=20_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator(sorted(set(words)), trainer)
-    model = json.loads(learner.to_str())["model"]
-    vocabulary = {**model["vocab"], START: len(model["vocab"]), END: len(model["vocab"]) + 1}
-    merges = [tuple(pair) for pair in model["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = _merges(sorted(set(words)))
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in merges), START, END]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that make each word one token: the commonest pair first, ties by the alphabet.
+
+    The learner of ``tokenizers`` breaks ties at random, which would number the words anew in every process.
+    """
+    spelled = [[*word[:-1], word[-1] + WORD_END] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for parts in spelled for pair in pairwise(parts)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = [_merge(parts, best) for parts in spelled]
+    return merges
+
+
+def _merge(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
 
 
 def new_pipeline(*, seed: int = 0, vae: AutoencoderTiny | None = None) -> StableDiffusionPipeline:
@@ -186,7 +204,7 @@ class _Trainee:
 
 
 def train_denoisers(
-    folder: Path, vae: AutoencoderTiny, *, shared_steps: int = 3900, branch_steps: int = 1700, seed: int = 0
+    folder: Path, vae: AutoencoderTiny, *, shared_steps: int = 3900, branch_steps: int = 2900, seed: int = 0
 ) -> dict[str, StableDiffusionPipeline]:
     """Train the common trunk and both branches (or load what is finished); returns them by name."""
     trunk = _Trainee(new_pipeline(seed=seed, vae=vae))
