@@ -79,9 +79,10 @@ def search() -> str:
         rows = [[name, *search_row(value)] for name, value in ways.items()]
         parts.append(table(head, rows))
     if bench:
+        more = bench["pruned"]["seeds_ratio"]
         parts.append(
             f"Best-of-16 takes {bench['ratio']:.2f} times the stock pipeline's time for the same 16 images and their "
-            f"scores; at the same counted cost the pruned search sees {bench['pruned']['seeds_ratio']:.1f} times as many seeds."
+            f"scores; at the same counted cost the pruned search sees {more:.1f} times as many seeds."
         )
     return "\n\n".join(parts) or "Not measured yet."
 
