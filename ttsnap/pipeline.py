@@ -80,9 +80,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         source = resolve_model(model)
         kwargs.setdefault("use_safetensors", True)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = (
-                torch.float32
-            )  # else a half-precision encoder stays beside a float32 denoiser
+            kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
         with quietly():
             pipe: Self = super().from_pretrained(str(source), **kwargs)
         pipe.reward = scorer
