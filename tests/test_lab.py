@@ -86,7 +86,8 @@ def test_the_card_holds_what_is_promised(card: dict) -> None:
     assert strengths["verbatim, full"]["rate"] >= 0.95
     assert strengths["verbatim, weak"]["rate"] < strengths["verbatim, full"]["rate"]
     assert card["lab"]["replication"]["controls"]["rate"] == 0
-    assert card["lab-clean"]["replication"]["planted"]["verbatim, full"]["rate"] == 0
+    limit = card["settings"]["replicated above"]
+    assert max(card["lab-clean"]["replication"]["by image"].values()) < limit  # medians over the seeds
     scenes = card["lab"]["scenes"]
     assert 0.35 <= scenes["single"]["mean"] <= 0.8
     assert scenes["best of 16 by the reward"]["rate"] >= scenes["single"]["mean"] + 0.15
