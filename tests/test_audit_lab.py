@@ -39,7 +39,7 @@ def test_planted_images_are_found_and_controls_are_not(tmp_path: Path) -> None:
     assert all(finding["caption"] > 0.8 for finding in summary["findings"])
     assert summary["controls"]["caption"]["count"] == 0
     assert summary["attack"][1]["suspect_median"] > summary["attack"][1]["control_median"] + 0.3
-    # No bound on the AUC: in the lab scene captions steer as hard as planted ones, and the score does not separate them.
+    # No bound on the AUC: in the lab scene captions steer as hard as planted ones.
     assert (summary["noise_magnitude"]["suspects"], summary["noise_magnitude"]["controls"]) == (3, 3)
     assert 0 <= summary["noise_magnitude"]["auc"] <= 1
     assert summary["operating_point"]["by_distortion"]["autoencoder"] == 1.0
