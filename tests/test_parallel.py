@@ -23,6 +23,8 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     mine = shard(list(range(5)))
     Path(folder, f"{rank}.txt").write_text(f"{mine} {gather([item * 10 for item in mine])}")
+    dist.barrier()
+    dist.destroy_process_group()  # else gloo's threads may outlive the interpreter, which aborts
 
 
 def test_two_processes_share_and_agree(tmp_path):
