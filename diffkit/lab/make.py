@@ -42,12 +42,13 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
 def save_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
     """Write a pipeline in half precision, as safetensors, in diffusers' folder format."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
-    _edit_json(target / "vae" / "config.json", remove="block_out_channels")  # derived; diffusers warns where given
+    # block_out_channels is derived, and diffusers warns where it is given; the other names this machine's folders.
+    _edit_json(target / "vae" / "config.json", remove=("block_out_channels", "_name_or_path"))
     _edit_json(target / "text_encoder" / "config.json", dtype="float32")  # as diffusers loads the other parts
 
 
-def _edit_json(path: Path, *, remove: str | None = None, **values: object) -> None:
-    content = {key: value for key, value in json.loads(path.read_text()).items() if key != remove} | values
+def _edit_json(path: Path, *, remove: tuple[str, ...] = (), **values: object) -> None:
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key not in remove} | values
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
