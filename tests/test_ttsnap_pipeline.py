@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import time
 
 import numpy as np
@@ -195,6 +196,30 @@ def test_nan_is_dropped_reported_and_never_wins():
     assert np.isfinite(out.rewards[0])
     with pytest.raises(ScoringError, match="Only 0 of 3 candidates .* returned nan"):
         pipe(PROMPT, **OPTIONS, num_candidates=3, reward=lambda images, prompts: [float("nan")] * len(images))
+
+
+def test_estimates_are_scored_with_their_noise_level_and_winners_without():
+    asked = []
+
+    class Aware:
+        name, higher_is_better, range, flops_per_image = "aware", True, (0.0, 10.0), None
+
+        def score(self, images, prompts):
+            asked.append((None, len(images)))
+            return brightness(images, prompts)
+
+        def score_estimates(self, images, prompts, log_snr):
+            asked.append((log_snr, len(images)))
+            return -brightness(images, prompts)
+
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline("euler"), reward=Aware())
+    out = pipe(PROMPT, **OPTIONS, num_candidates=4, schedule="1:0.5,3:0.5", seed=SEED, micro_batch=4)
+    levels = [-2 * math.log(look.sigma) for look in out.trace[:-1]]
+    assert asked == [(None, 2), (0.0, 2), (levels[0], 4), (levels[1], 2), (None, 1)]
+    assert levels[0] < levels[1]
+    assert out.ledger.calibration_images == 4
+    assert max(out.trace[0].scores) < 0 < out.rewards[0]
+    assert out.rewards[0] == pytest.approx(stock_image("euler", out.seeds[0]).mean() / 25.5, abs=0.02)
 
 
 def test_lower_may_be_better():

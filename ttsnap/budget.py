@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffkit.compute import Budget, Cost, Ledger, Prices
 from diffkit.errors import InputError
 from diffkit.latents import decode_latents
-from diffkit.rewards.base import Reward, score_checked
+from diffkit.rewards.base import NoiseAwareReward, Reward, score_checked
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from ttsnap.run import Search
 from ttsnap.schedule import PruningSchedule, candidates_for
 
-__all__ = ["affordable", "probe_reward", "time_prices"]
+__all__ = ["Probe", "affordable", "probe_reward", "time_prices"]
 
 TIME_MARGIN = 0.9  # share of a budget in seconds that the search is planned for; the pace of a machine varies
 
@@ -33,19 +33,31 @@ class Affordable(NamedTuple):
     planned: float
 
 
-def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> float | None:
-    """FLOP of one score; the reward is tried on two grey images first, so that a wrong one is found at once.
+class Probe(NamedTuple):
+    """FLOP of one score, None when it cannot be counted, and how many images were scored to find out."""
 
-    Where the reward does not state its FLOP, the trial is counted.
+    flop: float | None
+    images: int
+
+
+def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
+    """Try the reward on two grey images, so that a wrong one is found before anything is denoised.
+
+    A noise-aware reward is tried both ways. Where the reward does not state its FLOP, the trial is counted, and the
+    dearer way is its price.
 
     Raises:
         InputError: it does not return one score for each image.
     """
     images = torch.full((2, 3, *size), 0.5)
-    with FlopCounterMode(display=False) as counter:
-        score_checked(reward, images, [prompt, prompt])
+    levels = [None, 0.0] if isinstance(reward, NoiseAwareReward) else [None]
+    counted = []
+    for log_snr in levels:
+        with FlopCounterMode(display=False) as counter:
+            score_checked(reward, images, [prompt, prompt], log_snr)
+        counted.append(counter.get_total_flops() / len(images))
     stated = reward.flops_per_image
-    return counter.get_total_flops() / len(images) if stated is None else float(stated)
+    return Probe(max(counted) if stated is None else float(stated), len(images) * len(levels))
 
 
 def affordable(

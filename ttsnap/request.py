@@ -13,7 +13,7 @@ from diffkit.errors import InputError
 from diffkit.families import Pipeline
 from diffkit.rewards.base import Reward
 from diffkit.segments import Denoising, Plan, plan
-from ttsnap.budget import affordable, probe_reward, time_prices
+from ttsnap.budget import Probe, affordable, probe_reward, time_prices
 from ttsnap.candidates import Noise
 from ttsnap.run import Search, StageTrace, Winner
 from ttsnap.schedule import PruningSchedule
@@ -71,10 +71,11 @@ class Request:
         fixed = self._count()
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
         size = self._size(pipe)
-        verify = probe_reward(self.reward, self.prompts[0], size) if probed is None else probed.verify
+        probe = probe_reward(self.reward, self.prompts[0], size) if probed is None else Probe(probed.verify, 0)
+        ledger.calibration_images += probe.images
         with ledger.clock("text_encoder"):
             conditioning = self._encode(pipe, ledger)
-        ledger.flops = self._prices(pipe, conditioning, size, verify)
+        ledger.flops = self._prices(pipe, conditioning, size, probe.flop)
         denoising = Denoising(
             self.num_inference_steps,
             self.guidance_scale,
@@ -88,8 +89,6 @@ class Request:
             pipe, self.reward, self.prompts, conditioning, denoising, self.schedule, steps, ledger, call,
             winners=self.winners, previews=self.previews,
         )  # fmt: skip
-        if probed is None:
-            ledger.calibration_images += 2
         n = fixed if self.budget is None else self._within(parse_budget(self.budget), search, began)
         total = self.schedule.cost(n, steps.calls).calls * len(self.prompts)
         ledger.without_pruning = PruningSchedule().cost(n * len(self.prompts), steps.calls)

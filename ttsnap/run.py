@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -108,7 +109,7 @@ class Search:
         for stage, target in zip(stages[:-1], self.schedule.survivors(n), strict=True):
             alive = self._denoise(alive, stage.start, stage.stop)
             estimates = [replace(one, latents=one.x0) for one in alive]
-            look = self._look(estimates, keep=0)
+            look = self._look(estimates, keep=0, sigma=self.plan.sigmas[stage.stop - 1])
             passed: list[Candidate] = []
             for prompt in range(len(self.prompts)):
                 rows = [row for row, one in enumerate(alive) if one.prompt == prompt]
@@ -145,15 +146,21 @@ class Search:
         return ranking(scores, higher_is_better=self.reward.higher_is_better)
 
     @torch.no_grad()
-    def _look(self, alive: Sequence[Candidate], *, keep: int) -> _Look:
-        """Decode and score in micro-batches; only the ``keep`` best images of each prompt stay in memory."""
+    def _look(self, alive: Sequence[Candidate], *, keep: int, sigma: float | None = None) -> _Look:
+        """Decode and score in micro-batches; only the ``keep`` best images of each prompt stay in memory.
+
+        ``sigma`` is the noise level of the latents that estimates come from, None for finished images.
+        """
         look = _Look([], [], {}, [])
+        log_snr = None if sigma is None else -2 * math.log(sigma)
         for first in range(0, len(alive), self.denoising.micro_batch):
             batch = alive[first : first + self.denoising.micro_batch]
             with self.ledger.clock("decoder"):
                 images = decode_latents(self.pipe, torch.cat([one.latents for one in batch if one.latents is not None]))
             with self.ledger.clock("verifier"):
-                scores, reasons = score_checked(self.reward, images, [self.prompts[one.prompt] for one in batch])
+                scores, reasons = score_checked(
+                    self.reward, images, [self.prompts[one.prompt] for one in batch], log_snr
+                )
             self.ledger.decoded += len(batch)
             self.ledger.verified += len(batch)
             look.scores.extend(scores.tolist())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 
-__all__ = ["Reward", "RewardFunction", "RewardLike", "Scores", "as_reward", "score_checked"]
+__all__ = ["NoiseAwareReward", "Reward", "RewardFunction", "RewardLike", "Scores", "as_reward", "score_checked"]
 
 RewardFunction: TypeAlias = Callable[[Tensor, Sequence[str]], object]  # returns (B,) numbers: a tensor, array or list
 
@@ -33,6 +33,23 @@ class Reward(Protocol):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) float32 of images (B, 3, H, W) float in [0, 1]; NaN where an image cannot be scored."""
+        ...
+
+
+@runtime_checkable
+class NoiseAwareReward(Reward, Protocol):
+    """A reward that can also say what an unfinished image will be worth; ``score`` stays the reward of finished ones.
+
+    The noise level is a log signal-to-noise ratio, not a step number, so that one reward serves any number of steps.
+    """
+
+    def score_estimates(self, images: Tensor, prompts: Sequence[str], log_snr: float) -> Tensor:
+        """Scores (B,) float32, in the unit of ``score``, of decoded x0 estimates (B, 3, H, W) float in [0, 1].
+
+        Args:
+            log_snr: -2 ln(sigma), sigma being noise over signal of the latents that went into the step; higher is
+                cleaner.
+        """
         ...
 
 
@@ -90,19 +107,24 @@ class Scores(NamedTuple):
 
 
 @torch.no_grad()
-def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Scores:
+def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str], log_snr: float | None = None) -> Scores:
     """Score images and check what comes back: an infinite or missing score is that image's error, never a score.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
         prompts: B strings.
+        log_snr: noise level that the images were estimated from, for rewards that know noise levels (others judge an
+            estimate like any image); None for finished images.
 
     Raises:
         InputError: the reward does not return one number for each image.
     """
     if len(prompts) != len(images):
         raise InputError(f"Got {len(prompts)} prompts for {len(images)} images; give one each.")
-    returned = reward.score(images, list(prompts))
+    if log_snr is not None and isinstance(reward, NoiseAwareReward):
+        returned = reward.score_estimates(images, list(prompts), log_snr)
+    else:
+        returned = reward.score(images, list(prompts))
     try:
         values = torch.as_tensor(returned).detach().float().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
