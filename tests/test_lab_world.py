@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffkit.lab import assets, judge, planted, textures, world
-from diffkit.lab.train import reward as reward_training
+from diffkit.lab.train import examples
 from diffkit.prompts import read_suspects
 
 scenes = st.integers(0, 2**31 - 1).map(lambda seed: world.sample_scenes(1, seed=seed)[0])
@@ -41,7 +41,7 @@ def test_the_judge_refuses_every_hard_negative() -> None:
     rng = np.random.default_rng(0)
     for image, scene in zip(world.draw(drawn, seed=14), drawn, strict=True):
         truth = judge.check(image, scene)
-        for negative in reward_training.hard_negatives(scene, rng):
+        for negative in examples.hard_negatives(scene, rng):
             wrong = judge.check(image, negative)
             assert not wrong.correct
             assert wrong.score < truth.score
@@ -86,10 +86,10 @@ def test_dead_leaves_are_images_and_follow_their_generator() -> None:
 @given(scenes, st.integers(0, 2**31 - 1))
 def test_labels_of_the_true_caption_are_full_and_of_a_flipped_one_are_not(scene: world.Scene, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    picture = reward_training.Picture(world.arrange(scene, rng), scene.background)
-    assert reward_training.label(picture, scene).score == pytest.approx(1.0)
-    for negative in reward_training.hard_negatives(scene, rng):
-        assert reward_training.label(picture, negative).score < 0.95
+    picture = examples.Picture(world.arrange(scene, rng), scene.background)
+    assert examples.label(picture, scene).score == pytest.approx(1.0)
+    for negative in examples.hard_negatives(scene, rng):
+        assert examples.label(picture, negative).score < 0.95
 
 
 def test_planted_and_controls_never_share_a_photograph() -> None:

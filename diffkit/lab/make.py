@@ -18,6 +18,7 @@ from diffkit.lab.train.denoiser import train_denoisers
 from diffkit.lab.train.reward import train_reward
 from diffkit.loading import load_pipeline
 from diffkit.rewards.lab import LabReward
+from diffkit.runs.files import write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,7 @@ def write_card(folder: Path) -> dict[str, Any]:
     """Measure the models that lie in ``folder`` and write ``card.json`` there."""
     pipes = {name: load_pipeline(folder / name) for name in assets.MODELS}
     card = measure(pipes, LabReward(folder / "reward"), folder)
-    scratch = folder / "card.json.part"
-    scratch.write_text(json.dumps(card, indent=1) + "\n")
-    scratch.replace(folder / "card.json")
+    write_bytes_atomically(folder / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     return card
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffkit import stats
 from diffkit.images import load_image
 from diffkit.lab import judge, planted, world
-from diffkit.lab.train.reward import hard_negatives
+from diffkit.lab.train.examples import hard_negatives
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompts import Suspect, read_suspects
 from diffkit.rewards.base import Reward

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from diffkit.lab import assets, planted, world
 from diffkit.lab.train.autoencoder import new_autoencoder
 from diffkit.lab.train.loop import train
+from diffkit.runs.files import write_bytes_atomically
 
 TEXT_LENGTH = 16
 WIDTH = 128
@@ -152,9 +153,7 @@ def scene_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int, cache: P
     if not cache.exists():
         scenes = world.training_scenes(n, seed=seed)
         examples = encode_examples(pipe, world.draw(scenes, seed=seed), [scene.caption for scene in scenes])
-        scratch = cache.with_suffix(".part")
-        save_file(examples._asdict(), scratch)
-        scratch.replace(cache)
+        write_bytes_atomically(cache, save(examples._asdict()))
     return Examples(**load_file(cache))
 
 
