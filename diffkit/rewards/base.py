@@ -6,11 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffkit.errors import InputError
 
-__all__ = ["NoiseAwareReward", "Reward", "RewardFunction", "RewardLike", "Scores", "as_reward", "score_checked"]
+__all__ = [
+    "NoiseAwareReward",
+    "Reward",
+    "RewardFunction",
+    "RewardLike",
+    "Scores",
+    "TrainableReward",
+    "as_reward",
+    "score_checked",
+]
 
 RewardFunction: TypeAlias = Callable[[Tensor, Sequence[str]], object]  # returns (B,) numbers: a tensor, array or list
 
@@ -49,6 +58,32 @@ class NoiseAwareReward(Reward, Protocol):
         Args:
             log_snr: -2 ln(sigma), sigma being noise over signal of the latents that went into the step; higher is
                 cleaner.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainableReward(Reward, Protocol):
+    """A reward whose network can be fine-tuned. One that has ``lora_targets`` says which linear layers adapters sit on.
+
+    Attributes:
+        input_size: height and width of the square images that its network sees.
+    """
+
+    input_size: int
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, in evaluation mode; who trains it trains a copy."""
+        ...
+
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], module: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Scores (B,) with gradient of images (B, 3, H, W) float in [0, 1], on the network's device.
+
+        Args:
+            module: called in place of ``self.module``, with its arguments, one row an image in each of them.
         """
         ...
 

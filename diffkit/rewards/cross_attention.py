@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,14 +77,3 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Te
     """Token ids and attention mask, both (len(prompts), the tokenizer's own maximum length)."""
     batch = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
     return batch.input_ids, batch.attention_mask
-
-
-@torch.no_grad()
-def score(
-    model: CrossAttentionReward, tokenizer: PreTrainedTokenizerBase, images: Tensor, prompts: list[str]
-) -> Tensor:
-    """Scores (B,) float32 on the CPU or wherever the model lies; images (B, 3, H, W) in [0, 1]."""
-    device = model.head.weight.device
-    ids, mask = tokenize(tokenizer, prompts)
-    scores: Tensor = model(images.to(device).float(), ids.to(device), mask.to(device))
-    return scores.float()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
 from diffkit.lab import assets
-from diffkit.rewards.cross_attention import CrossAttentionReward, score, tokenize
+from diffkit.rewards.cross_attention import CrossAttentionReward, tokenize
 
 
 class LabReward:
@@ -27,15 +27,29 @@ class LabReward:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.model, self.tokenizer = CrossAttentionReward.from_pretrained(folder or assets.reward_path())
+        self.input_size: int = self.model.vision.config.image_size
         self.flops_per_image: float | None = self._count_flops()
 
+    @property
+    def module(self) -> nn.Module:
+        """The network; a copy of it can be trained in its place, see :meth:`differentiable`."""
+        return self.model
+
     def _count_flops(self) -> float:
-        ids, mask = tokenize(self.tokenizer, [""])
-        side = self.model.vision.config.image_size
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(torch.zeros(1, 3, side, side), ids, mask)
+            self.differentiable(torch.zeros(1, 3, self.input_size, self.input_size), [""])
         return float(counter.get_total_flops())
 
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], module: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given."""
+        device = self.model.head.weight.device
+        ids, mask = tokenize(self.tokenizer, list(prompts))
+        network: Callable[..., Tensor] = module or self.model
+        return network(images.to(device).float(), ids.to(device), mask.to(device))
+
+    @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) float32 of images (B, 3, H, W) in [0, 1] for their prompts.
 
@@ -44,7 +58,7 @@ class LabReward:
         """
         if len(images) != len(prompts):
             raise InputError(f"expected one prompt per image, got {len(images)} images and {len(prompts)} prompts")
-        return score(self.model, self.tokenizer, images, list(prompts))
+        return self.differentiable(images, prompts).float()
 
 
 def load() -> LabReward:
