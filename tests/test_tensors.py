@@ -1,0 +1,162 @@
+"""Reward tensors: what is read is what was written, wrong input is refused, nothing is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffkit.errors import InputError
+from ttsnap.tensors import RewardTensor, load_tensor, save_npz, tensor_keys
+
+
+def random_tensor(shape=(3, 5, 4), name="made", seed=0, sigmas=None, prompts=None):
+    rng = np.random.default_rng(seed)
+    return RewardTensor(rng.normal(size=shape), rng.normal(size=shape[:2]), name, sigmas, prompts)
+
+
+def write_yaml(folder: Path, scores: np.ndarray, steps: range) -> None:
+    """The published layout, written by hand: one file a step, candidates out of order."""
+    folder.mkdir(parents=True)
+    for step in steps:
+        lines = []
+        for p, row in enumerate(scores):
+            lines.append(f"p{p:04d}:")
+            lines += [f"  id{n:03d}: {float(row[n, step])!r}" for n in reversed(range(len(row)))]
+        (folder / f"p2_i3_s{step:02d}.yaml").write_text("\n".join(lines) + "\n")
+
+
+def test_what_was_saved_comes_back_the_same(tmp_path: Path) -> None:
+    one = random_tensor(sigmas=(3.0, 2.0, 1.0, 0.5), prompts=("a", "ein Bär", ""))
+    one.looks[1, 2, 0] = np.nan
+    two = random_tensor(name="other", seed=1)
+    save_npz(tmp_path / "x.npz", one, two)
+    assert tensor_keys(tmp_path / "x.npz") == ["made", "other"]
+    back = load_tensor(tmp_path / "x.npz", "made")
+    np.testing.assert_array_equal(back.looks, one.looks)
+    np.testing.assert_array_equal(back.final, one.final)
+    assert (back.name, back.sigmas, back.prompts) == ("made", one.sigmas, one.prompts)
+    assert load_tensor(tmp_path / "x.npz", "other").sigmas is None
+    with pytest.raises(InputError, match="one kind of looks"):
+        load_tensor(tmp_path / "x.npz", "made", plain=True)
+
+
+def test_noise_aware_looks_fall_back_on_plain_ones_where_not_recorded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base, aware = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    aware[:, :, [0, 3]] = np.nan
+    np.savez(tmp_path / "x.npz", r_base=base, r_noise_aware=aware)
+    tensor = load_tensor(tmp_path / "x.npz")  # the only key needs no name
+    np.testing.assert_array_equal(tensor.looks[:, :, 1:3], aware[:, :, 1:3].astype(float))
+    np.testing.assert_array_equal(tensor.looks[:, :, [0, 3]], base[:, :, [0, 3]].astype(float))
+    np.testing.assert_array_equal(tensor.final, base[:, :, 3].astype(float))
+    np.testing.assert_array_equal(load_tensor(tmp_path / "x.npz", plain=True).looks, base.astype(float))
+
+
+def test_published_folders_are_read_and_aligned_by_name(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 3, 4))
+    write_yaml(tmp_path / "m_imr_val_base", scores, range(4))
+    write_yaml(tmp_path / "m_imr_val_naft", scores[:, :2] + 10, range(1, 3))  # the last candidate was not scored
+    assert tensor_keys(tmp_path) == ["m_imr_val"]
+    for path in (tmp_path, tmp_path / "m_imr_val_naft"):
+        tensor = load_tensor(path)
+        np.testing.assert_allclose(tensor.looks[:, :2, 1:3], scores[:, :2, 1:3] + 10)
+        np.testing.assert_allclose(tensor.looks[:, 2], scores[:, 2])
+        np.testing.assert_allclose(tensor.looks[:, :, [0, 3]], scores[:, :, [0, 3]])
+        np.testing.assert_allclose(tensor.final, scores[:, :, 3])
+        assert tensor.name == "m_imr_val"
+    np.testing.assert_allclose(load_tensor(tmp_path, plain=True).looks, scores)
+    np.testing.assert_allclose(load_tensor(tmp_path / "m_imr_val_base").looks, scores)
+
+
+def test_what_is_missing_is_nan_and_counted(tmp_path: Path) -> None:
+    scores = np.ones((2, 3, 3))
+    write_yaml(tmp_path / "run", scores, range(3))
+    (tmp_path / "run" / "p2_i3_s01.yaml").write_text("p0000: {id000: 1.0, id002: 2.0}\n")
+    tensor = load_tensor(tmp_path / "run")
+    assert np.isnan(tensor.looks[:, :, 1]).tolist() == [[False, True, False], [True, True, True]]
+    assert tensor.missing == 4
+    (tmp_path / "run" / "p2_i3_s01.yaml").unlink()
+    assert load_tensor(tmp_path / "run").recorded == [0, 2]
+    assert load_tensor(tmp_path / "run").missing == 0  # a step that nobody recorded is not a missing score
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1, 2]",
+        "p0000: 3",
+        "p0000: {id000: high}",
+        "p0000: {}",
+        "a: b: c",
+        "p0: {id0: !!python/object/apply:os.getcwd []}",
+    ],
+)
+def test_a_yaml_file_of_other_content_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x_s00.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"x_s00\.yaml"):
+        load_tensor(tmp_path)
+
+
+def test_an_unknown_key_lists_the_known_ones(tmp_path: Path) -> None:
+    save_npz(tmp_path / "x.npz", random_tensor(name="a"), random_tensor(name="b"))
+    with pytest.raises(InputError, match=r"no rewards 'c'.*a, b"):
+        load_tensor(tmp_path / "x.npz", "c")
+    with pytest.raises(InputError, match=r"Which reward is meant.*a, b"):
+        load_tensor(tmp_path / "x.npz")
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "pickled.npz", r_base=np.array([{"a": 1}], dtype=object))
+    np.save(tmp_path / "alone.npy", np.ones(3))
+    np.savez(tmp_path / "flat.npz", r_base=np.ones((3, 4)))
+    np.savez(tmp_path / "half.npz", r_looks=np.ones((3, 4, 5)))
+    for name in ("text.npz", "pickled.npz", "alone.npy", "flat.npz", "half.npz", "nothing.npz"):
+        with pytest.raises(InputError):
+            load_tensor(tmp_path / name)
+    (tmp_path / "x_naft").mkdir()
+    (tmp_path / "x_naft" / "p_s00.yaml").write_text("p0: {id0: 1.0}")
+    with pytest.raises(InputError, match="x_base"):
+        load_tensor(tmp_path / "x_naft")
+
+
+def test_prompts_are_selected_by_index_mask_and_slice() -> None:
+    tensor = random_tensor((4, 5, 4))
+    tensor = RewardTensor(tensor.looks, tensor.final, "r", (4.0, 3.0, 2.0, 1.0), ("a", "b", "c", "d"))
+    picked = tensor.select([3, 1])
+    np.testing.assert_array_equal(picked.final, tensor.final[[3, 1]])
+    assert (picked.prompts, picked.sigmas, picked.name) == (("d", "b"), tensor.sigmas, "r")
+    np.testing.assert_array_equal(tensor.select(np.array([True, False, False, True])).looks, tensor.looks[[0, 3]])
+    np.testing.assert_array_equal(tensor.select(slice(1, 3)).looks, tensor.looks[1:3])
+    with pytest.raises(InputError):
+        tensor.select([4])
+    with pytest.raises(InputError):
+        tensor.select(np.zeros(4, dtype=bool))
+
+
+def test_shapes_and_infinities_are_refused() -> None:
+    looks, final = np.zeros((2, 3, 4)), np.zeros((2, 3))
+    for bad in ((looks, final.T), (looks[0], final[0]), (looks[:0], final[:0])):
+        with pytest.raises(InputError, match="looks of"):
+            RewardTensor(*bad)
+    with pytest.raises(InputError, match="infinite"):
+        RewardTensor(looks - np.inf, final)
+    with pytest.raises(InputError, match="4 sigmas, got 1"):
+        RewardTensor(looks, final, sigmas=(1.0,))
+    with pytest.raises(InputError, match="2 prompts, got 1"):
+        RewardTensor(looks, final, prompts=("a",))
+
+
+def test_the_shared_tensors_have_the_shapes_that_their_readme_states(shared_data: Path) -> None:
+    path = shared_data / "reward_tensors_prompts000-099.npz"
+    if not path.is_file():
+        pytest.skip(f"no shared rewards at {path}")
+    assert "flux_imagereward" in tensor_keys(path)
+    aware, plain = load_tensor(path, "sdxl_hpsv2"), load_tensor(path, "sdxl_hpsv2", plain=True)
+    assert aware.looks.shape == (100, 200, 20)
+    same = [step for step in range(20) if np.array_equal(aware.looks[:, :, step], plain.looks[:, :, step])]
+    assert same == [0, 1, 2, 15, 16, 17, 18, 19]  # noise-aware rewards were published for steps 3 to 14
+    np.testing.assert_array_equal(aware.final, plain.looks[:, :, 19])
