@@ -11,6 +11,7 @@ Steps are calls of the denoiser, counted from 0: most schedulers make ``num_infe
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -123,6 +124,7 @@ def run_segment(
     *,
     call: Callable[..., tuple[Tensor, object]] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    on_estimate: Callable[[int, Tensor], None] | None = None,
 ) -> list[Candidate]:
     """Run every candidate from step ``start`` to before step ``stop``; returns new candidates in the same order.
 
@@ -133,6 +135,8 @@ def run_segment(
         call: what runs the stock pipeline; ``pipe`` itself by default. A pipeline whose own ``__call__`` runs segments
             gives its parent's.
         on_step: called after each step of each micro-batch with the number of rows run for candidates and for padding.
+        on_estimate: called after each step of each micro-batch with the step's index and x0 (rows, C, h, w) of the
+            micro-batch's candidates, on the pipeline's device; it must not change it.
 
     Raises:
         InputError: the pipeline or its scheduler cannot be suspended, or a candidate is not at ``start``.
@@ -148,8 +152,26 @@ def run_segment(
     with _quiet(pipe):
         for first in range(0, len(candidates), size):
             batch = candidates[first : first + size]
-            done += _run_batch(pipe, batch, conditioning, denoising, (start, stop), call or pipe, on_step)
+            taps = _Taps(on_step, on_estimate, len(batch), size - len(batch))
+            done += _run_batch(pipe, batch, conditioning, denoising, (start, stop), call or pipe, taps)
     return done
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Who hears of a micro-batch's steps, and its rows for candidates and for padding."""
+
+    on_step: Callable[[int, int], None] | None
+    on_estimate: Callable[[int, Tensor], None] | None
+    real: int
+    padding: int
+
+    def report(self, steps: Iterator[int], x0: Tensor) -> None:
+        step = next(steps)
+        if self.on_estimate is not None:
+            self.on_estimate(step, x0[: self.real])
+        if self.on_step is not None:
+            self.on_step(self.real, self.padding)
 
 
 def _run_batch(
@@ -159,17 +181,15 @@ def _run_batch(
     denoising: Denoising,
     steps: tuple[int, int],
     call: Callable[..., tuple[Tensor, object]],
-    on_step: Callable[[int, int], None] | None,
+    taps: _Taps,
 ) -> list[Candidate]:
     start, stop = steps
-    real, padding = len(batch), denoising.micro_batch - len(batch)
-    rows = [*batch, *[batch[-1]] * padding]
+    rows = [*batch, *[batch[-1]] * taps.padding]
     generators = [candidate.generator.clone_state() for candidate in rows]
     device = pipe._execution_device
     latents = torch.cat([row.latents for row in rows if row.latents is not None]) if start else None
     state = gather_states([row.state for row in rows], device) if start else {}
-    report = None if on_step is None else functools.partial(on_step, real, padding)
-    with window(pipe.scheduler, start, stop, state, report) as seen:
+    with window(pipe.scheduler, start, stop, state, functools.partial(taps.report, itertools.count(start))) as seen:
         result = call(
             **conditioning.rows([row.prompt for row in rows]).kwargs(),
             latents=latents,
@@ -183,7 +203,7 @@ def _run_batch(
             return_dict=False,
             **denoising.extra,
         )[0].cpu()
-        states = split_state(seen.state(), real)
+        states = split_state(seen.state(), len(batch))
     if seen.x0 is None:
         raise InputError(f"The denoising has only {start} steps; there is no step {start} to run.")
     x0 = seen.x0.cpu()

@@ -18,7 +18,7 @@ __all__ = ["Window", "restored", "window"]
 class Window:
     """What the swapped scheduler shares with the segment that swapped it."""
 
-    def __init__(self, scheduler: Scheduler, solver: Solver, stop: int, report: Callable[[], None] | None) -> None:
+    def __init__(self, scheduler: Scheduler, solver: Solver, stop: int, report: Callable[[Tensor], None]) -> None:
         self.scheduler, self.solver, self.last = scheduler, solver, stop - 1
         self.report = report
         self.x0: Tensor | None = None
@@ -39,9 +39,13 @@ class Window:
 
 @contextmanager
 def window(
-    scheduler: Scheduler, start: int, stop: int, state: State, report: Callable[[], None] | None
+    scheduler: Scheduler, start: int, stop: int, state: State, report: Callable[[Tensor], None]
 ) -> Iterator[Window]:
-    """The scheduler shows steps [start, stop) only; class and attributes are as before afterwards, come what may."""
+    """The scheduler shows steps [start, stop) only; class and attributes are as before afterwards, come what may.
+
+    Args:
+        report: called with x0 (B, C, h, w) after each step.
+    """
     base: Any = type(scheduler)
     seen = Window(scheduler, solver_of(scheduler), stop, report)
     with restored(scheduler):
@@ -88,8 +92,7 @@ def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> t
             result = base.step(self, model_output, timestep, sample, *args, **kwargs)
             values = result if isinstance(result, tuple) else tuple(result.values())
             seen.x0 = seen.solver.x0(self, StepCall(model_output, timestep, sample, values))
-        if seen.report is not None:
-            seen.report()
+        seen.report(seen.x0)
         return result
 
     members = {
