@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Autoencoder, Pipeline, family_of
 
 __all__ = ["Budget", "Cost", "Ledger", "Prices", "count_flops", "parse_budget", "pipeline_flops"]
 
-Component = Literal["denoiser", "decoder", "verifier", "text_encoder"]
+Component = Literal["denoiser", "decoder", "preview", "verifier", "text_encoder"]
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
 
@@ -60,26 +60,39 @@ class Prices:
         decode: one image decoded.
         verify: one image scored.
         encode: one prompt encoded.
+        preview: one estimate decoded by a preview decoder.
     """
 
     call: float | None
     decode: float | None
     verify: float | None
     encode: float | None = 0.0
+    preview: float | None = None
 
 
 class Cost(NamedTuple):
-    """Counted work of a search: denoiser calls (for one candidate each), images decoded and images scored."""
+    """Counted work of a search: denoiser calls (for one candidate each), images decoded and images scored.
+
+    ``previewed`` images were decoded by a preview decoder; they are not among ``decoded``.
+    """
 
     calls: int
     decoded: int
     verified: int
+    previewed: int = 0
 
     def at(self, prices: Prices) -> float | None:
         """The total in the prices' unit, None when a price is unknown."""
         if prices.call is None or prices.decode is None or prices.verify is None:
             return None
-        return self.calls * prices.call + self.decoded * prices.decode + self.verified * prices.verify
+        if self.previewed and prices.preview is None:
+            return None
+        previews = self.previewed * (prices.preview or 0.0)
+        return self.calls * prices.call + self.decoded * prices.decode + self.verified * prices.verify + previews
+
+    def plus(self, other: Cost) -> Cost:
+        """Both together."""
+        return Cost(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 NOTHING, UNKNOWN = Cost(0, 0, 0), Prices(None, None, None, None)
@@ -95,6 +108,7 @@ class Ledger:
         padding_calls: calls spent on padding micro-batches to constant size.
         calibration_calls: calls spent on timing or probing before the search.
         decoded, verified, encoded: images decoded, images scored, texts encoded.
+        previewed: estimates decoded by a preview decoder.
         calibration_images: images decoded and scored on timing or probing.
         without_pruning: what the same candidates cost when all are denoised to the end.
         flops: FLOP of one unit of work.
@@ -109,6 +123,7 @@ class Ledger:
     decoded: int = 0
     verified: int = 0
     encoded: int = 0
+    previewed: int = 0
     calibration_images: int = 0
     without_pruning: Cost = NOTHING
     flops: Prices = UNKNOWN
@@ -123,7 +138,7 @@ class Ledger:
     @property
     def cost(self) -> Cost:
         """The work counted for candidates, without padding, probing and text."""
-        return Cost(self.calls, self.decoded, self.verified)
+        return Cost(self.calls, self.decoded, self.verified, self.previewed)
 
     @contextmanager
     def clock(self, component: Component) -> Iterator[None]:
@@ -169,7 +184,13 @@ def count_flops(module: nn.Module, key: tuple[object, ...], call: Callable[[], o
 
 
 def pipeline_flops(
-    pipe: Pipeline, latent_shape: tuple[int, ...], embeds: Tensor, *, guidance: bool, verify: float | None
+    pipe: Pipeline,
+    latent_shape: tuple[int, ...],
+    embeds: Tensor,
+    *,
+    guidance: bool,
+    verify: float | None,
+    preview: Autoencoder | None = None,
 ) -> Prices:
     """FLOP of a denoiser call, a decoding and a text encoding of this pipeline, and of the given verification.
 
@@ -178,6 +199,7 @@ def pipeline_flops(
         embeds: (n, L, D) encoded prompts, for their shape and precision.
         guidance: whether a call carries two rows.
         verify: FLOP of scoring one image, None when unknown.
+        preview: the decoder of estimates, where it is not the pipeline's own.
     """
     rows = 2 if guidance else 1
     denoiser = getattr(pipe, family_of(pipe).denoiser)
@@ -189,8 +211,8 @@ def pipeline_flops(
         text = torch.empty(rows, length, width, device=device, dtype=dtype)
         type(denoiser).forward(denoiser, latents, torch.tensor(1, device=device), encoder_hidden_states=text)
 
-    def decode() -> None:
-        pipe.vae.decode(torch.empty(1, *latent_shape, device=pipe.vae.device, dtype=pipe.vae.dtype))
+    def decode(vae: Autoencoder) -> None:
+        vae.decode(torch.empty(1, *latent_shape, device=vae.device, dtype=vae.dtype))
 
     def encode() -> None:
         encoder = pipe.text_encoder
@@ -199,7 +221,8 @@ def pipeline_flops(
     shape = (*latent_shape, rows, length, width)
     return Prices(
         call=count_flops(denoiser, shape, call),
-        decode=count_flops(pipe.vae, shape, decode),
+        decode=count_flops(pipe.vae, shape, lambda: decode(pipe.vae)),
         verify=verify,
         encode=count_flops(pipe.text_encoder, shape, encode),
+        preview=None if preview is None else count_flops(preview, shape, lambda: decode(preview)),
     )

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 
-__all__ = ["FAMILIES", "Family", "Pipeline", "Scheduler", "family_of"]
+__all__ = ["FAMILIES", "Autoencoder", "Family", "Pipeline", "Scheduler", "family_of"]
 
 # diffusers registers a pipeline's modules by name at run time, and its schedulers share no typed base: no static type
 # says what they have. These aliases name what is meant; `family_of` and `solver_of` check it.
 Pipeline: TypeAlias = Any  # a diffusers.DiffusionPipeline
 Scheduler: TypeAlias = Any  # a diffusers.SchedulerMixin
+Autoencoder: TypeAlias = Any  # a diffusers.AutoencoderKL or AutoencoderTiny
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Family:
         denoiser: the pipeline's attribute that holds the denoiser.
         embeddings: pairs (positive, negative) of the keywords that carry the encoded prompt, in the order in which
             the pipeline's ``encode_prompt`` returns positives and negatives.
-        to_denoiser: (latents as the VAE encodes them, the pipeline) -> latents as the denoiser sees them.
+        to_denoiser: (latents as the VAE encodes them, the VAE) -> latents as the denoiser sees them.
         to_vae: the inverse, by the very expression of the pipeline's own decoding.
         refusals: (pipeline) -> why its denoising cannot be cut, or None.
     """
@@ -37,8 +38,8 @@ class Family:
     pipeline: str
     denoiser: str
     embeddings: tuple[tuple[str, str], ...]
-    to_denoiser: Callable[[Tensor, Pipeline], Tensor]
-    to_vae: Callable[[Tensor, Pipeline], Tensor]
+    to_denoiser: Callable[[Tensor, Autoencoder], Tensor]
+    to_vae: Callable[[Tensor, Autoencoder], Tensor]
     refusals: Callable[[Pipeline], str | None]
 
 
@@ -46,13 +47,13 @@ def _nothing_to_refuse(pipe: Pipeline) -> str | None:
     return None
 
 
-def _scaled(latents: Tensor, pipe: Pipeline) -> Tensor:
-    scaled: Tensor = latents * pipe.vae.config.scaling_factor
+def _scaled(latents: Tensor, vae: Autoencoder) -> Tensor:
+    scaled: Tensor = latents * vae.config.scaling_factor
     return scaled
 
 
-def _unscaled(latents: Tensor, pipe: Pipeline) -> Tensor:
-    unscaled: Tensor = latents / pipe.vae.config.scaling_factor
+def _unscaled(latents: Tensor, vae: Autoencoder) -> Tensor:
+    unscaled: Tensor = latents / vae.config.scaling_factor
     return unscaled
 
 

@@ -56,6 +56,9 @@ def test_prices_are_what_real_calls_cost(guidance):
 def test_unknown_is_not_zero():
     assert Cost(1, 1, 1).at(Prices(1.0, 1.0, None)) is None
     assert Cost(3, 2, 1).at(Prices(10.0, 5.0, 2.0)) == 42
+    assert Cost(3, 2, 5, 4).at(Prices(10.0, 5.0, 2.0)) is None
+    assert Cost(3, 2, 5, 4).at(Prices(10.0, 5.0, 2.0, preview=0.5)) == 52
+    assert Cost(1, 2, 3, 4).plus(Cost(10, 20, 30, 40)) == (11, 22, 33, 44)
     assert Ledger(rows_per_call=2).to_dict()["flop"] is None
 
 

@@ -114,7 +114,7 @@ def test_ledger_counts_what_ran(scheduler, guidance):
     )
     assert sum(scored) == ledger.verified + ledger.calibration_images
     assert sum(images) == ledger.decoded + 1  # once without data, to count the decoder's FLOP
-    assert ledger.without_pruning == (2 * 7 * calls, 14, 14)
+    assert ledger.without_pruning == (2 * 7 * calls, 14, 14, 0)
     json.dumps(ledger.to_dict(), allow_nan=False)
 
 

@@ -68,8 +68,9 @@ def test_survivors_never_grow_and_never_end(parts, n):
 def test_the_published_schedule_by_hand():
     schedule = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
     assert schedule.survivors(32) == [13, 5, 3]
-    assert schedule.cost(32, 20) == (32 * 3 + 13 * 4 + 5 * 5 + 3 * 8, 53, 53)
-    assert PruningSchedule().cost(16, 20) == (320, 16, 16)
+    assert schedule.cost(32, 20) == (32 * 3 + 13 * 4 + 5 * 5 + 3 * 8, 53, 53, 0)
+    assert schedule.cost(32, 20, preview=True) == (32 * 3 + 13 * 4 + 5 * 5 + 3 * 8, 3, 53, 50)
+    assert PruningSchedule().cost(16, 20) == (320, 16, 16, 0)
     assert PruningSchedule.parse("0:0.07").survivors(50) == [4]  # 3.5 rounds up, though 0.07 * 50 < 3.5 in floats
     assert PruningSchedule.parse("0:0.4").survivors(1) == [1]
 

@@ -134,12 +134,14 @@ class PruningSchedule:
         sizes = [n, *self.survivors(n)]
         return [Stage(start, stop, size) for start, stop, size in zip(bounds, bounds[1:], sizes, strict=False)]
 
-    def cost(self, n: int, calls: int) -> Cost:
+    def cost(self, n: int, calls: int, *, preview: bool = False) -> Cost:
         """Exact work of a search over ``n`` candidates when every score is finite: each stage's candidates are
-        denoised through its steps, then decoded and scored once."""
+        denoised through its steps, then decoded and scored once; with ``preview``, estimates by a preview decoder."""
         stages = self.stages(n, calls)
         scored = sum(stage.candidates for stage in stages)
-        return Cost(sum((stage.stop - stage.start) * stage.candidates for stage in stages), scored, scored)
+        previewed = scored - stages[-1].candidates if preview else 0
+        done = sum((stage.stop - stage.start) * stage.candidates for stage in stages)
+        return Cost(done, scored - previewed, scored, previewed)
 
 
 def candidates_for(limit: float, cost: Callable[[int], float]) -> int:
