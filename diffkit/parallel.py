@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
-__all__ = ["gather", "shard"]
+__all__ = ["broadcast", "gather", "is_first", "processes", "shard"]
 
 T = TypeVar("T")
 
@@ -17,6 +17,24 @@ T = TypeVar("T")
 def _state() -> PartialState:
     """The process's place among its mates; without an accelerator they talk through the CPU, which must be said."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def processes() -> int:
+    """How many processes there are."""
+    return int(_state().num_processes)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes the record."""
+    return bool(_state().process_index == 0)
+
+
+def broadcast(value: T) -> T:
+    """The first process's value, on every process; each process calls it."""
+    shared: list[T] = [value]
+    if processes() > 1:
+        broadcast_object_list(shared)
+    return shared[0]
 
 
 def shard(items: Sequence[T]) -> list[T]:

@@ -1,0 +1,167 @@
+"""Record denoisings: every candidate of every prompt once through the stock pipeline, x0 tapped on the way.
+
+TTSnap's data generation keeps x0 of all steps of all images on the accelerator, draws seeds that nobody stores, and
+keeps 8-bit pictures only. Here seeds follow from the run's seed, scores come from the float images, and nothing but one
+micro-batch's estimates and the prompts in it are held at a time. Groups of prompts are cut from the whole list, never
+from what is left, so a resumed run, or one on several processes, gives the same shards to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from hashlib import sha256
+from math import gcd
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save
+
+from diffkit import parallel
+from diffkit.compute import pipeline_flops
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError
+from diffkit.families import Pipeline
+from diffkit.rewards.base import Reward
+from diffkit.runs import Run
+from diffkit.runs.files import write_bytes_atomically
+from diffkit.segments import Plan, plan
+from ttsnap.budget import probe_reward
+from ttsnap.recorder import Recorded, Recorder, Settings, guided, image_size
+from ttsnap.trajectories import KIND, Trajectories, shard_name
+
+__all__ = ["Settings", "collect"]
+
+
+class _Group(NamedTuple):
+    """Prompts that fill whole micro-batches together: their numbers in the run."""
+
+    first: int
+    stop: int
+
+
+def collect(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    rewards: Mapping[str, Reward],
+    settings: Settings,
+    *,
+    out: str | Path,
+    origin: Mapping[str, Any] | None = None,
+    advance: Callable[[int], object] = int,
+) -> Trajectories:
+    """Record every prompt, or go on with the recording in ``out``; every process of a launch calls it alike.
+
+    Args:
+        pipe: a pipeline whose denoising can be cut, on this process's device.
+        prompts: what to show; a prompt's place in the list is part of its candidates' seeds.
+        rewards: by the name that the record uses. A noise-aware one scores estimates with their noise level.
+        settings: everything else that changes results.
+        out: the run's folder.
+        origin: what identifies the model, for the record; another one is refused on resuming.
+        advance: told the number of prompts as they are finished, those of an earlier session first.
+
+    Raises:
+        InputError: bad input, a recording of something else in the folder, or a reward that does not work.
+    """
+    _check(prompts, rewards)
+    steps = plan(pipe, settings.num_inference_steps)
+    settings = settings.resolved(steps)
+    config = _config(prompts, rewards, settings, origin or {})
+    provenance = {**_provenance(pipe, prompts, rewards, settings, steps), "processes": parallel.processes()}
+    with _opened(out, config, provenance) as run:
+        done = parallel.broadcast(set() if run is None else set(run.done))
+        advance(len(done))
+        recorder = Recorder(pipe, rewards, settings, steps)
+        left = [group for group in _groups(len(prompts), settings) if not done.issuperset(_keys(group))]
+        for first in range(0, len(left), parallel.processes()):
+            turn = left[first : first + parallel.processes()]
+            items = [_record(recorder, prompts, group, Path(out)) for group in parallel.shard(turn)]
+            for group, written in zip(turn, parallel.gather(items), strict=True):
+                fresh = {key: item for key, item in zip(_keys(group), written, strict=True) if key not in done}
+                for key, item in fresh.items() if run is not None else ():
+                    run.write(key, item)
+                advance(len(fresh))
+    return Trajectories.open(out)
+
+
+def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
+    if isinstance(prompts, str) or not prompts or any(not isinstance(prompt, str) for prompt in prompts):
+        raise InputError("Expected a non-empty list of prompts, each a string.")
+    if not rewards:
+        raise InputError("There is no reward to record; name at least one.")
+
+
+def _opened(out: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Any:
+    """The run on the first process, None on the others; a refusal reaches all of them, so that none waits for ever."""
+    run, error = None, None
+    if parallel.is_first():
+        try:
+            run = Run.open(out, config=config, kind=KIND, provenance=provenance)
+        except InputError as refused:
+            error = str(refused)
+    error = parallel.broadcast(error)
+    if error is not None:
+        raise InputError(error)
+    return nullcontext() if run is None else run
+
+
+def _config(
+    prompts: Sequence[str], rewards: Mapping[str, Reward], settings: Settings, origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    described = {name: {"higher_is_better": reward.higher_is_better} for name, reward in rewards.items()}
+    return {**origin, **asdict(settings), "rewards": described, "prompts": list(prompts)}
+
+
+def _provenance(
+    pipe: Pipeline, prompts: Sequence[str], rewards: Mapping[str, Reward], settings: Settings, steps: Plan
+) -> dict[str, Any]:
+    """Noise levels and counted prices; each reward is tried first, so that a wrong one is found at once."""
+    size = image_size(pipe, settings)
+    verify = {name: probe_reward(reward, prompts[0], size).flop for name, reward in rewards.items()}
+    guidance = guided(pipe, settings)
+    embeds = encode_prompts(pipe, prompts[:1], guidance=False).prompt_embeds
+    factor = pipe.vae_scale_factor
+    shape = (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor)
+    flop = pipeline_flops(pipe, shape, embeds, guidance=guidance, verify=None)
+    return {
+        "device": str(pipe._execution_device),
+        "dtype": str(pipe.dtype),
+        "seeds": {"run": settings.seed},
+        "sigmas": list(steps.sigmas),
+        "flop": {"call": flop.call, "decode": flop.decode, "encode": flop.encode, "verify": verify},
+    }
+
+
+def _groups(prompts: int, settings: Settings) -> list[_Group]:
+    """The fewest prompts whose candidates fill whole micro-batches; the last group may be smaller."""
+    size = settings.micro_batch // gcd(settings.candidates, settings.micro_batch)
+    return [_Group(first, min(first + size, prompts)) for first in range(0, prompts, size)]
+
+
+def _keys(group: _Group) -> list[str]:
+    return [f"{index:06d}" for index in range(group.first, group.stop)]
+
+
+def _record(recorder: Recorder, prompts: Sequence[str], group: _Group, folder: Path) -> list[dict[str, Any]]:
+    """Write the group's shards; their journal items."""
+    chosen = {index: prompts[index] for index in range(group.first, group.stop)}
+    return list(_written(recorder.run(chosen), folder))
+
+
+def _written(recorded: Iterator[Recorded], folder: Path) -> Iterator[dict[str, Any]]:
+    for one in recorded:
+        # One metadata key only: the format keeps no order of several, and the bytes must be the same again.
+        about = json.dumps({"prompt": one.prompt, "index": one.number}, sort_keys=True)
+        data = save({name: tensor.contiguous() for name, tensor in one.tensors.items()}, {"trajectory": about})
+        write_bytes_atomically(folder / shard_name(one.number), data)
+        yield {
+            "prompt": one.prompt,
+            "shard": shard_name(one.number),
+            "sha256": sha256(data).hexdigest(),
+            "bytes": len(data),
+            "unscored": one.unscored,
+            "seconds": one.seconds,
+        }
