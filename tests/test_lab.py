@@ -75,9 +75,10 @@ def test_the_judge_agrees_with_labels_made_by_eye() -> None:
     for row in rows:
         verdict = judge.check(load_image(JUDGED / row["file_name"]), row["caption"])
         for part, label in row["parts"].items():
-            right += getattr(verdict, part) is label
-            total += 1
-    assert total >= 200
+            if label is not None:
+                right += getattr(verdict, part) is label
+                total += 1
+    assert total >= 700
     assert right / total >= 0.98, f"{right} of {total}"
 
 

@@ -114,7 +114,8 @@ def check(image: Tensor, scene: Scene | str) -> Judgement:
 
     Returns:
         A :class:`Judgement`. A relation holds when the step between the two things lies within 45 degrees of its
-        axis; ``nothing_else`` when no third blob of an object colour covers 40 pixels or more.
+        axis; ``nothing_else`` when no blob of an object colour (40 pixels or more) is there beside the two that stand
+        for the named things; a wrong-coloured thing stands for none.
     """
     scene = parse(scene) if isinstance(scene, str) else scene
     pixels = image.detach().float().cpu().permute(1, 2, 0).reshape(-1, 3)

@@ -14,7 +14,8 @@ from diffusers import StableDiffusionPipeline
 from diffkit.lab import assets
 from diffkit.lab.measure import measure
 from diffkit.lab.train.autoencoder import train_autoencoder
-from diffkit.lab.train.denoiser import train_denoisers
+from diffkit.lab.train.denoiser import N_SCENES, scene_examples, train_denoisers
+from diffkit.lab.train.preview import train_preview
 from diffkit.lab.train.reward import train_reward
 from diffkit.loading import load_pipeline
 from diffkit.rewards.lab import LabReward
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Train autoencoder, both pipelines and reward in ``folder``, write them there, and measure.
+    """Train autoencoder, both pipelines, preview decoder and reward in ``folder``, write them there, and measure.
 
     Checkpoints lie beside the results, so the same call goes on after a kill. Deterministic on one machine with one
     number of threads.
@@ -34,8 +35,11 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     vae = train_autoencoder(folder, seed=seed)
-    for name, pipe in train_denoisers(folder, vae, seed=seed).items():
+    pipes = train_denoisers(folder, vae, seed=seed)
+    for name, pipe in pipes.items():
         save_pipeline(pipe, folder / name)
+    scenes = scene_examples(pipes["lab"], N_SCENES, seed=seed + 1, cache=folder / "scenes.safetensors")
+    train_preview(folder, pipes["lab"], scenes, seed=seed)
     train_reward(folder, seed=seed)
     return write_card(folder)
 

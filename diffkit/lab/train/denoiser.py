@@ -30,6 +30,7 @@ from diffkit.lab.train.loop import train
 from diffkit.runs.files import write_bytes_atomically
 
 TEXT_LENGTH = 16
+N_SCENES = 10_000
 WIDTH = 128
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -207,7 +208,7 @@ def train_denoisers(
 ) -> dict[str, StableDiffusionPipeline]:
     """Train the common trunk and both branches (or load what is finished); returns them by name."""
     trunk = _Trainee(new_pipeline(seed=seed, vae=vae))
-    scenes = scene_examples(trunk.pipe, 10_000, seed=seed + 1, cache=folder / "scenes.safetensors")
+    scenes = scene_examples(trunk.pipe, N_SCENES, seed=seed + 1, cache=folder / "scenes.safetensors")
 
     def scenes_only(step: int) -> Tensor:
         return diffusion_loss(trunk.pipe, _draw(scenes, 32))
