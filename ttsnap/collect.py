@@ -9,8 +9,8 @@ from what is left, so a resumed run, or one on several processes, gives the same
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from math import gcd
@@ -22,6 +22,7 @@ from safetensors.torch import save
 from diffkit import parallel
 from diffkit.compute import pipeline_flops
 from diffkit.conditioning import encode_prompts
+from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
 from diffkit.rewards.base import Reward
@@ -29,6 +30,7 @@ from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.segments import Plan, plan
 from ttsnap.budget import probe_reward
+from ttsnap.collect_summary import summarise
 from ttsnap.recorder import Recorded, Recorder, Settings, guided, image_size
 from ttsnap.trajectories import KIND, Trajectories, shard_name
 
@@ -50,7 +52,6 @@ def collect(
     *,
     out: str | Path,
     origin: Mapping[str, Any] | None = None,
-    advance: Callable[[int], object] = int,
 ) -> Trajectories:
     """Record every prompt, or go on with the recording in ``out``; every process of a launch calls it alike.
 
@@ -61,7 +62,6 @@ def collect(
         settings: everything else that changes results.
         out: the run's folder.
         origin: what identifies the model, for the record; another one is refused on resuming.
-        advance: told the number of prompts as they are finished, those of an earlier session first.
 
     Raises:
         InputError: bad input, a recording of something else in the folder, or a reward that does not work.
@@ -73,18 +73,28 @@ def collect(
     provenance = {**_provenance(pipe, prompts, rewards, settings, steps), "processes": parallel.processes()}
     with _opened(out, config, provenance) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
-        advance(len(done))
         recorder = Recorder(pipe, rewards, settings, steps)
         left = [group for group in _groups(len(prompts), settings) if not done.issuperset(_keys(group))]
-        for first in range(0, len(left), parallel.processes()):
-            turn = left[first : first + parallel.processes()]
-            items = [_record(recorder, prompts, group, Path(out)) for group in parallel.shard(turn)]
-            for group, written in zip(turn, parallel.gather(items), strict=True):
-                fresh = {key: item for key, item in zip(_keys(group), written, strict=True) if key not in done}
-                for key, item in fresh.items() if run is not None else ():
-                    run.write(key, item)
-                advance(len(fresh))
+        if run is not None and done:
+            say(f"{len(done)} of {len(prompts)} prompts are finished already; going on.")
+        with progress("recording", len(prompts) - len(done)) if run is not None else nullcontext() as bar:
+            for first in range(0, len(left), parallel.processes()):
+                turn = left[first : first + parallel.processes()]
+                items = [_record(recorder, prompts, group, Path(out)) for group in parallel.shard(turn)]
+                for group, written in zip(turn, parallel.gather(items), strict=True):
+                    fresh = {k: item for k, item in zip(_keys(group), written, strict=True) if k not in done}
+                    if run is not None and bar is not None:
+                        _keep(run, fresh, bar)
+        if run is not None:
+            run.write_json("summary.json", summarise(Trajectories.open(out)))
+    parallel.broadcast(None)  # nobody reads before the first process has written
     return Trajectories.open(out)
+
+
+def _keep(run: Run, items: Mapping[str, Mapping[str, Any]], bar: Bar) -> None:
+    for key, item in items.items():
+        run.write(key, item)
+    bar.advance(len(items))
 
 
 def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
@@ -94,7 +104,9 @@ def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
         raise InputError("There is no reward to record; name at least one.")
 
 
-def _opened(out: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Any:
+def _opened(
+    out: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> AbstractContextManager[Run | None]:
     """The run on the first process, None on the others; a refusal reaches all of them, so that none waits for ever."""
     run, error = None, None
     if parallel.is_first():

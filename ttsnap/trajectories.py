@@ -244,11 +244,15 @@ class Trajectories(Sequence[Trajectory]):
         if unit == "FLOP":
             flop = self.record["provenance"]["flop"]
             return Prices(flop["call"], flop["decode"], flop["verify"][name], flop["encode"])
-        items = list(read_journal(self.folder / "journal.jsonl").items.values())
+        items = self.items()
         looks = len(items) * self.candidates * (len(self.steps) + 1)
         took = [sum(item["seconds"][part] for item in items) for part in ("denoiser", "decoder", f"verifier.{name}")]
         calls = len(items) * self.candidates * len(self.all_sigmas)
         return Prices(took[0] / calls, took[1] / looks, took[2] / looks, None)
+
+    def items(self) -> list[dict[str, Any]]:
+        """The journal's items in the order in which the prompts were finished."""
+        return list(read_journal(self.folder / "journal.jsonl").items.values())
 
     def _check(self, name: str) -> None:
         if name not in self.names:

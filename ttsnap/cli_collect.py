@@ -1,0 +1,148 @@
+"""``diffkit ttsnap collect``: record x0, previews and rewards of every step, for training and calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.rewards.base import Reward
+    from diffkit.segments import Plan
+    from ttsnap.recorder import Settings
+
+EXIT_ITEMS = 3
+
+
+def collect(
+    prompts: Annotated[
+        str, typer.Option(help="lab:train, lab:held-out, or a file: .txt (one a line), .json, .csv, .jsonl.")
+    ] = "lab:train",
+    model: Model = "lab",
+    rewards: Annotated[str, typer.Option(help="Registered names of the rewards, separated by commas.")] = "lab",
+    candidates: Annotated[int, typer.Option(min=1, help="Seeds for each prompt.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    record: Annotated[
+        str, typer.Option(help="Steps to keep: all, 2,4,6, every 2, or log-snr -6,-3,0 for the nearest levels.")
+    ] = "all",
+    micro_batch: Annotated[int, typer.Option(min=1, help="Candidates run at once.")] = 8,
+    previews: Annotated[bool, typer.Option(help="Keep the estimates' pictures, which training needs.")] = True,
+    seed: Seed = 0,
+    out: Out = None,
+    limit: Limit = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Record denoisings: seeds, noise levels, previews and rewards of every step and of the finished images.
+
+    Needs a folder, --out; the same command resumes there. Several processes share the prompts under accelerate launch.
+    Exit codes: 0 done; 2 wrong input; 3 some images could not be scored; 130 interrupted.
+    """
+    if out is None:
+        raise InputError("There is no folder for the trajectories; give one with --out, e.g. --out runs/trajectories.")
+    from diffkit import parallel
+    from diffkit.loading import load_pipeline
+    from diffkit.rewards import load_reward
+    from diffkit.segments import plan
+    from diffkit.texts import read_prompts
+    from ttsnap.collect import Settings
+    from ttsnap.collect import collect as carry_out
+
+    texts = read_prompts(prompts, limit)
+    scorers = {name: load_reward(name) for name in _names(rewards)}
+    first = parallel.is_first()  # before the model: it gives each process its device
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
+    settings = Settings(
+        candidates, steps, guidance, negative,
+        micro_batch=micro_batch, previews=previews, seed=seed, record=_steps(record, plan(pipe, steps)),
+    )  # fmt: skip
+    if dry_run:
+        _announce(pipe, texts, scorers, settings)
+        return
+    found = carry_out(pipe, texts, scorers, settings, out=out, origin=_origin(model, revision, dtype))
+    if first:
+        summary = json.loads((found.folder / "summary.json").read_bytes())
+        _show(summary, out, format)
+        if any(reward["unscored"] for reward in summary["rewards"].values()):
+            raise typer.Exit(EXIT_ITEMS)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"--rewards takes different names separated by commas, got {text!r}.")
+    return names
+
+
+def _steps(text: str, steps: Plan) -> tuple[int, ...] | None:
+    """The steps that ``--record`` names; None for all.
+
+    ``every 2`` keeps each second step, counted so that the last one is among them.
+    """
+    from ttsnap.trajectories import steps_near
+
+    words = text.strip().lower().split(maxsplit=1)
+    try:
+        if words == ["all"]:
+            return None
+        if words[0] == "every":
+            return tuple(range((steps.calls - 1) % int(words[1]), steps.calls, int(words[1])))
+        if words[0] == "log-snr":
+            return steps_near(steps.sigmas, [float(level) for level in words[1].split(",")])
+        return tuple(sorted({int(step) for step in text.split(",")}))
+    except (ValueError, IndexError, ZeroDivisionError):
+        raise InputError(f"Cannot read --record {text!r}; write all, 2,4,6, 'every 2' or 'log-snr -6,-3,0'.") from None
+
+
+def _origin(model: str, revision: str | None, dtype: str) -> dict[str, Any]:
+    """What the run must not be resumed without: the model, and the checksum of a local one."""
+    from diffkit.loading import resolve_model
+    from diffkit.runs import sha256_folder
+
+    source = resolve_model(model)
+    checksum = sha256_folder(source) if isinstance(source, Path) else None
+    return {"model": model, "revision": revision, "dtype": dtype, "model_sha256": checksum}
+
+
+def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], settings: Settings) -> None:
+    from diffkit.segments import plan
+
+    steps = plan(pipe, settings.num_inference_steps)
+    kept = settings.resolved(steps).record or ()
+    images = len(texts) * settings.candidates
+    say(
+        f"Would record {len(texts)} prompts with {settings.candidates} seeds each: {images * steps.calls} denoiser "
+        f"calls, {images * (len(kept) + 1)} pictures decoded and scored by {', '.join(rewards)}; nothing was run."
+    )
+
+
+def _show(summary: dict[str, Any], out: Path, format: str) -> None:
+    if format == "json":
+        write_json(summary)
+        return
+    names = list(summary["rewards"])
+    rows = [
+        [step, f"{sigma:.3f}", f"{level:.2f}", *(_figure(summary["rewards"][name]["tau"][row]) for name in names)]
+        for row, (step, sigma, level) in enumerate(
+            zip(summary["steps"], summary["sigmas"], summary["log_snrs"], strict=True)
+        )
+    ]
+    title = f"{summary['prompts']} prompts, {summary['candidates']} candidates each, in {out}"
+    write_table(["step", "sigma", "log-SNR", *(f"tau of {name} to its final" for name in names)], rows, title=title)
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
