@@ -88,7 +88,8 @@ def standardised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
         deviation = np.nanstd(scores, axis=1, keepdims=True)
     units = np.divide(scores - mean, deviation, out=np.zeros_like(scores), where=deviation > 1e-12)
     units[~np.isfinite(scores)] = np.nan
-    return np.nanmean(scores) + spread_within_prompts(scores) * units
+    common: NDArray[np.float64] = np.nanmean(scores) + spread_within_prompts(scores) * units
+    return common
 
 
 @functools.lru_cache(maxsize=8)

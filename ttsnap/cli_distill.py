@@ -1,0 +1,119 @@
+"""``diffkit ttsnap distill``: teach a reward what estimates at every noise level are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.options import Debug, DryRun, Format, Out, Seed
+
+if TYPE_CHECKING:
+    from ttsnap.held_out import LevelTau
+
+
+def distill(
+    trajectories: Annotated[Path, typer.Argument(help="A folder of `diffkit ttsnap collect`, with previews.")],
+    reward: Annotated[str, typer.Option(help="Registered name of a reward that can be trained.")] = "lab",
+    backend: Annotated[
+        Literal["conditioned", "full", "lora"],
+        typer.Option(help="One network for all levels, all weights a level, or an adapter a level."),
+    ] = "conditioned",
+    loss: Annotated[Literal["mse", "preference"], typer.Option(help="On scores, or on pairs within prompts.")] = "mse",
+    standardise: Annotated[bool, typer.Option(help="One mean and spread of the targets for every prompt.")] = False,
+    levels: Annotated[str, typer.Option(help="Recorded steps to train on: all but the last, or 0,2,4-8.")] = "all",
+    stages: Annotated[int, typer.Option(min=1, help="Stages of the curriculum of conditioned.")] = 4,
+    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the images in a stage.")] = 4.0,
+    steps_per_stage: Annotated[int | None, typer.Option(min=1, help="Updates in a stage, instead of epochs.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="At the beginning of a stage; it falls to half.")] = 3e-4,
+    batch: Annotated[int, typer.Option(min=1, help="Images an update, over all processes.")] = 64,
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts a process does its share of a batch in.")] = 1,
+    held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the prompts kept for the table.")] = 0.15,
+    temperature: Annotated[
+        float, typer.Option(help="Of the preference loss, in standard deviations within prompts.")
+    ] = 0.5,
+    hard: Annotated[bool, typer.Option(help="Preferences are yes or no, not graded.")] = False,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters of lora.")] = 8,
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Of the training.")] = "no",
+    seed: Seed = 0,
+    out: Out = None,
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Print Kendall's tau to the final reward before and after, level by level, on prompts that were not trained on.
+
+    Needs a folder, --out; the model is in its folder model/. The same command resumes there, inside a stage too.
+    Several processes: accelerate launch -m diffkit ttsnap distill ...
+    Exit codes: 0 done; 2 wrong input; 130 interrupted.
+    """
+    if out is None:
+        raise InputError("There is no folder for the reward; give one with --out, for example --out runs/distilled.")
+    from diffkit.rewards import load_reward
+    from diffkit.rewards.base import TrainableReward
+    from ttsnap.curriculum import Settings, choose_steps, curriculum
+    from ttsnap.trajectories import Trajectories
+
+    settings = Settings(
+        backend=backend, loss=loss, standardise=standardise, steps=parse_levels(levels), stages=stages, epochs=epochs,
+        steps_per_stage=steps_per_stage, learning_rate=learning_rate, batch=batch, accumulate=accumulate,
+        held_out=held_out, temperature=temperature, soft=not hard, rank=rank, mixed_precision=mixed_precision,
+        seed=seed,
+    )  # fmt: skip
+    found = Trajectories.open(trajectories)
+    base = load_reward(reward)
+    if not isinstance(base, TrainableReward):
+        raise InputError(f"The reward {reward!r} has no network to train; see diffkit.rewards.base.TrainableReward.")
+    if dry_run:
+        steps = choose_steps(found, settings.steps)
+        count = len(curriculum(backend, len(steps), stages))
+        say(f"Would distil {reward} on {len(found)} prompts, steps {steps}, in {count} stages; nothing was run.")
+        return
+    from accelerate import PartialState
+
+    from ttsnap.distill import distill as carry_out
+
+    done = carry_out(found, base, settings, out)
+    if PartialState().is_main_process:
+        _show(done.levels, out, format)
+
+
+def parse_levels(text: str) -> tuple[int, ...] | None:
+    """Step indices from text such as ``0,2,4-8``; None for ``all``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text.strip() == "all":
+        return None
+    steps: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"Expected 'all' or step indices such as 0,2,4-8 for --levels, got {text!r}.")
+        steps += range(int(first), int(last or first) + 1)
+    if not steps:
+        raise InputError(f"--levels {text!r} names no step.")
+    return tuple(sorted(set(steps)))
+
+
+def _show(levels: list[LevelTau], out: Path, format: str) -> None:
+    from dataclasses import asdict
+
+    if format == "json":
+        write_json([asdict(level) for level in levels])
+        return
+
+    def shown(mean: float | None, interval: tuple[float, float] | None) -> str | None:
+        return None if mean is None or interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+    rows = [
+        [level.step, f"{level.log_snr:.2f}", level.prompts, shown(level.before, level.before_interval),
+         shown(level.after, level.after_interval), shown(level.gain, level.gain_interval)]
+        for level in sorted(levels, key=lambda level: level.log_snr)
+    ]  # fmt: skip
+    write_table(["step", "log-SNR", "prompts", "tau before", "tau after", "gain"], rows)
+    say(f"The reward is in {out / 'model'}, the picture in {out / 'tau.png'}.")
