@@ -10,6 +10,7 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 from diffkit.errors import InputError
 from diffkit.runs.files import write_bytes_atomically
 
-__all__ = ["RewardTensor", "load_tensor", "save_npz", "tensor_keys"]
+__all__ = ["RewardTensor", "load_tensor", "places", "save_npz", "tensor_keys"]
 
 Floats = NDArray[np.float64]
 PLAIN, AWARE, LOOKS, FINAL = "_base", "_noise_aware", "_looks", "_final"  # endings of arrays in an .npz
 PUBLISHED_AWARE = "_naft"  # ending of the published folders of noise-aware rewards
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RewardTensor:
     """Rewards of P prompts, N candidates each, over a denoising of T calls. Higher is better.
 
@@ -49,7 +50,7 @@ class RewardTensor:
     prompts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        looks, final = (np.ascontiguousarray(values, dtype=np.float64) for values in (self.looks, self.final))
+        looks, final = (np.array(values, dtype=np.float64, order="C") for values in (self.looks, self.final))
         if looks.ndim != 3 or final.shape != looks.shape[:2] or looks.size == 0:
             raise InputError(
                 f"A reward tensor needs looks of (prompts, candidates, steps) and finals of (prompts, candidates), got "
@@ -57,29 +58,35 @@ class RewardTensor:
             )
         if np.isinf(looks).any() or np.isinf(final).any():
             raise InputError(f"The rewards {self.name!r} hold infinite values; write NaN where a score is not known.")
-        object.__setattr__(self, "looks", looks)
-        object.__setattr__(self, "final", final)
-        for field, length in (("sigmas", looks.shape[2]), ("prompts", looks.shape[0])):
-            values = getattr(self, field)
-            if values is not None:
-                object.__setattr__(self, field, tuple(values))
-                if len(values) != length:
-                    raise InputError(f"The reward tensor needs {length} {field}, got {len(values)}.")
+        for field, values in (("looks", looks), ("final", final)):
+            values.setflags(write=False)  # `places` must not grow old
+            object.__setattr__(self, field, values)
+        for name, length in (("sigmas", looks.shape[2]), ("prompts", looks.shape[0])):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, tuple(given))
+                if len(given) != length:
+                    raise InputError(f"The reward tensor needs {length} {name}, got {len(given)}.")
 
     @property
     def calls(self) -> int:
         """T, the denoiser calls of one finished candidate."""
         return int(self.looks.shape[2])
 
-    @property
+    @cached_property
     def recorded(self) -> list[int]:
         """The step indices at which at least one look was recorded."""
         return [int(step) for step in np.flatnonzero(np.isfinite(self.looks).any(axis=(0, 1)))]
 
-    @property
+    @cached_property
     def missing(self) -> int:
         """Scores that are NaN although their step was recorded for others, and NaN finals."""
         return int(np.isnan(self.looks[:, :, self.recorded]).sum() + np.isnan(self.final).sum())
+
+    @cached_property
+    def places(self) -> NDArray[np.int32]:
+        """(T + 1, P, N): the place of each candidate at each look and, last, by its final reward; see `places`."""
+        return places(np.concatenate([np.moveaxis(self.looks, -1, 0), self.final[None]]))
 
     def select(self, prompts: Sequence[int] | NDArray[np.integer[Any]] | NDArray[np.bool_] | slice) -> RewardTensor:
         """The same for some prompts: their indices in the wanted order, a mask of (P,) or a slice.
@@ -93,6 +100,14 @@ class RewardTensor:
             raise InputError(f"Cannot select these of {len(self.looks)} prompts: {error}.") from error
         texts = None if self.prompts is None else tuple(self.prompts[row] for row in rows)
         return RewardTensor(self.looks[rows], self.final[rows], self.name, self.sigmas, texts)
+
+
+def places(scores: Floats) -> NDArray[np.int32]:
+    """The place of each candidate along the last axis: 0 is the best, ties go to the lower index, NaN comes last."""
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    found = np.empty(scores.shape, dtype=np.int32)
+    np.put_along_axis(found, order, np.arange(scores.shape[-1], dtype=np.int32), axis=-1)
+    return found
 
 
 def load_tensor(path: str | Path, key: str | None = None, *, plain: bool = False) -> RewardTensor:
