@@ -38,7 +38,8 @@ class Candidate:
         generator: its own source of noise, positioned where the denoising stopped; never changed in place.
         seed: what seeded the generator; None for a generator of the user's.
         step: how many denoiser calls it has behind it.
-        latents: (1, C, h, w) in the pipeline's precision; None before the first step.
+        latents: (1, C, h, w) in the pipeline's precision. Before the first step the initial noise, standard normal, or
+            None for what the generator draws.
         x0: (1, C, h, w), the latest estimate of the clean latents; None before the first step.
         state: what its solver carries.
     """
@@ -147,6 +148,8 @@ def run_segment(
     for candidate in candidates:
         if candidate.step != start:
             raise InputError(f"Candidate {candidate.index} is at step {candidate.step}, not {start}.")
+    if len({candidate.latents is None for candidate in candidates}) > 1:
+        raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
     done: list[Candidate] = []
     size = denoising.micro_batch
     with _quiet(pipe):
@@ -187,7 +190,8 @@ def _run_batch(
     rows = [*batch, *[batch[-1]] * taps.padding]
     generators = [candidate.generator.clone_state() for candidate in rows]
     device = pipe._execution_device
-    latents = torch.cat([row.latents for row in rows if row.latents is not None]) if start else None
+    given = [row.latents for row in rows if row.latents is not None]
+    latents = torch.cat(given) if given else None
     state = gather_states([row.state for row in rows], device) if start else {}
     with window(pipe.scheduler, start, stop, state, functools.partial(taps.report, itertools.count(start))) as seen:
         result = call(

@@ -22,7 +22,7 @@ from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Denoising, plan
 from ttsnap import PruningSchedule, TTSnapPipeline
 from ttsnap.budget import affordable, time_prices
-from ttsnap.run import Search
+from ttsnap.run import Engine
 
 PROMPT, STEPS, SEED = "a dog", 6, 7
 OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
@@ -144,15 +144,14 @@ def test_budget_is_used_up_and_never_overrun(budget, schedule):
         assert n == int(budget[:-1]) or schedule
 
 
-def search_of(schedule: str, micro_batch: int) -> Search:
+def engine_of(micro_batch: int) -> Engine:
     pipe = tiny_pipeline()
-    return Search(
+    return Engine(
         pipe=pipe,
         reward=as_reward(brightness),
         prompts=[PROMPT],
         conditioning=encode_prompts(pipe, [PROMPT]),
         denoising=Denoising(STEPS, 3.0, micro_batch=micro_batch),
-        schedule=PruningSchedule.parse(schedule),
         plan=plan(pipe, STEPS),
         ledger=Ledger(rows_per_call=2),
         call=pipe,
@@ -161,24 +160,25 @@ def search_of(schedule: str, micro_batch: int) -> Search:
 
 def test_budget_in_seconds_pays_for_padding():
     """By hand: 4 a batch; a call 10 s, decoding and scoring 1 s; looks after step 1, half go on."""
-    search, prices = search_of("1:0.5", 4), Prices(10.0, 0.5, 0.5)
+    engine, schedule, prices = engine_of(4), PruningSchedule.parse("1:0.5"), Prices(10.0, 0.5, 0.5)
 
     def seconds(n: int) -> float:
         half = max(1, (n + 1) // 2)
         return 10.0 * (2 * -(-n // 4) * 4 + 4 * -(-half // 4) * 4) + n + half
 
-    found = affordable(Budget(2000.0, "s"), search, spent_flop=0, began=time.perf_counter(), seconds=lambda: prices)
+    options = {"spent_flop": 0, "began": time.perf_counter(), "seconds": lambda: prices}
+    found = affordable(Budget(2000.0, "s"), engine, schedule, **options)
     assert found.candidates == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000) == 40
     assert found.planned == seconds(40)
 
 
 def test_time_prices_are_measured_on_real_calls():
-    search, rows = search_of("", 3), []
-    search.pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    prices = time_prices(search, search.ledger, [PROMPT])
+    engine, rows = engine_of(3), []
+    engine.pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    prices = time_prices(engine)
     assert min(prices.call, prices.decode, prices.verify) > 0
-    assert search.ledger.denoiser_rows == sum(rows) == 2 * 2 * 3
-    assert search.ledger.calibration_images == 6
+    assert engine.ledger.denoiser_rows == sum(rows) == 2 * 2 * 3
+    assert engine.ledger.calibration_images == 6
 
 
 def test_nan_is_dropped_reported_and_never_wins():

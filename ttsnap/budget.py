@@ -5,22 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffkit.compute import Budget, Cost, Ledger, Prices
+from diffkit.compute import Budget, Prices
 from diffkit.errors import InputError
-from diffkit.latents import decode_latents
 from diffkit.rewards.base import NoiseAwareReward, Reward, score_checked
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
-from ttsnap.run import Search
+from ttsnap.run import Engine
 from ttsnap.schedule import PruningSchedule, candidates_for
+from ttsnap.strategies.base import affordable_count, priced
 
-__all__ = ["Probe", "affordable", "probe_reward", "time_prices"]
+__all__ = ["Probe", "affordable", "flop_limit", "probe_reward", "time_prices"]
 
 TIME_MARGIN = 0.9  # share of a budget in seconds that the search is planned for; the pace of a machine varies
 
@@ -61,7 +61,13 @@ def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
 
 
 def affordable(
-    budget: Budget, search: Search, *, spent_flop: float, began: float, seconds: Callable[[], Prices]
+    budget: Budget,
+    engine: Engine,
+    schedule: PruningSchedule,
+    *,
+    spent_flop: float,
+    began: float,
+    seconds: Callable[[], Prices],
 ) -> Affordable:
     """The most candidates for each prompt whose exact cost stays inside the budget.
 
@@ -74,55 +80,56 @@ def affordable(
     Raises:
         InputError: not even one candidate fits, or a price is unknown.
     """
-    schedule, calls = search.schedule, search.plan.calls
+    calls, cheap = engine.plan.calls, engine.preview_vae is not None
     if budget.unit == "s":
         prices = seconds()
-        size = search.denoising.micro_batch
-        left = budget.amount * TIME_MARGIN - (time.perf_counter() - began) / len(search.prompts)
+        size = engine.denoising.micro_batch
+        left = budget.amount * TIME_MARGIN - (time.perf_counter() - began) / len(engine.prompts)
 
         def clock(n: int) -> float:
             stages = schedule.stages(n, calls)
             padded = sum((s.stop - s.start) * math.ceil(s.candidates / size) * size for s in stages)
-            return _priced(schedule.cost(n, calls)._replace(calls=padded), prices)
+            return priced(schedule.cost(n, calls, preview=cheap)._replace(calls=padded), prices)
 
         count = candidates_for(left, clock)
         return Affordable(count, left, clock(count))
+    limit = flop_limit(budget, engine, spent_flop=spent_flop)
+    count = affordable_count(engine, limit, schedule)
+    return Affordable(count, limit, priced(schedule.cost(count, calls, preview=cheap), engine.ledger.flops))
 
-    def flop(n: int) -> float:
-        return _priced(schedule.cost(n, calls), search.ledger.flops)
 
+def flop_limit(budget: Budget, engine: Engine, *, spent_flop: float) -> float:
+    """What each prompt may cost in FLOP; ``x`` counts candidates denoised to the end, text and probing aside.
+
+    Raises:
+        InputError: the budget is in seconds, or a price is unknown.
+    """
+    if budget.unit == "s":
+        raise InputError("A search by name is planned in counted cost; give its budget as 16x or 3.2TFLOP.")
     if budget.unit == "x":
-        limit = budget.amount * _priced(PruningSchedule().cost(1, calls), search.ledger.flops)
-    else:
-        limit = budget.amount - spent_flop
-    count = candidates_for(limit, flop)
-    return Affordable(count, limit, flop(count))
+        return budget.amount * priced(PruningSchedule().cost(1, engine.plan.calls), engine.ledger.flops)
+    return budget.amount - spent_flop
 
 
-def _priced(cost: Cost, prices: Prices) -> float:
-    total = cost.at(prices)
-    if total is None:
-        raise InputError(
-            "The FLOP of a denoiser call or a decoding could not be counted, so this budget cannot be kept; give "
-            "num_candidates, or a budget in seconds."
-        )
-    return total
-
-
-def time_prices(search: Search, ledger: Ledger, prompts: Sequence[str]) -> Prices:
+def time_prices(engine: Engine) -> Prices:
     """Seconds of one candidate's call, decoding and scoring in full micro-batches; the second of two runs counts."""
-    size = search.denoising.micro_batch
+    size = engine.denoising.micro_batch
     batch = [Candidate(index, 0, generator) for index, generator in enumerate(generators(range(size)))]
     took: list[float] = []
     for _ in range(2):
         marks = [time.perf_counter()]
-        done = run_segment(search.pipe, batch, search.conditioning, search.denoising, 0, 1, call=search.call)
+        done = run_segment(engine.pipe, batch, engine.conditioning, engine.denoising, 0, 1, call=engine.call)
         marks.append(time.perf_counter())
-        images = decode_latents(search.pipe, torch.cat([one.x0 for one in done if one.x0 is not None])).detach()
+        latents = torch.cat([one.x0 for one in done if one.x0 is not None])
+        images = engine.decode(latents, final=True).detach()
         marks.append(time.perf_counter())
-        score_checked(search.reward, images, [prompts[0]] * size)
+        score_checked(engine.reward, images, [engine.prompts[0]] * size)
         marks.append(time.perf_counter())
+        if engine.preview_vae is not None:
+            engine.decode(latents, final=False)
+            marks.append(time.perf_counter())
         took = [(after - before) / size for before, after in itertools.pairwise(marks)]
-        ledger.calibration_calls += size
-        ledger.calibration_images += size
-    return Prices(*took)
+        engine.ledger.calibration_calls += size
+        engine.ledger.calibration_images += size
+    call, decode, verify, *preview = took
+    return Prices(call, decode, verify, preview=preview[0] if preview else None)

@@ -21,14 +21,18 @@ from torch import Tensor
 
 from diffkit.compute import Ledger, Prices
 from diffkit.errors import InputError
-from diffkit.families import Pipeline
+from diffkit.families import Autoencoder, Pipeline
 from diffkit.loading import quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.candidates import Noise
+from ttsnap.preview import load_preview_vae
+from ttsnap.recipe import Recipe
 from ttsnap.request import Found, Request
 from ttsnap.run import StageTrace
 from ttsnap.schedule import PruningSchedule, choose
+from ttsnap.search import load_search
+from ttsnap.strategies.base import Strategy
 
 __all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
 
@@ -41,11 +45,13 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
 
     Attributes:
         images: PIL images, or an array or tensor, as ``output_type`` says.
-        seeds: the winners' seeds; the stock pipeline makes the same image from ``torch.Generator().manual_seed(seed)``.
+        seeds: the winners' seeds; the stock pipeline makes the same image from ``torch.Generator().manual_seed(seed)``,
+            unless there is a recipe.
         rewards: the winners' scores on their finished images.
         trace: every look at every prompt's candidates, in order.
         ledger: the counted cost, and what it would have been without pruning.
         nsfw_content_detected: as in diffusers; None without a safety checker.
+        recipes: how the winners' noise came about where the seed alone does not say it (neighbours, steered particles).
     """
 
     images: list[Image] | np.ndarray[Any, Any] | Tensor
@@ -54,6 +60,7 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     trace: list[StageTrace]
     ledger: Ledger
     nsfw_content_detected: list[bool] | None = None
+    recipes: list[Recipe | None] | None = None
 
 
 class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
@@ -67,14 +74,27 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
     """
 
     reward: Reward | None = None
+    preview_vae: Autoencoder | None = None
     _probed: tuple[Reward, Prices] | None = None
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, *, reward: RewardLike | None = None, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        reward: RewardLike | None = None,
+        preview_vae: Autoencoder | str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Load ``lab``, ``lab-clean``, a folder or a hub id; ``kwargs`` go to diffusers.
 
+        Args:
+            reward: what to choose by.
+            preview_vae: decodes estimates in mid-denoising instead of the VAE: an ``AutoencoderTiny``, its folder or
+                its hub id. Finished images are always decoded by the VAE.
+
         Raises:
-            InputError: there is no such model or reward.
+            InputError: there is no such model, reward or decoder.
         """
         scorer = None if reward is None else load_reward(reward)
         source = resolve_model(model)
@@ -84,17 +104,25 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         with quietly():
             pipe: Self = super().from_pretrained(str(source), **kwargs)
         pipe.reward = scorer
+        pipe.preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
         return pipe
 
     @classmethod
-    def from_pipe(cls, pipeline: Pipeline, *, reward: RewardLike | None = None, **kwargs: Any) -> Self:
+    def from_pipe(
+        cls,
+        pipeline: Pipeline,
+        *,
+        reward: RewardLike | None = None,
+        preview_vae: Autoencoder | str | Path | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """The same modules under this class: shared, in their own precision, nothing is cast or copied.
 
         Args:
             kwargs: components to replace, as in diffusers; ``dtype`` casts if you ask for it.
 
         Raises:
-            InputError: the pipeline has other components than Stable Diffusion 1/2.
+            InputError: no such decoder, or the pipeline has other components than Stable Diffusion 1/2.
         """
         scorer = getattr(pipeline, "reward", None) if reward is None else load_reward(reward)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
@@ -110,6 +138,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             if name in vars(pipeline):
                 setattr(pipe, name, getattr(pipeline, name))
         pipe.reward = scorer
+        preview = getattr(pipeline, "preview_vae", None) if preview_vae is None else preview_vae
+        pipe.preview_vae = None if preview is None else load_preview_vae(preview, pipe)
         return pipe if dtype is None else pipe.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -139,6 +169,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         schedule: PruningSchedule | str | Path | None = None,
         budget: str | None = None,
         reward: RewardLike | None = None,
+        preview_vae: Autoencoder | str | Path | None = None,
+        search: str | Strategy | None = None,
         micro_batch: int | None = None,
         previews: bool = False,
         output_type: str = "pil",
@@ -162,6 +194,9 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             budget: instead of ``num_candidates``: what each prompt may cost, ``"16x"`` (as much as best-of-16),
                 ``"3.2TFLOP"`` or ``"40s"``.
             reward: another reward for this call.
+            preview_vae: another decoder of estimates for this call.
+            search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.SEARCHES``:
+                ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
             micro_batch: how many candidates run at once; 1 is the strict mode, in which winners are bit-equal to the
                 stock pipeline's images.
             previews: keep the decoded estimates of every look in the trace.
@@ -172,10 +207,12 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             InputError: bad input, before anything is computed.
             ScoringError: too few candidates could be scored.
         """
+        pruning = choose(schedule)
+        preview = self.preview_vae if preview_vae is None else preview_vae
         request = Request(
             prompts=[prompt] if isinstance(prompt, str) else list(prompt),
             reward=self._scorer(reward),
-            schedule=choose(schedule),
+            schedule=pruning,
             noise=Noise(generator, seed, seeds, first_prompt),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -190,6 +227,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             previews=previews,
             clip_skip=clip_skip,
             extra={"cross_attention_kwargs": cross_attention_kwargs, "guidance_rescale": guidance_rescale},
+            preview_vae=None if preview is None else load_preview_vae(preview, self),
+            search=None if search is None else load_search(search, pruning if pruning.steps else None),
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
@@ -223,6 +262,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         return TTSnapPipelineOutput(
             images=shown,
             seeds=[winner.candidate.seed for winner in winners],
+            recipes=[winner.recipe for winner in winners],
             rewards=[winner.score for winner in winners],
             trace=found.trace,
             ledger=found.ledger,

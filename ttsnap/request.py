@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from diffkit.compute import Budget, Ledger, Prices, parse_budget, pipeline_flops
+from diffkit.compute import Budget, Cost, Ledger, Prices, parse_budget, pipeline_flops
 from diffkit.conditioning import Conditioning, encode_prompts
 from diffkit.errors import InputError
-from diffkit.families import Pipeline
+from diffkit.families import Autoencoder, Pipeline
 from diffkit.rewards.base import Reward
 from diffkit.segments import Denoising, Plan, plan
-from ttsnap.budget import Probe, affordable, probe_reward, time_prices
+from ttsnap.budget import Probe, affordable, flop_limit, probe_reward, time_prices
 from ttsnap.candidates import Noise
-from ttsnap.run import Search, StageTrace, Winner
+from ttsnap.run import Engine, StageTrace, Winner
 from ttsnap.schedule import PruningSchedule
+from ttsnap.strategies.base import Strategy
+from ttsnap.strategies.pruning import prune
 
 __all__ = ["DEFAULT_CANDIDATES", "Found", "Request"]
 
@@ -26,11 +29,13 @@ ACCELERATOR_MICRO_BATCH = 16
 
 
 class Found(NamedTuple):
-    """Winners of each prompt, best first; all looks; what it cost."""
+    """Winners of each prompt, best first; all looks; what it cost, in all and for each prompt; further facts."""
 
     winners: list[list[Winner]]
     trace: list[StageTrace]
     ledger: Ledger
+    spent: list[Cost]
+    notes: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Request:
     previews: bool = False
     clip_skip: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+    preview_vae: Autoencoder | None = None
+    search: Strategy | None = None
 
     def carry_out(self, pipe: Pipeline, call: Callable[..., Any], probed: Prices | None) -> Found:
         """Search.
@@ -85,19 +92,38 @@ class Request:
             self._micro_batch(pipe, fixed),
             self.extra,
         )
-        search = Search(
-            pipe, self.reward, self.prompts, conditioning, denoising, self.schedule, steps, ledger, call,
-            winners=self.winners, previews=self.previews,
+        engine = Engine(
+            pipe, self.reward, self.prompts, conditioning, denoising, steps, ledger, call, self.noise,
+            winners=self.winners, previews=self.previews, preview_vae=self.preview_vae,
         )  # fmt: skip
-        n = fixed if self.budget is None else self._within(parse_budget(self.budget), search, began)
-        total = self.schedule.cost(n, steps.calls).calls * len(self.prompts)
-        ledger.without_pruning = PruningSchedule().cost(n * len(self.prompts), steps.calls)
-        candidates = self.noise.candidates(len(self.prompts), n)
-        with pipe.progress_bar(total=total) as bar:
-            search.advance = bar.update
-            winners, trace = search.run(candidates)
+        winners = self._by_name(engine) if self.search is not None else self._pruned(engine, fixed, began)
         self._settle(ledger, began)
-        return Found(winners, trace, ledger)
+        spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
+        return Found(winners, engine.trace, ledger, spent, engine.notes)
+
+    def _pruned(self, engine: Engine, fixed: int, began: float) -> list[list[Winner]]:
+        """Prune ``fixed`` candidates, or as many as the budget pays for, by the schedule."""
+        n = fixed if self.budget is None else self._within(parse_budget(self.budget), engine, began)
+        engine.ledger.without_pruning = PruningSchedule().cost(n * len(self.prompts), engine.plan.calls)
+        total = self.schedule.cost(n, engine.plan.calls).calls * len(self.prompts)
+        with engine.pipe.progress_bar(total=total) as bar:
+            engine.advance = bar.update
+            return prune(engine, self.schedule, self.noise.candidates(len(self.prompts), n))
+
+    def _by_name(self, engine: Engine) -> list[list[Winner]]:
+        """Spend the budget by the strategy."""
+        if self.search is None or self.budget is None:
+            raise InputError("A search by name spends a budget; give one, for example budget='16x'.")
+        self.search.check(engine)
+        share, ledger = len(self.prompts), engine.ledger
+        limit = flop_limit(parse_budget(self.budget), engine, spent_flop=self._overhead(ledger))
+        ledger.budget = {"asked": self.budget, "unit": "FLOP", "limit": limit * share}
+        with engine.pipe.progress_bar(total=math.floor(limit * share / (ledger.flops.call or math.inf))) as bar:
+            engine.advance = bar.update
+            winners = self.search.run(engine, limit)
+        tried = len({(look.prompt, index) for look in engine.trace for index in look.candidates})
+        ledger.without_pruning = PruningSchedule().cost(tried, engine.plan.calls)
+        return winners
 
     def _check(self, pipe: Pipeline) -> Plan:
         """Everything that can be found wrong without computing."""
@@ -141,16 +167,20 @@ class Request:
                 f"candidates, keep larger shares or ask for fewer images."
             )
 
-    def _within(self, budget: Budget, search: Search, began: float) -> int:
-        ledger = search.ledger
-        share = len(self.prompts)
+    def _overhead(self, ledger: Ledger) -> float:
+        """FLOP that each prompt has cost so far, on text and on trying the reward."""
         text = ledger.encoded * (ledger.flops.encode or 0.0) + ledger.calibration_images * (ledger.flops.verify or 0.0)
+        return text / len(self.prompts)
+
+    def _within(self, budget: Budget, engine: Engine, began: float) -> int:
+        ledger, share = engine.ledger, len(self.prompts)
         found = affordable(
             budget,
-            search,
-            spent_flop=text / share,
+            engine,
+            self.schedule,
+            spent_flop=self._overhead(ledger),
             began=began,
-            seconds=lambda: time_prices(search, ledger, self.prompts),
+            seconds=lambda: time_prices(engine),
         )
         self._check_winners(found.candidates)
         ledger.budget = {
@@ -197,7 +227,14 @@ class Request:
     ) -> Prices:
         factor = pipe.vae_scale_factor
         shape = (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor)
-        return pipeline_flops(pipe, shape, conditioning.prompt_embeds, guidance=self._guided(pipe), verify=verify)
+        return pipeline_flops(
+            pipe,
+            shape,
+            conditioning.prompt_embeds,
+            guidance=self._guided(pipe),
+            verify=verify,
+            preview=self.preview_vae,
+        )
 
     def _micro_batch(self, pipe: Pipeline, n: int) -> int:
         if self.micro_batch is not None:

@@ -1,11 +1,45 @@
-"""Who goes on: pure functions from scores to survivors. NaN never survives; ties go to the lower index."""
+"""Who goes on, by pure functions from scores to survivors; and the search strategies by name.
+
+NaN never survives; ties go to the lower index. Outsiders add a strategy by the entry-point group ``diffkit.searches``:
+a function from a :class:`ttsnap.schedule.PruningSchedule`, or None, to a :class:`ttsnap.strategies.base.Strategy`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["best_of_n", "ranking", "top_k"]
+from diffkit.registry import Registry
+
+if TYPE_CHECKING:
+    from ttsnap.schedule import PruningSchedule
+    from ttsnap.strategies.base import Strategy
+
+__all__ = ["SEARCHES", "best_of_n", "load_search", "ranking", "top_k"]
+
+SEARCHES: Registry[Callable[[PruningSchedule | None], Strategy]] = Registry(
+    "search",
+    "diffkit.searches",
+    {
+        "best-of-n": "ttsnap.strategies.pruning:best_of_n",
+        "ttsp": "ttsnap.strategies.pruning:ttsp",
+        "ttsnap": "ttsnap.strategies.pruning:ttsnap",
+        "halving": "ttsnap.strategies.halving:halving",
+        "random": "ttsnap.strategies.neighbours:random_neighbours",
+        "zero-order": "ttsnap.strategies.neighbours:zero_order",
+        "fk": "ttsnap.strategies.fk_steering:fk_steering",
+    },
+)
+
+
+def load_search(search: str | Strategy, schedule: PruningSchedule | None = None) -> Strategy:
+    """A strategy by its registered name, or as it is; the schedule is for those that prune by one.
+
+    Raises:
+        InputError: an unknown name; the message lists the known ones.
+    """
+    return SEARCHES.get(search)(schedule) if isinstance(search, str) else search
 
 
 def ranking(scores: Sequence[float], *, higher_is_better: bool = True) -> list[int]:

@@ -1,0 +1,50 @@
+"""A small decoder for looks in mid-denoising: an ``AutoencoderTiny`` decodes an estimate at a fraction of the cost.
+
+Finished images are always decoded by the pipeline's own VAE, so the winner stays the stock pipeline's image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import AutoencoderTiny
+
+from diffkit.errors import InputError
+from diffkit.families import Autoencoder, Pipeline
+from diffkit.loading import quietly
+
+__all__ = ["load_preview_vae"]
+
+
+def load_preview_vae(preview: Autoencoder | str | Path, pipe: Pipeline) -> Autoencoder:
+    """The decoder, on the pipeline's device, ready to decode its latents.
+
+    Args:
+        preview: an autoencoder, a folder of one in diffusers' format, or a hub id such as ``madebyollin/taesd``; from a
+            folder or the hub it comes in the precision of the pipeline's VAE.
+
+    Raises:
+        InputError: there is no such decoder, or it is for latents of another number of channels.
+    """
+    if isinstance(preview, str | Path):
+        local = Path(preview).expanduser().is_dir()
+        try:
+            with quietly():
+                preview = AutoencoderTiny.from_pretrained(
+                    str(Path(preview).expanduser() if local else preview),
+                    dtype=pipe.vae.dtype,
+                    use_safetensors=True,
+                    local_files_only=local,
+                )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"Could not load the preview decoder {str(preview)!r}: {reason}") from error
+    if not hasattr(preview, "decode") or not hasattr(preview, "config"):
+        raise InputError(f"Expected an AutoencoderTiny, a folder or a hub id as preview decoder, got {preview!r}.")
+    own, its = pipe.vae.config.latent_channels, preview.config.latent_channels
+    if own != its:
+        raise InputError(
+            f"The preview decoder reads latents of {its} channels, the pipeline's have {own}; take the one made for "
+            f"this family of models."
+        )
+    return preview.to(device=pipe._execution_device).eval()
