@@ -12,6 +12,7 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
 from ttsnap.cli_collect import collect
 from ttsnap.cli_distill import distill
+from ttsnap.cli_fit import fit
 
 if TYPE_CHECKING:
     from diffkit.runs import Run
@@ -21,6 +22,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 EXIT_ITEMS = 3
 app.command()(collect)
 app.command()(distill)
+app.command()(fit)
 
 
 @app.callback()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffkit.compute import Cost
-from diffkit.errors import InputError
+from diffkit.errors import InputError, unknown_name
 
 __all__ = ["PruningSchedule", "Stage", "candidates_for", "choose"]
 
@@ -87,14 +87,18 @@ class PruningSchedule:
 
     @classmethod
     def from_json(cls, path: str | Path) -> PruningSchedule:
-        """Read a file with ``{"steps": [...], "keep": [...]}``.
+        """Read a file with ``{"steps": [...], "keep": [...]}``, or one that ``diffkit ttsnap fit`` wrote.
+
+        Returns:
+            a plain schedule, or a :class:`ttsnap.fitted.FittedSchedule`.
 
         Raises:
             InputError: no such file, or another content.
         """
+        from ttsnap.fitted import read_fitted
+
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(content["steps"]), tuple(content["keep"]))
+            return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -103,6 +107,15 @@ class PruningSchedule:
     def to_json(self) -> str:
         """The content of such a file."""
         return json.dumps({"steps": list(self.steps), "keep": list(self.keep)})
+
+    def resolve(self, calls: int, *, equivalent: float | None = None, candidates: int | None = None) -> PruningSchedule:
+        """The schedule for a denoising of ``calls`` calls and a budget (in best-of-N equivalents: the N of the
+        best-of-N that costs as much) or a number of candidates. A plain schedule is the same for all."""
+        return self
+
+    def at_budget(self, budget: float) -> PruningSchedule:
+        """The schedule for a budget in the unit of the prices it was fitted with. A plain one is the same for all."""
+        return self
 
     def validate(self, calls: int) -> None:
         """Whether a denoising of ``calls`` denoiser calls can be looked at so.
@@ -168,7 +181,9 @@ def candidates_for(limit: float, cost: Callable[[int], float]) -> int:
 
 
 def choose(text: str | Path | PruningSchedule | None) -> PruningSchedule:
-    """A schedule as it is, from its written form or from a JSON file; None is best-of-N.
+    """A schedule as it is, from its written form, from a JSON file or by its name; None is best-of-N.
+
+    The names are those of the schedules in the package: ``lab`` was fitted on the lab's own rewards.
 
     Raises:
         InputError: it is none of these.
@@ -180,5 +195,14 @@ def choose(text: str | Path | PruningSchedule | None) -> PruningSchedule:
     if isinstance(text, Path) or (isinstance(text, str) and text.endswith(".json")):
         return PruningSchedule.from_json(text)
     if isinstance(text, str):
-        return PruningSchedule.parse(text)
+        return PruningSchedule.parse(text) if not text.strip().replace("-", "_").isidentifier() else _shipped(text)
     raise InputError(f"Expected a PruningSchedule, '2:0.4,6:0.4' or the path of a JSON file, got {text!r}.")
+
+
+def _shipped(name: str) -> PruningSchedule:
+    from ttsnap.fitted import shipped, shipped_names
+
+    path = shipped(name.strip())
+    if path is None:
+        raise unknown_name("schedule", name, shipped_names())
+    return PruningSchedule.from_json(path)
