@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffkit.parallel import gather, shard
 from diffkit.stats import bootstrap_mean
+from ttsnap.alignment import kendall
 from ttsnap.distill_data import Estimates
 from ttsnap.noise_aware import Calibration
 
@@ -73,13 +74,11 @@ def recorded(estimates: Estimates, name: str, positions: Sequence[int], level: i
 
 
 def taus(scores: Floats, final: Floats) -> Floats:
-    """Kendall's tau-b (P,) of scores (P, N) and final rewards (P, N), NaN where a row is constant."""
-    from scipy.stats import kendalltau
-
+    """Kendall's tau-b (P,) of scores (P, N) and final rewards (P, N), NaN where a row is constant; a candidate without a score is left out."""
     rows = []
     for row, truth in zip(scores, final, strict=True):
         known = np.isfinite(row) & np.isfinite(truth)
-        rows.append(float(kendalltau(row[known], truth[known]).statistic) if known.sum() > 1 else float("nan"))
+        rows.append(float(kendall(row[known], truth[known])) if known.sum() > 1 else float("nan"))
     return np.array(rows)
 
 
