@@ -39,8 +39,8 @@ def fit(
 ) -> None:
     """Fit a schedule for each budget, and say what it gains over best-of-N on prompts held out.
 
-    Budgets count in the unit of the costs. A collected folder knows its own, in FLOP; budgets like 2x:16x:2x count the
-    candidates that best-of-N gets for as much. When nothing beats best-of-N on held-out prompts, the file holds best-of-N.
+    Budgets count in the unit of the costs. A collected folder knows its own, in FLOP; with 2x:16x:2x they count
+    finished candidates. When nothing beats best-of-N on held-out prompts, the file holds best-of-N.
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.fit import fit as fit_schedule
