@@ -327,3 +327,25 @@ def test_steps_near_are_the_nearest(sigmas, levels):
     for column in distances.T:
         assert column[list(found)].min() == pytest.approx(column.min())
     assert len(found) <= len(levels)
+
+
+def test_a_preview_decoder_decodes_estimates_and_never_finals(tmp_path):
+    from tiny import tiny_vae
+
+    torch.manual_seed(5)
+    preview, pipe = tiny_vae(), tiny_pipeline()
+    plain = record(tmp_path / "plain", PROMPTS[:1], record=(1, 3))
+    found = collect(pipe, PROMPTS[:1], {"brightness": as_reward(brightness)}, settings(record=(1, 3)),
+                    out=tmp_path / "preview", origin={"preview_vae": "other"}, preview_vae=preview)  # fmt: skip
+    assert torch.equal(found[0].final_images, plain[0].final_images)
+    assert not torch.equal(found[0].previews, plain[0].previews)
+    seen = []
+    steps = found.steps
+    fresh = [Candidate(i, 0, source) for i, source in enumerate(generators(found[0].seeds))]
+    run_segment(pipe, fresh, encode_prompts(pipe, PROMPTS[:1]), Denoising(STEPS, GUIDANCE, micro_batch=2), 0, STEPS,
+                on_estimate=lambda step, x0: seen.append(decode_latents(pipe, x0, preview)))  # fmt: skip
+    for step in steps:
+        assert torch.equal(found[0].rewards["brightness"][:, steps.index(step)], seen[step].mean(dim=(1, 2, 3)))
+    assert plain.prices("brightness").preview is None
+    assert found.prices("brightness").preview == found.prices("brightness").decode > 0  # the same architecture
+    assert found.prices("brightness", "s").preview > 0

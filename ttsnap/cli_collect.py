@@ -36,6 +36,9 @@ def collect(
     ] = "all",
     micro_batch: Annotated[int, typer.Option(min=1, help="Candidates run at once.")] = 8,
     previews: Annotated[bool, typer.Option(help="Keep the estimates' pictures, which training needs.")] = True,
+    preview_vae: Annotated[
+        str | None, typer.Option(help="A small decoder for the estimates: a folder or hub id of an AutoencoderTiny.")
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     limit: Limit = None,
@@ -60,6 +63,7 @@ def collect(
     from diffkit.texts import read_prompts
     from ttsnap.collect import Settings
     from ttsnap.collect import collect as carry_out
+    from ttsnap.preview import load_preview_vae
 
     texts = read_prompts(prompts, limit)
     scorers = {name: load_reward(name) for name in _names(rewards)}
@@ -72,7 +76,9 @@ def collect(
     if dry_run:
         _announce(pipe, texts, scorers, settings)
         return
-    found = carry_out(pipe, texts, scorers, settings, out=out, origin=_origin(model, revision, dtype))
+    preview = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
+    origin = _origin(model, revision, dtype, preview_vae)
+    found = carry_out(pipe, texts, scorers, settings, out=out, origin=origin, preview_vae=preview)
     if first:
         summary = json.loads((found.folder / "summary.json").read_bytes())
         _show(summary, out, format)
@@ -107,14 +113,18 @@ def _steps(text: str, steps: Plan) -> tuple[int, ...] | None:
         raise InputError(f"Cannot read --record {text!r}; write all, 2,4,6, 'every 2' or 'log-snr -6,-3,0'.") from None
 
 
-def _origin(model: str, revision: str | None, dtype: str) -> dict[str, Any]:
-    """What the run must not be resumed without: the model, and the checksum of a local one."""
+def _origin(model: str, revision: str | None, dtype: str, preview: str | None) -> dict[str, Any]:
+    """What the run must not be resumed without: the model and the preview decoder, and checksums of local ones."""
     from diffkit.loading import resolve_model
     from diffkit.runs import sha256_folder
 
     source = resolve_model(model)
     checksum = sha256_folder(source) if isinstance(source, Path) else None
-    return {"model": model, "revision": revision, "dtype": dtype, "model_sha256": checksum}
+    origin = {"model": model, "revision": revision, "dtype": dtype, "model_sha256": checksum}
+    if preview is not None:
+        local = Path(preview).expanduser()
+        origin |= {"preview_vae": preview, "preview_sha256": sha256_folder(local) if local.is_dir() else None}
+    return origin
 
 
 def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], settings: Settings) -> None:

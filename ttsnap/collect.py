@@ -24,11 +24,11 @@ from diffkit.compute import pipeline_flops
 from diffkit.conditioning import encode_prompts
 from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
-from diffkit.families import Pipeline
+from diffkit.families import Autoencoder, Pipeline
 from diffkit.rewards.base import Reward
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
-from diffkit.segments import Plan, plan
+from diffkit.segments import plan
 from ttsnap.budget import probe_reward
 from ttsnap.collect_summary import summarise
 from ttsnap.recorder import Recorded, Recorder, Settings, guided, image_size
@@ -52,6 +52,7 @@ def collect(
     *,
     out: str | Path,
     origin: Mapping[str, Any] | None = None,
+    preview_vae: Autoencoder | None = None,
 ) -> Trajectories:
     """Record every prompt, or go on with the recording in ``out``; every process of a launch calls it alike.
 
@@ -61,7 +62,8 @@ def collect(
         rewards: by the name that the record uses. A noise-aware one scores estimates with their noise level.
         settings: everything else that changes results.
         out: the run's folder.
-        origin: what identifies the model, for the record; another one is refused on resuming.
+        origin: what identifies the model and the preview decoder, for the record; others are refused on resuming.
+        preview_vae: decodes estimates, as it will in a search; see :func:`ttsnap.preview.load_preview_vae`.
 
     Raises:
         InputError: bad input, a recording of something else in the folder, or a reward that does not work.
@@ -70,10 +72,10 @@ def collect(
     steps = plan(pipe, settings.num_inference_steps)
     settings = settings.resolved(steps)
     config = _config(prompts, rewards, settings, origin or {})
-    provenance = {**_provenance(pipe, prompts, rewards, settings, steps), "processes": parallel.processes()}
+    recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
+    provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
     with _opened(out, config, provenance) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
-        recorder = Recorder(pipe, rewards, settings, steps)
         left = [group for group in _groups(len(prompts), settings) if not done.issuperset(_keys(group))]
         if run is not None and done:
             say(f"{len(done)} of {len(prompts)} prompts are finished already; going on.")
@@ -127,23 +129,25 @@ def _config(
     return {**origin, **asdict(settings), "rewards": described, "prompts": list(prompts)}
 
 
-def _provenance(
-    pipe: Pipeline, prompts: Sequence[str], rewards: Mapping[str, Reward], settings: Settings, steps: Plan
-) -> dict[str, Any]:
+def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
     """Noise levels and counted prices; each reward is tried first, so that a wrong one is found at once."""
-    size = image_size(pipe, settings)
-    verify = {name: probe_reward(reward, prompts[0], size).flop for name, reward in rewards.items()}
-    guidance = guided(pipe, settings)
-    embeds = encode_prompts(pipe, prompts[:1], guidance=False).prompt_embeds
-    factor = pipe.vae_scale_factor
-    shape = (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor)
-    flop = pipeline_flops(pipe, shape, embeds, guidance=guidance, verify=None)
+    pipe, settings = recorder.pipe, recorder.settings
+    size, factor = image_size(pipe, settings), pipe.vae_scale_factor
+    verify = {name: probe_reward(reward, prompt, size).flop for name, reward in recorder.rewards.items()}
+    flop = pipeline_flops(
+        pipe,
+        (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor),
+        encode_prompts(pipe, [prompt], guidance=False).prompt_embeds,
+        guidance=guided(pipe, settings),
+        verify=None,
+        preview=recorder.preview_vae,
+    )
     return {
         "device": str(pipe._execution_device),
         "dtype": str(pipe.dtype),
         "seeds": {"run": settings.seed},
-        "sigmas": list(steps.sigmas),
-        "flop": {"call": flop.call, "decode": flop.decode, "encode": flop.encode, "verify": verify},
+        "sigmas": list(recorder.plan.sigmas),
+        "flop": {**asdict(flop), "verify": verify},
     }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scipy.stats import kendalltau
+import numpy as np
 
+from ttsnap.alignment import kendall
 from ttsnap.trajectories import Trajectories
 
 __all__ = ["summarise"]
@@ -20,8 +19,8 @@ def summarise(found: Trajectories) -> dict[str, Any]:
     """The content of ``summary.json``; what is unknown is None.
 
     For each reward: ``tau``, one figure a recorded step, is the mean over prompts of Kendall's tau-b between the
-    candidates' scores after that step and their final scores; prompts where it is undefined are left out, and
-    ``tau_prompts`` counts the others.
+    candidates' scores after that step and their final scores; prompts where it is undefined (a score is missing, or all
+    are equal) are left out, and ``tau_prompts`` counts the others.
     """
     return {
         "schema_version": SUMMARY_SCHEMA,
@@ -37,24 +36,13 @@ def summarise(found: Trajectories) -> dict[str, Any]:
 
 def _reward(found: Trajectories, name: str) -> dict[str, Any]:
     tensor = found.reward_tensor(name)
-    taus = [
-        [_tau(look, final) for look, final in zip(tensor.looks[:, :, step], tensor.final, strict=True)]
-        for step in found.steps
-    ]
-    known = [[tau for tau in at_step if math.isfinite(tau)] for at_step in taus]
+    taus = [kendall(tensor.looks[:, :, step], tensor.final) for step in found.steps]
+    known = [at_step[np.isfinite(at_step)] for at_step in taus]
     missing = [item["unscored"][name] for item in found.items() if name in item["unscored"]]
     return {
-        "tau": [sum(values) / len(values) if values else None for values in known],
+        "tau": [float(values.mean()) if len(values) else None for values in known],
         "tau_prompts": [len(values) for values in known],
         "unscored": sum(one["count"] for one in missing),
         "reason": missing[0]["reason"] if missing else None,
         "prices": {"FLOP": asdict(found.prices(name)), "s": asdict(found.prices(name, "s"))},
     }
-
-
-def _tau(look: Sequence[float], final: Sequence[float]) -> float:
-    """Kendall's tau-b of the candidates that both have scored, NaN where it is undefined."""
-    pairs = [(a, b) for a, b in zip(look, final, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
-        return math.nan
-    return float(kendalltau(*zip(*pairs, strict=True)).statistic)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from diffkit.conditioning import Conditioning, encode_prompts
 from diffkit.errors import InputError
-from diffkit.families import Pipeline
+from diffkit.families import Autoencoder, Pipeline
 from diffkit.latents import decode_latents
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators
@@ -115,12 +115,14 @@ class Recorder:
     Attributes:
         settings: resolved.
         plan: the steps that they mean.
+        preview_vae: decodes estimates; the pipeline's own VAE when None. Finished images are always its own.
     """
 
     pipe: Pipeline
     rewards: Mapping[str, Reward]
     settings: Settings
     plan: Plan
+    preview_vae: Autoencoder | None = None
 
     @torch.no_grad()
     def run(self, prompts: Mapping[int, str]) -> Iterator[Recorded]:
@@ -170,8 +172,9 @@ class Recorder:
         """Decode, score by every reward, keep small pictures; rows are padded so that none depends on its mates."""
         padded = torch.cat([latents, latents[-1:].expand(found.size - found.real, *latents.shape[1:])])
         prompts = [*found.prompts, *found.prompts[-1:] * (found.size - found.real)]
-        with found.clock("decoder"):
-            images = decode_latents(self.pipe, padded)
+        vae = None if level is None else self.preview_vae
+        with found.clock("decoder" if vae is None else "preview"):
+            images = decode_latents(self.pipe, padded, vae)
         for name, reward in self.rewards.items():
             with found.clock(f"verifier.{name}"):
                 values, reasons = score_checked(reward, images, prompts, level)

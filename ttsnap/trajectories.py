@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,18 +238,28 @@ class Trajectories(Sequence[Trajectory]):
     def prices(self, name: str, unit: Literal["FLOP", "s"] = "FLOP") -> Prices:
         """What a call, a decoding and one score of this reward cost: counted FLOP, or seconds measured while recording.
 
+        The seconds are those of full micro-batches, one candidate's share; padding is nobody's.
+
         Raises:
             InputError: no such reward.
         """
         self._check(name)
         if unit == "FLOP":
             flop = self.record["provenance"]["flop"]
-            return Prices(flop["call"], flop["decode"], flop["verify"][name], flop["encode"])
+            return Prices(flop["call"], flop["decode"], flop["verify"][name], flop["encode"], flop.get("preview"))
         items = self.items()
-        looks = len(items) * self.candidates * (len(self.steps) + 1)
-        took = [sum(item["seconds"][part] for item in items) for part in ("denoiser", "decoder", f"verifier.{name}")]
-        calls = len(items) * self.candidates * len(self.all_sigmas)
-        return Prices(took[0] / calls, took[1] / looks, took[2] / looks, None)
+        images, looks = len(items) * self.candidates, len(items) * self.candidates * len(self.steps)
+        took = Counter[str]()
+        for item in items:
+            took.update(item["seconds"])
+        previewed = "preview" in took
+        return Prices(
+            call=took["denoiser"] / (images * len(self.all_sigmas)),
+            decode=took["decoder"] / (images if previewed else images + looks),
+            verify=took[f"verifier.{name}"] / (images + looks),
+            encode=None,
+            preview=took["preview"] / looks if previewed else None,
+        )
 
     def items(self) -> list[dict[str, Any]]:
         """The journal's items in the order in which the prompts were finished."""
