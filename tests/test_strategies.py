@@ -1,0 +1,268 @@
+"""One contract for all searches: exact cost, no overrun, the same again by the seed, winners that come back."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_pipeline, tiny_vae
+
+from diffkit.compute import Cost
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError, ScoringError
+from diffkit.latents import decode_latents
+from diffkit.seeds import generators
+from diffkit.segments import Denoising
+from ttsnap import PruningSchedule, TTSnapPipeline
+from ttsnap.candidates import Noise
+from ttsnap.recipe import Recipe, mix, replay
+from ttsnap.request import Request
+from ttsnap.search import SEARCHES, load_search
+from ttsnap.strategies.halving import halving_schedule
+from ttsnap.strategies.neighbours import Neighbours
+
+PROMPTS, STEPS, SEED = ["a dog", "cat"], 6, 7
+SCHEDULE = PruningSchedule.parse("1:0.4,3:0.5")
+
+
+class Brightness:
+    """Mean of the image; of estimates too, less a number, so that the two are told apart."""
+
+    name, higher_is_better, range, flops_per_image = "brightness", True, (-10.0, 10.0), 1000.0
+
+    def score(self, images, prompts):
+        return images.mean((1, 2, 3)) * 10
+
+    def score_estimates(self, images, prompts, log_snr):
+        return self.score(images, prompts) - 9
+
+
+class Counted:
+    """The tiny pipeline, with every row that goes through its denoiser and decoders counted by hooks."""
+
+    def __init__(self) -> None:
+        stock = tiny_pipeline("euler-ancestral")
+        self.pipe = TTSnapPipeline.from_pipe(stock, reward=Brightness())
+        self.rows, self.images, self.previews = [], [], []
+        self.preview = tiny_vae()
+        stock.unet.register_forward_hook(lambda module, args, output: self.rows.append(len(args[0])))
+        stock.vae.decoder.register_forward_hook(lambda module, args, output: self.images.append(len(args[0])))
+        self.preview.decoder.register_forward_hook(lambda module, args, output: self.previews.append(len(args[0])))
+
+    def search(self, name, budget="5x", *, reward=None, preview=False, prompts=PROMPTS, winners=1, micro_batch=3):
+        for log in (self.rows, self.images, self.previews):
+            log.clear()
+        strategy = load_search(name, SCHEDULE)
+        request = Request(
+            prompts=prompts,
+            reward=reward or Brightness(),
+            schedule=PruningSchedule(),
+            noise=Noise(seed=SEED),
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            winners=winners,
+            budget=budget,
+            micro_batch=micro_batch,
+            preview_vae=self.preview if preview else None,
+            search=strategy,
+        )
+        return request.carry_out(self.pipe, super(TTSnapPipeline, self.pipe).__call__, None)
+
+
+@functools.cache
+def counted() -> Counted:
+    return Counted()
+
+
+@functools.cache
+def found(name: str, preview: bool = False):
+    """A search's outcome, and the rows that really ran: denoiser, decoder, preview decoder."""
+    result = counted().search(name, preview=preview)
+    return result, (sum(counted().rows), sum(counted().images), sum(counted().previews))
+
+
+@pytest.mark.parametrize("preview", [False, True])
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_what_is_counted_is_what_ran_and_no_budget_is_overrun(name, preview):
+    result, (rows, images, previews) = found(name, preview)
+    ledger = result.ledger
+    assert ledger.denoiser_rows == rows
+    assert images - 1 <= ledger.decoded <= images  # at most once without data, to count the decoder's FLOP
+    assert previews - 1 <= ledger.previewed <= previews
+    assert functools.reduce(Cost.plus, result.spent) == ledger.cost
+    limit = 5 * Cost(STEPS, 1, 1).at(ledger.flops)
+    assert all(0 < spent.at(ledger.flops) <= limit for spent in result.spent)
+    assert ledger.budget["limit"] == pytest.approx(2 * limit)
+    assert ledger.budget["spent"] + ledger.budget["unspent"] == pytest.approx(2 * limit)
+    assert ledger.budget["unspent"] >= 0
+    assert ledger.cost.verified == sum(len(look.candidates) for look in result.trace)
+
+
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_the_budget_is_used(name):
+    """What is left would not pay for one more candidate denoised to the end."""
+    result, _ = found(name)
+    assert all(5 - spent.calls / STEPS < 1.5 for spent in result.spent)
+
+
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_winner_comes_back_from_what_is_reported(name):
+    result, _ = found(name)
+    stock = tiny_pipeline("euler-ancestral")
+    denoising = Denoising(STEPS, 3.0, micro_batch=1)
+    for prompt, [winner] in zip(PROMPTS, result.winners, strict=True):
+        if winner.recipe is None:
+            [image] = stock(
+                prompt, num_inference_steps=STEPS, guidance_scale=3.0, output_type="pt",
+                generator=generators([winner.candidate.seed])[0],
+            ).images  # fmt: skip
+        else:
+            again = replay(winner.recipe, stock, encode_prompts(stock, [prompt]), denoising, (1, 4, 16, 16), STEPS)
+            [image] = decode_latents(stock, again.latents).detach()
+        assert (image - winner.image).abs().max() < 1 / 255
+        assert winner.score == pytest.approx(float(image.mean()) * 10, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_the_same_seed_finds_the_same_whatever_stands_beside_it(name):
+    result, _ = found(name)
+    alone = counted().search(name, prompts=PROMPTS[:1], micro_batch=2)
+    assert alone.winners[0][0].score == pytest.approx(result.winners[0][0].score, abs=1e-4)
+    assert alone.winners[0][0].recipe == result.winners[0][0].recipe
+    assert alone.winners[0][0].candidate.seed == result.winners[0][0].candidate.seed
+    assert alone.spent == result.spent[:1]
+
+
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_winner_is_the_best_of_the_finished_and_several_may_win(name):
+    result = counted().search(name, winners=2, prompts=PROMPTS[:1])
+    last = [score for look in result.trace if look.step == STEPS - 1 for score in look.scores]
+    assert [winner.score for winner in result.winners[0]] == sorted(last, reverse=True)[:2]
+
+
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_too_small_budgets_and_seconds_are_refused(name):
+    with pytest.raises(InputError, match="too small for one candidate"):
+        counted().search(name, "0.5x")
+    with pytest.raises(InputError, match="counted cost"):
+        counted().search(name, "5s")
+    assert not counted().rows
+
+
+@pytest.mark.parametrize("name", SEARCHES.names())
+def test_nan_never_wins_and_all_nan_is_an_error(name):
+    class Moody(Brightness):
+        def score(self, images, prompts):
+            scores = super().score(images, prompts)
+            return torch.where(scores == scores.max(), torch.nan, scores) if len(scores) > 1 else scores
+
+    class Mute(Brightness):
+        def score(self, images, prompts):
+            return torch.full((len(images),), torch.nan)
+
+    result = counted().search(name, reward=Moody(), prompts=PROMPTS[:1])
+    assert math.isfinite(result.winners[0][0].score)
+    with pytest.raises(ScoringError, match="could be scored"):
+        counted().search(name if name != "ttsnap" else "ttsp", reward=plain(Mute()), prompts=PROMPTS[:1])
+
+
+def plain(reward):
+    """The reward without its knowledge of noise."""
+
+    class Without:
+        name, higher_is_better, range, flops_per_image = "plain", True, (0.0, 1.0), 1000.0
+
+        def score(self, images, prompts):
+            return reward.score(images, prompts)
+
+    return Without()
+
+
+def test_ttsnap_asks_for_a_reward_that_knows_noise_and_ttsp_ignores_that_it_does():
+    with pytest.raises(InputError, match="knows noise levels"):
+        counted().search("ttsnap", reward=plain(Brightness()))
+    aware, ignored = found("ttsnap")[0], found("ttsp")[0]
+    assert max(aware.trace[0].scores) < 0 < min(ignored.trace[0].scores)
+    assert [len(look.candidates) for look in aware.trace] == [len(look.candidates) for look in ignored.trace]
+    assert min(winner.score for winners in aware.winners for winner in winners) > 0
+
+
+def test_names():
+    assert SEARCHES.names() == ["best-of-n", "fk", "halving", "random", "ttsnap", "ttsp", "zero-order"]
+    with pytest.raises(InputError, match="Unknown search 'best'"):
+        load_search("best")
+
+
+@given(st.integers(0, 12), st.integers(1, 200))
+def test_halving_looks_rise_and_stretches_cost_about_the_same(looks, calls):
+    schedule = halving_schedule(looks, calls)
+    schedule.validate(calls)
+    assert len(schedule.steps) <= looks
+    n = 2 ** len(schedule.steps)
+    stages = schedule.stages(n, calls)
+    assert stages[-1].candidates == 1
+    assert max((stage.stop - stage.start) * stage.candidates for stage in stages) <= 4 * max(calls, n)
+
+
+def test_halving_of_twenty_steps_by_hand():
+    assert halving_schedule(3, 20) == PruningSchedule((1, 4, 9), (0.5, 0.5, 0.5))
+    assert halving_schedule(0, 20) == PruningSchedule()
+
+
+@pytest.mark.parametrize(("name", "parts"), [("zero-order", [4, 1]), ("random", [3, 2])])
+def test_rounds_of_neighbours(name, parts):
+    result, _ = found(name)
+    assert [len(look.candidates) for look in result.trace if look.prompt == 0] == parts
+    late = [index for look in result.trace if look.prompt == 0 for index in look.candidates]
+    assert late == list(range(5))
+
+
+def test_pivot_moves_only_to_what_is_better():
+    result = counted().search("zero-order", "9x", prompts=PROMPTS[:1], winners=9)
+    best, best_chain, seeds = -math.inf, (), {}
+    for winner in result.winners[0]:
+        seeds[winner.candidate.index] = winner
+    for part in Neighbours("zero-order", moving=True).rounds(9):
+        chains = {seeds[index].recipe.seeds[:-1] for index in part}
+        assert len(chains) == 1
+        if best > -math.inf:
+            assert chains == {best_chain}
+        for index in part:
+            if seeds[index].score > best:
+                best, best_chain = seeds[index].score, seeds[index].recipe.seeds
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.3, 1.0])
+def test_neighbours_stay_standard_normal_at_their_distance(distance):
+    one, two = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0))
+    near = mix(one, two, distance)
+    assert near.std() == pytest.approx(1, abs=0.01)
+    assert np.corrcoef(one, near)[0, 1] == pytest.approx(math.sqrt(1 - distance**2), abs=0.01)
+
+
+def test_a_recipe_of_one_seed_is_the_seeds_own_noise():
+    noise, generator = Recipe((5,)).noise((1, 4, 8, 8), torch.float32)
+    source = torch.Generator().manual_seed(5)
+    assert torch.equal(noise, torch.randn(1, 4, 8, 8, generator=source))
+    assert torch.equal(generator.get_state(), source.get_state())
+
+
+@pytest.mark.parametrize(("options", "sentence"), [({"distance": 0}, "distance"), ({"per_round": 0}, "at least one")])
+def test_neighbours_refuse_what_makes_no_sense(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Neighbours("zero-order", moving=True, **options)
+
+
+def test_the_pipeline_takes_a_search_by_name():
+    pipe = counted().pipe
+    out = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=3.0, search="zero-order", budget="4x", seed=SEED)
+    assert len(out.images) == 2
+    assert all(recipe.seeds[-1] == seed for recipe, seed in zip(out.recipes, out.seeds, strict=True))
+    assert out.ledger.budget["unspent"] >= 0
+    with pytest.raises(InputError, match="give one, for example budget"):
+        pipe(PROMPTS, num_inference_steps=STEPS, search="zero-order")
