@@ -49,8 +49,8 @@ def fit(
     if out is None or out.suffix != ".json":
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
     rewards = load_tensor(tensor, key, plain=plain)
-    prices = _prices(tensor, rewards.name, call_cost, verify_cost)
-    limits = _budgets(budgets, prices, rewards.calls)
+    prices = prices_of(tensor, rewards.name, call_cost, verify_cost)
+    limits = budgets_of(budgets, prices, rewards.calls)
     prompts, pool = rewards.final.shape
     if dry_run:
         say(f"Would fit {len(limits)} budgets on {prompts} prompts with {pool} candidates; nothing was run.")
@@ -64,7 +64,7 @@ def fit(
     _show(fitted, format)
 
 
-def _prices(path: Path, name: str, call: float | None, verify: float | None) -> Prices:
+def prices_of(path: Path, name: str, call: float | None, verify: float | None) -> Prices:
     """The given costs, or those a collected folder measured."""
     from diffkit.compute import Prices
 
@@ -84,7 +84,7 @@ def _prices(path: Path, name: str, call: float | None, verify: float | None) -> 
     return known
 
 
-def _budgets(text: str, prices: Prices, calls: int) -> list[float]:
+def budgets_of(text: str, prices: Prices, calls: int) -> list[float]:
     """The budgets in the unit of the prices; ``2x:16x:2`` counts finished candidates."""
     from ttsnap.curves import parse_budgets
 

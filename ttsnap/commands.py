@@ -13,6 +13,7 @@ from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, 
 from ttsnap.cli_collect import collect
 from ttsnap.cli_distill import distill
 from ttsnap.cli_fit import fit
+from ttsnap.cli_simulate import simulate
 
 if TYPE_CHECKING:
     from diffkit.runs import Run
@@ -23,6 +24,7 @@ EXIT_ITEMS = 3
 app.command()(collect)
 app.command()(distill)
 app.command()(fit)
+app.command()(simulate)
 
 
 @app.callback()

@@ -1,0 +1,190 @@
+"""``diffkit ttsnap simulate``: what a schedule would have given on recorded rewards, budget by budget."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from diffkit.console import progress, say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.options import Debug, DryRun, Format, Seed
+
+if TYPE_CHECKING:
+    from diffkit.compute import Prices
+    from ttsnap.curves import BudgetCurve
+    from ttsnap.tensors import RewardTensor
+
+HEADERS = ["budget", "best-of", "reward", "candidates", "schedule", "reward", "difference", "95 % interval",
+           "best survives", "unspent"]  # fmt: skip
+
+
+def simulate(
+    tensor: Annotated[Path, typer.Argument(exists=True, help="An .npz, published YAML folders or a collected folder.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="Which reward, when there are several; may be repeated.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Prune on the plain reward (TTSp).")] = False,
+    schedule: Annotated[
+        str, typer.Option(help="Looks and shares to keep, a .json file of fit, or the name of a shipped one.")
+    ] = "2:0.4,6:0.4,11:0.5",
+    budgets: Annotated[
+        str | None, typer.Option(help="first:last:step for one prompt; with x, 2x:20x:1x, in finished candidates.")
+    ] = None,
+    call_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one denoiser call.")] = None,
+    verify_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one look, decoding included.")] = None,
+    accounting: Annotated[
+        Literal["exact", "fractional", "published"],
+        typer.Option(help="exact counts whole calls and survivors; published is the authors' way."),
+    ] = "exact",
+    combine: Annotated[
+        Literal["rank", "zscore", "pareto"] | None, typer.Option(help="Prune and choose by all rewards together.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Random subsets of each prompt's candidates.")] = 50,
+    seed: Seed = 0,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Also draw the curves: .png, .svg or .pdf.")] = None,
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Replay a pruning schedule on recorded rewards and compare it with best-of-N at each budget.
+
+    Costs are those that a collected folder counted, else the published 9.9 a call and 1.2 a look.
+    Exit codes: 0 done; 2 wrong input.
+    """
+    from ttsnap.curves import budget_curves
+    from ttsnap.schedule import choose
+    from ttsnap.tensors import load_tensor
+
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"Cannot draw into {str(plot)!r}; end it in .png, .svg or .pdf.")
+    plan = choose(schedule)
+    keys: list[str | None] = [*key] if key else [None]
+    group = [load_tensor(tensor, one, plain=plain) for one in keys]
+    prices = _prices(tensor, group[0].name, call_cost, verify_cost)
+    calls = group[0].calls
+    one = _finished(prices, calls)
+    limits = _budgets(budgets, prices, calls)
+    if dry_run:
+        prompts, pool = group[0].final.shape
+        names = ", ".join(rewards.name for rewards in group)
+        say(f"Would replay {names} of {prompts} prompts with {pool} candidates at {len(limits)} budgets.")
+        return
+    with progress("simulating", total=len(limits)) as bar:
+        curves = budget_curves(
+            group, lambda budget: plan.resolve(calls, equivalent=budget / one), limits, prices=prices,
+            accounting=accounting, resamples=resamples, seed=seed, combine=combine, advance=bar.advance,
+        )  # fmt: skip
+    if plot is not None:
+        from ttsnap.curve_figure import save_curves
+
+        save_curves(plot, curves)
+    if format == "json":
+        setting = {"schedule": schedule, "accounting": accounting, "combine": combine, "plain": plain,
+                   "resamples": resamples, "seed": seed, "call": prices.call, "finished": one}  # fmt: skip
+        rewards = [_report(curve, tensor) for curve, tensor in zip(curves, group, strict=True)]
+        write_json({**setting, "rewards": rewards})
+    else:
+        _show(curves, group)
+
+
+def _prices(path: Path, name: str, call: float | None, verify: float | None) -> Prices:
+    from ttsnap.accounting import PUBLISHED_PRICES
+    from ttsnap.cli_fit import prices_of
+
+    if call is None and verify is None and not (path / "run.json").is_file():
+        return PUBLISHED_PRICES
+    return prices_of(path, name, call, verify)
+
+
+def _finished(prices: Prices, calls: int) -> float:
+    """What one candidate without pruning costs."""
+    from ttsnap.accounting import fractional_cost
+    from ttsnap.schedule import PruningSchedule
+
+    return fractional_cost(PruningSchedule(), calls, prices)
+
+
+def _budgets(text: str | None, prices: Prices, calls: int) -> list[float]:
+    from ttsnap.accounting import PUBLISHED_PRICES
+    from ttsnap.cli_fit import budgets_of
+
+    return budgets_of(text or ("400:4000:200" if prices == PUBLISHED_PRICES else "2x:20x:1x"), prices, calls)
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _points(curve: BudgetCurve) -> list[dict[str, Any]]:
+    """One for each budget; means are over the prompts that have a winner at it."""
+    import numpy as np
+
+    points = []
+    for b, (bought, best) in enumerate(zip(curve.allotments, curve.best_allotments, strict=True)):
+        difference = float(np.nanmean(curve.values[:, b] - curve.best_of_n[:, b]))
+        error = float(curve.difference_error[b])
+        points.append({
+            "budget": curve.budgets[b],
+            "best_of_n": {"candidates": best.candidates, "reward": _known(np.nanmean(curve.best_of_n[:, b])),
+                          "unspent": best.unspent, "capped": best.capped},
+            "schedule": {"schedule": str(curve.schedules[b]), "candidates": bought.candidates,
+                         "survivors": list(bought.survivors), "reward": _known(np.nanmean(curve.values[:, b])),
+                         "spent": bought.spent, "unspent": bought.unspent, "capped": bought.capped,
+                         "survival": [_known(share) for share in curve.survival[b]],
+                         "regret": _known(curve.regret[b])},
+            "difference": {"mean": _known(difference), "standard_error": _known(error),
+                           "low": _known(difference - 1.96 * error), "high": _known(difference + 1.96 * error)},
+        })  # fmt: skip
+    return points
+
+
+def _report(curve: BudgetCurve, tensor: RewardTensor) -> dict[str, Any]:
+    import numpy as np
+
+    gain = None if curve.utilisation is None else curve.utilisation._asdict()
+    return {
+        "name": curve.name,
+        "prompts": len(curve.values),
+        "prompts_without_winner": int((~np.isfinite(curve.values)).any(axis=1).sum()),
+        "missing_scores": tensor.missing,
+        "gain_percent": gain and {name: _known(value) for name, value in gain.items()},
+        "budgets": _points(curve),
+    }
+
+
+def _show(curves: list[BudgetCurve], group: list[RewardTensor]) -> None:
+    for curve, tensor in zip(curves, group, strict=True):
+        rows: list[list[object]] = []
+        for point in _points(curve):
+            best, ours, away = point["best_of_n"], point["schedule"], point["difference"]
+            rows.append([
+                f"{point['budget']:g}", _count(best), _digits(best["reward"]), _count(ours),
+                ours["schedule"] or "best-of-N", _digits(ours["reward"]), _digits(away["mean"], "+"),
+                None if away["low"] is None else f"{away['low']:+.4f} to {away['high']:+.4f}",
+                f"{100 * ours['survival'][-1]:.0f} %" if ours["survival"][-1] is not None else None,
+                f"{ours['unspent']:.4g}",
+            ])  # fmt: skip
+        write_table(HEADERS, rows, title=_title(curve))
+        if tensor.missing:
+            say(f"{curve.name}: {tensor.missing} scores are missing; such candidates never win.")
+        if any(bought.capped for bought in (*curve.allotments, *curve.best_allotments)):
+            say(f"{curve.name}: * marks budgets that pay for more candidates than were recorded.")
+
+
+def _title(curve: BudgetCurve) -> str:
+    name = curve.name or "reward"
+    if curve.utilisation is None or math.isnan(curve.utilisation.gain):
+        return name
+    gain, low, high = curve.utilisation
+    return f"{name}: gain over best-of-N {gain:+.1f} % (95 % interval over prompts {low:+.1f} to {high:+.1f})"
+
+
+def _count(side: dict[str, Any]) -> str:
+    return f"{side['candidates']}{'*' if side['capped'] else ''}"
+
+
+def _digits(value: float | None, sign: str = "") -> str | None:
+    return None if value is None else f"{value:{sign}.4f}"
