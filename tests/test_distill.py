@@ -1,0 +1,425 @@
+"""Distillation learns, forgets nothing when killed, and repeats no mistake of the published training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from diffkit.errors import DiffkitError, InputError
+from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
+from ttsnap.cli_distill import parse_levels
+from ttsnap.commands import app
+from ttsnap.curriculum import Settings, Stage, choose_steps, curriculum
+from ttsnap.distill import distill
+from ttsnap.distill_data import draw, preference_loss, split_prompts, spread_within_prompts, standardised, stream
+from ttsnap.held_out import calibrate, compare_level, taus
+from ttsnap.noise_aware import NoiseAware
+from ttsnap.trainer import Trainer
+from ttsnap.trajectories import Trajectories, log_snr
+
+PROMPTS, CANDIDATES = 24, 6
+LEARN = Settings(steps=(0, 1), stages=2, steps_per_stage=50, batch=24, learning_rate=3e-3, held_out=0.34, rank=4)
+SHORT = dataclasses.replace(LEARN, steps_per_stage=6, checkpoint_every=4, batch=12)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_reward(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, base):
+    return tiny_trajectories(tmp_path_factory.mktemp("runs") / "run", base, prompts=PROMPTS, candidates=CANDIDATES)
+
+
+def nothing(*_):
+    pass
+
+
+def trained(found, base, settings, checkpoint):
+    trainer = Trainer(found, base, settings, checkpoint)
+    trainer.run(nothing, nothing)
+    return trainer.state()
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+@pytest.mark.parametrize("loss", ["mse", "preference"])
+@pytest.mark.parametrize("backend", ["conditioned", "full", "lora"])
+def test_it_learns(backend, loss, found, base, tmp_path):
+    settings = dataclasses.replace(LEARN, backend=backend, loss=loss, standardise=backend == "full")
+    reward, levels = distill(found, base, settings, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss_last_tenth"] < 0.9 * lines[0]["loss_first_tenth"]
+    assert np.mean([level.after - level.before for level in levels]) > 0.25
+    assert [level.step for level in levels] == [1, 0]
+    assert reward.levels == (log_snr(SIGMAS[1]), log_snr(SIGMAS[0]))
+    images, prompts = found[0].estimates(0), [found.prompts[0]] * CANDIDATES
+    again = NoiseAware.from_pretrained(tmp_path / "model", base)
+    assert torch.equal(
+        again.score_estimates(images, prompts, reward.levels[1]),
+        reward.score_estimates(images, prompts, reward.levels[1]),
+    )
+    assert again.card["tau"] == [{**dataclasses.asdict(level), **intervals(level)} for level in levels]
+
+
+def intervals(level):
+    return {name: list(getattr(level, name)) for name in ("before_interval", "after_interval", "gain_interval")}
+
+
+def test_scores_stay_in_the_plain_rewards_unit(found, base, tmp_path):
+    settings = dataclasses.replace(LEARN, loss="preference", steps=(0,))
+    reward, _ = distill(found, base, settings, tmp_path)
+    final = found.reward_tensor("lab").final
+    scores = np.stack([
+        reward.score_estimates(t.estimates(0), [t.prompt] * CANDIDATES, reward.levels[0]).numpy() for t in found
+    ])  # fmt: skip
+    assert abs(scores.mean() - final.mean()) < 0.2 * final.std()
+    assert 0.3 < scores.std() / final.std() < 1.5
+
+
+def test_mistake_7_weights_are_saved(found, base, tmp_path):
+    reward, _ = distill(found, base, dataclasses.replace(SHORT, backend="full"), tmp_path)
+    files = sorted(path.name for path in (tmp_path / "model" / "levels").iterdir())
+    assert files == ["00.safetensors", "01.safetensors"]
+    for file, state in zip(files, reward.states, strict=True):
+        saved = load_file(tmp_path / "model" / "levels" / file)
+        assert all(torch.equal(saved[name].float(), state[name]) for name in state)
+        start = {f"network.{name}": value for name, value in base.module.named_parameters()}
+        assert any(not torch.allclose(start[name].half(), saved[name]) for name in saved)
+
+
+def test_mistake_8_every_stage_keeps_its_metrics(found, base, tmp_path):
+    distill(found, base, dataclasses.replace(SHORT, backend="lora", steps=(0, 1, 2)), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == [0, 1, 2]
+    assert [[level["step"] for level in line["held_out"]] for line in lines] == [[2], [1], [0]]
+    assert len({line["loss_first_tenth"] for line in lines}) == 3
+
+
+def test_mistake_9_validation_drops_nobody(found, base, tmp_path):
+    trainer = Trainer(found, base, dataclasses.replace(SHORT, batch=7), tmp_path / "checkpoint")
+    assert len(trainer.held_out) == 8  # 48 images, no multiple of the batch of 7
+    seen = []
+
+    def predict(images, prompts, level):
+        seen.extend(prompts)
+        return images.mean((1, 2, 3))
+
+    from ttsnap.held_out import predictions
+
+    scores = predictions(trainer.estimates, predict, trainer.held_out, 0, 0.0)
+    assert scores.shape == (8, CANDIDATES)
+    assert seen == [found.prompts[position] for position in trainer.held_out for _ in range(CANDIDATES)]
+    expected = np.stack([found[p].estimates(1).mean((1, 2, 3)).numpy() for p in trainer.held_out])
+    assert np.allclose(scores, expected, atol=1e-6)
+
+
+def test_mistake_11_the_preference_loss_by_hand():
+    scores = torch.tensor([0.3, 0.1, 0.9, 0.4], requires_grad=True)
+    targets = torch.tensor([1.0, 0.2, 0.5, 0.5])
+    units = torch.tensor([0, 0, 0, 1])
+    pairs = [(0, 1), (0, 2), (1, 2)]  # the fourth row is alone in its unit
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    def cross_entropy(i, j, label):
+        p = sigmoid((scores[i].item() - scores[j].item()) / 0.5)
+        return -(label * math.log(p) + (1 - label) * math.log(1 - p))
+
+    soft = np.mean([cross_entropy(i, j, sigmoid((targets[i] - targets[j]).item() / 0.5)) for i, j in pairs])
+    hard = np.mean([cross_entropy(i, j, float(targets[i] > targets[j])) for i, j in pairs])
+    assert preference_loss(scores, targets, units, temperature=0.5).item() == pytest.approx(soft, rel=1e-5)
+    loss = preference_loss(scores, targets, units, temperature=0.5, soft=False)
+    assert loss.item() == pytest.approx(hard, rel=1e-5)
+    loss.backward()
+    assert scores.grad[3] == 0
+    assert scores.grad[0] < 0 < scores.grad[2]  # the best one is pushed up, the overrated one down
+
+
+def test_hard_preferences_leave_out_ties_and_lonely_rows_have_no_loss():
+    scores = torch.tensor([0.3, 0.1], requires_grad=True)
+    for targets, units in (([0.5, 0.5], [0, 0]), ([0.1, 0.5], [0, 1])):
+        loss = preference_loss(scores, torch.tensor(targets), torch.tensor(units), temperature=1.0, soft=False)
+        assert loss.item() == 0
+        loss.backward()
+
+
+# ------------------------------------------------------------------------------------------------ the loop
+
+
+def test_the_curriculum_runs_from_clean_to_noisy(found):
+    steps = choose_steps(found, None)
+    assert steps == [3, 2, 1, 0]  # the last call's estimate is the finished image
+    assert curriculum("full", 3, 9) == curriculum("lora", 3, 1) == [Stage((k,), (k,)) for k in range(3)]
+    assert curriculum("conditioned", 5, 2) == [Stage((0, 1, 2), (0, 1, 2)), Stage((0, 1, 2, 3, 4), (3, 4))]
+    assert curriculum("conditioned", 2, 4) == [Stage((0,), (0,)), Stage((0, 1), (1,))]
+
+
+def test_each_stage_has_a_fresh_optimiser_and_falls_to_half(found, base, tmp_path):
+    trainer = Trainer(found, base, SHORT, tmp_path / "checkpoint")
+    rates, states, ends = [], [], []
+
+    def tick(stage, steps):
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / SHORT.learning_rate)
+        counts = [int(state["step"]) for state in trainer.optimizer.optimizer.state.values()]
+        states.append(max(counts, default=0))
+
+    trainer.run(lambda stage, place: ends.append(trainer.state()), tick)
+    expected = [1 - 0.5 * step / 6 for step in range(6)]
+    assert rates[1:] == pytest.approx(expected * 2)
+    assert states[1:] == [*range(1, 7)] * 2
+    assert len(ends) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "loss", "stopped", "stage", "done_before"),
+    [("conditioned", "mse", 11, 1, 10), ("lora", "preference", 7, 1, 6), ("full", "mse", 4, 0, 2)],
+)
+def test_a_killed_run_goes_on_inside_its_stage_as_if_undisturbed(
+    backend, loss, stopped, stage, done_before, found, base, tmp_path
+):
+    settings = dataclasses.replace(SHORT, backend=backend, loss=loss, checkpoint_every=2)
+    undisturbed = trained(found, base, settings, tmp_path / "a")
+    done = 0
+
+    def kill(stage, steps):
+        nonlocal done
+        done += steps
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    killed = Trainer(found, base, settings, tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(nothing, kill)
+    resumed = Trainer(found, base, settings, tmp_path / "b")
+    starts = []
+    resumed.run(nothing, lambda stage, steps: starts.append((stage, steps)))
+    assert starts[0] == (stage, done_before)
+    assert all(torch.equal(value, undisturbed[name]) for name, value in resumed.state().items())
+
+
+def test_the_same_folder_goes_on_and_another_recipe_is_refused(found, base, tmp_path):
+    first, levels = distill(found, base, SHORT, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    second, again = distill(found, base, SHORT, tmp_path)
+    assert levels == again
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    assert all(torch.equal(value, second.states[0][name]) for name, value in first.states[0].items())
+    with pytest.raises(InputError, match="learning_rate is 0.003 there and 0.1 here"):
+        distill(found, base, dataclasses.replace(SHORT, learning_rate=0.1), tmp_path)
+
+
+def test_accumulation_does_not_change_the_update(found, base, tmp_path):
+    for loss in ("mse", "preference"):
+        whole = trained(found, base, dataclasses.replace(SHORT, loss=loss, steps_per_stage=2), tmp_path / f"{loss}1")
+        split = dataclasses.replace(SHORT, loss=loss, steps_per_stage=2, accumulate=2)
+        parts = trained(found, base, split, tmp_path / f"{loss}2")
+        assert_close(parts, whole)
+
+
+def assert_close(mine, theirs):
+    """Adam turns rounding into signs where a gradient is nearly 0, so nearly all weights are compared, not all."""
+    far = torch.cat([(mine[name] - theirs[name]).abs().flatten() > 1e-4 for name in mine])
+    assert far.float().mean() < 0.02
+
+
+def test_a_diverging_loss_is_an_error_and_the_checkpoint_stays(found, base, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    settings = dataclasses.replace(SHORT, stages=1, checkpoint_every=2)
+    trainer = Trainer(found, base, settings, checkpoint)
+    kept = []
+
+    def break_after(stage, steps):
+        if checkpoint.exists() and not kept:
+            kept.append(checkpoint.read_bytes())
+            with torch.no_grad():
+                next(iter(trainer.parameters.values())).fill_(math.inf)
+
+    with pytest.raises(DiffkitError, match=r"is nan in stage 0, step 3: lower the learning rate"):
+        trainer.run(nothing, break_after)
+    assert [checkpoint.read_bytes()] == kept
+
+
+def test_reduced_precision_trains(found, base, tmp_path):
+    plain = trained(found, base, SHORT, tmp_path / "a")
+    bf16 = trained(found, base, dataclasses.replace(SHORT, mixed_precision="bf16"), tmp_path / "b")
+    moved = [(bf16[name] - plain[name]).abs().max().item() for name in plain]
+    assert 0 < max(moved) < 0.2
+    assert all(value.dtype == torch.float32 for value in bf16.values())
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+                      ACCELERATE_USE_CPU="true")  # fmt: skip
+    import torch.distributed as dist
+
+    from diffkit.rewards.lab import LabReward
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{Path(folder, 'store')}", rank=rank, world_size=2)
+    found, base = Trajectories.open(Path(folder, "run")), LabReward(Path(folder, "reward"))
+    distill(found, base, dataclasses.replace(SHORT, steps_per_stage=2), Path(folder, "two"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    base = tiny_reward(tmp_path / "reward")
+    found = tiny_trajectories(tmp_path / "run", base, prompts=PROMPTS, candidates=CANDIDATES)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    reward, levels = distill(found, base, dataclasses.replace(SHORT, steps_per_stage=2), tmp_path / "one")
+    for worker in workers:
+        worker.join(240)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    two = NoiseAware.from_pretrained(tmp_path / "two" / "model", base)
+    assert_close(two.states[0], reward.states[0])
+    assert [level["prompts"] for level in two.card["tau"]] == [level.prompts for level in levels]
+
+
+# ------------------------------------------------------------------------------------------------ the data
+
+
+def test_a_batch_is_a_function_of_seed_stage_and_step():
+    units = [[(prompt, candidate)] for prompt in range(5) for candidate in range(4)]
+    whole = draw(units, (0, 1, 2), size=6, seed=1, stage=2, step=3)
+    assert whole == draw(units, (0, 1, 2), size=6, seed=1, stage=2, step=3)
+    for change in ({"seed": 2}, {"stage": 1}, {"step": 4}):
+        assert whole != draw(units, (0, 1, 2), **{"size": 6, "seed": 1, "stage": 2, "step": 3, **change})
+    parts = [draw(units, (0, 1, 2), size=6, seed=1, stage=2, step=3, part=slice(k, k + 2)) for k in (0, 2, 4)]
+    assert [row for part in parts for row in part.rows] == whole.rows
+    assert sorted(level for _, _, level in whole.rows) == [0, 0, 1, 1, 2, 2]  # spread over the open levels
+
+
+@given(count=st.integers(1, 30), take=st.integers(1, 12), seed=st.integers(0, 99))
+def test_every_item_once_an_epoch(count, take, seed):
+    drawn = [item for step in range(math.ceil(2 * count / take)) for item in stream(seed, 0, step, take, count)]
+    assert sorted(drawn[:count]) == sorted(drawn[count : 2 * count]) == list(range(count))
+
+
+def test_pairs_share_a_level(found, base, tmp_path):
+    settings = dataclasses.replace(SHORT, loss="preference", batch=12)
+    trainer = Trainer(found, base, settings, tmp_path / "checkpoint")
+    assert trainer.units_a_step == 2
+    batch = draw(trainer._units, (0, 1), size=2, seed=0, stage=1, step=0)
+    for unit in set(batch.units):
+        rows = [row for row, member in zip(batch.rows, batch.units, strict=True) if member == unit]
+        assert len(rows) == CANDIDATES
+        assert len({(prompt, level) for prompt, _, level in rows}) == 1
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=4, max_size=30), st.floats(0.05, 0.6), st.integers(0, 9))
+def test_equal_texts_are_held_out_together(prompts, share, seed):
+    texts = set(prompts)
+    if max(1, round(share * len(texts))) >= len(texts):
+        with pytest.raises(InputError, match="too few"):
+            split_prompts(prompts, share, seed)
+        return
+    train, apart = split_prompts(prompts, share, seed)
+    assert sorted(train + apart) == list(range(len(prompts)))
+    assert not {prompts[i] for i in train} & {prompts[i] for i in apart}
+    assert len({prompts[i] for i in apart}) == max(1, round(share * len(texts)))
+    assert split_prompts(prompts, 0.0, seed) == (list(range(len(prompts))), [])
+
+
+def test_standardised_targets_have_one_mean_and_spread():
+    scores = np.random.default_rng(0).normal(3, 2, (6, 8)) + np.arange(6)[:, None]
+    scores[2] = 1.5
+    scores[4, 3] = np.nan
+    done = standardised(scores)
+    assert np.allclose(np.nanmean(done, 1), np.nanmean(scores))
+    assert np.allclose(np.nanstd(done, 1)[[0, 1, 3, 4, 5]], spread_within_prompts(scores))
+    assert (done[2] == np.nanmean(scores)).all()
+    assert np.argwhere(np.isnan(done)).tolist() == [[4, 3]]
+    assert (np.argsort(done[0]) == np.argsort(scores[0])).all()
+    rows = scores[[0, 1, 3, 5]]
+    assert spread_within_prompts(rows) == pytest.approx(np.sqrt(rows.var(1, ddof=1).mean()))
+
+
+def test_calibration_is_the_line_within_prompts():
+    final = np.random.default_rng(1).normal(0, 1, (5, 7))
+    scale, shift = calibrate((final - 2) / 3, final)
+    assert (scale, shift) == pytest.approx((3, 2))
+    assert calibrate(-final, final).scale == 1.0  # never turned round
+    assert calibrate(np.ones((5, 7)), final).scale == 1.0
+
+
+def test_tau_leaves_out_what_has_none():
+    final = np.array([[1.0, 2, 3], [1, 1, 1], [3, 1, np.nan]])
+    assert taus(final, final).tolist() == pytest.approx([1.0, math.nan, 1.0], nan_ok=True)
+    level = compare_level(step=2, log_snr=-1.0, before=-final, after=final, final=final)
+    assert (level.prompts, level.before, level.after, level.gain) == (2, -1.0, 1.0, 2.0)
+    empty = compare_level(step=2, log_snr=-1.0, before=final[1:2], after=final[1:2], final=final[1:2])
+    assert (empty.prompts, empty.before, empty.gain_interval) == (0, None, None)
+
+
+def test_images_without_a_final_score_are_never_targets(found, base, tmp_path):
+    path = tmp_path / "run"
+    other = tiny_trajectories(path, base, prompts=8, candidates=4)
+    for index in range(8):
+        shard = path / "shards" / f"p{index:06d}.safetensors"
+        tensors = load_file(shard)
+        tensors["finals.lab"][1] = math.nan
+        save_file(tensors, shard)
+    for loss in ("mse", "preference"):
+        settings = dataclasses.replace(SHORT, loss=loss, batch=4, steps_per_stage=2)
+        trainer = Trainer(other, base, settings, tmp_path / loss)
+        assert all(candidate != 1 for unit in trainer._units for _, candidate in unit)
+    reward, levels = distill(other, base, settings, tmp_path / "out")
+    assert reward.card["images_without_a_final_score"] == 8
+    assert all(level.prompts == 3 for level in levels)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_levels_of_the_command():
+    assert parse_levels("all") is None
+    assert parse_levels("0,2, 4-6,5") == (0, 2, 4, 5, 6)
+    for text in ("", "some", "3-", "-3", "6-4"):
+        with pytest.raises(InputError, match="--levels"):
+            parse_levels(text)
+
+
+def test_refusals(found, base, tmp_path):
+    for bad in ({"backend": "x"}, {"loss": "x"}, {"batch": 0}, {"learning_rate": math.nan}, {"steps_per_stage": 0}):
+        with pytest.raises(InputError):
+            dataclasses.replace(SHORT, **bad)
+    with pytest.raises(InputError, match=r"Steps \[9\] were not recorded"):
+        choose_steps(found, [0, 9])
+    with pytest.raises(InputError, match="cannot be dealt to 5 equal parts"):
+        Trainer(found, base, dataclasses.replace(SHORT, accumulate=5), tmp_path / "checkpoint")
+    with pytest.raises(InputError, match="share of held-out"):
+        split_prompts(["a", "b"], 1.0, 0)
+
+
+def test_the_command_prints_the_table(found, tmp_path):
+    words = ["distill", str(found.folder), "--steps-per-stage", "2", "--levels", "0,1", "--batch", "8", "--out",
+             str(tmp_path / "out")]  # fmt: skip
+    assert CliRunner().invoke(app, [*words, "--dry-run"]).exit_code == 0
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(app, [*words, "--format", "json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [row["step"] for row in rows] == [1, 0]
+    assert rows == json.loads((tmp_path / "out" / "summary.json").read_text())["tau"]
+    assert (tmp_path / "out" / "tau.png").stat().st_size > 1000
+    table = CliRunner().invoke(app, words)
+    assert "tau before" in table.stdout
