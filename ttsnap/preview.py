@@ -11,6 +11,7 @@ from diffusers import AutoencoderTiny
 
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
+from diffkit.lab.assets import preview_path
 from diffkit.loading import quietly
 
 __all__ = ["load_preview_vae"]
@@ -20,12 +21,14 @@ def load_preview_vae(preview: Autoencoder | str | Path, pipe: Pipeline) -> Autoe
     """The decoder, on the pipeline's device, ready to decode its latents.
 
     Args:
-        preview: an autoencoder, a folder of one in diffusers' format, or a hub id such as ``madebyollin/taesd``; from a
+        preview: an autoencoder, ``lab`` for the lab's own, a folder of one in diffusers' format, or a hub id such as ``madebyollin/taesd``; from a
             folder or the hub it comes in the precision of the pipeline's VAE.
 
     Raises:
         InputError: there is no such decoder, or it is for latents of another number of channels.
     """
+    if preview == "lab":
+        preview = preview_path()
     if isinstance(preview, str | Path):
         local = Path(preview).expanduser().is_dir()
         try:

@@ -25,6 +25,11 @@ def reward_path() -> Path:
     return _folder("reward", ("reward",))
 
 
+def preview_path() -> Path:
+    """Folder of the lab's preview decoder, an ``AutoencoderTiny`` for looks in mid-denoising."""
+    return _folder("preview", ("preview",))
+
+
 def photographs_path(name: str) -> Path:
     """Folder of images with ``metadata.jsonl``: ``planted`` or ``controls``."""
     return _folder(name, PHOTOGRAPHS)

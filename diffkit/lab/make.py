@@ -23,6 +23,9 @@ from diffkit.runs.files import write_bytes_atomically
 
 log = logging.getLogger(__name__)
 
+# block_out_channels is derived, and diffusers warns where it is given; the other names this machine's folders.
+DERIVED = ("block_out_channels", "_name_or_path")
+
 
 def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     """Train autoencoder, both pipelines, preview decoder and reward in ``folder``, write them there, and measure.
@@ -40,6 +43,7 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         save_pipeline(pipe, folder / name)
     scenes = scene_examples(pipes["lab"], N_SCENES, seed=seed + 1, cache=folder / "scenes.safetensors")
     train_preview(folder, pipes["lab"], scenes, seed=seed)
+    _edit_json(folder / "preview" / "config.json", remove=DERIVED)
     train_reward(folder, seed=seed)
     return write_card(folder)
 
@@ -47,8 +51,7 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
 def save_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
     """Write a pipeline in half precision, as safetensors, in diffusers' folder format."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
-    # block_out_channels is derived, and diffusers warns where it is given; the other names this machine's folders.
-    _edit_json(target / "vae" / "config.json", remove=("block_out_channels", "_name_or_path"))
+    _edit_json(target / "vae" / "config.json", remove=DERIVED)
     _edit_json(target / "text_encoder" / "config.json", dtype="float32")  # as diffusers loads the other parts
 
 

@@ -6,6 +6,7 @@ estimates of noised scenes at every noise level, beside the scenes' own latents.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -79,5 +80,5 @@ def train_preview(
 
     models = {"decoder": preview.decoder}
     train("preview", models=models, loss_at=loss_at, steps=steps, learning_rate=3e-3, folder=folder, seed=seed)
-    preview.save_pretrained(target)
+    copy.deepcopy(preview).half().save_pretrained(target)
     return preview
