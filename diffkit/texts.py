@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,23 +11,28 @@ from diffkit.prompts import read_suspects
 
 __all__ = ["LAB_SCENES", "read_prompts"]
 
+SCENES, PHOTOGRAPHS = ("lab:train", "lab:held-out"), ("lab:planted", "lab:controls")
 LAB_SCENES = 300  # how many scenes a lab source has without a limit
 SEED = 2026  # of the scenes that the sources below draw; a longer list begins with the shorter one
 
 
 def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
-    """Prompts of ``lab:train``, ``lab:held-out``, or a .txt, .csv, .tsv, .jsonl or .json file, at most ``limit``.
+    """Prompts of a source, at most ``limit``.
 
-    A .txt has one prompt a line and a .json a list of strings; the others as :func:`diffkit.prompts.read_suspects`
-    reads them. The lab's held-out scenes are in no training set of the lab, nor among ``lab:train``.
+    Args:
+        source: ``lab:train``, ``lab:held-out`` (scenes in no training set of the lab, nor among ``lab:train``),
+            ``lab:planted``, ``lab:controls``, a .txt with one prompt a line, a .json list of strings, or a .csv, .tsv
+            or .jsonl as :func:`diffkit.prompts.read_suspects` reads them.
 
     Raises:
         InputError: no such source, a row without a prompt (the message says which), or nothing in it.
     """
     if limit is not None and limit < 1:
         raise InputError(f"The limit must be at least 1, got {limit}.")
-    if source in ("lab:train", "lab:held-out"):
+    if source in SCENES:
         return _scenes(str(source), LAB_SCENES if limit is None else limit)
+    if str(source).startswith("lab:") and source not in PHOTOGRAPHS:
+        raise InputError(f"The lab has no prompts {str(source)!r}; use {', '.join((*SCENES, *PHOTOGRAPHS))}.")
     if str(source).endswith(".json"):
         return _listed(Path(source))[:limit]
     suspects, errors = read_suspects(source)
@@ -38,13 +44,28 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
 def _scenes(source: str, n: int) -> list[str]:
     from diffkit.lab.world import held_out_scenes, training_scenes
 
-    if source == "lab:held-out":
-        captions = [scene.caption for scene in held_out_scenes(n, seed=SEED)]
-    else:  # scenes come back among many; their captions must not
-        captions = list(dict.fromkeys(scene.caption for scene in training_scenes(2 * n + 40, seed=SEED)))[:n]
-    if len(captions) < n:
-        raise InputError(f"{source} has only {len(captions)} different scenes, not {n}; lower --limit.")
-    return captions
+    held_out = source == "lab:held-out"
+    if n > (known := _count(held_out)):
+        raise InputError(f"{source} has only {known} different scenes, not {n}; lower --limit.")
+    found, drawn = list[str](), n
+    while len(found) < n:  # draws repeat scenes, the more the nearer n comes to all of them
+        drawn *= 2
+        scenes = held_out_scenes(drawn, seed=SEED) if held_out else training_scenes(drawn, seed=SEED)
+        found = list(dict.fromkeys(scene.caption for scene in scenes))
+    return found[:n]
+
+
+def _count(held_out: bool) -> int:
+    """How many scenes of the lab's world are, or are not, held out."""
+    from diffkit.lab.world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Thing, is_held_out
+
+    things = [Thing(colour, shape) for colour in COLOURS for shape in SHAPES]
+    return sum(
+        is_held_out(Scene(first, relation, second, background)) == held_out
+        for first, second in itertools.permutations(things, 2)
+        for relation in RELATIONS
+        for background in BACKGROUNDS
+    )
 
 
 def _listed(path: Path) -> list[str]:
