@@ -21,8 +21,8 @@ def load_preview_vae(preview: Autoencoder | str | Path, pipe: Pipeline) -> Autoe
     """The decoder, on the pipeline's device, ready to decode its latents.
 
     Args:
-        preview: an autoencoder, ``lab`` for the lab's own, a folder of one in diffusers' format, or a hub id such as ``madebyollin/taesd``; from a
-            folder or the hub it comes in the precision of the pipeline's VAE.
+        preview: an autoencoder, ``lab`` for the lab's own, a folder of one in diffusers' format, or a hub id such as
+            ``madebyollin/taesd``; from a folder or the hub it comes in the precision of the pipeline's VAE.
 
     Raises:
         InputError: there is no such decoder, or it is for latents of another number of channels.
