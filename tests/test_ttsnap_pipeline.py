@@ -22,6 +22,7 @@ from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Denoising, plan
 from ttsnap import PruningSchedule, TTSnapPipeline
 from ttsnap.budget import affordable, time_prices
+from ttsnap.fitted import Entry, FittedSchedule
 from ttsnap.run import Engine
 
 PROMPT, STEPS, SEED = "a dog", 6, 7
@@ -142,6 +143,21 @@ def test_budget_is_used_up_and_never_overrun(budget, schedule):
             PruningSchedule().cost(1, STEPS).at(out.ledger.flops) * float(budget[:-1])
         )
         assert n == int(budget[:-1]) or schedule
+
+
+def test_a_fitted_schedule_follows_the_budget_the_candidates_and_the_steps():
+    entries = (
+        Entry(budget=40.0, equivalent=2.0, candidates=4, schedule=PruningSchedule.parse("2:0.5")),
+        Entry(budget=160.0, equivalent=8.0, candidates=20, schedule=PruningSchedule.parse("1:0.4,3:0.5")),
+    )
+    fitted = FittedSchedule((2,), (0.5,), entries, calls=STEPS)
+    pipe = search_pipe("ddim")
+    asked = [({"budget": "2x"}, [2, 5]), ({"budget": "9x"}, [1, 3, 5]), ({"num_candidates": 19}, [1, 3, 5])]
+    for options, steps in asked:
+        out = pipe(PROMPT, **OPTIONS, schedule=fitted, seed=SEED, **options)
+        assert [look.step for look in out.trace] == steps
+    out = pipe(PROMPT, **{**OPTIONS, "num_inference_steps": 3}, schedule=fitted, seed=SEED, num_candidates=4)
+    assert [look.step for look in out.trace] == [1, 2]
 
 
 def engine_of(micro_batch: int) -> Engine:
@@ -311,7 +327,8 @@ def test_one_progress_bar_which_obeys(capsys):
         ({"schedule": "3:0.5,2:0.5"}, "must rise"),
         ({"schedule": "2:1.5"}, r"must lie in \(0, 1\]"),
         ({"schedule": "2:0"}, r"must lie in \(0, 1\]"),
-        ({"schedule": "two"}, "step:share"),
+        ({"schedule": "two"}, "Unknown schedule 'two'"),
+        ({"schedule": "2;0.4"}, "step:share"),
         ({"schedule": 3}, "Expected a PruningSchedule"),
         ({"num_candidates": 0}, "num_candidates must be"),
         ({"num_candidates": 4, "num_images_per_prompt": 3, "schedule": "2:0.5"}, "leave 2 survivors, fewer than the 3"),

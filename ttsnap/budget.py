@@ -18,7 +18,7 @@ from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from ttsnap.run import Engine
 from ttsnap.schedule import PruningSchedule, candidates_for
-from ttsnap.strategies.base import affordable_count, priced
+from ttsnap.strategies.base import affordable_count, priced, resolved
 
 __all__ = ["Probe", "affordable", "flop_limit", "probe_reward", "time_prices"]
 
@@ -26,11 +26,12 @@ TIME_MARGIN = 0.9  # share of a budget in seconds that the search is planned for
 
 
 class Affordable(NamedTuple):
-    """How many candidates a budget pays for; ``limit`` and ``planned`` are per prompt, in FLOP or seconds."""
+    """How many candidates a budget pays for, and their schedule; per prompt, ``limit`` and ``planned`` in FLOP or s."""
 
     candidates: int
     limit: float
     planned: float
+    schedule: PruningSchedule
 
 
 class Probe(NamedTuple):
@@ -85,6 +86,8 @@ def affordable(
         prices = seconds()
         size = engine.denoising.micro_batch
         left = budget.amount * TIME_MARGIN - (time.perf_counter() - began) / len(engine.prompts)
+        one = priced(PruningSchedule().cost(1, calls), prices)
+        schedule = schedule.resolve(calls, equivalent=max(left / one, 1.0))
 
         def clock(n: int) -> float:
             stages = schedule.stages(n, calls)
@@ -92,10 +95,11 @@ def affordable(
             return priced(schedule.cost(n, calls, preview=cheap)._replace(calls=padded), prices)
 
         count = candidates_for(left, clock)
-        return Affordable(count, left, clock(count))
+        return Affordable(count, left, clock(count), schedule)
     limit = flop_limit(budget, engine, spent_flop=spent_flop)
+    schedule = resolved(engine, limit, schedule)
     count = affordable_count(engine, limit, schedule)
-    return Affordable(count, limit, priced(schedule.cost(count, calls, preview=cheap), engine.ledger.flops))
+    return Affordable(count, limit, priced(schedule.cost(count, calls, preview=cheap), engine.ledger.flops), schedule)
 
 
 def flop_limit(budget: Budget, engine: Engine, *, spent_flop: float) -> float:

@@ -120,7 +120,8 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     reward = load_reward(config["reward"])
     stock = load_pipeline(config["model"], revision=config["revision"], dtype=config["dtype"], device=device)
     pipe = TTSnapPipeline.from_pipe(stock, reward=reward)
-    schedule.validate(plan(pipe, config["steps"]).calls)
+    calls = plan(pipe, config["steps"]).calls
+    schedule.resolve(calls).validate(calls)
     return pipe
 
 

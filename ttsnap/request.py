@@ -103,12 +103,17 @@ class Request:
 
     def _pruned(self, engine: Engine, fixed: int, began: float) -> list[list[Winner]]:
         """Prune ``fixed`` candidates, or as many as the budget pays for, by the schedule."""
-        n = fixed if self.budget is None else self._within(parse_budget(self.budget), engine, began)
+        if self.budget is None:
+            n, schedule = fixed, self.schedule.resolve(engine.plan.calls, candidates=fixed)
+        else:
+            n, schedule = self._within(parse_budget(self.budget), engine, began)
+        schedule.validate(engine.plan.calls)
+        self._check_winners(n, schedule)
         engine.ledger.without_pruning = PruningSchedule().cost(n * len(self.prompts), engine.plan.calls)
-        total = self.schedule.cost(n, engine.plan.calls).calls * len(self.prompts)
+        total = schedule.cost(n, engine.plan.calls).calls * len(self.prompts)
         with engine.pipe.progress_bar(total=total) as bar:
             engine.advance = bar.update
-            return prune(engine, self.schedule, self.noise.candidates(len(self.prompts), n))
+            return prune(engine, schedule, self.noise.candidates(len(self.prompts), n))
 
     def _by_name(self, engine: Engine) -> list[list[Winner]]:
         """Spend the budget by the strategy."""
@@ -132,7 +137,7 @@ class Request:
         if not isinstance(self.negative_prompts, str | None) and len(self.negative_prompts) != len(self.prompts):
             raise InputError(f"Got {len(self.negative_prompts)} negative prompts for {len(self.prompts)} prompts.")
         steps = plan(pipe, self.num_inference_steps)
-        self.schedule.validate(steps.calls)
+        self.schedule.resolve(steps.calls).validate(steps.calls)
         for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", self.micro_batch)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
@@ -156,11 +161,10 @@ class Request:
             raise InputError(f"num_candidates must be a whole number of at least 1, got {n!r}.")
         if fixed is not None and fixed != n:
             raise InputError(f"num_candidates is {n}, but there are seeds or generators for {fixed}.")
-        self._check_winners(n)
         return n
 
-    def _check_winners(self, n: int) -> None:
-        left = [n, *self.schedule.survivors(n)][-1]
+    def _check_winners(self, n: int, schedule: PruningSchedule) -> None:
+        left = [n, *schedule.survivors(n)][-1]
         if left < self.winners:
             raise InputError(
                 f"{n} candidates leave {left} survivors, fewer than the {self.winners} images asked for; try more "
@@ -172,7 +176,7 @@ class Request:
         text = ledger.encoded * (ledger.flops.encode or 0.0) + ledger.calibration_images * (ledger.flops.verify or 0.0)
         return text / len(self.prompts)
 
-    def _within(self, budget: Budget, engine: Engine, began: float) -> int:
+    def _within(self, budget: Budget, engine: Engine, began: float) -> tuple[int, PruningSchedule]:
         ledger, share = engine.ledger, len(self.prompts)
         found = affordable(
             budget,
@@ -182,14 +186,13 @@ class Request:
             began=began,
             seconds=lambda: time_prices(engine),
         )
-        self._check_winners(found.candidates)
         ledger.budget = {
             "asked": str(self.budget),
             "unit": "s" if budget.unit == "s" else "FLOP",
             "limit": found.limit * share,
             "planned": found.planned * share,
         }
-        return found.candidates
+        return found.candidates, found.schedule
 
     def _settle(self, ledger: Ledger, began: float) -> None:
         """Write what was spent of a budget, and what was not."""

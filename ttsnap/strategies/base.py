@@ -13,7 +13,7 @@ from diffkit.rewards.base import Reward
 from ttsnap.run import Engine, Winner
 from ttsnap.schedule import PruningSchedule, candidates_for
 
-__all__ = ["Plain", "Strategy", "affordable_count", "priced"]
+__all__ = ["Plain", "Strategy", "affordable_count", "priced", "resolved"]
 
 
 class Strategy(Protocol):
@@ -77,6 +77,18 @@ def priced(cost: Cost, prices: Prices) -> float:
             "num_candidates, or a budget in seconds."
         )
     return total
+
+
+def resolved(engine: Engine, limit: float, schedule: PruningSchedule) -> PruningSchedule:
+    """What the schedule is at a limit in FLOP; a fitted one changes with the budget.
+
+    Raises:
+        InputError: a price is unknown, or it does not fit the denoising.
+    """
+    one = priced(PruningSchedule().cost(1, engine.plan.calls), engine.ledger.flops)
+    found = schedule.resolve(engine.plan.calls, equivalent=max(limit / one, 1.0))
+    found.validate(engine.plan.calls)
+    return found
 
 
 def affordable_count(engine: Engine, limit: float, schedule: PruningSchedule, *, at_least: int = 1) -> int:

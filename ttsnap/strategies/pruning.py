@@ -15,7 +15,7 @@ from diffkit.segments import Candidate
 from ttsnap.run import Engine, Winner
 from ttsnap.schedule import PruningSchedule
 from ttsnap.search import top_k
-from ttsnap.strategies.base import Plain, Strategy, affordable_count
+from ttsnap.strategies.base import Plain, Strategy, affordable_count, resolved
 
 __all__ = ["Pruning", "best_of_n", "prune", "ttsnap", "ttsp"]
 
@@ -65,7 +65,7 @@ class Pruning:
         Raises:
             InputError: see there.
         """
-        self.schedule.validate(engine.plan.calls)
+        self.schedule.resolve(engine.plan.calls).validate(engine.plan.calls)
         if self.estimates == "noise-aware" and self.schedule.steps and not isinstance(engine.reward, NoiseAwareReward):
             raise InputError(
                 f"{self.name} needs a reward that knows noise levels, and {engine.reward.name!r} does not; give a "
@@ -76,8 +76,10 @@ class Pruning:
         """Prune as many candidates as ``limit`` pays for."""
         if self.estimates == "plain":
             engine = replace(engine, reward=Plain(engine.reward))
-        n = affordable_count(engine, limit, self.schedule, at_least=engine.winners)
-        return prune(engine, self.schedule, engine.noise.candidates(len(engine.prompts), n))
+        schedule = resolved(engine, limit, self.schedule)
+        engine.notes["schedule"] = str(schedule)
+        n = affordable_count(engine, limit, schedule, at_least=engine.winners)
+        return prune(engine, schedule, engine.noise.candidates(len(engine.prompts), n))
 
 
 def best_of_n(schedule: PruningSchedule | None = None) -> Strategy:
