@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -74,6 +75,53 @@ def test_it_learns(backend, loss, found, base, tmp_path):
         reward.score_estimates(images, prompts, reward.levels[1]),
     )
     assert again.card["tau"] == [{**dataclasses.asdict(level), **intervals(level)} for level in levels]
+
+
+@pytest.mark.parametrize("backend", ["conditioned", "full"])
+def test_trained_at_some_levels_it_serves_others(backend, found, base, tmp_path):
+    settings = dataclasses.replace(LEARN, backend=backend)
+    reward, _ = distill(found, base, settings, tmp_path / "out")
+    sigmas = (10.0, SIGMAS[0], 6.0, 5.0, SIGMAS[1], 3.5)  # as another number of steps would have them
+    other = tiny_trajectories(tmp_path / "run", base, prompts=20, candidates=8, sigmas=sigmas, seed=9)
+    final = other.reward_tensor("lab").final
+
+    def tau(step):
+        scored = [
+            reward.score_estimates(one.estimates(step), [one.prompt] * 8, other.log_snrs[step]).numpy() for one in other
+        ]
+        return taus(np.stack(scored), final).mean()
+
+    trained_at, elsewhere = np.mean([tau(1), tau(4)]), np.mean([tau(step) for step in (0, 2, 3, 5)])
+    assert trained_at > 0.3
+    assert elsewhere > 0.8 * trained_at
+
+
+class Notebook(GeneralTracker):
+    """A tracker that keeps what it is told."""
+
+    name, requires_logging_directory, main_process_only = "notebook", False, False
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    @property
+    def tracker(self):
+        return self.told
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None, **_):
+        self.told.append((step, values["stage"], values["loss"]))
+
+
+def test_a_tracker_hears_the_losses_only_when_asked(found, base, tmp_path):
+    notebook = Notebook()
+    trainer = Trainer(found, base, SHORT, tmp_path / "a", notebook)
+    trainer.run(nothing, nothing)
+    assert [(step, stage) for step, stage, _ in notebook.told] == [(step, step // 6) for step in range(12)]
+    assert Trainer(found, base, SHORT, tmp_path / "b").accelerator.trackers == []
 
 
 def intervals(level):

@@ -48,23 +48,31 @@ def pixels(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
-def tiny_trajectories(folder: Path, reward: LabReward, *, prompts: int = 12, candidates: int = 4) -> Trajectories:
+def tiny_trajectories(
+    folder: Path,
+    reward: LabReward,
+    *,
+    prompts: int = 12,
+    candidates: int = 4,
+    sigmas: tuple[float, ...] = SIGMAS,
+    seed: int = 3,
+) -> Trajectories:
     """Flat pictures of random colours; the noisier an estimate, the more its colours are turned round and blurred.
 
     What an estimate shows determines the finished image, but the plain reward reads it wrongly: there is something to
     learn, and more of it the noisier the level.
     """
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     texts = [f"{'abcdefghijklmnopqrstuvwxyz'[index % 26]} dog" + " at" * (index // 26) for index in range(prompts)]
     (folder / "shards").mkdir(parents=True)
     for index, text in enumerate(texts):
         final = torch.rand(candidates, 3, 1, 1, generator=generator).expand(-1, -1, SIDE, SIDE)
-        noise = torch.randn(candidates, len(SIGMAS), 3, SIDE, SIDE, generator=generator)
-        turned = torch.tensor([sigma / (1 + sigma) for sigma in SIGMAS]).view(1, -1, 1, 1, 1)
+        noise = torch.randn(candidates, len(sigmas), 3, SIDE, SIDE, generator=generator)
+        turned = torch.tensor([sigma / (1 + sigma) for sigma in sigmas]).view(1, -1, 1, 1, 1)
         shown = (1 - turned) * final[:, None] + turned * (1 - final[:, None].roll(1, 2))
         previews = (shown + 0.02 * noise).clamp(0, 1)
         many = [text] * candidates
-        looks = torch.stack([reward.score(previews[:, step], many) for step in range(len(SIGMAS))], 1)
+        looks = torch.stack([reward.score(previews[:, step], many) for step in range(len(sigmas))], 1)
         tensors = {
             "previews": pixels(previews),
             "final_images": pixels(final),
@@ -78,12 +86,12 @@ def tiny_trajectories(folder: Path, reward: LabReward, *, prompts: int = 12, can
         "kind": "trajectories",
         "config": {
             "prompts": texts,
-            "record": list(range(len(SIGMAS))),
+            "record": list(range(len(sigmas))),
             "rewards": {reward.name: {"higher_is_better": True}},
             "candidates": candidates,
         },
         "config_hash": f"{prompts}x{candidates}",
-        "provenance": {"sigmas": list(SIGMAS)},
+        "provenance": {"sigmas": list(sigmas)},
     }
     (folder / "run.json").write_text(json.dumps(record))
     lines = [json.dumps({"key": str(index), "item": {}}) + "\n" for index in range(prompts)]

@@ -38,6 +38,9 @@ def distill(
     hard: Annotated[bool, typer.Option(help="Preferences are yes or no, not graded.")] = False,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters of lora.")] = 8,
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Of the training.")] = "no",
+    tracker: Annotated[
+        str | None, typer.Option(help="Whom accelerate tells the losses: tensorboard, wandb, ...; nobody unless asked.")
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     format: Format = "table",
@@ -76,7 +79,7 @@ def distill(
 
     from ttsnap.distill import distill as carry_out
 
-    done = carry_out(found, base, settings, out)
+    done = carry_out(found, base, settings, out, tracker=tracker)
     if PartialState().is_main_process:
         _show(done.levels, out, format)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save
 
 from diffkit.console import progress
@@ -45,7 +46,14 @@ class Distilled(NamedTuple):
     levels: list[LevelTau]
 
 
-def distill(found: Trajectories, base: TrainableReward, settings: Settings, folder: str | Path) -> Distilled:
+def distill(
+    found: Trajectories,
+    base: TrainableReward,
+    settings: Settings,
+    folder: str | Path,
+    *,
+    tracker: str | GeneralTracker | None = None,
+) -> Distilled:
     """Distil a reward on collected trajectories into ``folder``; the same call goes on there.
 
     The folder is a run: ``model/`` (for :meth:`NoiseAware.from_pretrained`), ``metrics.jsonl`` with one line a stage,
@@ -54,13 +62,14 @@ def distill(found: Trajectories, base: TrainableReward, settings: Settings, fold
     Args:
         found: trajectories with previews and with this reward's scores.
         base: the reward; its weights stay as they are.
+        tracker: whom accelerate tells the losses: a name it knows, a tracker of one's own, or nobody.
 
     Raises:
         InputError: the trajectories do not serve, or another run is in the folder.
         DiffkitError: training diverged.
     """
     folder = Path(folder)
-    trainer = Trainer(found, base, settings, folder / "checkpoint.safetensors")
+    trainer = Trainer(found, base, settings, folder / "checkpoint.safetensors", tracker)
     config = {
         **asdict(settings),
         "reward": {"name": base.name, "sha256": weights_digest(base.module)},

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
@@ -47,9 +48,17 @@ class Trainer:
         base: the reward to distil, whose scores of the finished images were recorded.
         settings: how.
         checkpoint: file that a killed run goes on from.
+        tracker: whom accelerate tells the losses: a name it knows (tensorboard, wandb, ...), a tracker, or nobody.
     """
 
-    def __init__(self, found: Trajectories, base: TrainableReward, settings: Settings, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        found: Trajectories,
+        base: TrainableReward,
+        settings: Settings,
+        checkpoint: Path,
+        tracker: str | GeneralTracker | None = None,
+    ) -> None:
         self.found, self.base, self.settings, self.checkpoint = found, base, settings, checkpoint
         self.steps = choose_steps(found, settings.steps)
         log_snrs = dict(zip(found.steps, found.log_snrs, strict=True))
@@ -65,9 +74,9 @@ class Trainer:
         self._targets = self.final.copy()
         if settings.standardise:
             self._targets[self.train] = standardised(self.final[self.train])
-        self._start_accelerator()
+        self._start_accelerator(tracker)
 
-    def _start_accelerator(self) -> None:
+    def _start_accelerator(self, tracker: str | GeneralTracker | None) -> None:
         settings = self.settings
         AcceleratorState._reset_state()  # another run of this process may have had another precision
         self.accelerator = Accelerator(
@@ -75,7 +84,11 @@ class Trainer:
             mixed_precision=settings.mixed_precision,
             gradient_accumulation_steps=settings.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            log_with=tracker,
+            project_dir=self.checkpoint.parent,
         )
+        if tracker is not None:
+            self.accelerator.init_trackers("distillation")
         parts = self.accelerator.num_processes * settings.accumulate
         if self.units_a_step % parts:
             raise InputError(
@@ -131,6 +144,7 @@ class Trainer:
             for step in range(place.step, self.steps_a_stage):
                 loss = self._step(place.stage, step)
                 place = Place(place.stage, step + 1, (*place.losses, loss))
+                self.accelerator.log({"loss": loss, "stage": place.stage}, step=place.stage * self.steps_a_stage + step)
                 tick(place.stage, 1)
                 if place.step % self.settings.checkpoint_every == 0:
                     self._save(place)
@@ -138,6 +152,7 @@ class Trainer:
             inner.state.clear()  # a fresh optimiser for the next stage
             place = Place(place.stage + 1)
             self._save(place)
+        self.accelerator.end_training()
 
     def _save(self, place: Place) -> None:
         if self.accelerator.is_main_process:
