@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
 from diffkit.cli import app
 from diffkit.compute import Prices
+from diffkit.rewards.base import as_reward
+from ttsnap.collect import collect
 from ttsnap.curves import budget_curves
 from ttsnap.fitted import Entry, FittedSchedule
+from ttsnap.recorder import Settings
 from ttsnap.schedule import PruningSchedule
 from ttsnap.tensors import RewardTensor, load_tensor, save_npz
+from ttsnap.trajectories import Trajectories
 
 PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 
@@ -74,6 +79,7 @@ def test_accounting_costs_and_budgets_in_finished_candidates(rewards: Path) -> N
     assert first("--budgets", "2000", "--accounting", "published")[0]["schedule"]["candidates"] == 38
     dear = first("--budgets", "4x,10x", "--call-cost", 1, "--verify-cost", 30)
     assert [at["budget"] for at in dear] == [200, 500]
+    assert [at["equivalent"] for at in dear] == [4, 10]
     assert [at["best_of_n"]["candidates"] for at in dear] == [4, 10]
     assert dear[0]["schedule"]["spent"] <= 200
 
@@ -96,11 +102,12 @@ def test_rewards_together_and_best_of_n(rewards: Path) -> None:
 
 
 def test_the_table_is_plain_text_on_stdout_and_marks_what_is_capped(rewards: Path, tmp_path: Path) -> None:
-    done = command(rewards, "--key", "one", "--budgets", "400,9000", "--plot", tmp_path / "sub" / "c.png")
+    done = command(rewards, "--key", "one", "--budgets", "400,800,9000", "--plot", tmp_path / "sub" / "c.png")
     assert done.exit_code == 0, done.output
     assert "one: gain over best-of-N" in done.stdout
     assert "60*" in done.stdout
     assert "\x1b" not in done.stdout
+    assert "2.5x" in command(rewards, "--key", "one", "--budgets", "2.5x").stdout
     assert Image.open(tmp_path / "sub" / "c.png").size[0] > 400
     assert "best-of-N" in command(rewards, "--key", "one", "--schedule", "", "--budgets", "400").stdout
 
@@ -113,6 +120,25 @@ def test_unknown_scores_are_null_and_counted(tmp_path: Path) -> None:
     assert (one["prompts"], one["prompts_without_winner"]) == (3, 1)
     assert one["missing_scores"] == 35 * 21
     assert one["gain_percent"]["gain"] > 0  # of the two prompts that have scores
+
+
+def test_a_collected_folder_brings_its_rewards_and_its_costs(tmp_path: Path) -> None:
+    rewards = {"mean": as_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))),
+               "red": as_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2)))}  # fmt: skip
+    settings = Settings(candidates=3, num_inference_steps=4, micro_batch=3)
+    collect(tiny_pipeline(), ["a dog", "cat"], rewards, settings, out=tmp_path / "run")
+    recorded = Trajectories.open(tmp_path / "run")
+    prices = recorded.prices("red")
+    found = result(tmp_path / "run", "--key", "red", "--schedule", "1:0.5", "--budgets", "2x,3x")
+    assert found["finished"] == pytest.approx(4 * prices.call + prices.decode + prices.verify)
+    curve = budget_curves(recorded.reward_tensor("red"), PruningSchedule.parse("1:0.5"),
+                          [2 * found["finished"], 3 * found["finished"]], prices=prices)[0]  # fmt: skip
+    points = found["rewards"][0]["budgets"]
+    assert [at["schedule"]["reward"] for at in points] == pytest.approx(curve.values.mean(axis=0))
+    assert [at["best_of_n"]["candidates"] for at in points] == [2, 3]
+    assert len(result(tmp_path / "run", "--key", "red", "--schedule", "")["rewards"][0]["budgets"]) == 2
+    assert "choose the plain one" in command(tmp_path / "run", "--key", "red", "--plain").stderr
+    assert "mean, red" in command(tmp_path / "run").stderr
 
 
 def test_one_prompt_has_no_standard_error(rewards: Path, tmp_path: Path) -> None:

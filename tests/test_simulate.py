@@ -217,6 +217,16 @@ def test_a_schedule_for_each_budget_and_joint_rewards() -> None:
         budget_curves(group, PUBLISHED, (800, 400))
 
 
+def test_budgets_that_are_capped_do_not_count_for_the_gain() -> None:
+    final = tensor((4, 12, 20)).final
+    one = RewardTensor(np.repeat(final[..., None], 20, axis=2), final)
+    early = budget_curves(one, PUBLISHED, (400, 600), resamples=20)[0]
+    late = budget_curves(one, PUBLISHED, (400, 600, 4000, 8000), resamples=20)[0]
+    assert [bought.capped for bought in late.allotments] == [False, False, True, True]
+    assert late.utilisation == early.utilisation
+    assert budget_curves(one, PUBLISHED, (400, 4000), resamples=20)[0].utilisation is None
+
+
 def test_best_of_n_by_the_schedule_is_best_of_n_exactly_in_expectation() -> None:
     one = tensor((4, 30, 20))
     curve = budget_curves(one, PruningSchedule(), (400, 2000), resamples=2000)[0]

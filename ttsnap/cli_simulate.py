@@ -51,9 +51,12 @@ def simulate(
 ) -> None:
     """Replay a pruning schedule on recorded rewards and compare it with best-of-N at each budget.
 
-    Costs are those that a collected folder counted, else the published 9.9 a call and 1.2 a look.
+    Costs are those that a collected folder counted, else the published 9.9 a call and 1.2 a look. Budgets are 400 to
+    4000 by the published costs, else what best-of-2 to best-of-20 cost.
     Exit codes: 0 done; 2 wrong input.
     """
+    from ttsnap.accounting import PUBLISHED_PRICES
+    from ttsnap.cli_fit import budgets_of
     from ttsnap.curves import budget_curves
     from ttsnap.schedule import choose
     from ttsnap.tensors import load_tensor
@@ -66,7 +69,8 @@ def simulate(
     prices = _prices(tensor, group[0].name, call_cost, verify_cost)
     calls = group[0].calls
     one = _finished(prices, calls)
-    limits = _budgets(budgets, prices, calls)
+    wanted = budgets or ("400:4000:200" if prices == PUBLISHED_PRICES else f"2x:{min(20, group[0].final.shape[1])}x:1x")
+    limits = budgets_of(wanted, prices, calls)
     if dry_run:
         prompts, pool = group[0].final.shape
         names = ", ".join(rewards.name for rewards in group)
@@ -80,14 +84,14 @@ def simulate(
     if plot is not None:
         from ttsnap.curve_figure import save_curves
 
-        save_curves(plot, curves)
+        save_curves(plot, curves, finished=one if "x" in wanted else None)
     if format == "json":
         setting = {"schedule": schedule, "accounting": accounting, "combine": combine, "plain": plain,
                    "resamples": resamples, "seed": seed, "call": prices.call, "finished": one}  # fmt: skip
-        rewards = [_report(curve, tensor) for curve, tensor in zip(curves, group, strict=True)]
+        rewards = [_report(curve, tensor, one) for curve, tensor in zip(curves, group, strict=True)]
         write_json({**setting, "rewards": rewards})
     else:
-        _show(curves, group)
+        _show(curves, group, one if "x" in wanted else None)
 
 
 def _prices(path: Path, name: str, call: float | None, verify: float | None) -> Prices:
@@ -107,19 +111,13 @@ def _finished(prices: Prices, calls: int) -> float:
     return fractional_cost(PruningSchedule(), calls, prices)
 
 
-def _budgets(text: str | None, prices: Prices, calls: int) -> list[float]:
-    from ttsnap.accounting import PUBLISHED_PRICES
-    from ttsnap.cli_fit import budgets_of
-
-    return budgets_of(text or ("400:4000:200" if prices == PUBLISHED_PRICES else "2x:20x:1x"), prices, calls)
-
-
 def _known(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _points(curve: BudgetCurve) -> list[dict[str, Any]]:
-    """One for each budget; means are over the prompts that have a winner at it."""
+def _points(curve: BudgetCurve, finished: float) -> list[dict[str, Any]]:
+    """One for each budget, which is ``equivalent`` to so many finished candidates; means are over the prompts that have
+    a winner at it."""
     import numpy as np
 
     points = []
@@ -128,6 +126,7 @@ def _points(curve: BudgetCurve) -> list[dict[str, Any]]:
         error = float(curve.difference_error[b])
         points.append({
             "budget": curve.budgets[b],
+            "equivalent": curve.budgets[b] / finished,
             "best_of_n": {"candidates": best.candidates, "reward": _known(np.nanmean(curve.best_of_n[:, b])),
                           "unspent": best.unspent, "capped": best.capped},
             "schedule": {"schedule": str(curve.schedules[b]), "candidates": bought.candidates,
@@ -141,7 +140,7 @@ def _points(curve: BudgetCurve) -> list[dict[str, Any]]:
     return points
 
 
-def _report(curve: BudgetCurve, tensor: RewardTensor) -> dict[str, Any]:
+def _report(curve: BudgetCurve, tensor: RewardTensor, finished: float) -> dict[str, Any]:
     import numpy as np
 
     gain = None if curve.utilisation is None else curve.utilisation._asdict()
@@ -151,27 +150,30 @@ def _report(curve: BudgetCurve, tensor: RewardTensor) -> dict[str, Any]:
         "prompts_without_winner": int((~np.isfinite(curve.values)).any(axis=1).sum()),
         "missing_scores": tensor.missing,
         "gain_percent": gain and {name: _known(value) for name, value in gain.items()},
-        "budgets": _points(curve),
+        "budgets": _points(curve, finished),
     }
 
 
-def _show(curves: list[BudgetCurve], group: list[RewardTensor]) -> None:
+def _show(curves: list[BudgetCurve], group: list[RewardTensor], finished: float | None) -> None:
+    """One table a reward; budgets in finished candidates where their cost is given."""
+    unit, suffix = (1.0, "") if finished is None else (finished, "x")
     for curve, tensor in zip(curves, group, strict=True):
         rows: list[list[object]] = []
-        for point in _points(curve):
+        for point in _points(curve, unit):
             best, ours, away = point["best_of_n"], point["schedule"], point["difference"]
             rows.append([
-                f"{point['budget']:g}", _count(best), _digits(best["reward"]), _count(ours),
+                f"{point['budget'] / unit:g}{suffix}", _count(best), _digits(best["reward"]), _count(ours),
                 ours["schedule"] or "best-of-N", _digits(ours["reward"]), _digits(away["mean"], "+"),
                 None if away["low"] is None else f"{away['low']:+.4f} to {away['high']:+.4f}",
                 f"{100 * ours['survival'][-1]:.0f} %" if ours["survival"][-1] is not None else None,
-                f"{ours['unspent']:.4g}",
+                f"{ours['unspent'] / unit:.3g}{suffix}",
             ])  # fmt: skip
         write_table(HEADERS, rows, title=_title(curve))
         if tensor.missing:
             say(f"{curve.name}: {tensor.missing} scores are missing; such candidates never win.")
         if any(bought.capped for bought in (*curve.allotments, *curve.best_allotments)):
-            say(f"{curve.name}: * marks budgets that pay for more candidates than were recorded.")
+            say(f"{curve.name}: * marks budgets that pay for more candidates than were recorded; the gain is over the "
+                "budgets before the first of them.")  # fmt: skip
 
 
 def _title(curve: BudgetCurve) -> str:

@@ -37,7 +37,8 @@ class BudgetCurve:
         best_of_n: (P, B) reward of best-of-N: its exact expectation, or by resampling when several rewards choose.
         survival: for each budget the mean share of searches in which the best drawn candidate reaches each stage.
         regret: (B,) mean reward that the winners lack to the best of the pool.
-        utilisation: gain over best-of-N in per cent with an interval over prompts; None with one budget.
+        utilisation: gain over best-of-N in per cent with an interval over prompts, over the budgets before the first
+            one that is capped; None when fewer than two are left.
     """
 
     name: str
@@ -136,9 +137,11 @@ def _curve(
     values = np.stack([_mean(run.values) for run in runs], axis=-1)
     best = np.stack([at[:, k] for at in plain], axis=-1)
     whole = np.isfinite(values).all(axis=1) & np.isfinite(best).all(axis=1)
+    open_ = [not (mine.capped or other.capped) for mine, other in zip(ours, theirs, strict=True)]
+    count = open_.index(False) if False in open_ else len(open_)
     gain = None
-    if len(budgets) > 1 and whole.any():
-        gain = budget_utilisation(values[whole], best[whole], budgets)
+    if count > 1 and whole.any():
+        gain = budget_utilisation(values[whole, :count], best[whole, :count], budgets[:count])
     reached = tuple(np.nanmean(survival(run.stages, tensor.final), axis=0) for run in runs)
     lacking = np.array([np.nanmean(regret(run.values, tensor.final)) for run in runs])
     return BudgetCurve(tensor.name, budgets, schedules, ours, theirs, values, best, reached, lacking, gain)
