@@ -54,8 +54,8 @@ def estimates(pipe: StableDiffusionPipeline, examples: Examples, *, seed: int) -
             velocity = pipe.unet(noisy, timesteps, pipe.text_encoder(ids)[0]).sample.float()
         signal = pipe.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         found.append(signal.sqrt() * noisy - (1 - signal).sqrt() * velocity)
-    latents: Tensor = torch.cat(found) / pipe.vae.config.scaling_factor
-    return latents
+    unscaled: Tensor = torch.cat(found) / pipe.vae.config.scaling_factor
+    return unscaled
 
 
 def train_preview(
