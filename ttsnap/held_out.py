@@ -74,7 +74,10 @@ def recorded(estimates: Estimates, name: str, positions: Sequence[int], level: i
 
 
 def taus(scores: Floats, final: Floats) -> Floats:
-    """Kendall's tau-b (P,) of scores (P, N) and final rewards (P, N), NaN where a row is constant; a candidate without a score is left out."""
+    """Kendall's tau-b (P,) of scores (P, N) and final rewards (P, N), NaN where a row is constant.
+
+    Candidates without a score are left out of their row.
+    """
     rows = []
     for row, truth in zip(scores, final, strict=True):
         known = np.isfinite(row) & np.isfinite(truth)
