@@ -351,3 +351,22 @@ def test_a_preview_decoder_decodes_estimates_and_never_finals(tmp_path):
     assert plain.prices("brightness").preview is None
     assert found.prices("brightness").preview == found.prices("brightness").decode > 0  # the same architecture
     assert found.prices("brightness", "s").preview > 0
+
+
+def test_pure_noise_at_the_first_step_is_a_level_of_minus_infinity(tmp_path):
+    from diffusers import DDIMScheduler
+    from tiny import NOISE
+
+    pipe = tiny_pipeline()
+    pipe.scheduler = DDIMScheduler(
+        **NOISE,
+        clip_sample=False,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    )
+    found = collect(pipe, PROMPTS[:1], {"brightness": as_reward(brightness)}, settings(), out=tmp_path / "run")
+    assert found.sigmas[0] == math.inf
+    assert found.log_snrs[0] == -math.inf
+    assert found[0].rewards["brightness"].isfinite().all()
+    assert json.loads((found.folder / "summary.json").read_text())["sigmas"][0] is None

@@ -145,7 +145,7 @@ def _show(summary: dict[str, Any], out: Path, format: str) -> None:
         return
     names = list(summary["rewards"])
     rows = [
-        [step, f"{sigma:.3f}", f"{level:.2f}", *(_figure(summary["rewards"][name]["tau"][row]) for name in names)]
+        [step, _figure(sigma), _figure(level), *(_figure(summary["rewards"][name]["tau"][row]) for name in names)]
         for row, (step, sigma, level) in enumerate(
             zip(summary["steps"], summary["sigmas"], summary["log_snrs"], strict=True)
         )

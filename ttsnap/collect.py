@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from hashlib import sha256
-from math import gcd
+from math import gcd, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,7 +146,7 @@ def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
         "device": str(pipe._execution_device),
         "dtype": str(pipe.dtype),
         "seeds": {"run": settings.seed},
-        "sigmas": list(recorder.plan.sigmas),
+        "sigmas": [sigma if isfinite(sigma) else None for sigma in recorder.plan.sigmas],  # zero terminal SNR
         "flop": {**asdict(flop), "verify": verify},
     }
 

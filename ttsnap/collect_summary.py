@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ SUMMARY_SCHEMA = 1
 
 
 def summarise(found: Trajectories) -> dict[str, Any]:
-    """The content of ``summary.json``; what is unknown is None.
+    """The content of ``summary.json``; what is unknown or infinite (the level of pure noise) is None.
 
     For each reward: ``tau``, one figure a recorded step, is the mean over prompts of Kendall's tau-b between the
     candidates' scores after that step and their final scores; prompts where it is undefined (a score is missing, or all
@@ -27,8 +28,8 @@ def summarise(found: Trajectories) -> dict[str, Any]:
         "prompts": len(found),
         "candidates": found.candidates,
         "steps": list(found.steps),
-        "sigmas": list(found.sigmas),
-        "log_snrs": list(found.log_snrs),
+        "sigmas": [_finite(sigma) for sigma in found.sigmas],
+        "log_snrs": [_finite(level) for level in found.log_snrs],
         "bytes": sum(item["bytes"] for item in found.items()),
         "rewards": {name: _reward(found, name) for name in found.names},
     }
@@ -46,3 +47,7 @@ def _reward(found: Trajectories, name: str) -> dict[str, Any]:
         "reason": missing[0]["reason"] if missing else None,
         "prices": {"FLOP": asdict(found.prices(name)), "s": asdict(found.prices(name, "s"))},
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -42,7 +42,7 @@ def shard_name(prompt: int) -> str:
 
 
 def log_snr(sigma: float) -> float:
-    """-2 ln(sigma): log of the signal-to-noise ratio of power; higher is cleaner."""
+    """-2 ln(sigma): log of the signal-to-noise ratio of power; higher is cleaner, -inf is pure noise."""
     return -2.0 * math.log(sigma) if sigma > 0 else math.inf
 
 
@@ -185,7 +185,7 @@ class Trajectories(Sequence[Trajectory]):
         if not done:
             raise InputError(f"No prompt in {folder} is finished yet; run `diffkit ttsnap collect` on.")
         config, provenance = record["config"], record["provenance"]
-        levels = tuple(float(sigma) for sigma in provenance["sigmas"])
+        levels = tuple(math.inf if sigma is None else float(sigma) for sigma in provenance["sigmas"])
         steps = tuple(int(step) for step in config["record"])
         return cls(
             folder=folder,
