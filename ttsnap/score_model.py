@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from diffkit.compute import Prices
 from diffkit.errors import InputError
@@ -25,7 +26,7 @@ Floats = NDArray[np.float64]
 INDEX_STEPS = (3, 5, 7, 9, 11, 14)
 """Looks of the index rule by default, of 20 calls; the best of the sets tried on the shared tensors."""
 REACH = 8.0  # standard deviations of the final reward over which indices are computed
-NODES = 41  # of Gauss-Hermite quadrature
+GRID = 801
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,41 +137,52 @@ class ScoreModel:
         return cls(tuple(content["steps"]), int(content["calls"]), mean, between, within, float(content["dof"]))
 
 
-def index_offsets(foretold: Floats, costs: Floats, price: float) -> Floats:
-    """(K + 1,) index less expected final reward after 0 to K stages; 0 at the end.
+def index_offsets(foretold: Floats, costs: Floats, prices: Floats) -> Floats:
+    """(G, K + 1) index less expected final reward after 0 to K stages, for each of G prices; 0 at the end.
 
     Backwards over the stages, on a grid of the expected reward's lead over the reward in hand: what going on is worth,
-    at least 0 for stopping. The index is where it begins to be worth something.
+    at least 0 for stopping. The index is where it begins to be worth something. What is worth something is a piecewise
+    linear function of the lead, a sum of hinges, and a hinge's Gaussian expectation has a closed form.
 
     Args:
         foretold: (K + 1,) variance of the expected final reward after 0 to K scores, rising.
         costs: (K,) of each stage.
-        price: reward that a unit of cost must be worth.
+        prices: (G,) reward that a unit of cost must be worth.
     """
     scale = float(np.sqrt(foretold[-1]))
     steps = np.sqrt(np.maximum(np.diff(foretold), 0.0)) / scale
-    lead = np.linspace(-REACH, REACH, 1601)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    weights = weights / weights.sum()
-    worth, offsets = np.maximum(lead, 0.0), np.zeros(len(foretold))
+    lead = np.linspace(-REACH, REACH, GRID)
+    worth = np.repeat(np.maximum(lead, 0.0)[:, None], len(prices), axis=1)
+    offsets = np.zeros((len(prices), len(foretold)))
     for stage in reversed(range(len(costs))):
-        ahead = lead[:, None] + steps[stage] * nodes
-        value = (np.interp(ahead, lead, worth) + np.maximum(ahead - REACH, 0.0)) @ weights - price / scale * costs[
-            stage
-        ]
-        first = int(np.argmax(value > 0))
-        if not value[first] > 0:
-            offsets[stage] = -REACH
-        elif first == 0:
-            offsets[stage] = REACH
-        else:
-            offsets[stage] = -np.interp(0.0, value[first - 1 : first + 1], lead[first - 1 : first + 1])
+        slopes = np.diff(worth, axis=0) / (lead[1] - lead[0])
+        ends = np.zeros((1, len(prices)))
+        bends = np.diff(np.concatenate([ends, slopes, ends + 1]), axis=0)
+        value = _hinge(lead[:, None] - lead, steps[stage]) @ bends - prices / scale * costs[stage]
+        for column in range(len(prices)):
+            offsets[column, stage] = -_root(lead, value[:, column])
         worth = np.maximum(value, 0.0)
     return np.asarray(offsets * scale)
+
+
+def _hinge(distance: Floats, deviation: float) -> Floats:
+    """Expectation of (distance + deviation z)+ for standard normal z."""
+    if deviation < 1e-9:
+        return np.maximum(distance, 0.0)
+    at = distance / deviation
+    return np.asarray(deviation * (np.exp(-0.5 * at**2) / np.sqrt(2 * np.pi) + at * ndtr(at)))
+
+
+def _root(lead: Floats, value: Floats) -> float:
+    """Where a rising function leaves 0; an end of the grid when it does not there."""
+    first = int(np.argmax(value > 0))
+    if first == 0:
+        return float(lead[0] if value[0] > 0 else lead[-1])
+    return float(np.interp(0.0, value[first - 1 : first + 1], lead[first - 1 : first + 1]))
 
 
 def price_table(model: ScoreModel, costs: Floats) -> tuple[Floats, Floats]:
     """Logarithms of prices, evenly spaced, and the offsets (prices, K + 1) at the typical spread."""
     scale = float(np.sqrt(model.within[-1, -1]))
     grid = np.log(scale) + np.linspace(np.log(1e-4), np.log(50.0), 70)
-    return grid, np.stack([index_offsets(model.foretold, costs, float(np.exp(at))) for at in grid])
+    return grid, index_offsets(model.foretold, costs, np.exp(grid))
