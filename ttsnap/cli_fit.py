@@ -15,6 +15,7 @@ from diffkit.options import Debug, DryRun, Format, Seed
 if TYPE_CHECKING:
     from diffkit.compute import Prices
     from ttsnap.fitted import FittedSchedule
+    from ttsnap.tensors import RewardTensor
 
 HEADERS = ["budget", "best-of", "candidates", "schedule", "best-of-N", "reward", "difference", "95 % interval"]
 
@@ -49,7 +50,7 @@ def fit(
     if out is None or out.suffix != ".json":
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
     rewards = load_tensor(tensor, key, plain=plain)
-    prices = prices_of(tensor, rewards.name, call_cost, verify_cost)
+    prices = prices_of(rewards, call_cost, verify_cost)
     limits = budgets_of(budgets, prices, rewards.calls)
     prompts, pool = rewards.final.shape
     if dry_run:
@@ -64,8 +65,8 @@ def fit(
     _show(fitted, format)
 
 
-def prices_of(path: Path, name: str, call: float | None, verify: float | None) -> Prices:
-    """The given costs, or those a collected folder measured."""
+def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
+    """The given costs, or those that were counted when the rewards were recorded."""
     from diffkit.compute import Prices
 
     if call is not None and verify is not None:
@@ -74,13 +75,9 @@ def prices_of(path: Path, name: str, call: float | None, verify: float | None) -
         return Prices(call, 0.0, verify)
     if call is not None or verify is not None:
         raise InputError("Give both --call-cost and --verify-cost, in one unit.")
-    known = None
-    if (path / "run.json").is_file():
-        from ttsnap.trajectories import Trajectories
-
-        known = Trajectories.open(path).prices(name)
+    known = rewards.prices
     if known is None or known.call is None or known.decode is None or known.verify is None:
-        raise InputError(f"{str(path)!r} does not say what a call and a look cost; give --call-cost and --verify-cost.")
+        raise InputError("The rewards do not say what a call and a look cost; give --call-cost and --verify-cost.")
     return known
 
 

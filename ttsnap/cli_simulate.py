@@ -66,7 +66,7 @@ def simulate(
     plan = choose(schedule)
     keys: list[str | None] = [*key] if key else [None]
     group = [load_tensor(tensor, one, plain=plain) for one in keys]
-    prices = _prices(tensor, group[0].name, call_cost, verify_cost)
+    prices = _prices(group[0], call_cost, verify_cost)
     calls = group[0].calls
     one = _finished(prices, calls)
     wanted = budgets or ("400:4000:200" if prices == PUBLISHED_PRICES else f"2x:{min(20, group[0].final.shape[1])}x:1x")
@@ -94,13 +94,13 @@ def simulate(
         _show(curves, group, one if "x" in wanted else None)
 
 
-def _prices(path: Path, name: str, call: float | None, verify: float | None) -> Prices:
+def _prices(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
     from ttsnap.accounting import PUBLISHED_PRICES
     from ttsnap.cli_fit import prices_of
 
-    if call is None and verify is None and not (path / "run.json").is_file():
+    if call is None and verify is None and rewards.prices is None:
         return PUBLISHED_PRICES
-    return prices_of(path, name, call, verify)
+    return prices_of(rewards, call, verify)
 
 
 def _finished(prices: Prices, calls: int) -> float:

@@ -13,6 +13,7 @@ from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, 
 from ttsnap.cli_collect import collect
 from ttsnap.cli_distill import distill
 from ttsnap.cli_fit import fit
+from ttsnap.cli_rescore import rescore
 from ttsnap.cli_simulate import simulate
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ EXIT_ITEMS = 3
 app.command()(collect)
 app.command()(distill)
 app.command()(fit)
+app.command()(rescore)
 app.command()(simulate)
 
 

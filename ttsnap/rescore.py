@@ -28,7 +28,7 @@ def rescore(found: Trajectories, base: str, reward: Reward, *, advance: Callable
         advance: told the number of prompts done.
 
     Returns:
-        looks (P, N, T), higher is better, NaN at steps that were not recorded; named ``base``.
+        looks (P, N, T), higher is better, NaN at steps that were not recorded; under the name of ``reward``.
 
     Raises:
         InputError: no such reward, or no previews.
@@ -46,4 +46,5 @@ def rescore(found: Trajectories, base: str, reward: Reward, *, advance: Callable
             ]
             looks[row, :, step] = sign * torch.cat(parts).double().numpy()
         advance(1)
-    return replace(recorded, looks=looks)
+    prices = None if recorded.prices is None else replace(recorded.prices, verify=reward.flops_per_image)
+    return replace(recorded, looks=looks, name=reward.name, prices=prices)

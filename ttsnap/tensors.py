@@ -7,9 +7,10 @@ that ``diffkit ttsnap collect`` writes. Nothing is unpickled and no YAML tag is 
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffkit.compute import Prices
 from diffkit.errors import InputError
 from diffkit.runs.files import write_bytes_atomically
 
@@ -38,6 +40,7 @@ class RewardTensor:
         name: of the reward.
         sigmas: (T,) noise over signal of the latents that went into each call, falling; None when unknown.
         prompts: (P,) texts; None when unknown.
+        prices: what a call, a decoding and a score cost, in FLOP; None when unknown.
 
     Raises:
         InputError: shapes do not agree, nothing is in it, or a value is infinite.
@@ -48,6 +51,7 @@ class RewardTensor:
     name: str = ""
     sigmas: tuple[float, ...] | None = None
     prompts: tuple[str, ...] | None = None
+    prices: Prices | None = None
 
     def __post_init__(self) -> None:
         looks, final = (np.array(values, dtype=np.float64, order="C") for values in (self.looks, self.final))
@@ -99,7 +103,7 @@ class RewardTensor:
         except IndexError as error:
             raise InputError(f"Cannot select these of {len(self.looks)} prompts: {error}.") from error
         texts = None if self.prompts is None else tuple(self.prompts[row] for row in rows)
-        return RewardTensor(self.looks[rows], self.final[rows], self.name, self.sigmas, texts)
+        return RewardTensor(self.looks[rows], self.final[rows], self.name, self.sigmas, texts, self.prices)
 
 
 def places(scores: Floats) -> NDArray[np.int32]:
@@ -174,6 +178,8 @@ def save_npz(path: str | Path, *tensors: RewardTensor) -> None:
             arrays[tensor.name + ".sigmas"] = np.array(tensor.sigmas, dtype=np.float64)
         if tensor.prompts is not None:
             arrays[tensor.name + ".prompts"] = np.array([text.encode() for text in tensor.prompts])
+        if tensor.prices is not None:
+            arrays[tensor.name + ".prices"] = np.array(astuple(tensor.prices), dtype=np.float64)  # NaN for None
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_bytes_atomically(Path(path), buffer.getvalue())
@@ -208,13 +214,14 @@ def _from_npz(arrays: Mapping[str, NDArray[Any]], key: str, plain: bool) -> Rewa
         if key + LOOKS in arrays:
             if plain:
                 raise InputError(f"{key!r} holds one kind of looks only, so there is no plain reward to choose.")
-            sigmas, texts = (arrays.get(f"{key}.{field}") for field in ("sigmas", "prompts"))
+            sigmas, texts, prices = (arrays.get(f"{key}.{field}") for field in ("sigmas", "prompts", "prices"))
             return RewardTensor(
                 arrays[key + LOOKS],
                 arrays[key + FINAL],
                 key,
                 None if sigmas is None else tuple(float(sigma) for sigma in sigmas),
                 None if texts is None else tuple(bytes(text).decode() for text in texts),
+                None if prices is None else Prices(*(None if math.isnan(price) else float(price) for price in prices)),
             )
         base = np.asarray(arrays[key + PLAIN], dtype=np.float64)
         aware = None if plain else arrays.get(key + AWARE)

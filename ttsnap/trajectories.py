@@ -233,7 +233,7 @@ class Trajectories(Sequence[Trajectory]):
             looks[row][:, list(self.steps)] = trajectory.tensor(f"rewards.{name}").double().numpy()
             final[row] = trajectory.tensor(f"finals.{name}").double().numpy()
         sign = 1.0 if self.record["config"]["rewards"][name]["higher_is_better"] else -1.0
-        return RewardTensor(sign * looks, sign * final, name, self.all_sigmas, self.prompts)
+        return RewardTensor(sign * looks, sign * final, name, self.all_sigmas, self.prompts, self.prices(name))
 
     def prices(self, name: str, unit: Literal["FLOP", "s"] = "FLOP") -> Prices:
         """What a call, a decoding and one score of this reward cost: counted FLOP, or seconds measured while recording.

@@ -1,0 +1,69 @@
+"""``diffkit ttsnap rescore``: what another reward says of estimates that were recorded already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffkit.console import progress, say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.options import Debug, DryRun, Format
+
+
+def rescore(
+    trajectories: Annotated[Path, typer.Argument(help="A folder of `diffkit ttsnap collect`, with previews.")],
+    reward: Annotated[
+        str, typer.Option(help="A registered reward, or the folder model/ of `diffkit ttsnap distill`.")
+    ] = "lab-noise-aware",
+    base: Annotated[str | None, typer.Option(help="The recorded reward whose finals count.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", dir_okay=False, help="The rewards' file, .npz.")] = None,
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Write the rewards of both to one .npz for fit and simulate, and print how well each look ranks the finals.
+
+    Nothing is denoised again: the recorded previews are scored at their noise levels.
+    Exit codes: 0 done; 2 wrong input.
+    """
+    from diffkit.rewards import load_reward
+    from ttsnap.noise_aware import NoiseAware
+    from ttsnap.rescore import rescore as score_anew
+    from ttsnap.tensors import save_npz
+    from ttsnap.trajectories import Trajectories
+
+    if out is None or out.suffix != ".npz":
+        raise InputError("There is no file for the rewards; give one that ends in .npz with --out.")
+    found = Trajectories.open(trajectories)
+    scorer = NoiseAware.from_pretrained(reward) if Path(reward).is_dir() else load_reward(reward)
+    name = base or (found.names[0] if len(found.names) == 1 else None)
+    if name is None:
+        raise InputError(f"{trajectories} holds {', '.join(found.names)}; say which finals count with --base.")
+    if dry_run:
+        say(f"Would score {len(found)} prompts of {found.candidates} candidates at {len(found.steps)} steps.")
+        return
+    with progress("scoring", total=len(found)) as bar:
+        anew = score_anew(found, name, scorer, advance=bar.advance)
+    recorded = found.reward_tensor(name)
+    save_npz(out, recorded, anew)
+    rows = [
+        {"step": step, "log_snr": level, **{f"tau of {each.name}": _tau(each.looks[:, :, step], each.final)
+                                            for each in (recorded, anew)}}
+        for step, level in zip(found.steps, found.log_snrs, strict=True)
+    ]  # fmt: skip
+    if format == "json":
+        write_json(rows)
+        return
+    write_table(list(rows[0]), [[value if isinstance(value, int) else f"{value:.3f}" for value in row.values()]
+                                for row in rows])  # fmt: skip
+    say(f"The rewards are in {out}.")
+
+
+def _tau(looks: object, final: object) -> float:
+    import numpy as np
+
+    from ttsnap.alignment import kendall
+
+    return float(np.nanmean(kendall(np.asarray(looks), np.asarray(final))))
