@@ -28,6 +28,7 @@ from ttsnap.tensors import RewardTensor
 __all__ = ["fit"]
 
 Floats = NDArray[np.float64]
+HELD_OUT = 4  # times as many subsets where the gain is measured; best-of-N on the same subsets is taken away
 
 
 def fit(
@@ -66,15 +67,15 @@ def fit(
     for part in np.array_split(np.random.default_rng([seed, folds]).permutation(count), folds):
         seen = Bench.of(tensor.select(np.setdiff1d(np.arange(count), part)), prices, resamples=resamples, seed=seed)
         found = search_budgets(seen, limits, **how, advance=advance)
-        unseen = Bench.of(tensor.select(part), prices, resamples=resamples, seed=seed, stream=1)
+        unseen = Bench.of(tensor.select(part), prices, resamples=HELD_OUT * resamples, seed=seed, stream=1)
         for column, (budget, schedule) in enumerate(zip(limits, found, strict=True)):
-            held[part, column] = unseen.values(schedule, budget)
+            held[part, column] = unseen.values(schedule, budget) - unseen.values(BEST_OF_N, budget)
     bench = Bench.of(tensor, prices, resamples=resamples, seed=seed)
     sizes = [allot(budget, BEST_OF_N, tensor.calls, prices, pool=pool).candidates for budget in limits]
     plain = np.stack([expected_best_of_n(tensor.final, size) for size in sizes], axis=-1)
     found = search_budgets(bench, limits, **how, advance=advance)
     result = replace(
-        _expected(limits, plain, held, expected_best_of_n(tensor.final, 1)),
+        _expected(limits, plain, plain + held, expected_best_of_n(tensor.final, 1)),
         calls=tensor.calls,
         info={
             "reward": tensor.name, "prompts": count, "candidates": pool, "seed": seed, "folds": folds, "cuts": cuts,
