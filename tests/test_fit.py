@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 from diffkit.compute import Prices
 from diffkit.errors import InputError
 from ttsnap.accounting import allot
+from ttsnap.alignment import expected_best_of_n
 from ttsnap.cli_fit import fit as command
 from ttsnap.commands import app
 from ttsnap.fit import fit
 from ttsnap.fitted import FittedSchedule
+from ttsnap.index_check import best_of_n_at
+from ttsnap.index_fit import IndexBook
 from ttsnap.local_search import BEST_OF_N, Bench, search_budget
 from ttsnap.schedule import PruningSchedule, choose
 from ttsnap.tensors import RewardTensor, save_npz
@@ -175,3 +178,24 @@ def test_command_writes_the_file(tmp_path: Path, monkeypatch):
     assert [round(entry["equivalent"], 6) for entry in shown["entries"]] == [2, 4]
     assert isinstance(choose(tmp_path / "s.json"), FittedSchedule)
     assert command.__doc__ is not None
+
+
+def test_command_fits_an_index_rule(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("DIFFKIT_QUIET", "1")
+    save_npz(tmp_path / "t.npz", telling(prompts=12))
+    arguments = ["fit", str(tmp_path / "t.npz"), "--rule", "index", "--budget", "2x,4x", "--folds", "2", "--call-cost",
+                 "1", "--verify-cost", "0.3", "--format", "json", "--out", str(tmp_path / "i.json")]  # fmt: skip
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)
+    book = IndexBook.from_json(tmp_path / "i.json")
+    assert [one["equivalent"] for one in shown] == pytest.approx([2, 4])
+    assert [(one["equivalent"], one["price"]) for one in shown] == list(book.entries)
+    assert all(one["low"] > 0 for one in shown)  # looks that tell the final reward make it better than best-of-N
+
+
+def test_best_of_n_between_whole_numbers():
+    final = np.array([[1.0, 2.0, 4.0], [0.0, 0.0, 3.0]])
+    one, two = expected_best_of_n(final, 1), expected_best_of_n(final, 2)
+    assert best_of_n_at(final, 1.25) == pytest.approx(0.75 * one + 0.25 * two)
+    assert best_of_n_at(final, 9.0) == pytest.approx([4.0, 3.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,10 @@ def fit(
     ] = "400:4000:200",
     call_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one denoiser call.")] = None,
     verify_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one look, decoding included.")] = None,
+    rule: Annotated[
+        Literal["fractions", "index"],
+        typer.Option(help="fractions: a schedule for each budget; index: Pandora's rule, which keeps the mean cost."),
+    ] = "fractions",
     cuts: Annotated[int, typer.Option(min=1, help="Most looks in mid-denoising.")] = 6,
     folds: Annotated[int, typer.Option(min=2, help="Parts of the prompts held out in turn.")] = 5,
     resamples: Annotated[int, typer.Option(min=1, help="Random subsets of each prompt's candidates.")] = 20,
@@ -56,6 +60,9 @@ def fit(
     if dry_run:
         say(f"Would fit {len(limits)} budgets on {prompts} prompts with {pool} candidates; nothing was run.")
         return
+    if rule == "index":
+        _fit_index(rewards, prices, limits, folds=folds, seed=seed, out=out, format=format)
+        return
     with progress("fitting", total=(folds + 1) * len(limits)) as bar:
         fitted = fit_schedule(rewards, prices, limits, seed=seed, folds=folds, cuts=cuts, resamples=resamples,
                               advance=bar.advance)  # fmt: skip
@@ -63,6 +70,37 @@ def fit(
 
     write_bytes_atomically(out, (fitted.to_json() + "\n").encode())
     _show(fitted, format)
+
+
+def _fit_index(
+    rewards: RewardTensor, prices: Prices, limits: list[float], *, folds: int, seed: int, out: Path, format: str
+) -> None:
+    """Write the index rule's prices and model; show what it gained on prompts held out."""
+    from diffkit.runs.files import write_bytes_atomically
+    from diffkit.stats import bootstrap_mean
+    from ttsnap.index_check import held_out_differences
+    from ttsnap.index_fit import fit_index
+
+    with progress("fitting", total=folds + 1) as bar:
+        gained, spent = held_out_differences(rewards, prices, limits, folds=folds, seed=seed, advance=bar.advance)
+        book = fit_index(rewards, prices, limits, seed=seed)
+        bar.advance()
+    write_bytes_atomically(out, (book.to_json() + "\n").encode())
+    found = []
+    for column, (budget, price) in enumerate(book.entries):
+        known = [float(gain) for gain in gained[:, column] if gain == gain]  # without NaN
+        low, high = bootstrap_mean(known)
+        found.append({"equivalent": budget, "price": price, "spent": float(spent[:, column].mean()),
+                      "difference": sum(known) / len(known), "low": low, "high": high})  # fmt: skip
+    if format == "json":
+        write_json(found)
+    else:
+        write_table(["mean cost, best-of", "spent", "price", "difference", "95 % interval"], [
+            [f"{one['equivalent']:.2f}", f"{one['spent']:.2f}", f"{one['price']:.4g}", f"{one['difference']:+.4f}",
+             f"{one['low']:+.4f} to {one['high']:+.4f}"] for one in found
+        ])  # fmt: skip
+    if not all(one["low"] > 0 for one in found):
+        say("At some budgets the index rule is not surely better than best-of-N on held-out prompts.")
 
 
 def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
