@@ -152,7 +152,8 @@ class Trainer:
             inner.state.clear()  # a fresh optimiser for the next stage
             place = Place(place.stage + 1)
             self._save(place)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not end_training, which would part the processes
+            tracker.finish()
 
     def _save(self, place: Place) -> None:
         if self.accelerator.is_main_process:
