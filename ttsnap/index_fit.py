@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from diffkit.compute import Prices
 from diffkit.errors import InputError
 from ttsnap.index_rule import IndexRule
-from ttsnap.score_model import INDEX_STEPS, ScoreModel
+from ttsnap.score_model import INDEX_STEPS, ScoreModel, price_table
 from ttsnap.simulate import draw_orders
 from ttsnap.tensors import RewardTensor
 
@@ -124,6 +125,11 @@ class IndexBook:
     caution: float = CAUTION
     info: Mapping[str, object] = field(default_factory=dict)
 
+    @cached_property
+    def table(self) -> tuple[Floats, Floats]:
+        """The offsets at every price, shared by the rules of all budgets."""
+        return price_table(self.model, self.costs)
+
     def at(self, budget: float, *, hard: bool = False) -> IndexRule:
         """The rule for a mean budget in finished candidates; prices between entries are interpolated, both by ratio.
 
@@ -133,7 +139,7 @@ class IndexBook:
         budgets, prices = np.log(np.array(self.entries)).T
         price = math.exp(float(np.interp(math.log(budget), budgets, prices)))
         limit = budget if hard else self.cap * budget
-        return IndexRule(self.model, self.costs, price, limit, self.caution, spend_all=hard)
+        return IndexRule(self.model, self.costs, price, limit, self.caution, spend_all=hard, _table=self.table)
 
     def to_json(self) -> str:
         """The content of a file that :meth:`from_json` reads."""
