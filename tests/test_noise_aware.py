@@ -96,13 +96,17 @@ def test_round_trip_is_exact_to_half_precision(backend, base, images, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["full", "lora"])
-def test_the_nearest_level_serves(backend, base, images):
+def test_between_two_levels_their_scores_are_mixed(backend, base, images):
     reward = distilled(backend, base)
     at = [reward.score_estimates(images, PROMPTS, level) for level in LEVELS]
     assert not any(torch.allclose(one, other) for one, other in itertools.combinations(at, 2))
-    expected = {2.9: 0, 0.6: 0, 0.5: 0, 0.4: 1, -2.4: 1, -2.6: 2, -40.0: 2, -math.inf: 2}
-    for log_snr, level in expected.items():
-        assert torch.equal(reward.score_estimates(images, PROMPTS, log_snr), at[level]), log_snr
+    assert torch.equal(reward.score_estimates(images, PROMPTS, -1.0 + 1e-6), at[1])
+    for log_snr, cleaner, share in ((0.5, 0, 0.5), (1.7, 0, 0.1), (-1.3, 1, 0.1), (-3.9, 1, 2.9 / 3)):
+        expected = (1 - share) * at[cleaner] + share * at[cleaner + 1]
+        torch.testing.assert_close(reward.score_estimates(images, PROMPTS, log_snr), expected)
+    for beyond, level in {2.9: 0, -40.0: 2, -math.inf: 2}.items():
+        assert torch.equal(reward.score_estimates(images, PROMPTS, beyond), at[level])
+    assert reward.flops_per_image >= 1.9 * base.flops_per_image
 
 
 def test_a_conditioned_reward_takes_any_level(base, images):
@@ -132,8 +136,9 @@ def test_calibrations_bring_scores_to_the_plain_rewards_unit(base, images):
         expected = scale * plain.score_estimates(images, PROMPTS, log_snr) + shift
         torch.testing.assert_close(conditioned.score_estimates(images, PROMPTS, log_snr), expected)
     raw, levelled = distilled("full", base), distilled("full", base, calibrations=lines)
-    expected = 2.0 * raw.score_estimates(images, PROMPTS, -0.2) + 1.0
-    torch.testing.assert_close(levelled.score_estimates(images, PROMPTS, -0.2), expected)
+    for log_snr, (scale, shift) in zip(LEVELS, lines, strict=True):
+        expected = scale * raw.score_estimates(images, PROMPTS, log_snr) + shift
+        torch.testing.assert_close(levelled.score_estimates(images, PROMPTS, log_snr), expected)
 
 
 def test_one_level_serves_all(base, images):

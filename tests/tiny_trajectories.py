@@ -91,7 +91,10 @@ def tiny_trajectories(
             "candidates": candidates,
         },
         "config_hash": f"{prompts}x{candidates}",
-        "provenance": {"sigmas": list(sigmas)},
+        "provenance": {
+            "sigmas": list(sigmas),
+            "flop": {"call": 1.0, "decode": 1.0, "encode": 1.0, "verify": {reward.name: 1.0}},
+        },
     }
     (folder / "run.json").write_text(json.dumps(record))
     lines = [json.dumps({"key": str(index), "item": {}}) + "\n" for index in range(prompts)]

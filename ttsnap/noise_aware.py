@@ -7,12 +7,11 @@ conditioned network or one adapter a level can stand in for a full copy a level;
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ __all__ = ["Calibration", "NoiseAware", "load_lab", "weights_digest"]
 
 SCHEMA_VERSION = 1
 CLEAN_MARGIN = 1.0  # in log-SNR: an estimate this much cleaner than the cleanest trained level is scored plainly
+SAME_LEVEL = 1e-3  # in log-SNR
 LAB = Path(__file__).parent / "lab" / "noise_aware"
 
 
@@ -55,10 +55,11 @@ def weights_digest(module: nn.Module) -> str:
 class NoiseAware:
     """A distilled reward. ``score`` is the plain reward; ``score_estimates`` knows the noise level.
 
-    Which weights score an estimate at log-SNR v: ``full`` and ``lora`` take the nearest trained level's, the cleaner
-    one on a tie; ``conditioned`` takes v itself, brought into the trained range. An estimate noisier than every
-    trained level is scored as at the noisiest; one cleaner than every trained level by more than 1.0 in log-SNR is
-    scored by the plain reward, which is at home there.
+    Which weights score an estimate at log-SNR v: ``full`` and ``lora`` take the straight line in v between the scores
+    of the two trained levels around it, which costs two passes and ranked better than the nearest level's weights where
+    it was measured, and one level's alone where it was trained; ``conditioned`` takes v itself. An estimate noisier
+    than every trained level is scored as at the noisiest, one a little cleaner as at the cleanest; one cleaner by more
+    than 1.0 in log-SNR is scored by the plain reward, which is at home there.
 
     Args:
         base: the reward that was distilled.
@@ -73,7 +74,7 @@ class NoiseAware:
         name: the base reward's with ``-noise-aware`` behind it.
         higher_is_better: as the base reward.
         range: as the base reward; a prediction may lie a little outside.
-        flops_per_image: of one score of an estimate, counted.
+        flops_per_image: of one score of an estimate, counted; between two levels where there are several.
     """
 
     def __init__(
@@ -123,44 +124,49 @@ class NoiseAware:
         if log_snr > self.levels[0] + CLEAN_MARGIN:
             return self.base.score(images, prompts)
         log_snr = min(max(log_snr, self.levels[-1]), self.levels[0])
-        scale, shift = self._calibration(log_snr)
-        return scale * self._predict(images, prompts, log_snr).float() + shift
+        return self._predict(images, prompts, log_snr).float()
 
     def _predict(self, images: Tensor, prompts: Sequence[str], log_snr: float) -> Tensor:
-        """The network's own output (B,), before calibration."""
+        """Calibrated scores (B,) at a level within the trained range."""
+        after, share = self._place(log_snr)
+        first, second = self.calibrations[after - 1], self.calibrations[after]
+        if self.backend == "conditioned":
+            scale, shift = (a + share * (b - a) for a, b in zip(first, second, strict=True))
+            return scale * self._run(images, prompts, log_snr, 0) + shift
+        near = after if share > 0.5 else after - 1
+        if abs(self.levels[near] - log_snr) < SAME_LEVEL:
+            scale, shift = self.calibrations[near]
+            return scale * self._run(images, prompts, log_snr, near) + shift
+        cleaner = first.scale * self._run(images, prompts, log_snr, after - 1) + first.shift
+        noisier = second.scale * self._run(images, prompts, log_snr, after) + second.shift
+        return (1 - share) * cleaner + share * noisier
+
+    def _place(self, log_snr: float) -> tuple[int, float]:
+        """The noisier neighbour of a log-SNR and how far, in [0, 1], it lies from the cleaner one before that."""
+        if len(self.levels) == 1:
+            return 0, 1.0
+        after = next(level for level in range(1, len(self.levels)) if self.levels[level] <= log_snr)
+        high, low = self.levels[after - 1], self.levels[after]
+        return after, (high - log_snr) / (high - low)
+
+    def _run(self, images: Tensor, prompts: Sequence[str], log_snr: float, weights: int) -> Tensor:
+        """The output (B,) of the network with one set of weights."""
         device = next(self.base.module.parameters()).device
         self.network.to(device)
         rows = torch.full((len(images),), log_snr, device=device)
-        if self.backend == "conditioned":
-            call: Callable[..., Tensor] = functools.partial(self.network, log_snr=rows)
-        else:
-            state = {name: value.to(device) for name, value in self.states[self.nearest(log_snr)].items()}
+        state = {name: value.to(device) for name, value in self.states[weights].items()}
 
-            def call(*inputs: Any) -> Tensor:
-                scores: Tensor = functional_call(self.network, state, inputs, {"log_snr": rows})
-                return scores
+        def call(*inputs: Any) -> Tensor:
+            scores: Tensor = functional_call(self.network, state, inputs, {"log_snr": rows})
+            return scores
 
         return self.base.differentiable(images, prompts, module=call)
-
-    def nearest(self, log_snr: float) -> int:
-        """Number of the trained level nearest to a log-SNR, 0 being the cleanest; the cleaner one on a tie."""
-        return min(range(len(self.levels)), key=lambda level: abs(self.levels[level] - log_snr))
-
-    def _calibration(self, log_snr: float) -> Calibration:
-        """The nearest level's; between levels of a conditioned network, a straight line from one to the next."""
-        near = self.nearest(log_snr)
-        if self.backend != "conditioned" or len(self.levels) == 1:
-            return self.calibrations[near]
-        after = next(level for level in range(1, len(self.levels)) if self.levels[level] <= log_snr)
-        high, low = self.levels[after - 1], self.levels[after]
-        share = (high - log_snr) / (high - low)
-        (scale, shift), (next_scale, next_shift) = self.calibrations[after - 1], self.calibrations[after]
-        return Calibration(scale + share * (next_scale - scale), shift + share * (next_shift - shift))
 
     def _count_flops(self) -> float:
         side = self.base.input_size
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self._predict(torch.zeros(1, 3, side, side), [""], self.levels[-1])
+            between = sum(self.levels[:2]) / len(self.levels[:2])
+            self._predict(torch.zeros(1, 3, side, side), [""], between)
         return float(counter.get_total_flops())
 
     def save_pretrained(self, folder: str | Path) -> None:
