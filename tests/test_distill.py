@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from diffkit.errors import DiffkitError, InputError
 from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
 from ttsnap.curriculum import Settings, Stage, choose_steps, curriculum
-from ttsnap.distill import distill
-from ttsnap.held_out import taus
+from ttsnap.distill import distill, plain_limit
+from ttsnap.held_out import LevelTau, taus
 from ttsnap.noise_aware import NoiseAware
 from ttsnap.trainer import Trainer
 from ttsnap.trajectories import Trajectories, log_snr
@@ -303,3 +303,24 @@ def test_two_processes_train_what_one_trains(tmp_path):
     two = NoiseAware.from_pretrained(tmp_path / "two" / "model", base)
     assert_close(two.states[0], reward.states[0])
     assert [level["prompts"] for level in two.card["tau"]] == [level.prompts for level in levels]
+
+
+@pytest.mark.parametrize(
+    ("gains", "limit"),
+    [
+        ((-0.2, 0.1, 0.3), 1.0),  # only the cleanest level is worse: between it and the next
+        ((-0.2, -0.1, 0.3), -1.0),
+        ((0.1, -0.1, 0.3), None),  # the cleanest gains: the reward's own default
+        ((-0.2, -0.1, -0.3), -3.0),  # none gains: all is plain
+        ((None, None, None), None),
+        ((0.0, 0.2, 0.3), 1.0),  # nothing gained is nothing lost: plain is cheaper
+    ],
+)
+def test_clean_levels_that_lose_are_left_to_the_plain_reward(
+    gains: tuple[float | None, ...], limit: float | None
+) -> None:
+    levels = [
+        LevelTau(step=9 - i, log_snr=level, prompts=4, gain=gain)
+        for i, (level, gain) in enumerate(zip((2.0, 0.0, -2.0), gains, strict=True))
+    ]
+    assert plain_limit(levels) == limit

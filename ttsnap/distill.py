@@ -7,7 +7,8 @@ stage, and every batch is spread over all levels opened so far, so that the clea
 
 Where we differ from the authors' code: dropout is off; the preference loss runs, with the reward's spread within
 prompts as its unit; held-out prompts are scored without padding or dropping; each stage's metrics and weights are
-kept; a killed run goes on inside its stage as if undisturbed; the number of processes does not change the batch.
+kept; a killed run goes on inside its stage as if undisturbed; clean levels at which the plain reward ranks held-out
+prompts better are left to it; the number of processes does not change the batch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.checkpoint import Place
 from ttsnap.curriculum import Settings
 from ttsnap.held_out import LevelTau, Predict, calibrate, compare_level, predictions, recorded, tau_figure
-from ttsnap.noise_aware import Calibration, NoiseAware, weights_digest
+from ttsnap.noise_aware import CLEAN_MARGIN, Calibration, NoiseAware, weights_digest
 from ttsnap.trainer import Trainer
 from ttsnap.trajectories import Trajectories
 
@@ -86,6 +87,8 @@ def distill(
         reward = NoiseAware.from_pretrained(folder / "model", base)
         levels = _evaluate(trainer, reward.score_estimates, range(len(trainer.levels)))
         if run is not None:
+            limit = plain_limit(levels)
+            reward.plain_above = reward.plain_above if limit is None else limit
             reward.card = _card(trainer, levels, config)
             reward.save_pretrained(folder / "model")
             tau_figure(levels, folder / "tau.png")
@@ -174,6 +177,21 @@ def _assemble(trainer: Trainer, folder: Path) -> NoiseAware:
     return NoiseAware(trainer.base, **options, calibrations=_calibrations(trainer, reward.score_estimates))
 
 
+def plain_limit(levels: Sequence[LevelTau]) -> float | None:
+    """The log-SNR above which the plain reward ranks better, between two levels; None when that is nowhere known.
+
+    Args:
+        levels: from clean to noisy, with their gains on held-out prompts.
+    """
+    gains = [level.gain is not None and level.gain > 0 for level in levels]
+    if not levels or gains[0] or all(level.gain is None for level in levels):
+        return None
+    if not any(gains):
+        return levels[-1].log_snr - CLEAN_MARGIN
+    first = gains.index(True)
+    return (levels[first - 1].log_snr + levels[first].log_snr) / 2
+
+
 def _calibrations(trainer: Trainer, predict: Predict) -> list[Calibration]:
     some = trainer.train[:CALIBRATION_PROMPTS]
     final = trainer.final[some]
@@ -192,5 +210,6 @@ def _card(trainer: Trainer, levels: list[LevelTau], config: dict[str, Any]) -> d
         "images_without_a_final_score": int((~np.isfinite(trainer.final)).sum()),
         "updates_a_stage": trainer.steps_a_stage,
         "stages": [[trainer.steps[level] for level in stage.opened] for stage in trainer.stages],
+        "plain_above": plain_limit(levels),
         "tau": [asdict(level) for level in levels],
     }

@@ -58,8 +58,8 @@ class NoiseAware:
     Which weights score an estimate at log-SNR v: ``full`` and ``lora`` take the straight line in v between the scores
     of the two trained levels around it, which costs two passes and ranked better than the nearest level's weights where
     it was measured, and one level's alone where it was trained; ``conditioned`` takes v itself. An estimate noisier
-    than every trained level is scored as at the noisiest, one a little cleaner as at the cleanest; one cleaner by more
-    than 1.0 in log-SNR is scored by the plain reward, which is at home there.
+    than every trained level is scored as at the noisiest, one a little cleaner as at the cleanest; one cleaner than
+    ``plain_above`` is scored by the plain reward, which is at home there.
 
     Args:
         base: the reward that was distilled.
@@ -68,6 +68,7 @@ class NoiseAware:
         states: trained weights by name; one set for ``conditioned``, else one a level.
         calibrations: (L,) one a level, or none at all.
         rank: of the adapters.
+        plain_above: log-SNR above which the plain reward scores estimates; by default 1.0 above the cleanest level.
         card: what is known about it: prompts, settings, tau before and after on held-out prompts.
 
     Attributes:
@@ -86,9 +87,11 @@ class NoiseAware:
         states: Sequence[Mapping[str, Tensor]],
         calibrations: Sequence[Calibration] = (),
         rank: int = 8,
+        plain_above: float | None = None,
         card: Mapping[str, Any] | None = None,
     ) -> None:
         self.levels = _check_levels(levels)
+        self.plain_above = self.levels[0] + CLEAN_MARGIN if plain_above is None else float(plain_above)
         if len(states) != (1 if backend == "conditioned" else len(self.levels)):
             raise InputError(f"Got {len(states)} sets of weights for {len(self.levels)} levels of a {backend} reward.")
         self.base, self.backend, self.rank = base, backend, rank
@@ -121,7 +124,7 @@ class NoiseAware:
             raise InputError(f"Got {len(prompts)} prompts for {len(images)} images; give one each.")
         if math.isnan(log_snr):
             raise InputError("The noise level of the estimates is not a number; give log_snr = -2 ln(sigma).")
-        if log_snr > self.levels[0] + CLEAN_MARGIN:
+        if log_snr > self.plain_above:
             return self.base.score(images, prompts)
         log_snr = min(max(log_snr, self.levels[-1]), self.levels[0])
         return self._predict(images, prompts, log_snr).float()
@@ -186,6 +189,7 @@ class NoiseAware:
             "backend": self.backend,
             "rank": self.rank,
             "levels": list(self.levels),
+            "plain_above": self.plain_above,
             "calibrations": [list(calibration) for calibration in self.calibrations],
             "base": {"name": self.base.name, "sha256": weights_digest(self.base.module)},
         }
@@ -226,6 +230,7 @@ class NoiseAware:
             states=states,
             calibrations=[Calibration(*pair) for pair in config["calibrations"]],
             rank=config["rank"],
+            plain_above=config["plain_above"],
             card=card,
         )
 
