@@ -16,16 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from ttsnap.trajectories import Trajectories
+
 ROOT = Path(__file__).resolve().parents[1]
 EARLY = (2, 3, 4, 5, 6, 8)
-LEVELS = "1-6,8"
-UPDATES = 1400
+LEVELS = "all"
+UPDATES = 400
 ROWS = [("conditioned", "preference"), ("conditioned", "mse"), ("full", "preference"), ("lora", "preference")]
 
 
 def distil(trajectories: Path, out: Path, backend: str, loss: str) -> dict[str, Any]:
     """Run (or resume) one distillation; returns its card."""
-    stages = 4 if backend == "conditioned" else 7
+    stages = 4 if backend == "conditioned" else len(Trajectories.open(trajectories).steps)
     line = [sys.executable, "-m", "diffkit", "ttsnap", "distill", str(trajectories), "--backend", backend]
     line += ["--loss", loss, "--levels", LEVELS, "--stages", "4", "--steps-per-stage", str(UPDATES // stages)]
     line += ["--mixed-precision", "bf16", "--out", str(out), "--format", "json"]
