@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffkit.errors import InputError
-from ttsnap.tensors import RewardTensor, load_tensor, save_npz, tensor_keys
+from ttsnap.tensors import LAB, RewardTensor, load_tensor, save_npz, tensor_keys
 
 
 def random_tensor(shape=(3, 5, 4), name="made", seed=0):
@@ -161,3 +161,18 @@ def test_the_shared_tensors_have_the_shapes_that_their_readme_states(shared_data
     same = [step for step in range(20) if np.array_equal(aware.looks[:, :, step], plain.looks[:, :, step])]
     assert same == [0, 1, 2, 15, 16, 17, 18, 19]  # noise-aware rewards were published for steps 3 to 14
     np.testing.assert_array_equal(aware.final, plain.looks[:, :, 19])
+
+
+def test_the_rewards_of_the_lab_are_found_by_name() -> None:
+    if not LAB.is_file():
+        pytest.skip("this checkout holds no rewards of the lab")
+    assert tensor_keys("lab") == ["lab", "lab-noise-aware"]
+    plain, aware = load_tensor("lab", "lab"), load_tensor("lab", "lab-noise-aware")
+    np.testing.assert_array_equal(plain.final, aware.final)
+    assert plain.prompts == aware.prompts
+    assert aware.prices is not None
+
+
+def test_a_path_called_lab_is_not_the_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file or folder"):
+        load_tensor(tmp_path / "lab", "lab")

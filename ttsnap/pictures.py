@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ttsnap.run import StageTrace
 
-__all__ = ["contact_sheet", "score_figure"]
+__all__ = ["contact_sheet", "look_figure", "score_figure"]
 
 KEPT, DROPPED, WINNER = "#1f5fa8", "#b9bec6", "#c2410c"
 
@@ -40,17 +40,48 @@ def score_figure(trace: Sequence[StageTrace], *, title: str) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def _best_first(look: StageTrace) -> list[int]:
+    """Positions of the candidates: survivors first, the higher score first, those without a score last."""
+    scored = [(look.survivors.count(index), score) if score is not None else (-1, 0.0)
+              for index, score in zip(look.candidates, look.scores, strict=True)]  # fmt: skip
+    return sorted(range(len(scored)), key=lambda position: scored[position], reverse=True)
+
+
 def contact_sheet(trace: Sequence[StageTrace], *, width: int = 12, side: int = 64) -> Image.Image:
     """The best ``width`` estimates of every look of one prompt, one row a look, best first, survivors framed."""
     cell = side + 8
     sheet = Image.new("RGB", (width * cell, len(trace) * cell), "white")
     for row, look in enumerate(trace):
-        scored = [(look.survivors.count(i), s) if s is not None else (-1, 0.0)
-                  for i, s in zip(look.candidates, look.scores, strict=True)]  # fmt: skip
-        order = sorted(range(len(scored)), key=lambda position: scored[position], reverse=True)[:width]
-        for column, position in enumerate(order):
+        for column, position in enumerate(_best_first(look)[:width]):
             kept = look.candidates[position] in look.survivors
             picture = ImageOps.fit(look.previews[position].convert("RGB"), (side, side))
             framed = ImageOps.expand(picture, border=3, fill=KEPT if kept else "white")
             sheet.paste(framed, (column * cell + 1, row * cell + 1))
     return sheet
+
+
+def look_figure(trace: Sequence[StageTrace], *, width: int = 16) -> Figure:
+    """The estimates that every look of one prompt saw, a row a look, best first, each with its score.
+
+    Those that went on are framed in blue, the winners in orange; the pruned ones are pale. At most ``width`` a row.
+
+    Args:
+        trace: with previews, as ``previews=True`` keeps them.
+    """
+    columns = min(width, max(len(look.candidates) for look in trace))
+    figure = Figure(figsize=(0.78 * columns + 1.3, 1.02 * len(trace)), dpi=120, layout="constrained")
+    grid = figure.subplots(len(trace), columns, squeeze=False)
+    for line, look in zip(grid, trace, strict=True):
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        frame = WINNER if look is trace[-1] else KEPT
+        for axes, position in zip(line, _best_first(look), strict=False):
+            kept = look.candidates[position] in look.survivors
+            axes.imshow(look.previews[position], alpha=1.0 if kept else 0.45, interpolation="nearest")
+            axes.spines[:].set(visible=kept, color=frame, linewidth=2.5)
+            score = look.scores[position]
+            axes.set_xlabel("no score" if score is None else f"{score:.2f}", fontsize=7, labelpad=2)
+        line[0].set_ylabel(f"{look.step + 1} calls\n{len(look.candidates)} → {len(look.survivors)}", fontsize=8,
+                           rotation=0, ha="right", va="center")  # fmt: skip
+    return figure

@@ -27,6 +27,7 @@ __all__ = ["RewardTensor", "load_tensor", "places", "save_npz", "tensor_keys"]
 Floats = NDArray[np.float64]
 PLAIN, AWARE, LOOKS, FINAL = "_base", "_noise_aware", "_looks", "_final"  # endings of arrays in an .npz
 PUBLISHED_AWARE = "_naft"  # ending of the published folders of noise-aware rewards
+LAB = Path(__file__).parent / "lab" / "rewards.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,8 @@ def load_tensor(path: str | Path, key: str | None = None, *, plain: bool = False
     Args:
         path: an ``.npz`` (written by :func:`save_npz`, or with ``{key}_base`` and ``{key}_noise_aware``); a published
             folder of ``..._s00.yaml`` files, or the folder above with ``{key}_base`` and ``{key}_naft``; a folder of
-            ``diffkit ttsnap collect``.
+            ``diffkit ttsnap collect``. The string ``lab`` means the rewards that ship with the package: ``lab`` (plain
+            looks) and ``lab-noise-aware``, of held-out prompts of the lab.
         key: which reward, when there are several.
         plain: prune on the plain reward instead of the noise-aware one (TTSp). Without it the plain reward stands in
             where the noise-aware one was not recorded.
@@ -128,7 +130,7 @@ def load_tensor(path: str | Path, key: str | None = None, *, plain: bool = False
     Raises:
         InputError: nothing readable there, or no such key (the message lists the known ones).
     """
-    path = Path(path)
+    path = _located(path)
     if not path.exists():
         raise InputError(f"There is no file or folder {str(path)!r} with rewards.")
     if path.is_dir() and not _is_collected(path):
@@ -150,7 +152,7 @@ def tensor_keys(path: str | Path) -> list[str]:
     Raises:
         InputError: it is not readable.
     """
-    path = Path(path)
+    path = _located(path)
     if _is_collected(path):
         from ttsnap.trajectories import Trajectories
 
@@ -183,6 +185,15 @@ def save_npz(path: str | Path, *tensors: RewardTensor) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_bytes_atomically(Path(path), buffer.getvalue())
+
+
+def _located(path: str | Path) -> Path:
+    """The shipped rewards by their name, everything else as a path; a folder called so is ``./lab``."""
+    if path != "lab":
+        return Path(path)
+    if not LAB.is_file():
+        raise InputError("The lab's rewards are missing from this installation; record some by diffkit ttsnap collect.")
+    return LAB
 
 
 def _is_collected(path: Path) -> bool:
