@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from math import gcd, isfinite
@@ -28,6 +28,7 @@ from diffkit.families import Autoencoder, Pipeline
 from diffkit.rewards.base import Reward
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
+from diffkit.runs.shared import open_shared
 from diffkit.segments import plan
 from ttsnap.budget import probe_reward
 from ttsnap.collect_summary import summarise
@@ -74,7 +75,7 @@ def collect(
     config = _config(prompts, rewards, settings, origin or {})
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
-    with _opened(out, config, provenance) as run:
+    with open_shared(out, config=config, kind=KIND, provenance=provenance) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [group for group in _groups(len(prompts), settings) if not done.issuperset(_keys(group))]
         if run is not None and done:
@@ -104,22 +105,6 @@ def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
         raise InputError("Expected a non-empty list of prompts, each a string.")
     if not rewards:
         raise InputError("There is no reward to record; name at least one.")
-
-
-def _opened(
-    out: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]
-) -> AbstractContextManager[Run | None]:
-    """The run on the first process, None on the others; a refusal reaches all of them, so that none waits for ever."""
-    run, error = None, None
-    if parallel.is_first():
-        try:
-            run = Run.open(out, config=config, kind=KIND, provenance=provenance)
-        except InputError as refused:
-            error = str(refused)
-    error = parallel.broadcast(error)
-    if error is not None:
-        raise InputError(error)
-    return nullcontext() if run is None else run
 
 
 def _config(

@@ -11,6 +11,7 @@ from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError, ScoringError
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
 from ttsnap.cli_collect import collect
+from ttsnap.cli_compare import compare
 from ttsnap.cli_distill import distill
 from ttsnap.cli_fit import fit
 from ttsnap.cli_rescore import rescore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 EXIT_ITEMS = 3
 app.command()(collect)
+app.command()(compare)
 app.command()(distill)
 app.command()(fit)
 app.command()(rescore)

@@ -232,12 +232,30 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
+        output = self._output(self.carry_out(request), output_type)
+        return output if return_dict else (output.images, output.nsfw_content_detected)
+
+    def prepare(self, request: Request) -> None:
+        """Check a search and count its prices, so that :meth:`carry_out` need not; nothing is denoised.
+
+        Raises:
+            InputError: bad input, a strategy that cannot work here, or a budget that pays for nothing.
+        """
+        self._probed = (request.reward, request.prices(self, super().__call__))
+
+    @torch.no_grad()
+    def carry_out(self, request: Request) -> Found:
+        """A search that was put together elsewhere.
+
+        Raises:
+            InputError: bad input, before anything is denoised.
+            ScoringError: too few candidates could be scored.
+        """
         known = self._probed[1] if self._probed is not None and self._probed[0] is request.reward else None
         found = request.carry_out(self, super().__call__, known)
         self._probed = (request.reward, found.ledger.flops)
         self.maybe_free_model_hooks()
-        output = self._output(found, output_type)
-        return output if return_dict else (output.images, output.nsfw_content_detected)
+        return found
 
     def _scorer(self, reward: RewardLike | None) -> Reward:
         if reward is not None:

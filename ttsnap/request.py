@@ -18,7 +18,7 @@ from ttsnap.budget import Probe, affordable, flop_limit, probe_reward, time_pric
 from ttsnap.candidates import Noise
 from ttsnap.run import Engine, StageTrace, Winner
 from ttsnap.schedule import PruningSchedule
-from ttsnap.strategies.base import Strategy
+from ttsnap.strategies.base import Strategy, affordable_count
 from ttsnap.strategies.pruning import prune
 
 __all__ = ["DEFAULT_CANDIDATES", "Found", "Request"]
@@ -74,6 +74,27 @@ class Request:
             ScoringError: too few candidates could be scored.
         """
         began = time.perf_counter()
+        engine = self._engine(pipe, call, probed)
+        winners = self._by_name(engine) if self.search is not None else self._pruned(engine, self._count(), began)
+        self._settle(engine.ledger, began)
+        spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
+        return Found(winners, engine.trace, engine.ledger, spent, engine.notes)
+
+    def prices(self, pipe: Pipeline, call: Callable[..., Any]) -> Prices:
+        """What a unit of work costs in FLOP, after everything that can be checked before a search.
+
+        Raises:
+            InputError: bad input, a strategy that cannot work here, or a budget that pays for nothing.
+        """
+        engine = self._engine(pipe, call, None)
+        if self.search is not None and self.budget is not None:
+            self.search.check(engine)
+            limit = flop_limit(parse_budget(self.budget), engine, spent_flop=self._overhead(engine.ledger))
+            affordable_count(engine, limit, PruningSchedule(), at_least=self.winners)
+        return engine.ledger.flops
+
+    def _engine(self, pipe: Pipeline, call: Callable[..., Any], probed: Prices | None) -> Engine:
+        """Prompts encoded, prices counted, nothing denoised yet."""
         steps = self._check(pipe)
         fixed = self._count()
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
@@ -92,14 +113,10 @@ class Request:
             self._micro_batch(pipe, fixed),
             self.extra,
         )
-        engine = Engine(
+        return Engine(
             pipe, self.reward, self.prompts, conditioning, denoising, steps, ledger, call, self.noise,
             winners=self.winners, previews=self.previews, preview_vae=self.preview_vae,
         )  # fmt: skip
-        winners = self._by_name(engine) if self.search is not None else self._pruned(engine, fixed, began)
-        self._settle(ledger, began)
-        spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
-        return Found(winners, engine.trace, ledger, spent, engine.notes)
 
     def _pruned(self, engine: Engine, fixed: int, began: float) -> list[list[Winner]]:
         """Prune ``fixed`` candidates, or as many as the budget pays for, by the schedule."""

@@ -1,0 +1,195 @@
+"""What a comparison found: figures with intervals over prompts, a plot, a sheet of pictures, a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffkit.stats import bootstrap_mean
+
+if TYPE_CHECKING:
+    from diffkit.runs import Run
+
+__all__ = ["BASELINE", "difference_figure", "picture_sheet", "summarise", "write_page"]
+
+BASELINE = "best-of-n"
+INK, QUIET, ABOVE, BELOW = "#1b1f24", "#8a94a3", "#2f6fb3", "#c2410c"
+SHOWN = 12  # prompts on the sheet of pictures
+
+
+def summarise(items: Sequence[dict[str, Any]], *, higher_is_better: bool = True) -> list[dict[str, Any]]:
+    """One row for each strategy; figures that cannot be known are None.
+
+    ``reward_gain`` and ``judged_gain`` are mean differences to best-of-N on the prompts that both could score, with
+    95 % bootstrap intervals over prompts; positive is better than best-of-N, whatever the reward's direction.
+    """
+    labels = list(dict.fromkeys(item["search"] for item in items))
+    by_label = {label: {item["index"]: item for item in items if item["search"] == label} for label in labels}
+    sign = 1.0 if higher_is_better else -1.0
+    rows = []
+    for label in labels:
+        known = [item for item in by_label[label].values() if item["error"] is None]
+        reference = by_label.get(BASELINE, {}) if label != BASELINE else {}
+        rows.append(
+            {
+                "search": label,
+                "prompts": len(by_label[label]),
+                "failed": len(by_label[label]) - len(known),
+                "reward": _mean(item["reward"] for item in known),
+                "reward_gain": _difference(by_label[label], reference, "reward", sign),
+                "judged": _mean(item["judged"] for item in known),
+                "judged_gain": _difference(by_label[label], reference, "judged", 1.0),
+                "candidates": _mean(item["candidates"] for item in known),
+                "calls": _mean(item["cost"]["calls"] for item in known),
+                "spent_share": _mean(item["spent"] / item["limit"] for item in known),
+                "unspent_share": _mean(1 - item["spent"] / item["limit"] for item in known),
+                "seconds": _mean(item["seconds"] for item in known),
+            }
+        )
+    return rows
+
+
+def _mean(values: Any) -> float | None:
+    listed = [value for value in values if value is not None]
+    return float(np.mean(listed)) if listed else None
+
+
+def _difference(
+    mine: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]], name: str, sign: float
+) -> dict[str, float] | None:
+    """Mean paired difference with its interval, on the prompts where both are known."""
+    pairs = [
+        sign * (float(mine[index][name]) - float(reference[index][name]))
+        for index in sorted(mine.keys() & reference.keys())
+        if mine[index].get(name) is not None and reference[index].get(name) is not None
+    ]
+    if not pairs:
+        return None
+    interval = bootstrap_mean(pairs)
+    return {"mean": float(np.mean(pairs)), "low": interval.low, "high": interval.high, "n": len(pairs)}
+
+
+def table_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str | None]]]:
+    """Headers and cells of the table."""
+    headers = [
+        "search", "reward", f"over {BASELINE}", "judged right", f"over {BASELINE}", "candidates", "calls", "unspent",
+        "s a prompt", "failed",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["search"], _number(row["reward"], ".4f"), _interval(row["reward_gain"], 4), _percent(row["judged"]),
+            _interval(row["judged_gain"], 3), _number(row["candidates"], ".1f"), _number(row["calls"], ".1f"),
+            _percent(row["unspent_share"]), _number(row["seconds"], ".2f"), f"{row['failed']} of {row['prompts']}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return headers, cells
+
+
+def _number(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{100 * value:.1f} %"
+
+
+def _interval(value: dict[str, float] | None, digits: int) -> str | None:
+    if value is None:
+        return None
+    return f"{value['mean']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+
+
+def difference_figure(rows: Sequence[dict[str, Any]], *, reward: str, budget: str) -> Figure:
+    """Every strategy's difference to best-of-N with its interval: reward, and judged accuracy where it is known."""
+    panels = [("reward_gain", f"reward '{reward}'"), ("judged_gain", "share of prompts judged right")]
+    panels = [panel for panel in panels if any(row[panel[0]] is not None for row in rows)]
+    figure = Figure(figsize=(4.2 * max(len(panels), 1) + 1, 0.42 * len(rows) + 1.4), dpi=130, layout="constrained")
+    for column, (name, label) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        shown = [row for row in rows if row[name] is not None]
+        for place, row in enumerate(shown):
+            gain = row[name]
+            colour = ABOVE if gain["low"] > 0 else BELOW if gain["high"] < 0 else QUIET
+            axes.plot([gain["low"], gain["high"]], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot(gain["mean"], place, "o", color=colour, markersize=6)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(shown)), [row["search"] for row in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlabel(f"{label}: difference to {BASELINE}, 95 % interval")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=QUIET, alpha=0.25)
+    figure.suptitle(f"{max((row['prompts'] for row in rows), default=0)} prompts, {budget} each", fontsize=10, x=0.01,
+                    ha="left")  # fmt: skip
+    return figure
+
+
+def picture_sheet(items: Sequence[dict[str, Any]], folder: Path, *, shown: int = SHOWN) -> Figure:
+    """Winners of the first prompts: a row for each prompt, a column for each strategy, the reward below.
+
+    A green frame is judged right, an orange one wrong; without a judge there is none.
+    """
+    labels = list(dict.fromkeys(item["search"] for item in items))
+    indices = sorted({item["index"] for item in items})[:shown]
+    by_place = {(item["search"], item["index"]): item for item in items}
+    figure = Figure(figsize=(1.25 * len(labels) + 2.4, 1.4 * len(indices) + 0.4), dpi=110, layout="constrained")
+    grid = figure.subplots(len(indices), len(labels), squeeze=False)
+    for line, index in zip(grid, indices, strict=True):
+        for axes, label in zip(line, labels, strict=True):
+            item = by_place[label, index]
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(item.get("judged") is not None)
+            axes.spines[:].set(color="#2f9e6e" if item.get("judged") else "#d9822b", linewidth=2.5)
+            if "image" in item:
+                axes.imshow(Image.open(folder / item["image"]), interpolation="nearest")
+                axes.set_xlabel(f"{item['reward']:.3f}", fontsize=7)
+            else:
+                axes.set_xlabel("no score", fontsize=7)
+            if index == indices[0]:
+                axes.set_title(label, fontsize=8, parse_math=False)
+        words = by_place[labels[0], index]["prompt"]
+        line[0].set_ylabel(_wrapped(words), fontsize=6.5, rotation=0, ha="right", va="center", parse_math=False)
+    return figure
+
+
+def _wrapped(text: str, width: int = 22) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width)[:4])
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """The figure as a picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def write_page(run: Run, rows: Sequence[dict[str, Any]], items: Sequence[dict[str, Any]]) -> Path:
+    """Save ``images/differences.png``, ``images/pictures.png`` and ``report.html`` of an open run."""
+    from diffkit.images import data_uri
+    from diffkit.report import Paragraph, Picture, Section, Table, write_report
+
+    config = run.record["config"]
+    plot = to_image(difference_figure(rows, reward=config["reward"], budget=config["budget"]))
+    sheet = to_image(picture_sheet(items, run.folder))
+    run.save_image("differences", plot)
+    run.save_image("pictures", sheet)
+    headers, cells = table_rows(rows)
+    note = (
+        f"Every strategy had {config['budget']} for each prompt, counted in FLOP of denoising, decoding and "
+        f"scoring. Intervals are 95 %, by bootstrap over prompts of the differences to {BASELINE}."
+    )
+    sections = [
+        Section("Strategies", (Paragraph(note), Table(headers, cells))),
+        Section("Differences", (Table(["plot"], [[Picture(data_uri(plot))]]),)),
+        Section("Pictures", (Table(["winners"], [[Picture(data_uri(sheet))]]),)),
+    ]
+    return write_report(run, title="Searches at equal cost", sections=sections)
