@@ -1,18 +1,19 @@
 """Time of the simulated curves of FLUX (19 budgets, 50 resamplings, 3 rewards) on one core; the goal is 3 s.
 
-With --gains also the gains of the published schedule under each accounting, for the README's table.
+With --json the gains of the published schedule under each accounting are measured too, and written there.
 
-    python scripts/bench_simulate.py ../shared/data/reward_tensors_prompts000-099.npz
+    python scripts/bench_simulate.py TENSORS.npz [--json docs/figures/tensors.json]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
-from diffkit.console import write_table
 from ttsnap.accounting import Accounting
 from ttsnap.curves import budget_curves
 from ttsnap.schedule import PruningSchedule
@@ -24,10 +25,10 @@ REWARDS = ("imagereward", "pickscore", "hpsv2")
 
 
 def main() -> None:
-    """Print the seconds, and the gains where asked."""
+    """Print the seconds, and write the gains where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tensors", help="the .npz with the published rewards")
-    parser.add_argument("--gains", action="store_true", help="also the gains under each accounting")
+    parser.add_argument("--json", type=Path, help="file for the gains under each accounting and the seconds")
     parser.add_argument("--resamples", type=int, default=200, help="resamplings for the gains")
     given = parser.parse_args()
     walls, cores = [], []
@@ -41,8 +42,9 @@ def main() -> None:
         f"19 budgets x 50 resamplings x 3 rewards: {statistics.median(walls):.2f} s on the clock, "
         f"{statistics.median(cores):.2f} s of one core (median of {RUNS})"
     )
-    if given.gains:
-        show_gains(given.tensors, given.resamples)
+    if given.json:
+        figures = {"seconds of one core": statistics.median(cores), "gains": gains(given.tensors, given.resamples)}
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def load(path: str, model: str, *, plain: bool) -> list[RewardTensor]:
@@ -50,23 +52,20 @@ def load(path: str, model: str, *, plain: bool) -> list[RewardTensor]:
     return [load_tensor(path, f"{model}_{reward}", plain=plain) for reward in REWARDS]
 
 
-def show_gains(path: str, resamples: int) -> None:
-    """One row a reward and kind of pruning, one column an accounting."""
-    rows = []
+def gains(path: str, resamples: int) -> list[dict[str, Any]]:
+    """One row a reward and kind of pruning: gain over best-of-N in %, with its 95 % interval, by accounting."""
+    rows: list[dict[str, Any]] = []
     for model in ("flux", "sdxl"):
         for plain in (False, True):
             group = load(path, model, plain=plain)
-            columns = [
-                budget_curves(group, PUBLISHED, accounting=one, resamples=resamples) for one in get_args(Accounting)
-            ]
+            curves = {
+                one: budget_curves(group, PUBLISHED, accounting=one, resamples=resamples)
+                for one in get_args(Accounting)
+            }
             for k, tensor in enumerate(group):
-                cells = [
-                    f"{u.gain:+.1f} ({u.low:+.1f} to {u.high:+.1f})" for one in columns if (u := one[k].utilisation)
-                ]
-                rows.append([tensor.name, "TTSp" if plain else "TTSnap", *cells])
-    write_table(
-        ["reward", "pruned by", *get_args(Accounting)], rows, title="gain over best-of-N in %, 95 % over prompts"
-    )
+                found = {name: [u.gain, u.low, u.high] for name, one in curves.items() if (u := one[k].utilisation)}
+                rows.append({"reward": tensor.name, "pruned by": "TTSp" if plain else "TTSnap", **found})
+    return rows
 
 
 if __name__ == "__main__":

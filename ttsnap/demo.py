@@ -1,4 +1,4 @@
-"""The search's part of ``diffkit demo``: best-of-N against pruned search at equal counted cost, judged mechanically."""
+"""The search's part of ``diffkit demo``: best-of-N against TTSnap at equal counted cost, judged mechanically."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
 
-SCHEDULE = "2:0.4,6:0.4,11:0.5"
-PROMPTS, CANDIDATES, STEPS = 8, 16, 20
+PROMPTS, CANDIDATES, STEPS = 24, 4, 20
 
 
 class Outcome(NamedTuple):
@@ -32,7 +31,7 @@ class Outcome(NamedTuple):
 WAYS: dict[str, dict[str, Any]] = {
     "one seed": {"num_candidates": 1},
     f"best of {CANDIDATES}": {"num_candidates": CANDIDATES},
-    f"pruned, cost of best of {CANDIDATES}": {"budget": f"{CANDIDATES}x", "schedule": SCHEDULE},
+    f"TTSnap, cost of best of {CANDIDATES}": {"budget": f"{CANDIDATES}x", "schedule": "lab"},
 }
 
 
@@ -70,7 +69,7 @@ def compare(captions: list[str], *, seed: int = 0, model: str = "lab") -> dict[s
     from diffkit.console import progress
     from ttsnap.pipeline import TTSnapPipeline
 
-    pipe = TTSnapPipeline.from_pretrained(model, reward="lab")
+    pipe = TTSnapPipeline.from_pretrained(model, reward="lab-noise-aware")
     pipe.set_progress_bar_config(disable=True)
     found: dict[str, list[Outcome]] = {name: [] for name in WAYS}
     with progress("searching", total=len(captions) * len(WAYS)) as bar:

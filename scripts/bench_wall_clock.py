@@ -1,0 +1,82 @@
+"""Seconds at which TTSnap on the lab reaches the mean reward of best-of-N, against best-of-N's own seconds.
+
+    python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
+
+One process, one machine, prompts interleaved; budgets of TTSnap rise until its mean reward reaches best-of-N's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from diffkit.lab.world import held_out_scenes
+from diffkit.stats import bootstrap_mean
+from ttsnap import TTSnapPipeline
+from ttsnap.pipeline import TTSnapPipelineOutput
+
+SHARES = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0)  # of best-of-N's counted cost
+
+
+def search(pipe: TTSnapPipeline, caption: str, index: int, **options: Any) -> tuple[float, float]:
+    """Reward of the winner, and seconds."""
+    began = time.perf_counter()
+    out = pipe(caption, num_inference_steps=20, guidance_scale=3.0, seed=11, first_prompt=index, **options)
+    return cast(TTSnapPipelineOutput, out).rewards[0], time.perf_counter() - began
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--preview-vae", help="decoder of the estimates, e.g. lab")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    pipe = TTSnapPipeline.from_pretrained("lab", reward="lab-noise-aware")
+    pipe.set_progress_bar_config(disable=True)
+    captions = [scene.caption for scene in held_out_scenes(given.prompts, seed=77)]
+    ways: dict[str, dict[str, Any]] = {f"best of {given.n}": {"num_candidates": given.n}}
+    for share in SHARES:
+        ways[f"{share * given.n:g}x"] = {"budget": f"{share * given.n:g}x", "schedule": "lab"}
+        if given.preview_vae:
+            ways[f"{share * given.n:g}x"]["preview_vae"] = given.preview_vae
+    search(pipe, captions[0], 0, num_candidates=2)  # warm up
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for index, caption in enumerate(captions):
+        for name, options in ways.items():
+            found[name].append(search(pipe, caption, index, **options))
+    best = next(iter(found.values()))
+    seconds = float(np.mean([s for _, s in best]))
+    rows = []
+    for name, runs in found.items():
+        gains = [r - b for (r, _), (b, _) in zip(runs, best, strict=True)]
+        took = float(np.mean([s for _, s in runs]))
+        rows.append(
+            {
+                "way": name,
+                "reward": float(np.mean([r for r, _ in runs])),
+                "difference": float(np.mean(gains)),
+                "interval": list(bootstrap_mean(gains)),
+                "seconds": took,
+                "share of time": took / seconds,
+            }
+        )
+    reached = [row for row in rows[1:] if row["difference"] >= 0]
+    figures = {"n": given.prompts, "preview decoder": given.preview_vae, "rows": rows,
+               "first to reach": min(reached, key=lambda row: row["seconds"]) if reached else None}  # fmt: skip
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if given.json:
+        given.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
