@@ -22,7 +22,9 @@ def distill(
         Literal["conditioned", "full", "lora"],
         typer.Option(help="One network for all levels, all weights a level, or an adapter a level."),
     ] = "conditioned",
-    loss: Annotated[Literal["mse", "preference"], typer.Option(help="On scores, or on pairs within prompts.")] = "mse",
+    loss: Annotated[
+        Literal["preference", "mse"], typer.Option(help="On pairs within prompts, or on scores.")
+    ] = "preference",
     standardise: Annotated[bool, typer.Option(help="One mean and spread of the targets for every prompt.")] = False,
     levels: Annotated[str, typer.Option(help="Recorded steps to train on: all but the last, or 0,2,4-8.")] = "all",
     stages: Annotated[int, typer.Option(min=1, help="Stages of the curriculum of conditioned.")] = 4,

@@ -46,7 +46,7 @@ class Settings:
     """
 
     backend: Backend = "conditioned"
-    loss: Loss = "mse"
+    loss: Loss = "preference"
     standardise: bool = False
     steps: tuple[int, ...] | None = None
     stages: int = 4
