@@ -75,6 +75,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
     reward: Reward | None = None
     preview_vae: Autoencoder | None = None
+    schedule: PruningSchedule | None = None
     _probed: tuple[Reward, Prices] | None = None
 
     @classmethod
@@ -83,6 +84,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         model: str | Path,
         *,
         reward: RewardLike | None = None,
+        schedule: PruningSchedule | str | Path | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
@@ -90,6 +92,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
 
         Args:
             reward: what to choose by.
+            schedule: for calls that give none: ``lab``, ``"2:0.4,6:0.4"`` or the path of a JSON file.
             preview_vae: decodes estimates in mid-denoising instead of the VAE: an ``AutoencoderTiny``, its folder or
                 its hub id. Finished images are always decoded by the VAE.
 
@@ -97,13 +100,14 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             InputError: there is no such model, reward or decoder.
         """
         scorer = None if reward is None else load_reward(reward)
+        pruning = None if schedule is None else choose(schedule)
         source = resolve_model(model)
         kwargs.setdefault("use_safetensors", True)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
         with quietly():
             pipe: Self = super().from_pretrained(str(source), **kwargs)
-        pipe.reward = scorer
+        pipe.reward, pipe.schedule = scorer, pruning
         pipe.preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
         return pipe
 
@@ -113,6 +117,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         pipeline: Pipeline,
         *,
         reward: RewardLike | None = None,
+        schedule: PruningSchedule | str | Path | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
@@ -138,6 +143,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             if name in vars(pipeline):
                 setattr(pipe, name, getattr(pipeline, name))
         pipe.reward = scorer
+        pipe.schedule = getattr(pipeline, "schedule", None) if schedule is None else choose(schedule)
         preview = getattr(pipeline, "preview_vae", None) if preview_vae is None else preview_vae
         pipe.preview_vae = None if preview is None else load_preview_vae(preview, pipe)
         return pipe if dtype is None else pipe.to(dtype=dtype)
@@ -190,7 +196,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             first_prompt: p of the first prompt, when a long list is searched in several calls with one ``seed``.
             num_candidates: how many seeds to try for each prompt, 16 by default.
             schedule: when to look and what share to keep, e.g. ``"2:0.4,6:0.4,11:0.5"``, or the path of a JSON file;
-                None is best-of-N.
+                None is the pipeline's own, or best-of-N where it has none; ``""`` is best-of-N always.
             budget: instead of ``num_candidates``: what each prompt may cost, ``"16x"`` (as much as best-of-16),
                 ``"3.2TFLOP"`` or ``"40s"``.
             reward: another reward for this call.
@@ -207,7 +213,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             InputError: bad input, before anything is computed.
             ScoringError: too few candidates could be scored.
         """
-        pruning = choose(schedule)
+        pruning = choose(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
         request = Request(
             prompts=[prompt] if isinstance(prompt, str) else list(prompt),
