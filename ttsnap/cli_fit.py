@@ -21,7 +21,7 @@ HEADERS = ["budget", "best-of", "candidates", "schedule", "best-of-N", "reward",
 
 
 def fit(
-    tensor: Annotated[Path, typer.Argument(exists=True, help="An .npz, published YAML folders or a collected folder.")],
+    tensor: Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")],
     key: Annotated[str | None, typer.Option(help="Which reward, when there are several.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Prune on the plain reward.")] = False,
     budgets: Annotated[

@@ -22,7 +22,7 @@ HEADERS = ["budget", "best-of", "reward", "candidates", "schedule", "reward", "d
 
 
 def simulate(
-    tensor: Annotated[Path, typer.Argument(exists=True, help="An .npz, published YAML folders or a collected folder.")],
+    tensor: Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")],
     key: Annotated[
         list[str] | None, typer.Option(help="Which reward, when there are several; may be repeated.")
     ] = None,
