@@ -20,7 +20,7 @@ from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import generators
 from ttsnap.compare import _judged
-from ttsnap.compare_report import summarise
+from ttsnap.compare_report import difference_figure, summarise, table_rows
 from ttsnap.contenders import Told, read_contenders
 
 PROMPTS = ["a dog", "cat", "a red circle left of a blue square on gray"]
@@ -199,6 +199,10 @@ def test_unknown_is_none_and_lower_may_be_better():
     assert first["judged"] is None
     assert second["reward_gain"]["mean"] == pytest.approx(0.75)
     assert second["unspent_share"] == 0.5
+    _, single = summarise([items[0], items[2]])
+    assert single["reward_gain"] == {"mean": -0.5, "low": None, "high": None, "n": 1}
+    assert table_rows([first, second, single])[1][2][2] == "-0.5000"
+    difference_figure([first, second, single], reward="r", budget="4x")
     [alone] = summarise(items[2:])
     assert alone["reward_gain"] is None
 

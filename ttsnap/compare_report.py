@@ -27,7 +27,8 @@ def summarise(items: Sequence[dict[str, Any]], *, higher_is_better: bool = True)
     """One row for each strategy; figures that cannot be known are None.
 
     ``reward_gain`` and ``judged_gain`` are mean differences to best-of-N on the prompts that both could score, with
-    95 % bootstrap intervals over prompts; positive is better than best-of-N, whatever the reward's direction.
+    95 % bootstrap intervals over prompts (None with one prompt); positive is better than best-of-N, whatever the
+    reward's direction.
     """
     labels = list(dict.fromkeys(item["search"] for item in items))
     by_label = {label: {item["index"]: item for item in items if item["search"] == label} for label in labels}
@@ -62,7 +63,7 @@ def _mean(values: Any) -> float | None:
 
 def _difference(
     mine: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]], name: str, sign: float
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """Mean paired difference with its interval, on the prompts where both are known."""
     pairs = [
         sign * (float(mine[index][name]) - float(reference[index][name]))
@@ -71,8 +72,8 @@ def _difference(
     ]
     if not pairs:
         return None
-    interval = bootstrap_mean(pairs)
-    return {"mean": float(np.mean(pairs)), "low": interval.low, "high": interval.high, "n": len(pairs)}
+    low, high = bootstrap_mean(pairs) if len(pairs) > 1 else (None, None)
+    return {"mean": float(np.mean(pairs)), "low": low, "high": high, "n": len(pairs)}
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str | None]]]:
@@ -100,9 +101,11 @@ def _percent(value: float | None) -> str | None:
     return None if value is None else f"{100 * value:.1f} %"
 
 
-def _interval(value: dict[str, float] | None, digits: int) -> str | None:
+def _interval(value: dict[str, float | None] | None, digits: int) -> str | None:
     if value is None:
         return None
+    if value["low"] is None:
+        return f"{value['mean']:+.{digits}f}"
     return f"{value['mean']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
 
 
@@ -116,13 +119,15 @@ def difference_figure(rows: Sequence[dict[str, Any]], *, reward: str, budget: st
         shown = [row for row in rows if row[name] is not None]
         for place, row in enumerate(shown):
             gain = row[name]
-            colour = ABOVE if gain["low"] > 0 else BELOW if gain["high"] < 0 else QUIET
-            axes.plot([gain["low"], gain["high"]], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+            ends = [gain["mean"] if end is None else end for end in (gain["low"], gain["high"])]
+            unsure = gain["low"] is None or ends[0] <= 0 <= ends[1]
+            colour = QUIET if unsure else ABOVE if gain["mean"] > 0 else BELOW
+            axes.plot(ends, [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
             axes.plot(gain["mean"], place, "o", color=colour, markersize=6)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(shown)), [row["search"] for row in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set_xlabel(f"{label}: difference to {BASELINE}, 95 % interval")
+        axes.set_xlabel(f"{label}:\ndifference to {BASELINE}, 95 % interval", fontsize=9)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=QUIET, alpha=0.25)
