@@ -14,6 +14,8 @@ from PIL import Image
 from diffkit.stats import bootstrap_mean
 
 if TYPE_CHECKING:
+    from diffkit.report import Table
+    from diffkit.report.html import CellLike
     from diffkit.runs import Run
 
 __all__ = ["BASELINE", "difference_figure", "picture_sheet", "summarise", "write_page"]
@@ -177,16 +179,33 @@ def to_image(figure: Figure) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def winners_table(items: Sequence[dict[str, Any]], folder: Path, *, shown: int = SHOWN) -> Table:
+    """A row for each of the first prompts: every strategy's winner with its reward, and the judge's word."""
+    from diffkit.report import Picture, Table
+
+    labels = list(dict.fromkeys(item["search"] for item in items))
+    by_place = {(item["search"], item["index"]): item for item in items}
+    rows: list[list[CellLike]] = []
+    for index in sorted({item["index"] for item in items})[:shown]:
+        row: list[CellLike] = [by_place[labels[0], index]["prompt"]]
+        for label in labels:
+            item = by_place[label, index]
+            word = {True: ", right", False: ", wrong", None: ""}[item.get("judged")]
+            known = "image" in item
+            row.append(Picture.of(folder / item["image"], label, f"{item['reward']:.3f}{word}") if known else None)
+        rows.append(row)
+    return Table(["prompt", *labels], rows)
+
+
 def write_page(run: Run, rows: Sequence[dict[str, Any]], items: Sequence[dict[str, Any]]) -> Path:
     """Save ``images/differences.png``, ``images/pictures.png`` and ``report.html`` of an open run."""
-    from diffkit.images import data_uri
-    from diffkit.report import Paragraph, Picture, Section, Table, write_report
+    from diffkit.report import Figure as Plot
+    from diffkit.report import Paragraph, Section, Table, write_report
 
     config = run.record["config"]
-    plot = to_image(difference_figure(rows, reward=config["reward"], budget=config["budget"]))
-    sheet = to_image(picture_sheet(items, run.folder))
-    run.save_image("differences", plot)
-    run.save_image("pictures", sheet)
+    plot = difference_figure(rows, reward=config["reward"], budget=config["budget"])
+    run.save_image("differences", to_image(plot))
+    run.save_image("pictures", to_image(picture_sheet(items, run.folder)))
     headers, cells = table_rows(rows)
     note = (
         f"Every strategy had {config['budget']} for each prompt, counted in FLOP of denoising, decoding and "
@@ -194,7 +213,7 @@ def write_page(run: Run, rows: Sequence[dict[str, Any]], items: Sequence[dict[st
     )
     sections = [
         Section("Strategies", (Paragraph(note), Table(headers, cells))),
-        Section("Differences", (Table(["plot"], [[Picture(data_uri(plot))]]),)),
-        Section("Pictures", (Table(["winners"], [[Picture(data_uri(sheet))]]),)),
+        Section("Differences", (Plot.of(f"To {BASELINE}, on the same prompts", plot),)),
+        Section("Winners of the first prompts", (winners_table(items, run.folder),)),
     ]
     return write_report(run, title="Searches at equal cost", sections=sections)
