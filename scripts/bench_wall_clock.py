@@ -21,7 +21,7 @@ from diffkit.stats import bootstrap_mean
 from ttsnap import TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
 
-SHARES = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0)  # of best-of-N's counted cost
+SHARES = (0.125, 0.25, 0.5)  # of best-of-N's counted cost
 
 
 def search(pipe: TTSnapPipeline, caption: str, index: int, **options: Any) -> tuple[float, float]:
