@@ -170,6 +170,12 @@ def megabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
+def million_parameters(pipe: StableDiffusionPipeline) -> float:
+    """Parameters of autoencoder, text encoder and denoiser together, in millions."""
+    parts = (pipe.vae, pipe.text_encoder, pipe.unet)
+    return int(sum(parameter.numel() for part in parts for parameter in part.parameters())) / 1e6
+
+
 def measure(models: dict[str, StableDiffusionPipeline], reward: Reward, folder: Path) -> dict[str, Any]:
     """All figures of the card, for the models by name; ``folder`` holds the files whose size is told."""
     card: dict[str, Any] = {"settings": {"steps": STEPS, "guidance": GUIDANCE, "replicated above": REPLICATED}}
@@ -179,6 +185,7 @@ def measure(models: dict[str, StableDiffusionPipeline], reward: Reward, folder: 
         log.info("measuring %s: scenes", name)
         card[name]["scenes"] = scenes(pipe, reward)
         card[name]["megabytes"] = megabytes(folder / name)
+        card[name]["million parameters"] = million_parameters(pipe)
     card["autoencoder limit"] = autoencoder_limit(models["lab"])
     card["reward"] = {"accuracy on hard negatives": reward_accuracy(reward), "megabytes": megabytes(folder / "reward")}
     card["seconds per image"] = seconds_per_image(models["lab"])
