@@ -4,8 +4,9 @@
     python scripts/readme_figures.py --check    # exit 1 when they are out of date
 
 The files in docs/figures come from the scripts of the same names with ``--json``: ``measure_search``,
-``measure_audit``, ``measure_backends``, ``measure_preview``, ``measure_fit``, ``bench_ttsnap``, ``bench_wall_clock``
-(``wall_clock``) and ``bench_simulate`` (``tensors``). A block whose file is missing says that it was not measured yet.
+``measure_audit``, ``measure_backends``, ``measure_preview``, ``measure_fit``, ``lab_search``, ``bench_ttsnap``,
+``bench_wall_clock`` (``wall_clock``) and ``bench_simulate`` (``tensors``). A block whose file is missing says that it
+was not measured yet.
 """
 
 from __future__ import annotations
@@ -133,6 +134,18 @@ def backends() -> str:
     return table(["back-end", "loss", "tau before", "tau after", "MB", "seconds"], rows) + "\n\n" + said
 
 
+def chain() -> str:
+    """The whole chain from an empty folder, timed."""
+    found = read("lab_search")
+    if not found:
+        return MISSING
+    parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found["seconds"].items())
+    return (
+        f"A smaller version of it, from an empty folder to a served pipeline, took {found['minutes in all']:.0f} "
+        f"minutes on two cores (`scripts/lab_search.py`; minutes: {parts})."
+    )
+
+
 def wall() -> str:
     """Wall-clock time to best-of-N's reward."""
     found = read("wall_clock")
@@ -219,7 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    blocks = {one.__name__: one() for one in (lab, search, overhead, audit, backends, wall, preview, fit, tensors)}
+    makers = (lab, chain, search, overhead, audit, backends, wall, preview, fit, tensors)
+    blocks = {one.__name__: one() for one in makers}
     for path in (ROOT / "README.md", ROOT / "docs" / "ttsnap.md"):
         before = after = path.read_text()
         for name, block in blocks.items():
