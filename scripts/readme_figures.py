@@ -4,9 +4,9 @@
     python scripts/readme_figures.py --check    # exit 1 when they are out of date
 
 The files in docs/figures come from the scripts of the same names with ``--json``: ``measure_search``,
-``measure_audit``, ``measure_backends``, ``measure_preview``, ``measure_fit``, ``lab_search``, ``bench_ttsnap``,
-``bench_wall_clock`` (``wall_clock``) and ``bench_simulate`` (``tensors``). A block whose file is missing says that it
-was not measured yet.
+``measure_audit``, ``measure_backends``, ``measure_preview``, ``measure_fit``, ``measure_steps``, ``lab_search``,
+``bench_ttsnap``, ``bench_wall_clock`` (``wall_clock``) and ``bench_simulate`` (``tensors``). A block whose file is
+missing says that it was not measured yet.
 """
 
 from __future__ import annotations
@@ -146,6 +146,20 @@ def chain() -> str:
     )
 
 
+def steps() -> str:
+    """The noise-aware reward at other numbers of steps than it was taught at."""
+    found = read("steps")
+    if not found:
+        return MISSING
+
+    def shown(value: Mapping[str, Any]) -> str:
+        return f"{value['mean']:.2f} ({value['interval'][0]:.2f} to {value['interval'][1]:.2f})"
+
+    rows = [[str(row["steps"]), shown(row["lab"]), shown(row["lab-noise-aware"])] for row in found]
+    head = ["denoising steps", "tau of the plain reward", "tau of the noise-aware reward"]
+    return table(head, rows) + f"\n\nMean over the early looks; {found[0]['n']} held-out scenes, 95 % over scenes."
+
+
 def wall() -> str:
     """Wall-clock time to best-of-N's reward."""
     found = read("wall_clock")
@@ -232,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    makers = (lab, chain, search, overhead, audit, backends, wall, preview, fit, tensors)
+    makers = (lab, chain, steps, search, overhead, audit, backends, wall, preview, fit, tensors)
     blocks = {one.__name__: one() for one in makers}
     for path in (ROOT / "README.md", ROOT / "docs" / "ttsnap.md"):
         before = after = path.read_text()
