@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ __all__ = [
     "State",
     "StepCall",
     "gather_states",
+    "log_snr",
     "noise_levels",
     "solver_of",
     "split_state",
@@ -129,6 +131,11 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
         return [float(sigma) for sigma in sigmas[:-1]]
     alphas = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
     return [float(sigma) for sigma in ((1 - alphas) / alphas).sqrt()]
+
+
+def log_snr(sigma: float) -> float:
+    """-2 ln(sigma): log of the signal-to-noise ratio of power; higher is cleaner, infinite without noise."""
+    return -2.0 * math.log(sigma) if sigma > 0 else math.inf
 
 
 def split_state(state: State, rows: int) -> list[State]:

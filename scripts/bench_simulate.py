@@ -16,11 +16,10 @@ from typing import Any, get_args
 
 from ttsnap.accounting import Accounting
 from ttsnap.curves import budget_curves
-from ttsnap.schedule import PruningSchedule
+from ttsnap.strategies.pruning import PUBLISHED
 from ttsnap.tensors import RewardTensor, load_tensor
 
 RUNS = 5
-PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 REWARDS = ("imagereward", "pickscore", "hpsv2")
 
 

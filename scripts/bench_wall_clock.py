@@ -2,7 +2,7 @@
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
 
-One process, one machine, prompts interleaved; budgets of TTSnap rise until its mean reward reaches best-of-N's.
+One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ from ttsnap.index_fit import IndexBook, fit_index, replay_index
 from ttsnap.index_rule import IndexRule
 from ttsnap.local_search import Bench, search_budgets
 from ttsnap.schedule import PruningSchedule
+from ttsnap.strategies.pruning import PUBLISHED
 from ttsnap.tensors import RewardTensor, load_tensor
 
 KEYS = [f"{model}_{reward}" for model in ("flux", "sdxl") for reward in ("imagereward", "pickscore", "hpsv2")]
 BUDGETS = [400.0, 1300.0, 2200.0, 3100.0, 4000.0]
 ONE = 20 * 9.9 + 1.2
-PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 VARIANTS = [
     "published schedule", "one schedule for all budgets", "one schedule for each budget",
     "index, hard budget", "index, mean budget", "index, mean budget without caution",

@@ -16,13 +16,14 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 
 from diffkit.errors import DiffkitError, InputError
+from diffkit.solvers import log_snr
 from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
 from ttsnap.curriculum import Settings, Stage, choose_steps, curriculum
 from ttsnap.distill import distill, plain_limit
 from ttsnap.held_out import LevelTau, taus
 from ttsnap.noise_aware import NoiseAware
 from ttsnap.trainer import Trainer
-from ttsnap.trajectories import Trajectories, log_snr
+from ttsnap.trajectories import Trajectories
 
 PROMPTS, CANDIDATES = 24, 6
 LEARN = Settings(steps=(0, 1), stages=2, steps_per_stage=50, batch=24, learning_rate=3e-3, held_out=0.34, rank=4)

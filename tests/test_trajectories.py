@@ -24,9 +24,10 @@ from diffkit.rewards.base import as_reward
 from diffkit.runs import Run
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.solvers import log_snr
 from ttsnap.collect import collect
 from ttsnap.recorder import Recorder, Settings, preview_side, small
-from ttsnap.trajectories import Trajectories, log_snr, shard_name, steps_near
+from ttsnap.trajectories import Trajectories, shard_name, steps_near
 
 PROMPTS = ["a dog", "cat at dog", "dog", "at a cat"]
 STEPS, GUIDANCE = 5, 3.0

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
+from diffkit.solvers import log_snr
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import FRACTIONS, expected_best_of_n, top_count, top_select
 from ttsnap.held_out import taus
@@ -125,7 +126,7 @@ def _steps(tensor: RewardTensor) -> list[int]:
 
 
 def _level(tensor: RewardTensor, step: int) -> float:
-    return float(step + 1) if tensor.sigmas is None else -2 * math.log(tensor.sigmas[step])
+    return float(step + 1) if tensor.sigmas is None else log_snr(tensor.sigmas[step])
 
 
 def top_select_curves(tensors: Mapping[str, RewardTensor], steps: Sequence[int] = (2, 6, 11)) -> Figure:

@@ -20,7 +20,7 @@ from diffkit.latents import decode_latents
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
-from ttsnap.trajectories import log_snr
+from diffkit.solvers import log_snr
 
 __all__ = ["Recorded", "Recorder", "Settings", "guided", "image_size", "preview_side"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from diffkit.families import Autoencoder, Pipeline
 from diffkit.latents import decode_latents
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from diffkit.solvers import log_snr
 from ttsnap.candidates import Noise
 from ttsnap.recipe import Recipe
 from ttsnap.search import ranking
@@ -145,8 +145,8 @@ class Engine:
 
     def estimate(self, alive: Sequence[Candidate]) -> Look:
         """Look at the x0 estimates of candidates in mid-denoising, all after the same step."""
-        log_snr = -2 * math.log(self.plan.sigmas[alive[0].step - 1])
-        return self._look([replace(one, latents=one.x0) for one in alive], keep=0, log_snr=log_snr)
+        level = log_snr(self.plan.sigmas[alive[0].step - 1])
+        return self._look([replace(one, latents=one.x0) for one in alive], keep=0, log_snr=level)
 
     def judge(self, alive: Sequence[Candidate]) -> Look:
         """Score finished candidates; the images of each prompt's best stay in memory."""

@@ -27,11 +27,12 @@ from torch import Tensor
 from diffkit.compute import Prices
 from diffkit.errors import InputError
 from diffkit.runs.journal import read_journal
+from diffkit.solvers import log_snr
 
 if TYPE_CHECKING:
     from ttsnap.tensors import RewardTensor
 
-__all__ = ["KIND", "Trajectories", "Trajectory", "log_snr", "shard_name", "steps_near"]
+__all__ = ["KIND", "Trajectories", "Trajectory", "shard_name", "steps_near"]
 
 KIND = "trajectories"  # of the run
 
@@ -39,11 +40,6 @@ KIND = "trajectories"  # of the run
 def shard_name(prompt: int) -> str:
     """Path of a prompt's shard, relative to the run's folder."""
     return f"shards/p{prompt:06d}.safetensors"
-
-
-def log_snr(sigma: float) -> float:
-    """-2 ln(sigma): log of the signal-to-noise ratio of power; higher is cleaner, -inf is pure noise."""
-    return -2.0 * math.log(sigma) if sigma > 0 else math.inf
 
 
 def steps_near(sigmas: Sequence[float], levels: Sequence[float]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from ttsnap.schedule import PruningSchedule
 from ttsnap.search import top_k
 from ttsnap.strategies.base import Plain, Strategy, affordable_count, resolved
 
-__all__ = ["Pruning", "best_of_n", "prune", "ttsnap", "ttsp"]
+__all__ = ["PUBLISHED", "Pruning", "best_of_n", "prune", "ttsnap", "ttsp"]
 
 PUBLISHED = PruningSchedule((2, 6, 11), (0.4, 0.4, 0.5))
 
