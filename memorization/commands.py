@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from memorization.items import Gathered
     from memorization.settings import AuditSettings
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
 
 EXIT_FAIL_ON, EXIT_ITEMS = 1, 3
 
@@ -30,8 +30,9 @@ FAILING: dict[FailOn, tuple[str, ...]] = {
 }
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def audit(
+    context: typer.Context,
     model: Model = "lab",
     suspects: Annotated[
         str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
@@ -77,6 +78,8 @@ def audit(
     controls, and what counts is what the controls do not show. Needs a folder, --out; the same command resumes there.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
     """
+    if context.invoked_subcommand is not None:
+        return
     from memorization.items import gather
     from memorization.settings import AuditSettings
 
