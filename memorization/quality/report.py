@@ -1,0 +1,139 @@
+"""Quality before and after a mitigation: drift, diversity, text alignment, validation loss, all paired.
+
+Every figure is a mean over prompts (or validation images) with a bootstrap interval over them; differences are taken
+pair by pair, same prompt and same seed, before they are averaged. What could not be computed is missing, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.rewards.base import RewardLike
+from diffkit.stats import bootstrap_mean
+from memorization.copies import CopyDetector
+from memorization.quality.losses import unconditional_drift
+from memorization.quality.settings import QualitySettings
+from memorization.quality.snapshots import Snapshot, Validation, snapshot
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+SCHEMA = 1
+Estimate = dict[str, Any]  # mean, low, high (None where unknown), n, missing
+
+
+def quality_report(
+    before: DiffusionPipeline,
+    after: DiffusionPipeline,
+    prompts: Sequence[str],
+    settings: QualitySettings | None = None,
+    *,
+    rewards: Sequence[RewardLike] = (),
+    copies: str | CopyDetector = "tiled",
+    validation: Validation | None = None,
+) -> dict[str, Any]:
+    """:func:`snapshot` of two pipelines, and their :func:`compare`; same arguments."""
+    first = snapshot(before, prompts, settings, rewards=rewards, copies=copies, validation=validation)
+    second = snapshot(after, prompts, settings, rewards=rewards, copies=copies, validation=first.validation)
+    return compare(first, second)
+
+
+def compare(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    """What changed, as JSON values; each estimate is ``{mean, low, high, n, missing}`` with a 95 % interval.
+
+    ``drift``: root mean square distance to the first model's image of the same prompt and seed: ``latent`` (in the
+    first one's units), ``pixel`` (of [0, 1]), and ``relative``, the latent distance over that between two seeds of one
+    prompt: 0 = the same picture, 1 = as different as another seed's. ``diversity``: pairwise similarity within a
+    prompt, higher = less diverse. ``alignment``: by reward. ``loss``: by bin of timesteps, and over all of them.
+    ``unconditional``: by bin, squared distance of the empty prompt's predictions over their mean square.
+
+    Raises:
+        InputError: the snapshots are of different prompts, settings or validation images.
+    """
+    _check_pair(before, after)
+    losses, blank = (before.losses.loss, after.losses.loss), unconditional_drift(before.losses, after.losses)
+    bins = before.losses.bins
+    return {
+        "schema_version": SCHEMA,
+        "prompts": len(before.prompts),
+        "settings": asdict(before.settings),
+        "drift": _drift(before, after),
+        "diversity": {"detector": before.detector, **_change(before.similarity, after.similarity)},
+        "alignment": {
+            name: {
+                "higher_is_better": before.higher_is_better[name],
+                **_change(scores.mean(1), after.alignment[name].mean(1)),
+            }
+            for name, scores in before.alignment.items()
+        },
+        "validation": {"n": len(before.validation.captions), "source": before.validation.source},
+        "loss": {
+            "all": _change(*(loss.mean(1) for loss in losses)),
+            "bins": [
+                {"timesteps": list(bins[b]), **_change(losses[0][:, b], losses[1][:, b])} for b in range(len(bins))
+            ],
+        },
+        "unconditional": {
+            "all": estimate(blank.mean(1)),
+            "bins": [{"timesteps": list(bins[b]), **estimate(blank[:, b])} for b in range(len(bins))],
+        },
+    }
+
+
+def _check_pair(before: Snapshot, after: Snapshot) -> None:
+    if (before.prompts, before.settings) != (after.prompts, after.settings):
+        raise InputError("The two snapshots are of different prompts or settings; take both with the same.")
+    if before.alignment.keys() != after.alignment.keys() or before.detector != after.detector:
+        raise InputError("The two snapshots have other rewards or another copy detector; take both with the same.")
+    one, other = before.validation, after.validation
+    if one is not other and (one.captions != other.captions or not torch.equal(one.images, other.images)):
+        raise InputError("The two snapshots have other validation images; hand over the first one's `validation`.")
+
+
+def estimate(values: Tensor) -> Estimate:
+    """Mean of the finite values with its bootstrap interval; ``missing`` counts the others."""
+    known = [float(value) for value in values.flatten() if math.isfinite(float(value))]
+    counts = {"n": len(known), "missing": values.numel() - len(known)}
+    if not known:
+        return {"mean": None, "low": None, "high": None, **counts}
+    low, high = bootstrap_mean(known)
+    return {"mean": sum(known) / len(known), "low": low, "high": high, **counts}
+
+
+def _change(before: Tensor, after: Tensor) -> dict[str, Estimate]:
+    """Both means and the mean of the paired differences, over the units for which both are known."""
+    return {"before": estimate(before), "after": estimate(after), "change": estimate(after - before)}
+
+
+def _drift(before: Snapshot, after: Snapshot) -> dict[str, Estimate]:
+    latent = _distance(before.latents, after.latents)
+    n = before.settings.seeds_per_prompt
+    yardstick = torch.full((len(before.prompts),), float("nan"))
+    if n > 1:
+        pairs = [(i, j) for i in range(n) for j in range(i)]
+        apart = [_rms(before.latents[:, i] - before.latents[:, j], 1) for i, j in pairs]
+        yardstick = torch.stack(apart).mean(0).clamp(min=1e-12)
+    return {
+        "latent": estimate(latent),
+        "pixel": estimate(_distance(before.images, after.images)),
+        "relative": estimate(latent / yardstick),
+    }
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """(P,) root mean square distance of pairs, averaged over the seeds; NaN where the shapes differ."""
+    if one.shape != other.shape:
+        return torch.full((len(one),), float("nan"))
+    return _rms(one - other, 2).mean(1)
+
+
+def _rms(values: Tensor, keep: int) -> Tensor:
+    found: Tensor = values.flatten(keep).square().mean(-1).sqrt()
+    return found

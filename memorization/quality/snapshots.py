@@ -1,0 +1,147 @@
+"""What one model does with held-out prompts and validation images, kept to be compared with another state of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError
+from diffkit.latents import encode_images
+from diffkit.rewards import load_reward
+from diffkit.rewards.base import RewardLike, score_checked
+from memorization.copies import CopyDetector, load_copy_detector
+from memorization.generate import Sampling, generate, item_seed
+from memorization.quality.losses import Losses, validation_losses
+from memorization.quality.settings import QualitySettings
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class Validation(NamedTuple):
+    """(V, 3, H, W) images in [0, 1] with their captions, for the loss; ``source`` says whose they are."""
+
+    images: Tensor
+    captions: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one model does with the prompts, kept to be compared with another state of it.
+
+    Attributes:
+        images: (P, S, 3, H, W) float32 in [0, 1]; ``latents``: (P, S, C, h, w), the images as its VAE encodes them.
+        similarity: (P,) mean pairwise similarity within a prompt, NaN with one seed; higher = less diverse.
+        alignment: reward name -> (P, S) scores; ``higher_is_better`` gives their direction.
+        losses: on the validation images.
+    """
+
+    prompts: tuple[str, ...]
+    settings: QualitySettings
+    images: Tensor
+    latents: Tensor
+    similarity: Tensor
+    detector: str
+    alignment: dict[str, Tensor]
+    higher_is_better: dict[str, bool]
+    validation: Validation
+    losses: Losses
+
+
+@contextmanager
+def _unchecked(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Without the safety checker: a blackened image would read as drift."""
+    pipe.set_progress_bar_config(disable=True)
+    checker, pipe.safety_checker = getattr(pipe, "safety_checker", None), None
+    try:
+        yield
+    finally:
+        pipe.safety_checker = checker
+
+
+@torch.no_grad()
+def snapshot(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    settings: QualitySettings | None = None,
+    *,
+    rewards: Sequence[RewardLike] = (),
+    copies: str | CopyDetector = "tiled",
+    validation: Validation | None = None,
+) -> Snapshot:
+    """Generate from held-out prompts and measure; see :class:`Snapshot`.
+
+    Args:
+        pipe: a pipeline of the Stable Diffusion 1/2 family, in the state to be measured.
+        prompts: different, held out from whatever the mitigation was fitted on.
+        rewards: text alignment, by registered name or as objects; none gives no alignment.
+        copies: the detector that measures likeness within a prompt.
+        validation: images with captions; None takes the first image of each prompt as this very model makes it. For
+            the second model hand over the first one's ``validation``.
+
+    Raises:
+        InputError: no prompts, or one twice.
+    """
+    settings = settings or QualitySettings()
+    prompts = tuple(prompts)
+    if not prompts or len(set(prompts)) != len(prompts):
+        raise InputError("Expected a non-empty list of different prompts for the quality report.")
+    images = _images(pipe, prompts, settings)
+    detector = load_copy_detector(copies)
+    scorers = [load_reward(reward) for reward in rewards]
+    n = settings.seeds_per_prompt
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    flat = images.flatten(0, 1)
+    scores = {one.name: score_checked(one, flat, repeated).values.view(-1, n) for one in scorers}
+    validation = validation or Validation(images[:, 0], prompts, "made by the model before, first seed of each prompt")
+    return Snapshot(
+        prompts=prompts,
+        settings=settings,
+        images=images,
+        latents=_latents(pipe, flat, settings.micro_batch).unflatten(0, (-1, n)),
+        similarity=torch.stack([pairwise_similarity(detector, group) for group in images]),
+        detector=f"{detector.name}: {detector.preprocessing}",
+        alignment=scores,
+        higher_is_better={one.name: one.higher_is_better for one in scorers},
+        validation=validation,
+        losses=validation_losses(
+            pipe,
+            validation.images,
+            validation.captions,
+            bins=settings.bins,
+            draws=settings.draws,
+            seed=settings.seed,
+            micro_batch=settings.micro_batch,
+        ),
+    )
+
+
+def pairwise_similarity(detector: CopyDetector, images: Tensor) -> Tensor:
+    """Mean similarity of all pairs of (S, 3, H, W) images, a scalar; NaN with fewer than two."""
+    if len(images) < 2:
+        return torch.tensor(float("nan"))
+    apart = ~torch.eye(len(images), dtype=torch.bool)
+    likeness: Tensor = detector.similarity(images, images).cpu()[apart].mean()
+    return likeness
+
+
+def _images(pipe: DiffusionPipeline, prompts: Sequence[str], settings: QualitySettings) -> Tensor:
+    n = settings.seeds_per_prompt
+    embeds = encode_prompts(pipe, list(prompts), guidance=False).prompt_embeds.repeat_interleave(n, 0)
+    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    seeds = [item_seed(settings.seed, prompt, "quality", i) for prompt in prompts for i in range(n)]
+    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
+    with _unchecked(pipe):
+        images: Tensor = generate(pipe, embeds, negative, seeds, sampling=sampling).images.unflatten(0, (-1, n))
+    return images
+
+
+def _latents(pipe: DiffusionPipeline, images: Tensor, micro_batch: int) -> Tensor:
+    return torch.cat([encode_images(pipe, part).float().cpu() for part in images.split(micro_batch)])
