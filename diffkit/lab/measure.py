@@ -15,6 +15,7 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from diffkit import stats
+from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.lab import judge, planted, world
 from diffkit.lab.train.examples import hard_negatives
@@ -132,6 +133,38 @@ def scenes(pipe: StableDiffusionPipeline, reward: Reward, *, prompts: int = 40, 
         "best of 16 by the judge": _rate(possible),
         "reward tau with the judge": _mean([value for value in tau if np.isfinite(value)]),
     }
+
+
+def scene_correct(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """(B,) 1 where every part of a scene's caption holds by the mechanical judge, else 0; also serves as a reward."""
+    judged = [judge.check(image, prompt).correct for image, prompt in zip(images, prompts, strict=True)]
+    return torch.tensor(judged, dtype=torch.float32)
+
+
+def scene_accuracy(pipe: StableDiffusionPipeline, n: int = 40, seeds: int = 4, *, seed: int = 5) -> Tensor:
+    """(n, seeds) of 0 and 1: which images of held-out scenes are right; the same scenes and noise for every model.
+
+    Args:
+        n: held-out scenes, chosen by ``seed``.
+        seeds: images of each, seeded 0, 1, ...
+    """
+    captions = [scene.caption for scene in world.held_out_scenes(n, seed=seed) for _ in range(seeds)]
+    return scene_correct(generate(pipe, captions, list(range(seeds)) * n), captions).view(n, seeds)
+
+
+def accuracy_change(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """Mean accuracy before, after, and the paired change, each with its bootstrap interval over scenes.
+
+    Args:
+        before: (n, seeds) of :func:`scene_accuracy`; ``after`` likewise, of the same scenes and seeds.
+
+    Raises:
+        InputError: the two are of other shapes.
+    """
+    if before.shape != after.shape:
+        raise InputError(f"Expected the same scenes and seeds, got {tuple(before.shape)} and {tuple(after.shape)}.")
+    one, other = before.double().mean(1), after.double().mean(1)
+    return {"before": _mean(one.tolist()), "after": _mean(other.tolist()), "change": _mean((other - one).tolist())}
 
 
 def reward_accuracy(reward: Reward, *, n: int = 400) -> dict[str, Any]:

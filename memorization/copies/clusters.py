@@ -18,6 +18,8 @@ from torch import Tensor
 from diffkit.errors import InputError
 from memorization.copies import CopyDetector
 
+BLOCK = 64  # pictures compared with all others at once, which bounds the memory
+
 
 class Replication(NamedTuple):
     """Similarity of one suspect's generations to its references.
@@ -53,7 +55,8 @@ def clusters(similarity: Tensor, threshold: float) -> list[int]:
     """
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise InputError(f"Expected a square matrix of similarities, got shape {tuple(similarity.shape)}.")
-    joined = (similarity >= threshold) | (similarity.T >= threshold)
+    passed = similarity >= threshold
+    joined = passed | passed.T
     labels = [-1] * len(joined)
     count = 0
     for first in range(len(joined)):
@@ -78,14 +81,18 @@ def reference_similarity(detector: CopyDetector, references: Sequence[Tensor | N
         references: for each suspect (R, 3, H, W) in [0, 1], or None where there is no picture: those are like nobody
             (NaN) and stay alone.
     """
-    known = [(index, stack) for index, stack in enumerate(references) if stack is not None and len(stack)]
+    known = [(index, stack.cpu()) for index, stack in enumerate(references) if stack is not None and len(stack)]
     found = torch.full((len(references), len(references)), float("nan"))
-    for row, one in known:
-        for column, other in known:
-            if column >= row:  # both directions: a detector need not be symmetric
-                there, back = detector.similarity(one, other).max(), detector.similarity(other, one).max()
-                found[row, column] = found[column, row] = torch.maximum(there, back).cpu()
-    return found
+    if not known:
+        return found
+    owners = torch.tensor([index for index, stack in known for _ in stack])
+    pictures = torch.cat([stack for _, stack in known])
+    likeness = torch.cat([detector.similarity(block, pictures).cpu() for block in pictures.split(BLOCK)])
+    likeness = torch.maximum(likeness, likeness.T)  # a detector need not be symmetric
+    rows = owners[:, None].expand_as(likeness).flatten() * len(references) + owners.repeat(len(owners))
+    lowest = found.flatten().nan_to_num(nan=-math.inf)
+    highest = lowest.scatter_reduce(0, rows, likeness.float().flatten(), "amax")
+    return highest.masked_fill(highest == -math.inf, math.nan).view_as(found)
 
 
 def one_vote(labels: Sequence[int], values: Sequence[float | None]) -> list[float | None]:
