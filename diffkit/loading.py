@@ -16,7 +16,15 @@ from transformers.utils import logging as transformers_logging
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
 
-__all__ = ["LAB_MODELS", "load_pipeline", "quietly", "resolve_device", "resolve_dtype", "resolve_model"]
+__all__ = [
+    "LAB_MODELS",
+    "load_pipeline",
+    "model_checksum",
+    "quietly",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_model",
+]
 
 LAB_MODELS = ("lab", "lab-clean")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,6 +37,7 @@ def load_pipeline(
     dtype: str = "auto",
     device: str = "auto",
     cls: type[DiffusionPipeline] | None = None,
+    mitigation: str | Path | None = None,
 ) -> Pipeline:
     """Load a pipeline.
 
@@ -39,9 +48,11 @@ def load_pipeline(
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, else the checkpoint's own.
         device: as torch names it, or ``auto``: cuda, else mps, else cpu.
         cls: the class to load as; the one the model names by default.
+        mitigation: folder of a :mod:`diffkit.mitigation` to apply; it must have been made for this very model.
 
     Raises:
-        InputError: the model, dtype or device does not exist, or the weights are no safetensors.
+        InputError: the model, dtype or device does not exist, the weights are no safetensors, or the mitigation was
+            made for another model.
     """
     place = resolve_device(device)
     source = resolve_model(model)
@@ -58,7 +69,24 @@ def load_pipeline(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"Could not load the model {str(model)!r}: {reason}") from error
-    return loaded.to(place)
+    pipe = loaded.to(place)
+    if mitigation is not None:
+        from diffkit.mitigation import apply
+
+        apply(pipe, mitigation, model_sha256=model_checksum(source))
+    return pipe
+
+
+def model_checksum(model: str | Path) -> str | None:
+    """Checksum of all files of a shipped or local model; None for a hub id, whose revision names its content.
+
+    Raises:
+        InputError: as :func:`resolve_model`.
+    """
+    from diffkit.runs import sha256_folder
+
+    source = resolve_model(model)
+    return sha256_folder(source) if isinstance(source, Path) else None
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -12,7 +12,20 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["DEBUG_KEY", "Debug", "Device", "DryRun", "Dtype", "Format", "Limit", "Model", "Out", "Revision", "Seed"]
+__all__ = [
+    "DEBUG_KEY",
+    "Debug",
+    "Device",
+    "DryRun",
+    "Dtype",
+    "Format",
+    "Limit",
+    "Mitigation",
+    "Model",
+    "Out",
+    "Revision",
+    "Seed",
+]
 
 DEBUG_KEY = "diffkit.debug"  # in the context's `meta`, which a command shares with its parents
 
@@ -25,6 +38,12 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="lab, lab-clean, a folder in diffusers' format, or a hub id.")
+]
+Mitigation = Annotated[
+    Path | None,
+    typer.Option(
+        "--mitigation", file_okay=False, help="Folder of a mitigation to put on the model: `diffkit mitigate`."
+    ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub id.")]
 Dtype = Annotated[
