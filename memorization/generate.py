@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffkit.latents import decode_latents, encode_images
 from diffkit.seeds import generators
-from memorization.detect import Detector
+from memorization.detect import ListeningDetector
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -49,7 +49,7 @@ def generate(
     seeds: Sequence[int],
     *,
     sampling: Sampling,
-    detector: Detector | None = None,
+    detector: ListeningDetector | None = None,
 ) -> Generated:
     """One image per row, each from its own CPU generator, through the unmodified pipeline.
 
@@ -81,7 +81,7 @@ def _call(
     negative: Tensor,
     sources: list[torch.Generator],
     sampling: Sampling,
-    detector: Detector | None,
+    detector: ListeningDetector | None,
 ) -> tuple[Tensor, Tensor | None]:
     arguments = {
         "prompt_embeds": embeds,

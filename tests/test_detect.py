@@ -9,15 +9,8 @@ from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
 from diffkit.seeds import generators
-from memorization.detect import detectors
 from memorization.detect.noise_magnitude import NoiseMagnitude, noise_magnitude, noise_per_prediction
 from memorization.generate import Sampling, generate
-
-DETECTORS = ["noise_magnitude"]
-
-
-def test_the_table_holds_every_detector() -> None:
-    assert sorted(DETECTORS) == detectors.names()
 
 
 def test_noise_magnitude_by_hand() -> None:

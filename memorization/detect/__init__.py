@@ -1,14 +1,16 @@
 """Does the model treat this caption as one it knows by heart: the detectors' contract, and the registry of them.
 
-A detector listens to an ordinary generation and gives every sample a score. It needs no training image, so it also
-scores suspects whose image is lost; it says nothing about which image would come out.
+A detector scores captions alone. It needs no training image, so it also scores suspects whose image is lost; it says
+nothing about which image would come out. Every detector gives one score to a (caption, seed) pair, higher = more
+likely memorized; a caption's score is the mean over its seeds. Those that only listen to an ordinary generation can
+also ride along with one that is made anyway (:class:`ListeningDetector`), at no cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
 
 from diffkit.registry import Registry
 
@@ -16,17 +18,68 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
+    from memorization.generate import Sampling
+
+__all__ = ["Detector", "ListeningDetector", "Need", "detectors", "listens"]
+
+Need = Literal["gradient", "attention", "activations", "image", "trajectory"]
+
 
 class Detector(Protocol):
-    """What the audit asks of a detector.
+    """What is asked of every detector.
 
     Attributes:
         name: as registered.
-        higher_is_memorized: the direction of the score.
+        higher_is_memorized: the direction of the score; True for all of ours.
+        needs: what it must have beside calls of the denoiser: a "gradient" (or Jacobian product) through it, its
+            "attention" probabilities, layer "activations", the training "image", a whole denoising "trajectory".
     """
 
     name: str
     higher_is_memorized: bool
+    needs: frozenset[Need]
+
+    def scores(
+        self,
+        pipe: DiffusionPipeline,
+        prompt_embeds: Tensor,
+        negative_prompt_embeds: Tensor,
+        seeds: Sequence[int],
+        *,
+        sampling: Sampling,
+        ends: Sequence[int] | None = None,
+    ) -> Tensor:
+        """One score for each row.
+
+        A row depends on its own embedding and seed only. A row whose arithmetic broke (half precision) is NaN; the
+        caller reports it as unknown with a reason.
+
+        Args:
+            prompt_embeds: (n, L, D), one row for each (caption, seed) pair.
+            negative_prompt_embeds: (1, L, D), the empty caption, the same for all.
+            seeds: n seeds of the initial noise.
+            sampling: step count and guidance of the generation that is judged, and the constant batch size.
+            ends: n positions of the end token in the rows, where a detector needs them; None if the rows were made
+                from no caption.
+
+        Returns:
+            (n,) float32 on the CPU.
+
+        Raises:
+            ScoringError: this model or sampling gives the detector nothing to measure; the message is the reason.
+        """
+        ...
+
+    def cost(self, sampling: Sampling) -> float:
+        """Rows through the denoiser for one (caption, seed) pair, in units of a forward pass.
+
+        A guided step counts 2; a row with a gradient counts 3, a row with a forward-mode Jacobian product 2.
+        """
+        ...
+
+
+class ListeningDetector(Detector, Protocol):
+    """A detector that can also listen to a generation somebody else makes."""
 
     def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
         """Listen to the pipeline inside a ``with`` block; what was heard grows in the list."""
@@ -37,6 +90,23 @@ class Detector(Protocol):
         ...
 
 
+def listens(detector: Detector) -> TypeGuard[ListeningDetector]:
+    """Whether the detector can ride along with an ordinary generation (``generate(..., detector=)``)."""
+    return hasattr(detector, "record") and hasattr(detector, "score")
+
+
+_HERE = "memorization.detect"
+
 detectors: Registry[Callable[[], Detector]] = Registry(
-    "detector", "diffkit.detectors", builtins={"noise_magnitude": "memorization.detect.noise_magnitude:NoiseMagnitude"}
+    "detector",
+    "diffkit.detectors",
+    builtins={
+        "noise_magnitude": f"{_HERE}.noise_magnitude:NoiseMagnitude",
+        "anisotropy": f"{_HERE}.anisotropy:Anisotropy",
+        "attention_entropy": f"{_HERE}.cross_attention:AttentionEntropy",
+        "attention_entropy_one_step": f"{_HERE}.cross_attention:OneStepAttentionEntropy",
+        "sharpness": f"{_HERE}.sharpness:Sharpness",
+        "bright_ending": f"{_HERE}.bright_ending:BrightEnding",
+        "curvature_difference": f"{_HERE}.curvature_difference:CurvatureDifference",
+    },
 )

@@ -11,11 +11,14 @@ nothing more; and no threshold is shipped, because norms grow with the latent's 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from memorization.detect.listening import TrajectoryDetector
+from memorization.detect.probe import norms
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -31,9 +34,7 @@ def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
     Returns:
         (B,) float32, >= 0; higher = more likely memorized.
     """
-    difference: Tensor = (conditional.float() - unconditional.float()).flatten(1)
-    norms: Tensor = difference.norm(dim=1)
-    return norms
+    return norms(conditional.float() - unconditional.float())
 
 
 def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
@@ -51,21 +52,21 @@ def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
 
 
 @contextmanager
-def record_noise_magnitude(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
-    """Collect :func:`noise_magnitude` of every denoiser call that the pipeline makes inside the ``with`` block.
+def record_noise_differences(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
+    """Collect the noise difference of every denoiser call that the pipeline makes inside the ``with`` block.
 
     Only guided calls are recorded: an unguided one has no unconditional half. The stock pipelines of the Stable
     Diffusion family put the unconditional half first.
 
     Yields:
-        A list that grows by one (B,) tensor per denoising step.
+        A list that grows by one (B, C, h, w) float32 tensor per denoising step.
     """
     steps: list[Tensor] = []
 
     def keep(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         if pipe.do_classifier_free_guidance:
-            unconditional, conditional = output[0].chunk(2)
-            steps.append(noise_magnitude(conditional, unconditional) * noise_per_prediction(pipe.scheduler, inputs[1]))
+            unconditional, conditional = output[0].float().chunk(2)
+            steps.append((conditional - unconditional) * noise_per_prediction(pipe.scheduler, inputs[1]))
 
     handle = pipe.unet.register_forward_hook(keep)
     try:
@@ -74,22 +75,24 @@ def record_noise_magnitude(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class NoiseMagnitude:
+class NoiseMagnitude(TrajectoryDetector):
     """:func:`noise_magnitude` averaged over the first steps of a generation.
+
+    Published settings: one step and one seed, five steps and 16 seeds, all steps and four seeds.
 
     Args:
         steps: denoising steps to average over, from the first; None takes all of them.
     """
 
     name = "noise_magnitude"
-    higher_is_memorized = True
 
-    def __init__(self, steps: int | None = None) -> None:
-        self.steps = steps
-
-    def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
-        """Listen to the pipeline's own calls inside a ``with`` block."""
-        return record_noise_magnitude(pipe)
+    @contextmanager
+    def record(self, pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
+        """Listen to the pipeline's own calls inside a ``with`` block; what was heard is there when it ends."""
+        heard: list[Tensor] = []
+        with record_noise_differences(pipe) as differences:
+            yield heard
+        heard.extend(norms(step) for step in differences)
 
     def score(self, recorded: list[Tensor]) -> Tensor | None:
         """(B,) scores of the samples of one pipeline call, higher = more likely memorized; None without guidance."""

@@ -1,0 +1,100 @@
+"""Score captions by a detector: several seeds each, what broke stays unknown with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError, ScoringError
+from memorization.detect import Detector
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from memorization.generate import Sampling
+
+__all__ = ["CaptionScore", "caption_score", "end_tokens", "score_captions"]
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """What a detector says of one caption.
+
+    Attributes:
+        value: mean over the seeds; None where a seed's score is unknown, since a mean over the rest would be of
+            another caption's making.
+        scores: of every seed, None where not finite.
+        reason: why the value is missing.
+    """
+
+    value: float | None
+    scores: tuple[float | None, ...]
+    reason: str | None = None
+
+
+def caption_score(scores: Tensor | Sequence[float], *, half_precision: bool = False) -> CaptionScore:
+    """Mean of one caption's scores over its seeds; not finite anywhere = unknown."""
+    values = [float(score) for score in scores]
+    known = tuple(value if math.isfinite(value) else None for value in values)
+    broken = sum(value is None for value in known)
+    if broken or not values:
+        advice = ": try --dtype float32" if half_precision else ""
+        return CaptionScore(None, known, f"{broken} of {len(values)} seeds gave no finite score{advice}")
+    return CaptionScore(sum(values) / len(values), known)
+
+
+def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int]:
+    """Position of the end token of every caption, as the pipeline's own tokenizer pads and cuts it."""
+    found = []
+    tokenizer = pipe.tokenizer
+    for caption in captions:
+        ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
+        found.append(ids.index(tokenizer.eos_token_id))
+    return found
+
+
+def score_captions(
+    pipe: DiffusionPipeline,
+    captions: Sequence[str],
+    detector: Detector,
+    seeds: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+) -> list[CaptionScore]:
+    """Score every caption with its own seeds.
+
+    A caption's result does not depend on the captions beside it (up to the arithmetic of a batch).
+
+    Args:
+        seeds: for every caption the seeds of its initial noise, one or more.
+        sampling: of the generation that is judged; ``micro_batch`` rows go through the denoiser at once.
+
+    Returns:
+        One score a caption. Where the detector has nothing to measure on this model, all are None with the reason.
+
+    Raises:
+        InputError: captions and seeds are not equally many, or a caption has no seed.
+    """
+    if len(seeds) != len(captions) or any(not own for own in seeds):
+        raise InputError(f"Expected at least one seed for each of {len(captions)} captions.")
+    if not captions:
+        return []
+    counts = [len(own) for own in seeds]
+    repeats = torch.tensor(counts)
+    embeds = encode_prompts(pipe, captions, guidance=False).prompt_embeds
+    empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    ends = [end for end, count in zip(end_tokens(pipe, captions), counts, strict=True) for _ in range(count)]
+    rows = embeds.repeat_interleave(repeats.to(embeds.device), 0)
+    flat = [seed for own in seeds for seed in own]
+    try:
+        found = detector.scores(pipe, rows, empty, flat, sampling=sampling, ends=ends)
+    except ScoringError as error:
+        return [CaptionScore(None, (None,) * count, str(error)) for count in counts]
+    half = pipe.dtype != torch.float32
+    return [caption_score(part, half_precision=half) for part in found.split(counts)]
