@@ -7,11 +7,14 @@ into every result. Others (SSCD with its own weights, for one) join by the entry
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Protocol
 
+from diffkit.errors import InputError
 from diffkit.registry import Registry
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 
@@ -33,17 +36,39 @@ class CopyDetector(Protocol):
         ...
 
 
-copy_detectors: Registry[Callable[[], CopyDetector]] = Registry(
-    "copy detector", "diffkit.copies", builtins={"tiled": "memorization.copies.tiled:TiledCorrelation"}
+#: Factories by name. One that takes ``pipe`` gets the audited pipeline, one that takes ``path`` what follows the colon.
+copy_detectors: Registry[Callable[..., CopyDetector]] = Registry(
+    "copy detector",
+    "diffkit.copies",
+    builtins={
+        "tiled": "memorization.copies.tiled:TiledCorrelation",
+        "ms-ssim": "memorization.copies.ms_ssim:MsSsim",
+        "latent": "memorization.copies.latent:LatentCorrelation",
+        "sscd": "memorization.copies.sscd:SSCDSimilarity",
+    },
 )
 
 
-def load_copy_detector(detector: str | CopyDetector = "tiled") -> CopyDetector:
-    """A copy detector by its registered name; an object of the protocol passes through.
+def load_copy_detector(detector: str | CopyDetector = "tiled", pipe: DiffusionPipeline | None = None) -> CopyDetector:
+    """A copy detector by its registered name, with its weights after a colon: ``sscd:/weights/sscd``.
+
+    Args:
+        detector: the name; an object of the protocol passes through.
+        pipe: the audited pipeline, for detectors that look at its latents.
 
     Raises:
-        InputError: nobody registered the name.
+        InputError: nobody registered the name, it takes no path, or it needs a pipeline and none is given.
     """
-    if isinstance(detector, str):
-        return copy_detectors.get(detector)()
-    return detector
+    if not isinstance(detector, str):
+        return detector
+    name, _, path = detector.partition(":")
+    factory = copy_detectors.get(name)
+    takes = signature(factory).parameters
+    if path and "path" not in takes:
+        raise InputError(f"The copy detector {name!r} takes no path; write {name} in place of {detector}.")
+    options: dict[str, object] = {"path": path} if path else {}
+    if "pipe" in takes:
+        if pipe is None:
+            raise InputError(f"The copy detector {name!r} looks at a model's latents; load it with a pipeline.")
+        options["pipe"] = pipe
+    return factory(**options)

@@ -1,0 +1,171 @@
+"""SSCD: the published self-supervised descriptor for image copy detection, in plain torchvision modules.
+
+Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022 (arXiv 2202.10261): a ResNet body,
+generalised-mean pooling with p = 3, one linear layer, L2 norm; two pictures are compared by the cosine of their
+descriptors. ``sscd_disc_mixup`` is a ResNet50 with 512 numbers, ``sscd_disc_large`` a ResNeXt101 32x4d with 1024.
+
+The weights are not ours to ship. They are read from safetensors, which ``scripts/convert_sscd.py`` makes once of the
+published TorchScript file, or from the published ``.torchvision.pt`` and ``.classy.pt`` files of plain tensors.
+Similarities are comparable only with the same weights and the same preprocessing: both stand in ``preprocessing``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from diffkit.errors import InputError
+from diffkit.runs import sha256_file
+from memorization.copies.sscd_weights import architecture_of, read_weights
+
+ENVIRONMENT = "DIFFKIT_SSCD"
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+POWER = 3.0  # of the generalised mean
+Resize = Literal["skew-320", "small-288"]
+
+
+class GeneralisedMean(nn.Module):
+    """(B, C, h, w) to (B, C): the p-th root of the mean p-th power over positions; p = 1 is the average."""
+
+    def __init__(self, p: float = POWER) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features are expected to be >= 0; smaller ones count as 1e-6."""
+        pooled: Tensor = features.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+        return pooled
+
+
+class SSCD(nn.Module):
+    """Normalised pictures (B, 3, H, W) to descriptors (B, dims) of length 1.
+
+    Args:
+        layers: blocks in each of the four stages.
+        groups: of the 3x3 convolutions; ``width_per_group`` as torchvision means it.
+        dims: length of the descriptor.
+    """
+
+    def __init__(
+        self, layers: Sequence[int] = (3, 4, 6, 3), *, groups: int = 1, width_per_group: int = 64, dims: int = 512
+    ) -> None:
+        super().__init__()
+        self.backbone = ResNet(
+            Bottleneck, list(layers), num_classes=dims, groups=groups, width_per_group=width_per_group
+        )
+        self.backbone.avgpool = GeneralisedMean()
+        self.num_features = dims
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """See the class."""
+        return F.normalize(self.backbone(pictures))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> SSCD:
+        """Read a folder with ``model.safetensors``, a ``.safetensors`` file, or a published file of plain tensors.
+
+        Raises:
+            InputError: there is no such file, it is TorchScript, or its tensors are not SSCD's.
+        """
+        weights = read_weights(weights_file(path))
+        model = cls(**architecture_of(weights))
+        model.load_state_dict(weights)
+        return model.eval()
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that ``path`` means: itself, or ``model.safetensors`` in it.
+
+    Raises:
+        InputError: nothing is there; the message says what to download and where to put it.
+    """
+    file = Path(path).expanduser()
+    file = file / "model.safetensors" if file.is_dir() else file
+    if not file.is_file():
+        raise InputError(f"There are no SSCD weights at {file}. {HOW}")
+    return file
+
+
+HOW = (
+    "Download sscd_disc_mixup.torchscript.pt from https://dl.fbaipublicfiles.com/sscd-copy-detection/, convert it with "
+    f"`python scripts/convert_sscd.py FILE FOLDER`, and give the folder as sscd:FOLDER or in {ENVIRONMENT}."
+)
+
+
+def prepare(images: Tensor, resize: Resize = "skew-320") -> Tensor:
+    """(B, 3, H, W) in [0, 1] to what SSCD sees: resized (bilinear, antialiased) and normalised as ImageNet's.
+
+    The authors recommend both: "skew-320" squashes to 320x320, "small-288" makes the shorter side 288. They resize
+    8-bit pictures by PIL; here the numbers stay floating, which differs by rounding only.
+    """
+    height, width = images.shape[-2:]
+    size = (320, 320)
+    if resize == "small-288":
+        scale = 288 / min(height, width)
+        size = (288, int(width * scale)) if height <= width else (int(height * scale), 288)
+    images = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+    mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    return (images.clamp(0, 1) - mean) / deviation
+
+
+class SSCDSimilarity:
+    """Cosine of SSCD descriptors as a copy detector.
+
+    Args:
+        path: the weights, see :meth:`SSCD.from_pretrained`; None takes what the variable DIFFKIT_SSCD names.
+        threshold: 0.75 is 90 % precision on DISC for ``sscd_disc_mixup`` (the authors); papers on memorization use
+            0.7 or 0.5, often with other weights or another preparation. Calibration raises it where needed.
+        resize: see :func:`prepare`.
+        micro_batch: pictures encoded at once.
+
+    Raises:
+        InputError: no weights; the message says what to do.
+    """
+
+    name = "sscd"
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        threshold: float = 0.75,
+        *,
+        resize: Resize = "skew-320",
+        micro_batch: int = 16,
+    ) -> None:
+        if resize not in ("skew-320", "small-288"):
+            raise InputError(f"Expected the resizing skew-320 or small-288, got {resize!r}.")
+        place = path or os.environ.get(ENVIRONMENT)
+        if not place:
+            raise InputError(f"SSCD's weights are not known. {HOW}")
+        file = weights_file(place)
+        self.model = SSCD.from_pretrained(file)
+        self.weights_sha256 = sha256_file(file)
+        self.threshold, self.resize, self.micro_batch = threshold, resize, micro_batch
+        shape = "squash to 320x320" if resize == "skew-320" else "shorter side to 288"
+        self.preprocessing = (
+            f"{shape}, antialiased bilinear, ImageNet mean and deviation; {self.model.num_features} numbers; "
+            f"weights sha256 {self.weights_sha256}"
+        )
+
+    def to(self, device: torch.device | str) -> SSCDSimilarity:
+        """Move the network; returns itself."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Tensor:
+        """(n, dims) float32 descriptors of length 1, on the CPU, of (n, 3, H, W) images in [0, 1]."""
+        device = next(self.model.parameters()).device
+        parts = [self.model(prepare(part.to(device), self.resize)) for part in images.split(self.micro_batch)]
+        return torch.cat(parts).float().cpu()
+
+    def similarity(self, images: Tensor, references: Tensor) -> Tensor:
+        """(A, 3, H, W) and (B, 3, H', W') in [0, 1] to (A, B) float32 in [-1, 1]; higher = more alike."""
+        return (self.describe(images) @ self.describe(references).T).clamp(-1, 1)
