@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +72,10 @@ class Denoising:
         guidance_scale: classifier-free guidance; the conditioning has negatives when it is above 1.
         height, width: pixels; None for the pipeline's own size.
         eta: DDIM's share of noise.
-        micro_batch: how many candidates run at once; the last batch is padded to the same size.
+        micro_batch: how many candidates run at once.
+        padding: how the last micro-batch is filled up by repetition. "full", to the same size: a candidate's result
+            depends on nothing but its seed and that size. "least", to the next power of two: a few survivors cost what
+            a few cost, but their last bits may change with their number.
         extra: further keyword arguments of the pipeline, the same for every candidate.
     """
 
@@ -81,7 +85,16 @@ class Denoising:
     width: int | None = None
     eta: float = 0.0
     micro_batch: int = 16
+    padding: Literal["full", "least"] = "full"
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    def rows(self, candidates: int) -> int:
+        """How many rows the denoiser runs for so many candidates, padding included, at each step."""
+        whole, rest = divmod(candidates, self.micro_batch)
+        return whole * self.micro_batch + (self._filled(rest) if rest else 0)
+
+    def _filled(self, rest: int) -> int:
+        return self.micro_batch if self.padding == "full" else min(self.micro_batch, 1 << (rest - 1).bit_length())
 
 
 def check_suspendable(pipe: Pipeline) -> None:
@@ -129,7 +142,8 @@ def run_segment(
 ) -> list[Candidate]:
     """Run every candidate from step ``start`` to before step ``stop``; returns new candidates in the same order.
 
-    A candidate's result depends on its own seed and the size of the micro-batch, not on the other candidates.
+    A candidate's result depends on its own seed and the size of the micro-batch, not on the other candidates (with
+    ``padding="least"``, in its last bits, on how many there are).
 
     Args:
         conditioning: rows that the candidates' ``prompt`` points to.
@@ -155,7 +169,7 @@ def run_segment(
     with _quiet(pipe):
         for first in range(0, len(candidates), size):
             batch = candidates[first : first + size]
-            taps = _Taps(on_step, on_estimate, len(batch), size - len(batch))
+            taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
             done += _run_batch(pipe, batch, conditioning, denoising, (start, stop), call or pipe, taps)
     return done
 

@@ -171,3 +171,26 @@ def test_refusals_name_the_way_out():
         plan(tiny_pipeline(), 0)
     with pytest.raises(InputError, match="at step 0, not 2"):
         run_segment(tiny_pipeline(), fresh(), encode_prompts(tiny_pipeline(), PROMPTS), Denoising(6), 2, 3)
+
+
+def test_rows_of_a_padded_micro_batch():
+    full, least = Denoising(6, micro_batch=8), Denoising(6, micro_batch=8, padding="least")
+    assert [full.rows(n) for n in (0, 1, 7, 8, 9)] == [0, 8, 8, 8, 16]
+    assert [least.rows(n) for n in (0, 1, 2, 3, 5, 8, 9, 11, 13)] == [0, 1, 2, 4, 8, 8, 9, 12, 16]
+    assert [Denoising(6, micro_batch=6, padding="least").rows(n) for n in (5, 7, 11)] == [6, 7, 12]
+    assert all(least.rows(n) == n for n in (1, 2, 4, 8, 16, 24)), "powers of two and whole batches waste nothing"
+
+
+def test_least_padding_runs_just_those_rows_and_changes_last_bits_only():
+    pipe, results, rows = tiny_pipeline(), {}, []
+    handle = pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    conditioning = encode_prompts(pipe, PROMPTS[:1])
+    for padding in ("full", "least"):
+        candidates = [Candidate(i, 0, generator, seed=i) for i, generator in enumerate(generators(range(3)))]
+        denoising = Denoising(4, 3.0, micro_batch=8, padding=padding)
+        results[padding] = torch.cat(
+            [one.latents for one in run_segment(pipe, candidates, conditioning, denoising, 0, 4)]
+        )
+    handle.remove()
+    assert rows == [2 * 8] * 4 + [2 * 4] * 4
+    torch.testing.assert_close(results["least"], results["full"], rtol=1e-4, atol=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -84,14 +83,13 @@ def affordable(
     calls, cheap = engine.plan.calls, engine.preview_vae is not None
     if budget.unit == "s":
         prices = seconds()
-        size = engine.denoising.micro_batch
         left = budget.amount * TIME_MARGIN - (time.perf_counter() - began) / len(engine.prompts)
         one = priced(PruningSchedule().cost(1, calls), prices)
         schedule = schedule.resolve(calls, equivalent=max(left / one, 1.0))
 
         def clock(n: int) -> float:
             stages = schedule.stages(n, calls)
-            padded = sum((s.stop - s.start) * math.ceil(s.candidates / size) * size for s in stages)
+            padded = sum((s.stop - s.start) * engine.denoising.rows(s.candidates) for s in stages)
             return priced(schedule.cost(n, calls, preview=cheap)._replace(calls=padded), prices)
 
         count = candidates_for(left, clock)
