@@ -1,0 +1,178 @@
+"""Adversarial fine-tuning: train the model against its own triggers until no embedding brings the image back.
+
+"Finding Dori: Memorization in Text-to-Image Diffusion Models Is Not Local" (arXiv 2507.16880): pruning hides a memory
+from its caption, text embeddings still find it, so all weights of the denoiser are trained on
+
+    L = E || target - model(x_t, t, y_keep) ||^2  +  E || target - model(s_t, t, y_adv) ||^2,
+
+x and y_keep from data to keep, y_adv triggers found by DoRI on the model as it is, s surrogates
+(:mod:`.surrogates`). The authors' code was not public when this was written. Chosen by us, by measurement on the lab:
+
+- Triggers come from a pool of searches that goes on between updates (:mod:`.trigger_pool`), not from full searches
+  once an epoch; the plain caption and fresh starts always are among them.
+- A share of the adversarial samples begins at the *memorized* image: its noisy latents with the surrogate as the
+  target, which is the same loss with shifted noise, see :func:`redirected`. It takes away the basin that triggers
+  lead into, whatever the embedding; without it the search soon finds the next one. Only where the noise is strong
+  (signal-to-noise at most ``redirect_snr``): at low noise every denoiser must keep what it sees.
+- Retention holds the unconditional branch: a tenth of its captions are empty.
+
+The published run says that LoRA failed; ``lora_rank`` lets one see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+from memorization.mitigate import Method
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.mitigation import Mitigation
+    from diffkit.prompts import Suspect
+    from diffkit.runs import Run
+
+__all__ = ["METHOD", "AdversarialSettings", "mitigate", "rate_factor", "redirected"]
+
+Precision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True)
+class AdversarialSettings:
+    """What the method can be told.
+
+    Attributes:
+        updates: of the weights.
+        learning_rate: AdamW's; warmed up over 20 updates, a tenth of it at the end (cosine).
+        weight_decay: AdamW's.
+        adversarial_batch: adversarial samples per update and process.
+        retention_batch: retention samples per update and process.
+        adversarial_weight: of the adversarial loss; the retention loss has weight 1.
+        redirect: share of the adversarial samples that begin at the memorized image.
+        redirect_snr: largest signal-to-noise ratio (alpha^2 / sigma^2) of these.
+        searches: half-done trigger searches per image.
+        search_batch: searches that take a step between two updates, per process; at most one of every image is
+            two-fold served before all are.
+        search_draws: noise draws per step of a search.
+        search_length: steps of the longest search before it begins anew.
+        search_rate: Adam's learning rate in the searches.
+        starts: where searches begin: prompt, other, gaussian.
+        surrogates: per suspect.
+        surrogate_similarity: a surrogate as similar to any suspect's image, or more, is refused.
+        copies: the copy detector that says so.
+        reward: a reward's name that refuses off-topic surrogates; none by default.
+        reward_drop: how far a surrogate may score under the model's own drawing.
+        mask: folder of a pruning mitigation that makes the surrogates; by default NeMo's neurons per suspect.
+        retention: lab:scenes, images with captions, captions alone, or auto; see :mod:`.retention`.
+        retention_examples: pairs of it that are used.
+        validation: further pairs whose loss is watched.
+        loss_budget: stop when the validation loss has risen by this share; none = never.
+        checkpoint_every: updates between two checkpoints, which is what a killed run can lose.
+        precision: of the forward passes, "no" (float32) or "bf16"; weights and optimiser stay float32.
+        lora_rank: train a LoRA of this rank instead of all weights; 0 = all weights.
+        num_inference_steps: of surrogates and drawn retention images.
+        guidance_scale: of the same.
+        seed: of everything random.
+    """
+
+    updates: int = 800
+    learning_rate: float = 2e-4
+    weight_decay: float = 1e-2
+    adversarial_batch: int = 24
+    retention_batch: int = 24
+    adversarial_weight: float = 1.0
+    redirect: float = 0.5
+    redirect_snr: float = 4.0
+    searches: int = 3
+    search_batch: int = 24
+    search_draws: int = 4
+    search_length: int = 100
+    search_rate: float = 0.1
+    starts: tuple[str, ...] = ("prompt", "other", "gaussian")
+    surrogates: int = 4
+    surrogate_similarity: float = 0.5
+    copies: str = "tiled"
+    reward: str | None = None
+    reward_drop: float = 0.02
+    mask: str | None = None
+    retention: str = "auto"
+    retention_examples: int = 2000
+    validation: int = 32
+    loss_budget: float | None = None
+    checkpoint_every: int = 50
+    precision: str = "no"
+    lora_rank: int = 0
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InputError: the first such setting.
+        """
+        from memorization.attack.starts import read_starts
+
+        read_starts(self.starts)
+        counts = ("updates", "adversarial_batch", "retention_batch", "searches", "search_batch", "search_draws")
+        for name in (*counts, "search_length", "surrogates", "validation", "checkpoint_every", "retention_examples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
+        for name in ("learning_rate", "search_rate", "redirect_snr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"Expected a positive {name}, got {getattr(self, name)}.")
+        if not 0 <= self.redirect <= 1:
+            raise InputError(f"Expected redirect, a share, in [0, 1], got {self.redirect}.")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"Expected precision no or bf16, got {self.precision!r}.")
+        if self.lora_rank < 0:
+            raise InputError(f"Expected a lora_rank of 0 (all weights) or more, got {self.lora_rank}.")
+
+
+def redirected(begin: Tensor, end: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+    """The noise that makes the noisy picture of ``begin`` a noisy picture of ``end``.
+
+    With s^2 = abar / (1 - abar): ``sqrt(abar) end + sqrt(1 - abar) noise'`` equals
+    ``sqrt(abar) begin + sqrt(1 - abar) noise`` for ``noise' = noise + s (begin - end)``. Training on (end, noise')
+    by the model's own law teaches it to go from the surroundings of ``begin`` to ``end``; for ``begin = end`` it is
+    the plain diffusion loss. The shift grows with s: keep the signal-to-noise ratio s^2 bounded.
+
+    Args:
+        begin: (B, C, h, w) latents whose noisy version the model sees.
+        end: (B, C, h, w) latents it shall predict.
+        noise: (B, C, h, w) standard normal.
+        abar: (B,) cumulative product of 1 - beta, in (0, 1).
+    """
+    ratio = (abar / (1 - abar)).sqrt().view(-1, 1, 1, 1)
+    return noise + ratio * (begin - end)
+
+
+def rate_factor(update: int, updates: int, *, warmup: int = 20, floor: float = 0.1) -> float:
+    """Learning-rate factor in (0, 1]: linear warm-up, then half a cosine down to ``floor``."""
+    if update < warmup:
+        return (update + 1) / warmup
+    along = torch.tensor((update - warmup) / max(1, updates - warmup)).double()
+    return floor + (1 - floor) * float((1 + (along * torch.pi).cos()) / 2)
+
+
+def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AdversarialSettings) -> Mitigation:
+    """Train a copy of the denoiser's weights against the suspects and give the difference; the pipeline stays.
+
+    The run keeps surrogates, drawn retention images and a checkpoint: a killed run loses at most
+    ``settings.checkpoint_every`` updates and ends on the same numbers as one that was left alone.
+
+    Raises:
+        InputError: no retention data, an image that cannot be read, or a mask made for another model.
+    """
+    from memorization.mitigate.adversarial_loop import train
+
+    return train(pipe, suspects, run, settings)
+
+
+METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True)

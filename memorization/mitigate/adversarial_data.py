@@ -1,0 +1,160 @@
+"""What adversarial fine-tuning trains on: memorized images, their surrogates and captions, and what is to be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts
+from diffkit.console import progress, say
+from diffkit.images import load_image
+from diffkit.latents import encode_images
+from diffkit.mitigation import apply, load_mitigation
+from diffkit.rewards import load_reward
+from memorization.copies import load_copy_detector
+from memorization.generate import Sampling
+from memorization.mitigate.adversarial import AdversarialSettings
+from memorization.mitigate.retention import Retention, read_retention
+from memorization.mitigate.surrogates import (
+    Acceptance,
+    Pruning,
+    load_surrogates,
+    make_surrogates,
+    nemo_masks,
+    save_surrogates,
+)
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.prompts import Suspect
+    from diffkit.runs import Run
+
+__all__ = ["TrainingData", "prepare"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """On the pipeline's device, float32, but for ``retention``.
+
+    Attributes:
+        memorized: (M, C, h, w) latents of every image of every suspect.
+        surrogates: M tensors (n, C, h, w), n >= 1.
+        captions: (M, L, D) embeddings of each image's caption.
+        empty: (1, L, D) of the empty caption.
+        retention: what is kept.
+        figures: of the surrogates, for the card.
+    """
+
+    memorized: Tensor
+    surrogates: list[Tensor]
+    captions: Tensor
+    empty: Tensor
+    retention: Retention
+    figures: dict[str, object]
+
+
+def prepare(
+    pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AdversarialSettings, size: tuple[int, int]
+) -> TrainingData:
+    """Read or make everything; what had to be generated is in the run and is not made twice."""
+    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, 16)
+    retention = read_retention(
+        pipe,
+        suspects,
+        run,
+        source=settings.retention,
+        model=str(run.record["config"]["model"]),
+        size=size,
+        limit=settings.retention_examples,
+        validation=settings.validation,
+        sampling=sampling,
+        seed=settings.seed,
+    )
+    owners = [i for i, suspect in enumerate(suspects) for _ in suspect.images]
+    images = torch.stack([load_image(path, size) for suspect in suspects for path in suspect.images])
+    _make_missing(pipe, suspects, run, settings, images, retention)
+    made = load_surrogates(run, suspects)
+    lent = retention.latents[: settings.surrogates].to(pipe.device)
+    own = [_latents(pipe, part) if part is not None else lent for part in made]
+    captions = encode_prompts(pipe, [suspect.caption for suspect in suspects], guidance=False).prompt_embeds.float()
+    lacking = [suspect.id for suspect, part in zip(suspects, made, strict=True) if part is None]
+    if lacking:
+        say(f"No surrogate was accepted for {', '.join(lacking)}: retention images stand in.")
+    return TrainingData(
+        memorized=_latents(pipe, images),
+        surrogates=[own[i] for i in owners],
+        captions=captions[owners],
+        empty=encode_prompts(pipe, [""], guidance=False).prompt_embeds.float(),
+        retention=retention,
+        figures=_figures(run, suspects, lacking),
+    )
+
+
+def _make_missing(
+    pipe: Pipeline,
+    suspects: Sequence[Suspect],
+    run: Run,
+    settings: AdversarialSettings,
+    references: Tensor,
+    retention: Retention,
+) -> None:
+    """Draw the surrogates of every suspect whose journal line is not there yet."""
+    missing = [suspect for suspect in suspects if f"surrogates:{suspect.id}" not in run.done]
+    if not missing:
+        return
+    accept = Acceptance(
+        load_copy_detector(settings.copies),
+        references,
+        settings.surrogate_similarity,
+        _alignment(settings.reward) if settings.reward is not None else None,
+        settings.reward_drop,
+    )
+    ordinary = retention.all_captions[:512]
+    pruned = nemo_masks(pipe, missing, ordinary) if settings.mask is None else _given(pipe, settings.mask)
+    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, min(16, settings.surrogates))
+    with progress("surrogates", total=len(missing)) as bar:
+        for suspect, made in make_surrogates(
+            pipe, missing, pruned, accept, n=settings.surrogates, sampling=sampling, seed=settings.seed
+        ):
+            save_surrogates(run, suspect, made)
+            bar.advance()
+
+
+def _alignment(name: str) -> Callable[[Tensor, Sequence[str]], Tensor]:
+    reward = load_reward(name)
+    sign = 1.0 if reward.higher_is_better else -1.0
+
+    def score(images: Tensor, captions: Sequence[str]) -> Tensor:
+        return sign * reward.score(images, captions).cpu()
+
+    return score
+
+
+def _given(pipe: Pipeline, folder: str) -> Pruning:
+    """The user's own pruning, the same for every suspect, applied whole."""
+    mitigation = load_mitigation(folder)
+
+    def pruned(place: int, hardness: int) -> AbstractContextManager[object] | None:
+        return apply(pipe, mitigation) if hardness == 0 else None
+
+    return pruned
+
+
+def _latents(pipe: Pipeline, images: Tensor) -> Tensor:
+    return torch.cat([encode_images(pipe, part).float() for part in images.split(16)])
+
+
+def _figures(run: Run, suspects: Sequence[Suspect], lacking: Sequence[str]) -> dict[str, object]:
+    rows = [run.done[f"surrogates:{suspect.id}"] for suspect in suspects]
+    return {
+        "accepted": sum(len(row["files"]) for row in rows),
+        "refused copies": sum(row["refused copies"] for row in rows),
+        "off topic": sum(row["off topic"] for row in rows),
+        "highest similarity": max((value for row in rows for value in row["similarity"]), default=None),
+        "without any": list(lacking),
+    }

@@ -1,0 +1,234 @@
+"""The training loop of adversarial fine-tuning, by accelerate: searches, updates, checkpoints, quality budget.
+
+All randomness of an update comes from a generator of (seed, process, update), so a checkpoint needs weights, Adam's
+moments and the pool, and a resumed run draws what an undisturbed one would have drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffkit.console import progress, say
+from diffkit.families import family_of
+from diffkit.mitigation import Mitigation
+from diffkit.training_law import noised
+from memorization.generate import item_seed
+from memorization.mitigate.adversarial import AdversarialSettings, rate_factor, redirected
+from memorization.mitigate.adversarial_data import TrainingData, prepare
+from memorization.mitigate.checkpoint import Checkpoint, restore, save
+from memorization.mitigate.trainable import trainable
+from memorization.mitigate.trigger_pool import Starts, TriggerPool
+from memorization.quality.losses import validation_losses
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.prompts import Suspect
+    from diffkit.runs import Run
+
+__all__ = ["Trainer", "train"]
+
+EMPTY_SHARE = 0.1  # of the retention captions, so that the unconditional branch is held
+BETWEEN = 0.3  # share of the redirected samples that begin between surrogate and memorized image
+
+
+class Losses(NamedTuple):
+    """Means of one update; NaN where it had no such sample."""
+
+    search: float
+    surrogate: float
+    redirected: float
+    retention: float
+
+
+def train(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AdversarialSettings) -> Mitigation:
+    """See :func:`memorization.mitigate.adversarial.mitigate`."""
+    from memorization.audit import image_size
+
+    data = prepare(pipe, suspects, run, settings, image_size(pipe))
+    with trainable(pipe, settings) as (weights, change):
+        trainer = Trainer(pipe, weights, data, settings)
+        state = trainer.fit(run)
+        tensors = change()
+    config = run.record["config"]
+    figures: dict[str, object] = {"surrogates": data.figures, "retention": len(data.retention.latents)}
+    return Mitigation(
+        method="adversarial",
+        kind="lora" if settings.lora_rank else "delta",
+        model=config["model"],
+        model_sha256=config["model_sha256"],
+        settings=config["settings"],
+        suspects=tuple(suspect.id for suspect in suspects),
+        figures=figures | state,
+        tensors=tensors,
+    )
+
+
+class Trainer:
+    """Alternates steps of the searches and updates of the weights.
+
+    Args:
+        pipe: in float32.
+        weights: what is trained, by name; parts of the pipeline's denoiser.
+        data: what is trained on.
+        settings: see :class:`AdversarialSettings`.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, weights: dict[str, nn.Parameter], data: TrainingData, settings: AdversarialSettings
+    ) -> None:
+        self.pipe, self.weights, self.data, self.settings = pipe, weights, data, settings
+        mixed = None if settings.precision == "no" else settings.precision
+        self.accelerator = Accelerator(cpu=pipe.device.type == "cpu", mixed_precision=mixed)
+        self.rank = self.accelerator.process_index
+        self.optimizer = torch.optim.AdamW(
+            list(weights.values()), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        )
+        for weight in weights.values():
+            zeros = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[weight] = {"step": torch.tensor(0.0), **zeros}
+        self.denoiser = getattr(pipe, family_of(pipe).denoiser)
+        self.wrapped = self.accelerator.prepare_model(self.denoiser)
+        self.abar = pipe.scheduler.alphas_cumprod.float().to(pipe.device)
+        within = self.abar / (1 - self.abar) <= settings.redirect_snr
+        self.noisy_from = len(self.abar) - int(within.sum())  # alpha-bar falls with the timestep
+        mine = slice(self.rank, None, self.accelerator.num_processes)
+        self.memorized, self.surrogates = data.memorized[mine], data.surrogates[mine]
+        self.pool = TriggerPool(
+            Starts(data.captions[mine], data.retention.embeds.float().to(pipe.device), settings.starts),
+            searches=settings.searches,
+            length=settings.search_length,
+            learning_rate=settings.search_rate,
+            generator=self._generator("pool", 0),
+        )
+
+    def fit(self, run: Run) -> dict[str, object]:
+        """Train from the run's checkpoint to the end; returns figures for the card."""
+        began = time.monotonic()
+        parts = (self.weights, self.optimizer, self.pool)
+        state = restore(run, self.accelerator, *parts)
+        if state is None:
+            state = Checkpoint(0, [{"update": 0, **self._validation()}], 0.0, None)
+            save(run, self.accelerator, *parts, state)
+        seconds = state.seconds
+        with progress("fine-tuning", total=self.settings.updates - state.update) as bar:
+            while state.update < self.settings.updates and state.stopped is None:
+                upto = min(state.update + self.settings.checkpoint_every, self.settings.updates)
+                for number in range(state.update, upto):
+                    losses = self.update(number)
+                    bar.advance()
+                entry: dict[str, Any] = {"update": upto, **_rounded(losses), **self._validation()}
+                reason = self._over_budget(state.history[0], entry)
+                if reason is not None:  # the last state within the budget is the result
+                    restore(run, self.accelerator, *parts)
+                    say(f"Stopped: {reason}.")
+                    state = state._replace(history=[*state.history, entry], stopped=reason)
+                else:
+                    state = Checkpoint(upto, [*state.history, entry], seconds + time.monotonic() - began, None)
+                save(run, self.accelerator, *parts, state)
+        self.accelerator.free_memory()
+        return {"updates": state.update, "stopped": state.stopped, "history": state.history, "seconds": state.seconds}
+
+    def update(self, number: int) -> Losses:
+        """One step of some searches, then one update of the weights."""
+        generator = self._generator("update", number)
+        rows = self.pool.choose(self.settings.search_batch, generator)
+        self.denoiser.eval()
+        search = self.pool.advance(rows, lambda i, e: self._memorized_loss(i, e, generator), generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * rate_factor(number, self.settings.updates)
+        latents, noise, timesteps, embeds, begins = self._batch(generator)
+        noisy, target = noised(self.pipe.scheduler, latents, noise, timesteps)
+        with torch.enable_grad(), self.accelerator.autocast():
+            predicted = self.wrapped(noisy, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
+            each = (predicted.float() - target).square().flatten(1).mean(1)
+            n = self.settings.adversarial_batch
+            loss = self.settings.adversarial_weight * each[:n].mean() + each[n:].mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(list(self.weights.values()), 1.0)
+        self.optimizer.step()
+        adversarial = each[:n].detach()
+        return Losses(
+            search,
+            float(adversarial[~begins].mean()),
+            float(adversarial[begins].mean()),
+            float(each[n:].detach().mean()),
+        )
+
+    def _memorized_loss(self, images: Tensor, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+        """(R,) diffusion losses of memorized images under their triggers, over some draws of noise."""
+        draws = self.settings.search_draws
+        clean = self.memorized[images].repeat_interleave(draws, 0)
+        noise, timesteps = self._noise(clean.shape, generator), self._timesteps(len(clean), 0, generator)
+        noisy, target = noised(self.pipe.scheduler, clean, noise, timesteps)
+        with self.accelerator.autocast():
+            words = embeddings.repeat_interleave(draws, 0)
+            predicted = self.denoiser(noisy, timesteps, encoder_hidden_states=words, return_dict=False)[0]
+        found: Tensor = (predicted.float() - target).square().flatten(1).mean(1).view(-1, draws).mean(1)
+        return found
+
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Latents, noise, timesteps and embeddings, adversarial rows first; which of those begin at the memory."""
+        n, m = self.settings.adversarial_batch, len(self.memorized)
+        images = torch.cat([torch.randperm(m, generator=generator) for _ in range(-(-n // m))])[:n]
+        embeds = self.pool.embeddings(images, generator)
+        picks = [int(torch.randint(len(self.surrogates[i]), (), generator=generator)) for i in images.tolist()]
+        ends = torch.stack([self.surrogates[i][pick] for i, pick in zip(images.tolist(), picks, strict=True)])
+        begins = torch.rand(n, generator=generator) < self.settings.redirect
+        noise = self._noise(ends.shape, generator)
+        anywhere, noisy = self._timesteps(n, 0, generator), self._timesteps(n, self.noisy_from, generator)
+        timesteps = torch.where(begins.to(noise.device), noisy, anywhere)
+        along = (torch.rand(n, generator=generator) / BETWEEN).clamp(max=1)
+        share = torch.where(begins, along, 0.0).view(-1, 1, 1, 1).to(ends)
+        noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, self.abar[timesteps])
+        keep, said = self._retained(generator)
+        return (
+            torch.cat([ends, keep]),
+            torch.cat([noise, self._noise(keep.shape, generator)]),
+            torch.cat([timesteps, self._timesteps(len(keep), 0, generator)]),
+            torch.cat([embeds, said]),
+            begins,
+        )
+
+    def _retained(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents and embeddings to keep; some of the captions empty."""
+        kept = self.data.retention
+        chosen = torch.randint(len(kept.latents), (self.settings.retention_batch,), generator=generator)
+        silent = torch.rand(len(chosen), generator=generator) < EMPTY_SHARE
+        said = kept.embeds[chosen].float().to(self.pipe.device)
+        said[silent] = self.data.empty
+        return kept.latents[chosen].to(self.pipe.device), said
+
+    def _timesteps(self, n: int, low: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(low, len(self.abar), (n,), generator=generator).to(self.pipe.device)
+
+    def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator).to(self.pipe.device)
+
+    def _generator(self, purpose: str, number: int) -> torch.Generator:
+        seed = item_seed(self.settings.seed, f"process:{self.rank}", purpose, number)
+        return torch.Generator().manual_seed(seed)
+
+    def _validation(self) -> dict[str, float]:
+        """Loss on retention pairs that are not trained on, the same noise every time."""
+        kept = self.data.retention
+        self.denoiser.eval()
+        found = validation_losses(self.pipe, kept.validation, kept.captions, draws=1, seed=self.settings.seed)
+        return {"validation": round(float(found.loss.mean()), 6)}
+
+    def _over_budget(self, first: dict[str, Any], now: dict[str, Any]) -> str | None:
+        budget = self.settings.loss_budget
+        if budget is None or now["validation"] <= (1 + budget) * first["validation"]:
+            return None
+        return f"the validation loss rose from {first['validation']:.4f} to {now['validation']:.4f} at {now['update']}"
+
+
+def _rounded(losses: Losses) -> dict[str, float | None]:
+    """For the record: five decimals, None where there was no such sample."""
+    return {name: round(value, 5) if value == value else None for name, value in losses._asdict().items()}
