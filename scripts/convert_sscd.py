@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def from_program(source: Path) -> dict[str, Tensor]:
     with torch.no_grad():
         wanted = module(pictures)
     reason = "its tensors are in no known order"
-    for tensors in [module.state_dict(), *frozen(module)]:
+    for tensors in chain([module.state_dict()], frozen(module)):
         try:
             weights = renamed(tensors, str(source))
         except InputError as error:
@@ -83,11 +84,11 @@ def frozen(module: torch.jit.ScriptModule) -> Iterator[dict[str, Tensor]]:
 
     A program runs a block's shortcut first or last: both readings are offered.
     """
-    layers = []
+    layers: list[tuple[str, list[Tensor]]] = []
     for node in module.inlined_graph.nodes():
-        inputs = [value.toIValue() for value in node.inputs()]
-        if node.kind() in ("aten::conv2d", "aten::_convolution", "aten::batch_norm", "aten::linear"):
-            layers.append((node.kind(), [value for value in inputs if isinstance(value, Tensor)]))
+        constants: list[Tensor] = [c for c in (value.toIValue() for value in node.inputs()) if torch.is_tensor(c)]
+        if constants and node.kind() in ("aten::conv2d", "aten::_convolution", "aten::batch_norm", "aten::linear"):
+            layers.append((node.kind(), constants))
     convolutions = _with_norms(layers)
     linear = [tensors for kind, tensors in layers if kind == "aten::linear"]
     if not convolutions or len(linear) != 1:
@@ -97,13 +98,13 @@ def frozen(module: torch.jit.ScriptModule) -> Iterator[dict[str, Tensor]]:
         yield {f"{index:04d}": tensor for index, tensor in enumerate(flat)}
 
 
-def _with_norms(layers: list[tuple[str, list[Tensor]]]) -> list[list[Tensor]]:
+def _with_norms(layers: Sequence[tuple[str, list[Tensor]]]) -> list[list[Tensor]]:
     """Each convolution's weight with its batch norm's weight, bias, mean and variance."""
     groups: list[list[Tensor]] = []
     for kind, tensors in layers:
         if kind == "aten::batch_norm":
             groups[-1] = [groups[-1][0], *tensors]
-        elif kind != "aten::linear" and tensors:
+        elif kind != "aten::linear":
             weight = tensors[0]
             bias = tensors[1] if len(tensors) > 1 else torch.zeros(len(weight))
             one = torch.ones(len(weight))  # a folded norm: its bias stays, a variance of 1 - eps makes it do nothing

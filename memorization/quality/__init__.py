@@ -4,6 +4,8 @@
 and off, a training loop that looks up now and then), take a :func:`snapshot` of each state and :func:`compare` them.
 """
 
+from memorization.quality.fidelity import fidelity
+from memorization.quality.files import load_snapshot, save_snapshot
 from memorization.quality.report import compare, quality_report
 from memorization.quality.settings import QualityBudget, QualitySettings, read_quality_prompts
 from memorization.quality.snapshots import Snapshot, Validation, snapshot
@@ -14,7 +16,10 @@ __all__ = [
     "Snapshot",
     "Validation",
     "compare",
+    "fidelity",
+    "load_snapshot",
     "quality_report",
     "read_quality_prompts",
+    "save_snapshot",
     "snapshot",
 ]

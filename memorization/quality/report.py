@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffkit.errors import InputError
 from diffkit.rewards.base import RewardLike
 from diffkit.stats import bootstrap_mean
 from memorization.copies import CopyDetector
+from memorization.quality.fidelity import fidelity, load_features
 from memorization.quality.losses import unconditional_drift
 from memorization.quality.settings import QualitySettings
 from memorization.quality.snapshots import Snapshot, Validation, snapshot
@@ -38,14 +40,15 @@ def quality_report(
     rewards: Sequence[RewardLike] = (),
     copies: str | CopyDetector = "tiled",
     validation: Validation | None = None,
+    features: nn.Module | str | Path | None = None,
 ) -> dict[str, Any]:
     """:func:`snapshot` of two pipelines, and their :func:`compare`; same arguments."""
     first = snapshot(before, prompts, settings, rewards=rewards, copies=copies, validation=validation)
     second = snapshot(after, prompts, settings, rewards=rewards, copies=copies, validation=first.validation)
-    return compare(first, second)
+    return compare(first, second, features=features)
 
 
-def compare(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+def compare(before: Snapshot, after: Snapshot, *, features: nn.Module | str | Path | None = None) -> dict[str, Any]:
     """What changed, as JSON values; each estimate is ``{mean, low, high, n, missing}`` with a 95 % interval.
 
     ``drift``: root mean square distance to the first model's image of the same prompt and seed: ``latent`` (in the
@@ -53,6 +56,8 @@ def compare(before: Snapshot, after: Snapshot) -> dict[str, Any]:
     prompt: 0 = the same picture, 1 = as different as another seed's. ``diversity``: pairwise similarity within a
     prompt, higher = less diverse. ``alignment``: by reward. ``loss``: by bin of timesteps, and over all of them.
     ``unconditional``: by bin, squared distance of the empty prompt's predictions over their mean square.
+    ``fidelity``: with ``features`` (see :func:`~memorization.quality.fidelity.load_features`), KID and FID of the first
+    model's first half of the seeds against the second model's other half (``change``) and against its own (``null``).
 
     Raises:
         InputError: the snapshots are of different prompts, settings or validation images.
@@ -84,7 +89,21 @@ def compare(before: Snapshot, after: Snapshot) -> dict[str, Any]:
             "all": estimate(blank.mean(1)),
             "bins": [{"timesteps": list(bins[b]), **estimate(blank[:, b])} for b in range(len(bins))],
         },
+        "fidelity": _fidelity(before, after, features),
     }
+
+
+def _fidelity(before: Snapshot, after: Snapshot, features: nn.Module | str | Path | None) -> dict[str, Any] | None:
+    """Distances of the distributions, by seeds that the two sides do not share; None without features."""
+    half = before.settings.seeds_per_prompt // 2
+    if features is None:
+        return None
+    if half == 0:
+        raise InputError("KID and FID compare different seeds: give at least 2 seeds per prompt.")
+    extractor = load_features(features)
+    first, own, other = before.images[:, :half], before.images[:, half : 2 * half], after.images[:, half : 2 * half]
+    pairs = {"change": (first, other), "null": (first, own)}
+    return {name: fidelity(a.flatten(0, 1), b.flatten(0, 1), extractor) for name, (a, b) in pairs.items()}
 
 
 def _check_pair(before: Snapshot, after: Snapshot) -> None:

@@ -140,7 +140,7 @@ def _images(pipe: DiffusionPipeline, prompts: Sequence[str], settings: QualitySe
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
     with _unchecked(pipe):
         images: Tensor = generate(pipe, embeds, negative, seeds, sampling=sampling).images.unflatten(0, (-1, n))
-    return images
+    return (images * 255).round() / 255  # as a file would have them, so that a snapshot can be kept
 
 
 def _latents(pipe: DiffusionPipeline, images: Tensor, micro_batch: int) -> Tensor:

@@ -1,0 +1,73 @@
+"""A snapshot as one safetensors file: images in 8 bits, which is what they have, everything else as it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from diffkit.errors import InputError
+from diffkit.runs.files import dump_json, write_bytes_atomically
+from memorization.quality.losses import Losses
+from memorization.quality.settings import QualitySettings
+from memorization.quality.snapshots import Snapshot, Validation
+
+SCHEMA = 1
+
+
+def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
+    """Write a snapshot, whole or not at all."""
+    tensors = {
+        "images": (snapshot.images * 255).round().byte(),
+        "latents": snapshot.latents,
+        "similarity": snapshot.similarity,
+        "validation": (snapshot.validation.images * 255).round().byte(),
+        "loss": snapshot.losses.loss,
+        "unconditional": snapshot.losses.unconditional,
+        **{f"alignment/{name}": scores for name, scores in snapshot.alignment.items()},
+    }
+    described = {
+        "schema_version": SCHEMA,
+        "prompts": snapshot.prompts,
+        "settings": asdict(snapshot.settings),
+        "detector": snapshot.detector,
+        "higher_is_better": snapshot.higher_is_better,
+        "validation": {"captions": snapshot.validation.captions, "source": snapshot.validation.source},
+        "bins": snapshot.losses.bins,
+    }
+    data = save({name: value.contiguous() for name, value in tensors.items()}, {"snapshot": dump_json(described)})
+    write_bytes_atomically(Path(path), data)
+
+
+def load_snapshot(path: str | Path) -> Snapshot:
+    """Read what :func:`save_snapshot` wrote.
+
+    Raises:
+        InputError: there is no such file, it is no snapshot, or of a newer version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            described: dict[str, Any] = json.loads((file.metadata() or {}).get("snapshot", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no quality snapshot: {error}.") from error
+    if described.get("schema_version") != SCHEMA:
+        raise InputError(f"{path} is no quality snapshot of version {SCHEMA}: got {described.get('schema_version')!r}.")
+    validation = described["validation"]
+    alignment = {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith("alignment/")}
+    return Snapshot(
+        prompts=tuple(described["prompts"]),
+        settings=QualitySettings(**described["settings"]),
+        images=tensors["images"].float() / 255,
+        latents=tensors["latents"],
+        similarity=tensors["similarity"],
+        detector=described["detector"],
+        alignment={name: alignment[name] for name in described["higher_is_better"]},
+        higher_is_better=described["higher_is_better"],
+        validation=Validation(tensors["validation"].float() / 255, tuple(validation["captions"]), validation["source"]),
+        losses=Losses(tensors["loss"], tensors["unconditional"], tuple((low, high) for low, high in described["bins"])),
+    )
