@@ -1,69 +1,16 @@
-"""DoRI: against a plain re-implementation for one image, and the contract of all attacks."""
+"""DoRI: against a plain re-implementation for one image; where it starts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_pipeline
+from attack_table import targets
+from tiny import SCHEDULERS, tiny_pipeline
 
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
-from memorization.attack import attacks
-from memorization.attack.base import Target
 from memorization.attack.dori import Dori, dori
 from memorization.attack.starts import STARTS, StartingPoints, read_starts
-
-ATTACKS = ["dori"]
-
-
-def targets(n: int) -> list[Target]:
-    generator = torch.Generator().manual_seed(9)
-    return [
-        Target(torch.rand(3, 64, 64, generator=generator), torch.randn(16, 32, generator=generator), seed=100 + index)
-        for index in range(n)
-    ]
-
-
-def test_the_table_holds_every_attack() -> None:
-    assert sorted(ATTACKS) == attacks.names()
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-class TestContract:
-    def test_curve(self, name: str) -> None:
-        pipe = tiny_pipeline()
-        attack = attacks.get(name)(budgets=(0, 1, 3), micro_batch=2)
-        given = targets(3)  # the second batch is padded
-        found = attack(pipe, given)
-        assert len(found) == 3
-        for target, triggers in zip(given, found, strict=True):
-            assert triggers.budgets == (0, 1, 3)
-            assert triggers.embeddings.shape == (3, 16, 32)
-            assert torch.equal(triggers.embeddings[0], target.start)
-            assert not torch.equal(triggers.embeddings[1], triggers.embeddings[2])
-            assert triggers.sample_gradients == (0, 8, 24)
-
-    def test_alone_or_in_company(self, name: str) -> None:
-        pipe = tiny_pipeline()
-        given = targets(3)
-        attack = attacks.get(name)(budgets=(0, 2), micro_batch=3)
-        together = attack(pipe, given)
-        turned = attack(pipe, given[::-1])[::-1]
-        alone = [attack(pipe, [target])[0] for target in given]
-        for one, other, third in zip(together, turned, alone, strict=True):
-            torch.testing.assert_close(one.embeddings, other.embeddings, atol=2e-3, rtol=0)
-            torch.testing.assert_close(one.embeddings, third.embeddings, atol=2e-3, rtol=0)
-
-    def test_again_is_the_same_to_the_last_bit(self, name: str) -> None:
-        pipe = tiny_pipeline()
-        attack = attacks.get(name)(budgets=(0, 2), micro_batch=2)
-        first, second = attack(pipe, targets(2)), attack(pipe, targets(2))
-        assert all(torch.equal(a.embeddings, b.embeddings) for a, b in zip(first, second, strict=True))
-
-    @pytest.mark.parametrize("budgets", [(), (0, 5, 5), (5, 1), (-1, 2)])
-    def test_budgets_must_rise(self, name: str, budgets: tuple[int, ...]) -> None:
-        with pytest.raises(InputError, match="rising"):
-            attacks.get(name)(budgets=budgets)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -110,7 +57,7 @@ def test_it_finds_the_embedding_that_explains_the_image() -> None:
         torch.zeros(1, 4, 8, 8),
         start,
         [torch.Generator().manual_seed(0)],
-        alphas_cumprod=torch.linspace(0.999, 0.01, 1000),
+        scheduler=SCHEDULERS["ddim"](),
         budgets=(0, 10, 50),
     )
     distances = (kept[:, 0] - hidden).norm(dim=(1, 2)).tolist()
@@ -137,6 +84,19 @@ def test_starts() -> None:
     assert noise.std().item() == pytest.approx(real.std().item(), rel=0.25)
     assert torch.equal(noise, points.start("gaussian", own=own, seed=1))
     assert not torch.equal(noise, points.start("gaussian", own=own, seed=2))
+
+
+def test_texts_to_begin_at_are_those_of_the_starts() -> None:
+    pipe = tiny_pipeline()
+    points = StartingPoints(pipe, ["a cat", "a dog"])
+    own = torch.randn(16, 32)
+    assert points.text("prompt", own="my caption", seed=3) == "my caption"
+    assert points.text("gaussian", own="my caption", seed=3) is None
+    for seed in range(6):
+        text = points.text("other", own="my caption", seed=seed)
+        assert text is not None
+        embedding = pipe.encode_prompt([text], "cpu", 1, False)[0][0]
+        assert torch.equal(points.start("other", own=own, seed=seed), embedding)
 
 
 @pytest.mark.parametrize("names", [[], ["other", "other"], ["elsewhere"]])

@@ -11,5 +11,16 @@ if TYPE_CHECKING:
     from memorization.attack.base import Attack
 
 attacks: Registry[Callable[..., Attack]] = Registry(
-    "attack", "diffkit.attacks", builtins={"dori": "memorization.attack.dori:Dori"}
+    "attack",
+    "diffkit.attacks",
+    builtins={
+        "dori": "memorization.attack.dori:Dori",
+        "norm-bounded": "memorization.attack.norm_bounded:NormBounded",
+        "low-rank": "memorization.attack.low_rank:LowRank",
+        "soft-tokens-1": "memorization.attack.soft_tokens:SoftTokens1",
+        "soft-tokens-4": "memorization.attack.soft_tokens:SoftTokens4",
+        "soft-tokens-16": "memorization.attack.soft_tokens:SoftTokens16",
+        "hard-tokens": "memorization.attack.hard_tokens:HardTokens",
+        "words": "memorization.attack.words:Words",
+    },
 )

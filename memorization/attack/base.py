@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
+from memorization.attack.checkpoint import Checkpoint, Checkpoints, Unsaved, digest
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+FORWARD = 1 / 3  # a row through the denoiser without its gradient costs about a third of one with it
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +27,15 @@ class Target:
 
     Attributes:
         image: (3, H, W) in [0, 1], of the size the pipeline makes.
-        start: (L, D) text embedding the search begins at.
+        start: (L, D) text embedding at which a search in the text encoder's output begins.
         seed: of this target's own generator.
+        text: caption at which a search before the text encoder begins; None begins at words drawn by the seed.
     """
 
     image: Tensor
     start: Tensor
     seed: int
+    text: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,55 +44,130 @@ class Triggers:
 
     Attributes:
         budgets: optimisation steps after which the embedding was kept, rising.
-        embeddings: (len(budgets), L, D) float32 on the CPU.
-        sample_gradients: noise draws whose gradient was taken up to each budget; the cost in the method's own unit.
+        embeddings: (len(budgets), L, D) float32 on the CPU, as the denoiser takes them.
+        sample_gradients: noise draws whose gradient was taken up to each budget, the cost in the method's own unit;
+            a draw without gradient counts a third.
+        texts: what one would type, one for each budget; None where the trigger is no text.
     """
 
     budgets: tuple[int, ...]
     embeddings: Tensor
     sample_gradients: tuple[int, ...]
+    texts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Targets that are attacked at once.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1].
+        starts: (B, L, D) float32.
+        sources: one CPU generator a target; it alone decides what is drawn for that target.
+        texts: B captions to begin at, or None.
+    """
+
+    images: Tensor
+    starts: Tensor
+    sources: tuple[torch.Generator, ...]
+    texts: tuple[str | None, ...]
+
+
+class Found(NamedTuple):
+    """(len(budgets), B, L, D) embeddings, and for attacks on text ``texts[budget][target]``."""
+
+    embeddings: Tensor
+    texts: list[list[str]] | None = None
 
 
 class Attack(ABC):
     """Base of all attacks; a subclass holds only its algorithm.
 
+    Attributes:
+        name: as registered.
+        rung: place on the ladder from the weakest attacker (1) to the strongest; see ``ladder.py``.
+
     Args:
         budgets: optimisation steps at which to keep the trigger; distinct, rising, from 0.
         micro_batch: targets optimised at once; a constant, the last batch is filled up by repetition.
+        rows: rows through the denoiser at once; bounds the memory whatever ``micro_batch`` and ``draws`` are.
+        draws: pairs of (noise, timestep) per target and step.
 
     Raises:
-        InputError: no budgets, negative ones, or not rising.
+        InputError: no budgets, negative ones, or not rising; a count below 1.
     """
 
     name: ClassVar[str]
+    rung: ClassVar[int]
 
-    def __init__(self, *, budgets: Sequence[int] = (0, 1, 10, 25, 50), micro_batch: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        budgets: Sequence[int] = (0, 1, 10, 25, 50),
+        micro_batch: int = 8,
+        rows: int = 64,
+        draws: int = 8,
+    ) -> None:
         self.budgets = tuple(budgets)
         self.micro_batch = micro_batch
+        self.rows = rows
+        self.draws = draws
         rising = all(low < high for low, high in zip(self.budgets, self.budgets[1:], strict=False))
         if not self.budgets or self.budgets[0] < 0 or not rising:
             raise InputError(f"Expected rising attack budgets such as 0,1,10,25,50, got {list(self.budgets)}.")
-        if micro_batch < 1:
-            raise InputError(f"Expected a batch of at least 1 target, got {micro_batch}.")
+        for name in ("micro_batch", "rows", "draws"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
 
-    def __call__(self, pipe: DiffusionPipeline, targets: Sequence[Target]) -> list[Triggers]:
-        """Attack every target. A target's result depends on its own image, start and seed only."""
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes results, as JSON values."""
+        return {"attack": self.name} | {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+    def __call__(
+        self, pipe: DiffusionPipeline, targets: Sequence[Target], *, checkpoints: Checkpoints | None = None
+    ) -> list[Triggers]:
+        """Attack every target. A target's result depends on its own image, start, text and seed only.
+
+        The pipeline's weights keep their ``requires_grad``; nothing of it is changed.
+
+        Args:
+            pipe: a pipeline of the Stable Diffusion 1/2 family.
+            targets: any number.
+            checkpoints: where the state of each batch is saved, so that a killed search goes on inside the batch.
+        """
         found: list[Triggers] = []
         for first in range(0, len(targets), self.micro_batch):
             real = list(targets[first : first + self.micro_batch])
             padded = real + [real[-1]] * (self.micro_batch - len(real))
-            images = torch.stack([target.image for target in padded])
-            starts = torch.stack([target.start for target in padded]).float()
-            kept = self.attack(pipe, images, starts, generators(target.seed for target in padded)).cpu()
-            found += [Triggers(self.budgets, kept[:, i], self.cost()) for i in range(len(real))]
+            batch = Batch(
+                torch.stack([target.image for target in padded]),
+                torch.stack([target.start for target in padded]).float(),
+                tuple(generators(target.seed for target in padded)),
+                tuple(target.text for target in padded),
+            )
+            checkpoint = self._checkpoint(pipe, batch, [target.seed for target in padded], checkpoints)
+            embeddings, texts = self.search(pipe, batch, checkpoint)
+            for i in range(len(real)):
+                said = tuple(row[i] for row in texts) if texts is not None else None
+                found.append(Triggers(self.budgets, embeddings[:, i].float().cpu(), self.cost(), said))
         return found
 
-    @abstractmethod
-    def attack(
-        self, pipe: DiffusionPipeline, images: Tensor, starts: Tensor, sources: Sequence[torch.Generator]
-    ) -> Tensor:
-        """One batch: (B, 3, H, W) images and (B, L, D) starts to (len(budgets), B, L, D) embeddings."""
+    def _checkpoint(
+        self, pipe: DiffusionPipeline, batch: Batch, seeds: Sequence[int], checkpoints: Checkpoints | None
+    ) -> Checkpoint:
+        """The batch's own checkpoint: another model, target or setting never finds it."""
+        if checkpoints is None:
+            return Unsaved()
+        return checkpoints.open(digest(pipe, self.settings() | {"seeds": list(seeds)}, batch))
 
     @abstractmethod
+    def search(self, pipe: DiffusionPipeline, batch: Batch, checkpoint: Checkpoint) -> Found:
+        """Attack one batch, going on from the checkpoint if it holds a state."""
+
     def cost(self) -> tuple[int, ...]:
         """Sample gradients spent on one target up to each budget."""
+        return tuple(math.ceil(budget * self.cost_per_step()) for budget in self.budgets)
+
+    def cost_per_step(self) -> float:
+        """Sample gradients of one step on one target."""
+        return self.draws

@@ -54,6 +54,7 @@ class StartingPoints:
     """
 
     def __init__(self, pipe: DiffusionPipeline, other_captions: Sequence[str] = OTHER_CAPTIONS) -> None:
+        self._captions = tuple(other_captions)
         self._others = encode_prompts(pipe, list(other_captions), guidance=False).prompt_embeds.float().cpu()
         self._mean, self._deviation = self._others.mean(), self._others.std()
 
@@ -68,7 +69,17 @@ class StartingPoints:
         """
         if name == "prompt":
             return own.float().cpu()
-        generator = torch.Generator().manual_seed(seed)
         if name == "other":
-            return self._others[int(torch.randint(len(self._others), (), generator=generator))]
+            return self._others[self._other(seed)]
+        generator = torch.Generator().manual_seed(seed)
         return self._mean + self._deviation * torch.randn(own.shape, generator=generator)
+
+    def text(self, name: Start, *, own: str, seed: int) -> str | None:
+        """The caption that :meth:`start` encodes, where attacks on text begin; None (random words) for "gaussian"."""
+        if name == "gaussian":
+            return None
+        return own if name == "prompt" else self._captions[self._other(seed)]
+
+    def _other(self, seed: int) -> int:
+        """Which unrelated caption a target gets."""
+        return int(torch.randint(len(self._captions), (), generator=torch.Generator().manual_seed(seed)))

@@ -1,0 +1,140 @@
+"""Hard tokens: a prompt of real tokens, found by projected gradient descent in the vocabulary.
+
+PEZ (Wen et al., "Hard Prompts Made Easy", NeurIPS 2023, algorithm 1): vectors are kept free; at each step they are
+projected to the nearest token vectors, the gradient is taken *there*, and it moves the free vectors. Their objective
+is a CLIP similarity, ours the diffusion loss of the target image, as UnlearnDiffAtk and P4D have it for concepts.
+AdamW at rate 0.1 with weight decay 0.1, as published; nearest by Euclidean distance between normalised vectors.
+
+Where we differ: only tokens that survive being typed (:func:`memorization.attack.text_space.typeable`), so that the
+text found *is* the attack; the best prompt seen so far is kept, judged by its loss on draws fixed for the image, since
+projected prompts jump; the number of tokens is at most what the encoder holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffkit.errors import InputError
+from memorization.attack.base import FORWARD, Batch
+from memorization.attack.checkpoint import State
+from memorization.attack.gradient import GradientAttack, Space
+from memorization.attack.objective import Draws, Objective
+from memorization.attack.text_space import TextSpace
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def nearest(vectors: Tensor, table: Tensor) -> Tensor:
+    """(B, k) rows of a (V, D) table that have the largest cosine with (B, k, D) vectors."""
+    return (F.normalize(vectors, dim=-1) @ F.normalize(table, dim=-1).T).argmax(-1)
+
+
+class ProjectedVectors(Space):
+    """Free vectors that speak as the nearest words.
+
+    Args:
+        text: the encoder.
+        ids: (B, k) tokens to begin at.
+        loss: of the target images; ``judges`` are the draws by which prompts are compared.
+    """
+
+    def __init__(self, text: TextSpace, ids: Tensor, loss: Objective, judges: Draws) -> None:
+        self._text, self._loss, self._judges = text, loss, judges
+        self.parameters = [text.table[ids].clone().requires_grad_(True)]
+        self._words = text.table[text.words]
+        self._seen = torch.full_like(ids, -1)
+        self._best = ids.clone()
+        self._least = torch.full((len(ids),), torch.inf, device=ids.device)
+        self.history: list[Tensor] = []
+
+    def projected(self) -> Tensor:
+        """(B, k) ids of the words nearest to the vectors."""
+        return self._text.words[nearest(self.parameters[0].detach(), self._words)]
+
+    def embed(self) -> Tensor:
+        """(B, L, D) of the nearest words; the gradient passes through to the vectors unchanged."""
+        vectors = self.parameters[0]
+        words = self._text.table[self.projected()]
+        return self._text.encode_vectors(vectors + (words - vectors).detach())
+
+    @torch.no_grad()
+    def note(self) -> None:
+        """Judge the present words if they are new, and remember the best."""
+        ids = self.projected()
+        if torch.equal(ids, self._seen):
+            return
+        self._seen = ids
+        losses = self._loss.loss(self._text.encode_ids(ids)[:, None], self._judges)[:, 0]
+        better = losses < self._least
+        self._least = torch.where(better, losses, self._least)
+        self._best = torch.where(better[:, None], ids, self._best)
+
+    @torch.no_grad()
+    def kept(self) -> Tensor:
+        """(B, L, D) of the best words so far."""
+        self.history.append(self._best.clone())
+        return self._text.encode_ids(self._best)
+
+    def memory(self) -> State:
+        """The best words, those seen last, and those kept."""
+        state = {"seen": self._seen, "best": self._best, "least": self._least}
+        return state | ({"history": torch.stack(self.history)} if self.history else {})
+
+    def remember(self, state: State) -> None:
+        """The inverse of :meth:`memory`."""
+        device = self._best.device
+        self._seen, self._best, self._least = (state[name].to(device) for name in ("seen", "best", "least"))
+        self.history = list(state["history"].to(device)) if "history" in state else []
+
+
+class HardTokens(GradientAttack):
+    """PEZ with the diffusion loss.
+
+    Args:
+        tokens: of the prompt; an encoder with fewer places is filled completely.
+
+    Raises:
+        InputError: fewer than 1 token.
+    """
+
+    name = "hard-tokens"
+    rung = 2
+    weight_decay = 0.1
+
+    def __init__(
+        self,
+        *,
+        budgets: Sequence[int] = (0, 1, 10, 25, 50),
+        micro_batch: int = 8,
+        rows: int = 64,
+        draws: int = 8,
+        learning_rate: float = 0.1,
+        tokens: int = 16,
+    ) -> None:
+        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
+        if tokens < 1:
+            raise InputError(f"Expected at least 1 token, got {tokens}.")
+        self.tokens = tokens
+
+    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+        """The vectors of the first words, projected to typeable ones."""
+        self._text = TextSpace(pipe)
+        with torch.no_grad():
+            ids = self._text.begin(batch.texts, batch.sources, min(self.tokens, self._text.slots))
+            judges = loss.draw(batch.sources, 2 * self.draws, stratified=True)
+        return ProjectedVectors(self._text, ids, loss, judges)
+
+    def texts(self, space: Space) -> list[list[str]]:
+        """The best prompts at each budget."""
+        assert isinstance(space, ProjectedVectors)  # made by `space` above
+        return [[self._text.text(row) for row in ids] for ids in space.history]
+
+    def cost_per_step(self) -> float:
+        """A gradient for each draw, and at most twice as many draws without gradient to judge by."""
+        return self.draws * (1 + 2 * FORWARD)

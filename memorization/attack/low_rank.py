@@ -1,0 +1,77 @@
+"""DoRI with few numbers: the embedding moves by a matrix of low rank, ``y = y0 + U V^T``.
+
+``U`` is (tokens, r) and ``V`` (dimensions, r), as in LoRA (Hu et al. 2022), there for weights. At rank 1 and 77 x 768
+that is 845 free numbers instead of 59,136: too few to carry an image, which a free embedding may do. Not from the DoRI
+paper. ``U`` begins as standard normal noise of its own generator, ``V`` as zero: the search begins at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+from memorization.attack.base import Batch
+from memorization.attack.gradient import GradientAttack, Space
+from memorization.attack.objective import Objective
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class LowRankEmbedding(Space):
+    """The start plus a matrix of low rank.
+
+    Args:
+        starts: (B, L, D).
+        sources: one CPU generator an image, for the beginning of ``U``.
+        rank: of the displacement.
+    """
+
+    def __init__(self, starts: Tensor, sources: Sequence[torch.Generator], rank: int) -> None:
+        self._starts = starts.detach().float()
+        tokens, width = starts.shape[1:]
+        left = torch.stack([torch.randn(tokens, rank, generator=source) for source in sources]).to(starts.device)
+        right = torch.zeros(len(starts), width, rank, device=starts.device)
+        self.parameters = [left.requires_grad_(True), right.requires_grad_(True)]
+
+    def embed(self) -> Tensor:
+        """(B, L, D): start plus ``U V^T``."""
+        left, right = self.parameters
+        return self._starts + left @ right.transpose(1, 2)
+
+
+class LowRank(GradientAttack):
+    """DoRI with a displacement of low rank.
+
+    Args:
+        rank: of the displacement, at most the number of tokens.
+
+    Raises:
+        InputError: a rank below 1.
+    """
+
+    name = "low-rank"
+    rung = 6
+
+    def __init__(
+        self,
+        *,
+        budgets: Sequence[int] = (0, 1, 10, 25, 50),
+        micro_batch: int = 8,
+        rows: int = 64,
+        draws: int = 8,
+        learning_rate: float = 0.1,
+        rank: int = 1,
+    ) -> None:
+        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
+        if rank < 1:
+            raise InputError(f"Expected a rank of at least 1, got {rank}.")
+        self.rank = rank
+
+    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+        """No displacement yet."""
+        return LowRankEmbedding(batch.starts.to(pipe.device), batch.sources, self.rank)

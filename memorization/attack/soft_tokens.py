@@ -1,0 +1,95 @@
+"""Soft tokens: k free word vectors before the text encoder, which then speaks as it always does.
+
+Textual inversion (Gal et al., "An Image is Worth One Word", ICLR 2023, section 4.2) with one image and one prompt that
+is nothing but the k vectors; the attack on concept erasure of Pham et al. ("Circumventing Concept Erasure", ICLR 2024)
+is the case k = 1. Weaker than a free encoder output: k x 768 numbers, and whatever they are, the encoder mixes them.
+It needs a user who may load an embedding file, no access inside the pipeline.
+
+Where we differ: no template sentence around the vectors; many images at once; the budgets and rate of DoRI, scaled to
+word vectors (``learning_rate`` 0.01: a word vector's elements deviate by about 0.01 to 0.03 in CLIP, a twentieth of
+the encoder output's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from memorization.attack.base import Batch
+from memorization.attack.gradient import GradientAttack, Space
+from memorization.attack.objective import Objective
+from memorization.attack.text_space import TextSpace
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class WordVectors(Space):
+    """k vectors in place of words.
+
+    Args:
+        text: the encoder.
+        ids: (B, k) tokens whose vectors the search begins at.
+    """
+
+    def __init__(self, text: TextSpace, ids: Tensor) -> None:
+        self._text = text
+        self.parameters = [text.table[ids].clone().requires_grad_(True)]
+
+    def embed(self) -> Tensor:
+        """(B, L, D): what the text encoder makes of the vectors."""
+        return self._text.encode_vectors(self.parameters[0])
+
+
+class SoftTokens(GradientAttack):
+    """Optimise ``tokens`` word vectors; an encoder with fewer places is filled completely.
+
+    The search begins at the first words of the target's text, or at random words.
+    """
+
+    tokens: ClassVar[int]
+
+    def __init__(
+        self,
+        *,
+        budgets: Sequence[int] = (0, 1, 10, 25, 50),
+        micro_batch: int = 8,
+        rows: int = 64,
+        draws: int = 8,
+        learning_rate: float = 0.01,
+    ) -> None:
+        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
+
+    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+        """The vectors of the first words."""
+        text = TextSpace(pipe)
+        with torch.no_grad():
+            ids = text.begin(batch.texts, batch.sources, min(self.tokens, text.slots))
+        return WordVectors(text, ids)
+
+
+class SoftTokens1(SoftTokens):
+    """One soft token."""
+
+    name = "soft-tokens-1"
+    rung = 3
+    tokens = 1
+
+
+class SoftTokens4(SoftTokens):
+    """Four soft tokens."""
+
+    name = "soft-tokens-4"
+    rung = 4
+    tokens = 4
+
+
+class SoftTokens16(SoftTokens):
+    """Sixteen soft tokens."""
+
+    name = "soft-tokens-16"
+    rung = 5
+    tokens = 16
