@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,9 +15,10 @@ from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
+from memorization.copies.clusters import clusters, reference_similarity
 from memorization.effort import counted, effort
 from memorization.generate import round_trip
-from memorization.items import AuditItem, Gathered, data_digest, load_references
+from memorization.items import AuditItem, Gathered, data_digest, load_references, with_companions
 from memorization.measure import Measurement, Measurer
 from memorization.page import write_page
 from memorization.settings import AuditSettings
@@ -26,7 +27,8 @@ from memorization.summary import summarise
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-SUMMARY_SCHEMA = 1
+SUMMARY_SCHEMA = 2
+RECORD_SCHEMA = 2  # of the items in the journal; part of the configuration, so that an older folder is refused
 CALIBRATION_IMAGES = 64  # their pairs are thousands; more would only cost time
 
 
@@ -38,6 +40,22 @@ class AuditResult:
     summary: dict[str, Any]
 
 
+class Reference(NamedTuple):
+    """A model that cannot have seen the suspects: what the user called it, its weights' checksum, how to load it."""
+
+    model: str
+    load: Callable[[], DiffusionPipeline]
+    model_sha256: str | None = None
+
+
+class Applied(NamedTuple):
+    """The mitigation that the pipeline carries: its method and the checksum of its folder; for the record only."""
+
+    method: str
+    sha256: str
+    folder: str
+
+
 def audit(
     pipe: DiffusionPipeline,
     gathered: Gathered,
@@ -46,6 +64,8 @@ def audit(
     model: str,
     settings: AuditSettings,
     model_sha256: str | None = None,
+    mitigation: Applied | None = None,
+    reference: Reference | None = None,
     save_triggers: bool = False,
 ) -> AuditResult:
     """Run an audit, or go on with the one in ``out``.
@@ -53,46 +73,66 @@ def audit(
     The safety checker is taken off the pipeline: a blackened image would read as "not replicated".
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        pipe: a pipeline of the Stable Diffusion 1/2 family, its mitigation applied.
         gathered: suspects and controls.
-        out: the run's folder.
+        out: the run's folder. Until an item is finished, ``checkpoints`` in it holds unfinished triggers.
         model: what the user called the model.
         settings: everything that changes results.
         model_sha256: checksum of the weights, if known.
+        mitigation: what was applied to the pipeline.
+        reference: attacked at the same suspects with the same starts and seeds; what it draws too proves nothing.
         save_triggers: keep the embeddings found. They bring training images back: treat the files as sensitive.
 
     Raises:
         InputError: another audit is in the folder, or another process is writing to it.
     """
+    items = with_companions(gathered.items, edits=settings.edits, reference=reference is not None)
     config = {
+        "records": RECORD_SCHEMA,
         "model": model,
         "model_sha256": model_sha256,
+        "mitigation": {"method": mitigation.method, "sha256": mitigation.sha256} if mitigation else None,
+        "reference": {"model": reference.model, "sha256": reference.model_sha256} if reference else None,
         "data_sha256": data_digest(gathered.items),
-        "items": len(gathered.items),
+        "items": len(items),
         "save_triggers": save_triggers,
         "settings": settings.to_json(),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
+    provenance |= {"mitigation_folder": mitigation.folder} if mitigation else {}
     with Run.open(out, config=config, kind="audit", provenance=provenance) as run:
-        pipe.set_progress_bar_config(disable=True)
-        pipe.safety_checker = None
+        _prepare(pipe)
         copies = load_copy_detector(settings.copies)
         size = image_size(pipe)
         point = operating_point(pipe, gathered.items, copies, settings, size)
-        measurer = Measurer(pipe, settings, copies, size)
-        _measure_all(run, measurer, gathered.items, settings, save_triggers=save_triggers)
-        records = {item.key: run.done[item.key] for item in gathered.items}
-        summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
-        summary |= summarise(
+        labels = near_duplicates(gathered.items, copies, size, point["threshold"])
+        own = [item for item in items if item.role != "reference"]
+        _measure_all(run, pipe, own, settings, copies, save_triggers=save_triggers)
+        there = [item for item in items if item.role == "reference"]
+        if reference is not None and any(item.key not in run.done for item in there):
+            other = reference.load()
+            _prepare(other)
+            _measure_all(run, other, there, settings, copies, save_triggers=False)
+        records = {item.key: run.done[item.key] for item in items}
+        summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA}
+        summary |= {name: config[name] for name in ("model", "model_sha256", "mitigation", "reference")}
+        found = summarise(
             records,
             settings,
             operating_point=point,
+            labels=labels,
             suspect_errors=gathered.suspect_errors,
             control_errors=gathered.control_errors,
         )
+        summary |= {"reference_model": summary.pop("reference"), **found}
         summary = json.loads(run.write_json("summary.json", summary).read_text())  # as a later reader will have it
         write_page(run, records, summary)
     return AuditResult(Path(out), summary)
+
+
+def _prepare(pipe: DiffusionPipeline) -> None:
+    pipe.set_progress_bar_config(disable=True)
+    pipe.safety_checker = None
 
 
 def image_size(pipe: DiffusionPipeline) -> tuple[int, int]:
@@ -127,8 +167,27 @@ def operating_point(
     }
 
 
+def near_duplicates(
+    items: Sequence[AuditItem], copies: CopyDetector, size: tuple[int, int], threshold: float
+) -> dict[str, int]:
+    """Cluster of every suspect and control by key; suspects join suspects, controls join controls."""
+    found: dict[str, int] = {}
+    for role in ("suspect", "control"):
+        group = [item for item in items if item.role == role]
+        alike = reference_similarity(copies, [load_references(item, size).images for item in group])
+        labels = clusters(alike, threshold)
+        found |= {item.key: label for item, label in zip(group, labels, strict=True)}
+    return found
+
+
 def _measure_all(
-    run: Run, measurer: Measurer, items: Sequence[AuditItem], settings: AuditSettings, *, save_triggers: bool
+    run: Run,
+    pipe: DiffusionPipeline,
+    items: Sequence[AuditItem],
+    settings: AuditSettings,
+    copies: CopyDetector,
+    *,
+    save_triggers: bool,
 ) -> None:
     """Measure what is not in the journal yet.
 
@@ -141,13 +200,17 @@ def _measure_all(
     finished = sum(item.key in run.done for item in items)
     if finished:
         say(f"{finished} of {len(items)} items are finished already; going on.")
-    total = sum(effort(group, settings) for group in left)
-    with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(measurer.pipe, bar):
+    if not left:
+        return
+    measurer = Measurer(pipe, settings, copies, image_size(pipe), run.path("checkpoints"))
+    total = sum(effort(group, measurer) for group in left)
+    with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(pipe, bar):
         for group in left:
             for item, measured in zip(group, measurer.measure(group), strict=True):
                 if item.key not in run.done:
                     _keep(run, item, measured, save_triggers=save_triggers)
-            bar.describe(f"auditing, {len(run.done)} of {len(items)} items")
+            measurer.ladder.clear()
+            bar.describe(f"auditing, {sum(item.key in run.done for item in items)} of {len(items)} items")
 
 
 def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bool) -> None:
@@ -161,14 +224,17 @@ def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bo
 
 
 def _save_triggers(run: Run, item: AuditItem, measured: Measurement) -> str:
-    """All starts' embeddings of one item in one safetensors file, keys ``<start>.<budget>``."""
+    """All embeddings of one item in one safetensors file, keys ``<rung>.<start>.<budget>``; texts in its metadata."""
     from safetensors.torch import save
 
-    tensors = {
-        f"{start}.{budget}": embedding.contiguous()
-        for start, triggers in measured.triggers.items()
-        for budget, embedding in zip(triggers.budgets, triggers.embeddings, strict=True)
-    }
+    tensors, texts = {}, {}
+    for rung, variants in measured.triggers.items():
+        for variant, triggers in variants.items():
+            for index, budget in enumerate(triggers.budgets):
+                name = f"{rung}.{variant}.{budget}"
+                tensors[name] = triggers.embeddings[index].contiguous()
+                if triggers.texts is not None:
+                    texts[name] = triggers.texts[index]
     name = f"triggers/{safe_name(item.key.replace(':', '-', 1))}.safetensors"
-    write_bytes_atomically(run.path(name), save(tensors))
+    write_bytes_atomically(run.path(name), save(tensors, metadata=texts))
     return name

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from diffkit.console import say, write_json, write_table
+from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.lab.assets import MODELS as LAB_MODELS
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Revision, Seed
+from memorization.cli_detect import detect
 
 if TYPE_CHECKING:
     from memorization.items import Gathered
     from memorization.settings import AuditSettings
 
 app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
+
+app.command("detect")(detect)
 
 EXIT_FAIL_ON, EXIT_ITEMS = 1, 3
 
@@ -34,6 +37,7 @@ FAILING: dict[FailOn, tuple[str, ...]] = {
 def audit(
     context: typer.Context,
     model: Model = "lab",
+    mitigation: Mitigation = None,
     suspects: Annotated[
         str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
     ] = "lab:planted",
@@ -51,6 +55,24 @@ def audit(
     correction: Annotated[
         Literal["bh", "holm", "none"], typer.Option(help="For many suspects: Benjamini-Hochberg, Holm, or none.")
     ] = "bh",
+    attack: Annotated[
+        str,
+        typer.Option(help="Attacks, comma separated: words, soft-tokens-4, dori, ... The weakest that works is named."),
+    ] = "dori",
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Of the attacks, e.g. 0.01,0.03,0.1; the best counts. Default: each one's own.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Pairs of noise and timestep per attack step.")] = 8,
+    detector: Annotated[
+        str, typer.Option(help="Detectors that score the captions alone, comma separated; or none.")
+    ] = "noise_magnitude",
+    edited_controls: Annotated[
+        str, typer.Option(help="Attack edits of the suspects too: mirror, crop, shuffle, noise, or none.")
+    ] = "none",
+    reference_model: Annotated[
+        str | None, typer.Option(help="A model that cannot have seen the suspects; what it draws too proves nothing.")
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Show which pixels of each template are fixed.")] = False,
     copies: Annotated[str, typer.Option(help="Copy detector.")] = "tiled",
     threshold: Annotated[float | None, typer.Option(help="Its threshold; calibrated by default.")] = None,
     other_captions: Annotated[
@@ -74,18 +96,26 @@ def audit(
 ) -> None:
     """Audit a model for images it has memorized.
 
-    Each suspect is generated from its caption and attacked with text embeddings (DoRI); the same attack runs on the
-    controls, and what counts is what the controls do not show. Needs a folder, --out; the same command resumes there.
+    Each suspect is generated from its caption and attacked, by text embeddings (DoRI) unless --attack names others;
+    the same attack runs on the controls, and what counts is what the controls do not show. Needs a folder, --out; the
+    same command resumes there. To see several audits side by side: diffkit audit compare.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
     """
     if context.invoked_subcommand is not None:
         return
+    from memorization.cli_show import show, show_plan
     from memorization.items import gather
     from memorization.settings import AuditSettings
 
     settings = AuditSettings(
         budgets=_numbers(budgets),
-        starts=tuple(part.strip() for part in starts.split(",") if part.strip()),
+        starts=_names(starts),
+        attacks=_names(attack),
+        learning_rates=_rates(learning_rates),
+        draws=draws,
+        detectors=() if detector == "none" else _names(detector),
+        edits=() if edited_controls == "none" else _names(edited_controls),  # type: ignore[arg-type]  # checked there
+        masks=masks,
         generations=generations,
         attack_generations=attack_generations,
         num_inference_steps=steps,
@@ -102,38 +132,61 @@ def audit(
     source = None if controls == "none" else controls
     gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        _show_plan(gathered, settings, format)
+        show_plan(gathered, settings, format, reference=reference_model is not None)
         return
     if out is None:
         raise InputError("An audit needs a folder for its results: add --out runs/audit.")
     for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")
-    summary = _run(gathered, settings, model, revision, dtype, device, out, save_triggers)
-    _show(summary, out, format)
+    place = Place(model, revision, dtype, device, mitigation, reference_model)
+    summary = _run(gathered, settings, place, out, save_triggers)
+    show(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
 
-def _run(
-    gathered: Gathered,
-    settings: AuditSettings,
-    model: str,
-    revision: str | None,
-    dtype: str,
-    device: str,
-    out: Path,
-    save_triggers: bool,
-) -> dict[str, Any]:
-    from diffkit.lab.assets import model_path
-    from diffkit.loading import load_pipeline
-    from diffkit.runs import sha256_folder
+class Place(NamedTuple):
+    """Which models, and where they run."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    device: str
+    mitigation: Path | None
+    reference_model: str | None
+
+
+def _run(gathered: Gathered, settings: AuditSettings, place: Place, out: Path, save_triggers: bool) -> dict[str, Any]:
+    from diffkit.loading import load_pipeline, model_checksum
+    from memorization.audit import Applied, Reference
     from memorization.audit import audit as run_audit
 
-    folder = model_path(model) if model in LAB_MODELS else Path(model)
-    checksum = sha256_folder(folder) if folder.is_dir() else None
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
-    name = model if revision is None else f"{model}@{revision}"
+    applied = reference = None
+    if place.mitigation is not None:
+        from diffkit.mitigation import read_card
+
+        card = read_card(place.mitigation)
+        applied = Applied(str(card["method"]), str(card["weights_sha256"]), str(place.mitigation))
+    if place.reference_model is not None:
+        other = place.reference_model
+        checksum = model_checksum(other)
+
+        def load() -> Any:
+            return load_pipeline(other, dtype=place.dtype, device=place.device)
+
+        reference = Reference(other, load, checksum)
+    pipe = load_pipeline(
+        place.model, revision=place.revision, dtype=place.dtype, device=place.device, mitigation=place.mitigation
+    )
     result = run_audit(
-        pipe, gathered, out=out, model=name, settings=settings, model_sha256=checksum, save_triggers=save_triggers
+        pipe,
+        gathered,
+        out=out,
+        model=place.model if place.revision is None else f"{place.model}@{place.revision}",
+        settings=settings,
+        model_sha256=model_checksum(place.model),
+        mitigation=applied,
+        reference=reference,
+        save_triggers=save_triggers,
     )
     return result.summary
 
@@ -145,6 +198,17 @@ def exit_code(summary: dict[str, Any], fail_on: FailOn) -> int:
     if any(summary["verdicts"][verdict] for verdict in FAILING[fail_on]):
         return EXIT_FAIL_ON
     return EXIT_ITEMS if items_in_error(summary) else 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _rates(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"Expected learning rates such as 0.01,0.03,0.1, got {text!r}.") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -168,49 +232,3 @@ def _other_captions(path: Path | None, model: str) -> tuple[str, ...] | None:
     from diffkit.lab.world import training_scenes
 
     return tuple(scene.caption for scene in training_scenes(8, seed=2024))
-
-
-def _show_plan(gathered: Gathered, settings: AuditSettings, format: str) -> None:
-    items = gathered.items
-    with_image = sum(bool(item.suspect.images) for item in items)
-    triggers = with_image * len(settings.starts) * len(settings.budgets)
-    plan = {
-        "suspects": sum(item.role == "suspect" for item in items),
-        "controls": sum(item.role == "control" for item in items),
-        "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
-        "items without an image": len(items) - with_image,
-        "images from captions": len(items) * settings.generations,
-        "images from triggers": triggers * settings.attack_generations,
-        "sample gradients": with_image * len(settings.starts) * settings.budgets[-1] * settings.draws,
-    }
-    if format == "json":
-        write_json(plan)
-    else:
-        write_table(["would be done", "count"], list(plan.items()))
-
-
-def _show(summary: dict[str, Any], out: Path, format: str) -> None:
-    if format == "json":
-        write_json(summary)
-        return
-    rows = [
-        [verdict, count, _interval(summary["rates"][verdict])]
-        for verdict, count in summary["verdicts"].items()
-        if count
-    ]
-    budget = summary["budget"]
-    title = f"{summary['suspects']} suspects" + (f", attack judged at budget {budget}" if budget else "")
-    write_table(["verdict", "suspects", "share (95 % interval)"], rows, title=title)
-    controls = summary["controls"]
-    if controls["failure"]:
-        say(f"Controls: {controls['failure']}.")
-    else:
-        say(f"Controls flagged: {controls['flagged']['count']} of {controls['flagged']['n']}.")
-    say(f"Report: {out / 'report.html'}")
-
-
-def _interval(rate: dict[str, Any]) -> str:
-    if rate["share"] is None:
-        return "–"
-    low, high = rate["interval"]
-    return f"{rate['share']:.0%} ({low:.0%} to {high:.0%})"

@@ -10,24 +10,36 @@ import torch
 from torch import Tensor
 
 from diffkit.console import Bar
+from memorization.detect import listens
 from memorization.items import AuditItem
-from memorization.settings import AuditSettings
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from memorization.measure import Measurer
+
 BACKWARD = 3  # a row with its gradient costs about as much as three without
 
 
-def effort(items: Sequence[AuditItem], settings: AuditSettings) -> int:
-    """Rows through the denoiser for one group of items; a row with a gradient counts as three."""
+def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
+    """Rows through the denoiser for one group of items; a row with a gradient counts as three.
+
+    Exact for the attacks and detectors that only ask the denoiser as often as their cost says.
+    """
+    settings, ladder = measurer.settings, measurer.ladder
     guided = 2 if settings.guidance_scale > 1 else 1
     each = settings.num_inference_steps * guided
     targets = sum(bool(item.suspect.images) for item in items) * len(settings.starts)
     captions = _filled(len(items) * settings.generations, settings.micro_batch) * each
     triggers = _filled(targets * len(settings.budgets) * settings.attack_generations, settings.micro_batch) * each
-    attacked = _filled(targets, settings.items_at_once * len(settings.starts))
-    return captions + triggers + attacked * settings.draws * settings.budgets[-1] * BACKWARD
+    slots = settings.items_at_once * len(settings.starts)
+    attacked = 0
+    for attack in (attack for variants in ladder.rungs.values() for attack in variants.values()):
+        attacked += triggers + _filled(targets, slots) * attack.cost()[-1] * BACKWARD
+        attacked += -(-targets // slots) * (ladder.checkpoints is not None)  # the question that names a search
+    silent = [one for one in measurer.detectors.values() if not listens(one)]
+    detected = sum(one.cost(measurer.sampling) for one in silent) * len(items) * settings.generations
+    return captions + attacked + round(detected)
 
 
 def _filled(rows: int, batch: int) -> int:

@@ -1,33 +1,52 @@
-"""What an audit is about: suspects and controls by key, and their reference images."""
+"""What an audit is about: suspects, controls, edited suspects and the reference's part, by key, with their images."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from diffkit.errors import InputError
 from diffkit.prompts import RowError, Suspect, read_suspects
+from memorization.settings import EditName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Role = Literal["suspect", "control"]
+Role = Literal["suspect", "control", "edit", "reference"]
 
 
 @dataclass(frozen=True)
 class AuditItem:
-    """One suspect or control."""
+    """One thing that is measured.
+
+    Attributes:
+        role: a "suspect"; a "control"; an "edit" of a suspect, attacked as it is; the suspect on the "reference"
+            model, with the suspect's own seeds.
+        suspect: caption and images.
+        edit: what was done to the images, of an "edit".
+    """
 
     role: Role
     suspect: Suspect
+    edit: EditName | None = None
 
     @property
     def key(self) -> str:
-        """Identifies the item in the run: ``suspect:cat``."""
-        return f"{self.role}:{self.suspect.id}"
+        """Identifies the item in the run: ``suspect:cat``, ``control:dog``, ``mirror:cat``, ``reference:cat``."""
+        return f"{self.edit or self.role}:{self.suspect.id}"
+
+    @property
+    def seed_key(self) -> str:
+        """What decides its seeds: the reference model starts from the very noise the audited model started from."""
+        return f"suspect:{self.suspect.id}" if self.role == "reference" else self.key
+
+    @property
+    def of(self) -> str | None:
+        """Key of the suspect it was made from."""
+        return f"suspect:{self.suspect.id}" if self.role in ("edit", "reference") else None
 
 
 class Gathered(NamedTuple):
@@ -67,6 +86,18 @@ def gather(
     return Gathered(items, suspect_errors, control_errors)
 
 
+def with_companions(
+    items: Sequence[AuditItem], *, edits: Sequence[EditName] = (), reference: bool = False
+) -> list[AuditItem]:
+    """The items, then edits of the suspects, family by family, then the suspects on the reference model.
+
+    A suspect without an image has nothing to edit, and a reference needs one to compare with.
+    """
+    suspects = [item for item in items if item.role == "suspect" and item.suspect.images]
+    edited = [replace(item, role="edit", edit=name) for name in edits for item in suspects]
+    return [*items, *edited, *([replace(item, role="reference") for item in suspects] if reference else [])]
+
+
 class References(NamedTuple):
     """(R, 3, H, W) reference images of one item, or None and the reason."""
 
@@ -79,13 +110,19 @@ def load_references(item: AuditItem, size: tuple[int, int]) -> References:
     import torch
 
     from diffkit.images import load_image
+    from memorization.edits import edit
+    from memorization.generate import item_seed
 
     if not item.suspect.images:
         return References(None, "no image to compare with")
     try:
-        return References(torch.stack([load_image(path, size) for path in item.suspect.images]), None)
+        images = torch.stack([load_image(path, size) for path in item.suspect.images])
     except (InputError, OSError) as error:
         return References(None, str(error))
+    if item.edit is None:
+        return References(images, None)
+    seed = item_seed(0, item.key, "edit")  # the run's seed has no part in it: an edit is an image of its own
+    return References(torch.stack([edit(item.edit, images[0], seed)]), None)
 
 
 def data_digest(items: Sequence[AuditItem]) -> str:

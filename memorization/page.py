@@ -23,7 +23,8 @@ from diffkit.report import (
 from diffkit.report.html import CellLike
 from diffkit.report.plots import budget_curves, histogram
 from diffkit.runs import Run
-from memorization.summary import scores
+from memorization.page_controls import edit_blocks, reference_blocks, rung_table, work_blocks
+from memorization.scoring import detector_values, of_role, scores
 
 Record = Mapping[str, Any]
 TONES: dict[str, Tone] = {
@@ -37,7 +38,8 @@ MEANING = {
     "replicated": "The caption alone gives the image: the median similarity over the seeds reaches the threshold.",
     "retained": "The caption does not, but an attack at the pre-set budget does, and the controls do not.",
     "not shown": "Neither did, at this budget. A stronger attack may still bring the image back.",
-    "inconclusive": "The controls are too few, come back, or do not set this suspect apart; or no copy could be seen.",
+    "inconclusive": "The controls are too few, come back, or do not set this suspect apart; the reference model "
+    "draws it too; or no copy could be seen.",
     "could not be scored": "No image to compare with, or its scoring failed; counted in every total.",
 }
 
@@ -53,6 +55,9 @@ def write_page(run: Run, records: Mapping[str, Record], summary: Mapping[str, An
     sections: list[Section | Block] = [
         Section("Suspects", (_suspect_table(run.folder, records, summary),)),
         Section("Suspects against controls", _comparison(records, summary)),
+        Section("Work until an image is back", work_blocks(summary)),
+        *([Section("Edited suspects", edit_blocks(records, summary))] if summary["edits"] else []),
+        *([Section("Reference model", reference_blocks(summary))] if summary["reference"] else []),
         Section("Controls", (_control_table(run.folder, records, summary),), folded=True),
         Section("Copy detector", (_operating_point(summary["operating_point"]),)),
         Section("What could not be scored", (_unscored(records, summary),)),
@@ -68,6 +73,11 @@ def _stats(summary: Mapping[str, Any]) -> list[Stat]:
         Stat(verdict, f"{count} of {summary['suspects']}", _interval(summary["rates"][verdict]), TONES[verdict])
         for verdict, count in summary["verdicts"].items()
     ]
+    clusters = summary["clusters"]
+    if clusters["n"] < summary["suspects"]:
+        known = sum(clusters["verdicts"][verdict] for verdict in ("replicated", "retained"))
+        detail = f"{known} of them replicated or retained; near-duplicates have one vote"
+        stats.append(Stat("different images", str(clusters["n"]), detail))
     controls = summary["controls"]
     flagged = controls["flagged"]
     tone: Tone = "warn" if controls["failure"] or flagged["count"] else "good"
@@ -83,26 +93,31 @@ def _interval(rate: Mapping[str, Any]) -> str:
 
 
 def _suspect_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
-    detector = summary["settings"]["detector"]
+    names = summary["settings"]["detectors"]
     rows: list[list[CellLike]] = []
     for finding in summary["findings"]:
         record = records[finding["key"]]
         seeds = f"{finding['seeds_at_threshold']} of {finding['seeds']} seeds" if finding["seeds"] else ""
         p = None if finding["p"] is None else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.3f}")
-        noise = record[detector]
+        highest = max((one["similarity_max"] or -1 for one in finding["rungs"].values()), default=-1)
+        budget = f"at {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
         rows.append(
             [
                 Cell(finding["verdict"], TONES[finding["verdict"]], finding["reason"]),
                 Cell(record["id"], detail=record["prompt"]),
                 _pictures(folder, record, summary),
                 Cell(_figure(finding["caption"]), detail=seeds),
-                _figure(finding["similarity"]),
+                Cell(_figure(finding["similarity"]), detail=budget),
+                finding["rung"],
                 p,
-                None if noise is None else f"{sum(noise) / len(noise):.2f}",
+                *(_figure(record["detectors"][name]["value"]) for name in names),
             ]
         )
-    headers = ["verdict", "suspect", "original, by caption, by attack", "by caption", "by attack", "p", detector]
-    return Table(headers, rows, "Similarities are medians over seeds; the pictures are the most similar ones.")
+    headers = ["verdict", "suspect", "original, by caption, by attack", "by caption", "by attack", "weakest rung", "p"]
+    shown = "Similarities are medians over seeds; the pictures are the most similar ones."
+    if any("mask" in record["pictures"] for record in records.values()):
+        shown += " A mask is bright where the caption fixes the pixels of a template (curvature difference)."
+    return Table([*headers, *(name.replace("_", " ") for name in names)], rows, shown)
 
 
 def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
@@ -110,7 +125,7 @@ def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping
     rows: list[list[CellLike]] = []
     for key, record in records.items():
         if record["role"] == "control":
-            measured = scores(key, record, settings["budgets"])
+            measured = scores(key, record, settings["budgets"], summary["rung"])
             curve = measured.curve or {}
             tone: Tone = "bad" if key in controls["flagged_keys"] else "plain"
             rows.append(
@@ -126,12 +141,13 @@ def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping
 
 
 def _pictures(folder: Path, record: Record, summary: Mapping[str, Any]) -> list[Picture]:
-    budget = str(summary["budget"] or max(summary["settings"]["budgets"]))
-    best = record["best"].get(budget, {})
+    budget, rung = str(summary["budget"] or max(summary["settings"]["budgets"])), summary["rung"]
+    best = record["best"].get(rung, {}).get(budget, {})
     labels = {
         "original": "original",
         "caption": f"caption {_figure(max(record['caption'], default=None) if record['caption'] else None)}",
-        f"attack-{budget}": f"attack {_figure(best.get('similarity'))}",
+        f"{rung}-{budget}": f"attack {_figure(best.get('similarity'))}",
+        "mask": "mask",
     }
     return [
         Picture.of(folder / record["pictures"][name], f"{record['id']}: {name}", label)
@@ -145,37 +161,42 @@ def _figure(value: float | None) -> str:
 
 
 def _comparison(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tuple[Block, ...]:
-    settings, controls = summary["settings"], summary["controls"]
-    budgets, threshold = settings["budgets"], summary["operating_point"]["threshold"]
-    curves: dict[str, list[list[float]]] = {"suspect": [], "control": []}
-    noise: dict[str, list[float]] = {"suspects": [], "controls": []}
-    for key, record in records.items():
-        curve = scores(key, record, budgets).curve
-        if curve is not None:
-            curves[record["role"]].append([curve[budget] for budget in budgets])
-        if record[settings["detector"]]:
-            values = record[settings["detector"]]
-            noise[record["role"] + "s"].append(sum(values) / len(values))
-    figure = budget_curves(budgets, curves["suspect"], curves["control"], threshold=threshold)
-    said = (
-        f"The pre-set budget is {summary['budget']} steps: the largest at which at most {settings['alpha']:.0%} of the "
-    )
-    said += "controls come back." if summary["budget"] else ""
-    if controls["failure"]:
-        said = f"No verdict rests on the attack: {controls['failure']}."
-    said += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
-    blocks: list[Block] = [Paragraph(said), Figure.of("Similarity under the attack", figure), _budget_table(summary)]
-    detector = summary[settings["detector"]]
-    if detector["auc"] is not None:
-        plot = histogram(noise, xlabel=settings["detector"].replace("_", " "))
-        caption = f"Without any image or attack: AUC of suspects against controls {detector['auc']:.2f}."
-        blocks.append(Figure.of("Text-conditional noise magnitude", plot, caption))
+    blocks: list[Block] = []
+    if len(summary["rungs"]) > 1:
+        blocks.append(rung_table(summary))
+    for name, rung in summary["rungs"].items():
+        blocks += _rung(name, rung, records, summary)
+    for name, detector in summary["detectors"].items():
+        if detector["auc"] is not None:
+            values = {f"{role}s": detector_values(of_role(records, role), name) for role in ("suspect", "control")}
+            plot = histogram(values, xlabel=name.replace("_", " "))
+            caption = f"Without any image or attack: AUC of suspects against controls {detector['auc']:.2f}."
+            blocks.append(Figure.of(f"Detector: {name.replace('_', ' ')}", plot, caption))
     return tuple(blocks)
 
 
-def _budget_table(summary: Mapping[str, Any]) -> Table:
-    rows = []
-    for row in summary["attack"]:
+def _rung(name: str, rung: Mapping[str, Any], records: Mapping[str, Record], summary: Mapping[str, Any]) -> list[Block]:
+    """One attack: what its controls allow, the curves, the table."""
+    settings, controls = summary["settings"], rung["controls"]
+    budgets, threshold = settings["budgets"], summary["operating_point"]["threshold"]
+    curves: dict[str, list[list[float]]] = {"suspect": [], "control": []}
+    for role, group in curves.items():
+        for key, record in of_role(records, role).items():
+            curve = scores(key, record, budgets, name).curve
+            if curve is not None:
+                group.append([curve[budget] for budget in budgets])
+    figure = budget_curves(budgets, curves["suspect"], curves["control"], threshold=threshold)
+    said = f"The pre-set budget of {name} is {rung['budget']} steps: the largest at which at most "
+    said += f"{settings['alpha']:.0%} of the controls come back." if rung["budget"] else ""
+    if controls["failure"]:
+        said = f"No verdict rests on {name}: {controls['failure']}."
+    said += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
+    return [Paragraph(said), Figure.of(f"Similarity under the attack {name}", figure), _budget_table(rung)]
+
+
+def _budget_table(rung: Mapping[str, Any]) -> Table:
+    rows: list[list[CellLike]] = []
+    for row in rung["attack"]:
         groups = [row["suspects"], row["controls"]]
         shares = [None if g is None else Cell(f"{g['count']} of {g['n']}", detail=_interval(g)) for g in groups]
         medians = [_figure(row["suspect_median"]), _figure(row["control_median"])]
@@ -199,6 +220,9 @@ def _operating_point(point: Mapping[str, Any]) -> Facts:
 def _unscored(records: Mapping[str, Record], summary: Mapping[str, Any]) -> Block:
     lines = [f"{row['source']}, row {row['row']}: {row['reason']}" for row in summary["unreadable"]]
     lines += [f"{key}: {record['reason']}" for key, record in records.items() if record["reason"]]
+    lines += [f"{key}, mask: {record['mask']}" for key, record in records.items() if record["mask"]]
+    for name, detector in summary["detectors"].items():
+        lines += [f"{name}: {reason}" for reason in detector["reasons"]]
     return Notes(lines, "warn") if lines else Paragraph("Everything was scored.")
 
 
@@ -212,7 +236,7 @@ def _limits(summary: Mapping[str, Any]) -> Sequence[str]:
         "or harder to draw than the suspects, the p-values say less than they seem to.",
         "The pre-set budget is chosen on the same controls that give the p-values.",
         f"The attack starts at: {', '.join(settings['starts'])}; the best start counts, suspects and controls alike."
-        " It moves the text encoder's output, which no user of a hosted model can do.",
+        " DoRI moves the text encoder's output, which no user of a hosted model can do.",
         "Where a suspect has several images, the attack aims at the first and the similarity is to the closest.",
         "The copy detector compares whole pictures; it does not see mirrored or turned copies, and of a template only "
         "what is common to the whole picture.",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from diffkit.errors import InputError
 from memorization.controls import Correction
+
+#: Edited controls, made from the suspects themselves; see memorization/edits.py.
+EditName = Literal["mirror", "crop", "shuffle", "noise"]
 
 
 @dataclass(frozen=True)
@@ -15,13 +19,19 @@ class AuditSettings:
     """Settings of an audit.
 
     Attributes:
+        attacks: registered attacks, the rungs of the ladder; each is judged against the controls on its own.
         budgets: attack steps at which similarity is measured; rising, from 0.
         starts: where the attack begins: "prompt", "other", "gaussian"; the best start counts, for all alike.
         generations: images from each caption; the median similarity over them counts.
         attack_generations: images from each trigger at each budget; the median counts.
         num_inference_steps: of every generation; ``guidance_scale`` likewise.
-        learning_rate: of the attack's Adam; ``draws``: pairs of noise and timestep per image and step.
+        learning_rates: of the attacks that take one; the best counts, for suspects and controls alike; None = each
+            attack's own.
+        draws: pairs of noise and timestep per image and step.
         alpha: level of the pre-set budget and of the corrected p-values.
+        detectors: registered detectors that score the captions alone.
+        edits: families of edited controls, attacked like the suspects and reported apart from the controls.
+        masks: find in each template which pixels the memory fixes, for the report.
         threshold: of the copy detector; None = its own, raised by the calibration where needed.
         items_at_once: suspects or controls in one constant-size batch; results are kept after each batch.
         micro_batch: images generated at once.
@@ -31,19 +41,21 @@ class AuditSettings:
         InputError: a value is out of its range.
     """
 
-    attack: str = "dori"
+    attacks: tuple[str, ...] = ("dori",)
     budgets: tuple[int, ...] = (0, 1, 10, 25, 50)
     starts: tuple[str, ...] = ("other", "gaussian")
     generations: int = 10
     attack_generations: int = 3
     num_inference_steps: int = 20
     guidance_scale: float = 3.0
-    learning_rate: float = 0.1
+    learning_rates: tuple[float, ...] | None = None
     draws: int = 8
     alpha: float = 0.05
     correction: Correction = "bh"
     copies: str = "tiled"
-    detector: str = "noise_magnitude"
+    detectors: tuple[str, ...] = ("noise_magnitude",)
+    edits: tuple[EditName, ...] = ()
+    masks: bool = False
     threshold: float | None = None
     seed: int = 0
     items_at_once: int = 4
@@ -58,6 +70,12 @@ class AuditSettings:
         known = ("prompt", "other", "gaussian")
         if not self.starts or len(set(self.starts)) != len(self.starts) or not set(self.starts) <= set(known):
             raise InputError(f"Expected starts among {', '.join(known)}, each once, got {_text(self.starts)!r}.")
+        _refuse_repeats("attacks", self.attacks, at_least=1)
+        _refuse_repeats("detectors", self.detectors, at_least=0)
+        if len(set(self.edits)) != len(self.edits) or not set(self.edits) <= set(get_args(EditName)):
+            raise InputError(
+                f"Expected edited controls among {', '.join(get_args(EditName))}, each once, got {_text(self.edits)!r}."
+            )
         if not 0 < self.alpha < 1:
             raise InputError(f"Expected alpha between 0 and 1, got {self.alpha}.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
@@ -66,12 +84,19 @@ class AuditSettings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
-        if self.learning_rate <= 0 or self.guidance_scale < 0:
-            raise InputError("Expected a positive learning rate and a guidance scale of at least 0.")
+        rates = (1.0,) if self.learning_rates is None else self.learning_rates
+        _refuse_repeats("learning rates", rates, at_least=1)
+        if not all(0 < rate < math.inf for rate in rates) or not 0 <= self.guidance_scale < math.inf:
+            raise InputError("Expected positive learning rates and a guidance scale of at least 0.")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return asdict(self)
+
+
+def _refuse_repeats(what: str, values: Sequence[object], *, at_least: int) -> None:
+    if len(values) < at_least or len(set(values)) != len(values):
+        raise InputError(f"Expected {what}, each once, got {_text(values)!r}.")
 
 
 def _text(values: Sequence[object]) -> str:

@@ -1,51 +1,18 @@
-"""From the journal to conclusions: aggregate seeds, judge, count. Pure functions of what the journal holds."""
+"""From the journal to conclusions: judge, count, compare with the controls. Pure functions of the journal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffkit.prompts import RowError
-from diffkit.stats import auc
-from memorization.controls import VERDICTS, ControlCheck, Finding, Scores, judge, rate
+from diffkit.stats import auc, tpr_at_fpr
+from memorization.controls import rate
+from memorization.scoring import Record, conclude, detector_values, of_role, scores
 from memorization.settings import AuditSettings
-
-Record = Mapping[str, Any]
-
-
-class Outcome(NamedTuple):
-    """Verdicts on the suspects, and what the controls were found to carry."""
-
-    findings: list[Finding]
-    check: ControlCheck
-
-
-def scores(key: str, record: Record, budgets: Sequence[int]) -> Scores:
-    """Aggregate one journal record: median over seeds, then the best start at each budget."""
-    caption = median(record["caption"]) if record["caption"] is not None else None
-    curve = None
-    if record["attack"] is not None:
-        medians = [[median(row) for row in rows] for rows in record["attack"].values()]
-        curve = dict(zip(budgets, (max(column) for column in zip(*medians, strict=True)), strict=True))
-    ceiling = record["ceiling"][0] if record["ceiling"] else 1.0
-    return Scores(key, caption, curve, record["reason"], ceiling)
-
-
-def conclude(records: Mapping[str, Record], settings: AuditSettings, *, threshold: float) -> Outcome:
-    """Judge every suspect against the controls."""
-    suspects, controls = split(records, settings.budgets)
-    findings, check = judge(
-        suspects, controls, threshold=threshold, alpha=settings.alpha, correction=settings.correction
-    )
-    return Outcome(findings, check)
-
-
-def split(records: Mapping[str, Record], budgets: Sequence[int]) -> tuple[list[Scores], list[Scores]]:
-    """Scores of the suspects and of the controls."""
-    every = [(record["role"], scores(key, record, budgets)) for key, record in records.items()]
-    return [s for role, s in every if role == "suspect"], [s for role, s in every if role == "control"]
+from memorization.tallies import aggregation, by_rung, edited, flagged, on_reference
+from memorization.verdicts import VERDICTS, Finding, Verdict
 
 
 def summarise(
@@ -53,6 +20,7 @@ def summarise(
     settings: AuditSettings,
     *,
     operating_point: Mapping[str, Any],
+    labels: Mapping[str, int] | None = None,
     suspect_errors: Sequence[RowError] = (),
     control_errors: Sequence[RowError] = (),
 ) -> dict[str, Any]:
@@ -62,25 +30,33 @@ def summarise(
         records: journal records by key, in the order of the items.
         settings: the audit's settings.
         operating_point: the copy detector's calibration, with its ``threshold``.
+        labels: cluster of near-duplicates by key of suspects and controls; None = everyone is alone.
         suspect_errors: rows that could not be read; counted as "could not be scored".
         control_errors: the same of the controls; reported.
     """
-    outcome = conclude(records, settings, threshold=operating_point["threshold"])
-    unreadable = len(suspect_errors)
-    total = len(outcome.findings) + unreadable
+    threshold = operating_point["threshold"]
+    outcome = conclude(records, settings, threshold=threshold)
+    rungs = {name: by_rung(name, records, settings, outcome, threshold) for name in outcome.checks}
     counts = {verdict: sum(f.verdict == verdict for f in outcome.findings) for verdict in VERDICTS}
-    counts["could not be scored"] += unreadable
+    counts["could not be scored"] += len(suspect_errors)
+    main = rungs[outcome.strongest]
     return {
-        "suspects": total,
+        "suspects": len(outcome.findings) + len(suspect_errors),
         "verdicts": counts,
-        "rates": {verdict: asdict(rate(count, total)) for verdict, count in counts.items()},
+        "rates": _rates(counts),
+        "clusters": _clusters(outcome.findings, labels or {}, len(suspect_errors)),
         "by_kind": _by_kind(records, outcome.findings),
-        "budget": outcome.check.budget,
-        "controls": _controls(records, settings, outcome.check, operating_point["threshold"]),
-        "attack": _by_budget(records, settings, outcome, operating_point["threshold"]),
-        settings.detector: _detector(records, settings),
+        "rung": outcome.strongest,
+        "budget": main["budget"],
+        "controls": main["controls"] | flagged(records, settings, outcome, threshold),
+        "attack": main["attack"],
+        "rungs": rungs,
+        "aggregation": {how: aggregation(records, settings, outcome, threshold, how) for how in ("median", "maximum")},
+        "edits": {name: edited(name, records, settings, outcome, threshold) for name in settings.edits},
+        "reference": on_reference(records, settings, outcome, threshold),
+        "detectors": {name: _detector(records, name) for name in settings.detectors},
         "operating_point": dict(operating_point),
-        "findings": [_finding(f, records[f.key], operating_point["threshold"]) for f in outcome.findings],
+        "findings": [_finding(f, records[f.key], settings, threshold) for f in outcome.findings],
         "unreadable": [{"of": "suspects", **error._asdict()} for error in suspect_errors]
         + [{"of": "controls", **error._asdict()} for error in control_errors],
         "cost": {
@@ -98,16 +74,49 @@ def items_in_error(summary: Mapping[str, Any]) -> int:
     return int(summary["verdicts"]["could not be scored"] + summary["controls"]["unscored"] + unreadable_controls)
 
 
-def _finding(finding: Finding, record: Record, threshold: float) -> dict[str, Any]:
+def _rates(counts: Mapping[Verdict, int]) -> dict[str, Any]:
+    total = sum(counts.values())
+    return {verdict: asdict(rate(count, total)) for verdict, count in counts.items()}
+
+
+def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable: int) -> dict[str, Any]:
+    """One image, one vote: each cluster of near-duplicate suspects counts once, with its strongest verdict."""
+    order: tuple[Verdict, ...] = ("replicated", "retained", "inconclusive", "not shown", "could not be scored")
+    votes: dict[object, Verdict] = {}
+    for finding in findings:
+        cluster: object = labels.get(finding.key, finding.key)
+        votes[cluster] = min(votes.get(cluster, "could not be scored"), finding.verdict, key=order.index)
+    counts = {verdict: sum(vote == verdict for vote in votes.values()) for verdict in VERDICTS}
+    counts["could not be scored"] += unreadable
+    controls = [label for key, label in labels.items() if key.startswith("control:")]
+    return {
+        "n": sum(counts.values()),
+        "verdicts": counts,
+        "rates": _rates(counts),
+        "labels": {finding.key: labels[finding.key] for finding in findings if finding.key in labels},
+        "distinct_controls": len(set(controls)) if labels else None,
+    }
+
+
+def _finding(finding: Finding, record: Record, settings: AuditSettings, threshold: float) -> dict[str, Any]:
     """A finding with what its median leaves out: how many seeds reach the threshold, and the best of them."""
     seeds = record["caption"] or []
+    highest = {name: scores(finding.key, record, settings.budgets, name, "maximum").curve for name in finding.rungs}
+    values = asdict(finding)
+    values["rungs"] = {
+        name: one._asdict() | {"similarity_max": _at(highest[name], one.budget)} for name, one in finding.rungs.items()
+    }
     return {
-        **asdict(finding),
+        **values,
         "kind": record["kind"],
         "seeds": len(seeds),
         "seeds_at_threshold": sum(value >= threshold for value in seeds),
         "caption_max": max(seeds, default=None),
     }
+
+
+def _at(curve: Mapping[int, float] | None, budget: int | None) -> float | None:
+    return None if curve is None or budget is None else curve.get(budget)
 
 
 def _by_kind(records: Mapping[str, Record], findings: Sequence[Finding]) -> dict[str, dict[str, int]]:
@@ -118,62 +127,24 @@ def _by_kind(records: Mapping[str, Record], findings: Sequence[Finding]) -> dict
     return table
 
 
-def _controls(
-    records: Mapping[str, Record], settings: AuditSettings, check: ControlCheck, threshold: float
-) -> dict[str, Any]:
-    """The check, and how many controls would be flagged as anything at the pre-set budget."""
-    _, controls = split(records, settings.budgets)
-    flagged = [c.key for c in controls if _flagged(c, check.budget, threshold)]
-    unscored = sum(c.caption is None for c in controls)
+def _detector(records: Mapping[str, Record], name: str) -> dict[str, Any]:
+    """How well the detector tells suspects from controls, on means over seeds."""
+    one, other = (detector_values(of_role(records, role), name) for role in ("suspect", "control"))
+    known = bool(one and other)
+    reasons = sorted(
+        {r["detectors"][name]["reason"] for r in records.values() if r["detectors"].get(name, {}).get("reason")}
+    )
     return {
-        **asdict(check),
-        "total": len(controls),
-        "unscored": unscored,
-        "flagged": asdict(rate(len(flagged), len(controls) - unscored)),
-        "flagged_keys": flagged,
+        "suspects": len(one),
+        "controls": len(other),
+        "auc": auc(one, other) if known else None,
+        "tpr_at_1_fpr": tpr_at_fpr(one, other, 0.01) if known else None,
+        "reasons": reasons,
     }
 
 
-def _flagged(control: Scores, budget: int | None, threshold: float) -> bool:
-    by_caption = control.caption is not None and control.caption >= threshold
-    by_attack = budget is not None and control.curve is not None and control.curve[budget] >= threshold
-    return by_caption or by_attack
-
-
-def _by_budget(
-    records: Mapping[str, Record], settings: AuditSettings, outcome: Outcome, threshold: float
-) -> list[dict[str, Any]]:
-    """Suspects against controls at each budget: rates, medians, AUC."""
-    suspects, controls = split(records, settings.budgets)
-    rows = []
-    for budget in settings.budgets:
-        one = [s.curve[budget] for s in suspects if s.curve is not None]
-        other = [c.curve[budget] for c in controls if c.curve is not None]
-        rows.append(
-            {
-                "budget": budget,
-                "suspects": asdict(rate(sum(s >= threshold for s in one), len(one))),
-                "controls": asdict(outcome.check.by_budget[budget]) if budget in outcome.check.by_budget else None,
-                "suspect_median": median(one) if one else None,
-                "control_median": median(other) if other else None,
-                "auc": auc(one, other) if one and other else None,
-            }
-        )
-    return rows
-
-
-def _detector(records: Mapping[str, Record], settings: AuditSettings) -> dict[str, Any]:
-    """How well the detector tells suspects from controls, on means over seeds."""
-    means: dict[str, list[float]] = {"suspect": [], "control": []}
-    for record in records.values():
-        values = record[settings.detector]
-        if values is not None:
-            means[record["role"]].append(sum(values) / len(values))
-    one, other = means["suspect"], means["control"]
-    known = bool(one and other)
-    return {"suspects": len(one), "controls": len(other), "auc": auc(one, other) if known else None}
-
-
 def _trigger_images(records: Mapping[str, Record]) -> int:
-    curves = [rows for record in records.values() for rows in (record["attack"] or {}).values()]
+    curves = [
+        rows for record in records.values() for rung in (record["attack"] or {}).values() for rows in rung.values()
+    ]
     return sum(len(row) for rows in curves for row in rows)

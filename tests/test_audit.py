@@ -88,14 +88,14 @@ def test_every_item_is_in_the_journal_and_in_the_totals(finished: AuditResult, g
 
 def test_an_item_s_line(finished: AuditResult) -> None:
     item = journal(finished.folder)["suspect:0"]
-    assert len(item["caption"]) == len(item["seeds"]) == len(item["noise_magnitude"]) == 3
-    assert set(item["attack"]) == {"other", "gaussian"}
-    assert [len(row) for row in item["attack"]["other"]] == [2, 2, 2]
+    assert len(item["caption"]) == len(item["seeds"]) == len(item["detectors"]["noise_magnitude"]["scores"]) == 3
+    assert set(item["attack"]["dori"]) == {"other", "gaussian"}
+    assert [len(row) for row in item["attack"]["dori"]["other"]] == [2, 2, 2]
     assert item["sample_gradients"] == 2 * 2 * 8
     assert item["seeds"][1] == item_seed(0, "suspect:0", "caption", 1)
     for picture in item["pictures"].values():
         assert (finished.folder / picture).is_file()
-    assert set(item["pictures"]) == {"original", "caption", "attack-1", "attack-2"}
+    assert set(item["pictures"]) == {"original", "caption", "dori-1", "dori-2"}
 
 
 def test_without_an_image_the_caption_is_still_heard(finished: AuditResult) -> None:
@@ -103,7 +103,7 @@ def test_without_an_image_the_caption_is_still_heard(finished: AuditResult) -> N
     assert item["caption"] is None
     assert item["attack"] is None
     assert item["reason"] == "no image to compare with"
-    assert len(item["noise_magnitude"]) == 3
+    assert len(item["detectors"]["noise_magnitude"]["scores"]) == 3
 
 
 def test_caption_images_are_the_stock_pipeline_s(finished: AuditResult) -> None:
@@ -213,9 +213,10 @@ def test_company_changes_nobody_s_numbers(finished: AuditResult, sources: tuple[
     one, other = journal(alone.folder)["suspect:0"], journal(finished.folder)["suspect:0"]
     assert one["seeds"] == other["seeds"]
     assert one["caption"] == pytest.approx(other["caption"], abs=1e-3)
-    assert one["noise_magnitude"] == pytest.approx(other["noise_magnitude"], rel=1e-3)
+    heard = [record["detectors"]["noise_magnitude"]["scores"] for record in (one, other)]
+    assert heard[0] == pytest.approx(heard[1], rel=1e-3)
     for start in SETTINGS.starts:
-        for row, same in zip(one["attack"][start], other["attack"][start], strict=True):
+        for row, same in zip(one["attack"]["dori"][start], other["attack"]["dori"][start], strict=True):
             assert row == pytest.approx(same, abs=1e-2)
     assert alone.summary["controls"]["n"] == 0
 
@@ -228,8 +229,8 @@ def test_triggers_are_kept_only_when_asked_for(
     assert not (finished.folder / "triggers").exists()
     kept = run(gather(sources[0], None, limit=1), tmp_path / "kept", save_triggers=True)
     tensors = load_file(kept.folder / journal(kept.folder)["suspect:0"]["triggers"])
-    assert set(tensors) == {f"{start}.{budget}" for start in SETTINGS.starts for budget in SETTINGS.budgets}
-    assert tensors["other.2"].shape == (16, 32)
+    assert set(tensors) == {f"dori.{start}.{budget}" for start in SETTINGS.starts for budget in SETTINGS.budgets}
+    assert tensors["dori.other.2"].shape == (16, 32)
 
 
 def test_nan_images_are_unscored_not_clean(gathered: Gathered, tmp_path: Path) -> None:
@@ -355,5 +356,5 @@ def test_captions_alone_are_heard_and_counted(tmp_path: Path) -> None:
     result = run(gather(tmp_path / "list.txt", None), tmp_path / "run")
     assert result.summary["verdicts"]["could not be scored"] == 2
     assert result.summary["operating_point"]["source"].startswith("not calibrated")
-    assert result.summary["noise_magnitude"]["suspects"] == 2
+    assert result.summary["detectors"]["noise_magnitude"]["suspects"] == 2
     assert "no image to compare with" in (tmp_path / "run/report.html").read_text()

@@ -40,8 +40,9 @@ def test_planted_images_are_found_and_controls_are_not(tmp_path: Path) -> None:
     assert summary["controls"]["caption"]["count"] == 0
     assert summary["attack"][1]["suspect_median"] > summary["attack"][1]["control_median"] + 0.3
     # No bound on the AUC: in the lab scene captions steer as hard as planted ones.
-    assert (summary["noise_magnitude"]["suspects"], summary["noise_magnitude"]["controls"]) == (3, 3)
-    assert 0 <= summary["noise_magnitude"]["auc"] <= 1
+    heard = summary["detectors"]["noise_magnitude"]
+    assert (heard["suspects"], heard["controls"]) == (3, 3)
+    assert 0 <= heard["auc"] <= 1
     assert summary["operating_point"]["by_distortion"]["autoencoder"] == 1.0
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["budget_curves", "histogram", "lines", "to_svg"]
+__all__ = ["budget_curves", "histogram", "lines", "survival_curves", "to_svg"]
 
 INK = "#010203"  # a colour nobody chooses; `to_svg` turns it into the page's own text colour
 PALETTE = ("#3b6fd8", "#d9822b", "#2f9e6e", "#c2417c", "#7a5cc9", "#5b7083")
@@ -140,6 +140,32 @@ def lines(
             list(x), _array(y), color=colour, linewidth=1.8, marker="o" if markers else "", markersize=4, label=name
         )
     _threshold(axes, threshold, "threshold")
+    _legend(axes)
+    return figure
+
+
+def survival_curves(
+    groups: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    end: float,
+    xlabel: str = "attack budget (steps)",
+    ylabel: str = "share not yet back",
+) -> Figure:
+    """Step curves that begin at 1, each with its band.
+
+    Args:
+        groups: name -> points (work, share after it, low, high), rising in work;
+            the first is drawn in colour, the second quietly, as suspects and controls are elsewhere.
+        end: where the axis ends.
+    """
+    figure, axes = _canvas(xlabel, ylabel)
+    for (name, points), colour in zip(groups.items(), (PALETTE[0], QUIET, *PALETTE[1:]), strict=False):
+        work = [0.0, *(point[0] for point in points), end]
+        columns = [[1.0, *(point[i] for point in points)] for i in (1, 2, 3)]
+        share, low, high = ([*column, column[-1]] for column in columns)
+        axes.step(work, share, where="post", color=colour, linewidth=2.2, label=name)
+        axes.fill_between(work, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+    axes.set_ylim(-0.03, 1.03)
     _legend(axes)
     return figure
 

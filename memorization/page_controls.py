@@ -1,0 +1,105 @@
+"""The report's parts beside the matched controls: the ladder of attacks, work to threshold, edited suspects, the reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffkit.report import Block, Cell, Figure, Paragraph, Table
+from diffkit.report.html import CellLike
+from diffkit.report.plots import survival_curves
+
+Record = Mapping[str, Any]
+
+
+def rung_table(summary: Mapping[str, Any]) -> Table:
+    """The ladder, from the weakest attack to the strongest."""
+    rows: list[list[CellLike]] = []
+    for name, rung in summary["rungs"].items():
+        controls = rung["controls"]
+        held = Cell("set aside", "warn", controls["failure"]) if controls["failure"] else "hold"
+        rows.append([name, rung["budget"], held, rung["retained"], rung["weakest_for"]])
+    headers = ["attack, weak to strong", "pre-set budget", "controls", "retained by it", "weakest that works for"]
+    return Table(headers, rows, "The lower the rung that works, the easier the image is to get.")
+
+
+def work_blocks(summary: Mapping[str, Any]) -> tuple[Block, ...]:
+    """Kaplan-Meier curves of suspects and controls under the attack the verdicts rest on."""
+    name = summary["rung"]
+    work = summary["rungs"][name]["work"]
+    last = max(summary["settings"]["budgets"])
+    figure = survival_curves(
+        {
+            group: [(step["work"], step["share"], step["low"], step["high"]) for step in work[group]]
+            for group in ("suspects", "controls")
+            if work[group]
+        },
+        end=last,
+    )
+    said = []
+    for group in ("suspects", "controls"):
+        if work[group]:
+            middle, total = work["median"][group], work[group][0]["at_risk"]
+            back = sum(step["back"] for step in work[group])
+            half = f"half of them within {middle} steps" if middle is not None else "fewer than half of them"
+            said.append(f"{group}: {back} of {total} back by {last} steps, {half}")
+    p = work["log_rank_p"]
+    tail = "" if p is None else f" Log-rank p of the two curves: {p:.2g} (approximate)."
+    text = (
+        f"Share not yet back under {name}, by attack steps; {'; '.join(said)}. Who never came back is censored at "
+        f"{last} steps, not counted as safe.{tail}"
+    )
+    return (Paragraph(text), Figure.of("Share not yet back", figure))
+
+
+def edit_blocks(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tuple[Block, ...]:
+    """Families of edited suspects: is it this image that comes back, or whatever the attack is aimed at?"""
+    rows: list[list[CellLike]] = []
+    budget = summary["budget"]
+    for name, family in summary["edits"].items():
+        for row in family["attack"]:
+            share = row["back"]
+            rows.append(
+                [
+                    name,
+                    row["budget"],
+                    Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain"),
+                    _figure(row["edit_median"]),
+                    _figure(row["auc"]),
+                ]
+            )
+    said = (
+        "The same attack aimed at edits of the suspects, which the model was not trained on. A suspect whose edits "
+        "come back as easily is drawn because the attack draws it, not because it is stored. The edits of a flat "
+        "picture are nearly the picture itself, so they are no controls and enter no p-value."
+    )
+    back = {name: family["back"] for name, family in summary["edits"].items() if family["back"]}
+    if back and budget:
+        named = "; ".join(f"{name}: {', '.join(records[key]['id'] for key in keys)}" for name, keys in back.items())
+        said += f" Back at budget {budget}: {named}."
+    headers = ["edit", "budget", "edits back", "median", "AUC of suspects against edits"]
+    return (Paragraph(said), Table(headers, rows))
+
+
+def reference_blocks(summary: Mapping[str, Any]) -> tuple[Block, ...]:
+    """What the model that cannot have seen the suspects does with them."""
+    reference = summary["reference"]
+    rows: list[list[CellLike]] = [["caption alone", None, _share(reference["caption"])]]
+    for name, share in reference["attack"].items():
+        rows.append([name, summary["rungs"][name]["budget"], _share(share)])
+    said = (
+        f"The same suspects on {summary['reference_model']['model']}, with the same starts and seeds. What it draws "
+        "too was not learned from the suspects, so there the verdict is inconclusive."
+    )
+    return (Paragraph(said), Table(["way", "budget", "suspects drawn by the reference"], rows))
+
+
+def _share(share: Mapping[str, Any]) -> Cell:
+    if share["share"] is None:
+        return Cell("–", "muted", "nothing to count")
+    low, high = share["interval"]
+    return Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain", f"{low:.0%} to {high:.0%}")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
