@@ -5,7 +5,8 @@ images a side and at unequal numbers. KID (Binkowski et al. 2018) is unbiased: t
 under the kernel (x.y / d + 1)^3, here over all images at once, with a bootstrap interval in which a resampled image is
 never paired with itself, so that the resamples stay unbiased. Both are distances: 0 = the same distribution, higher =
 further apart; KID may fall a little below 0. The two sides must be drawn with different seeds: images of one prompt and
-seed resemble each other pair by pair, which makes both distances too small. Features and arithmetic are float64. Nothing is downloaded.
+seed resemble each other pair by pair, which makes both distances too small. Features and arithmetic are float64.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -130,15 +131,19 @@ def fidelity(
     if not (one.isfinite().all() and other.isfinite().all()):
         raise InputError(f"The feature extractor {features.name!r} returned values that are not numbers.")
     resampled = bootstrap_kid(one, other, resamples=resamples, seed=seed)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    low, high = np.quantile(resampled, [0.025, 0.975]) if resampled else (None, None)
     enough = len(one) >= ENOUGH
     return {
         "n": len(one),
         "features": features.name,
-        "kid": {"mean": kid(one, other), "low": float(low), "high": float(high)},
+        "kid": {"mean": kid(one, other), "low": _known(low), "high": _known(high)},
         "fid": fid(one, other) if enough else None,
         "fid_reason": None if enough else f"fewer than {ENOUGH} images a side; FID would mostly measure their number",
     }
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def kid(one: Tensor, other: Tensor) -> float:
@@ -167,14 +172,18 @@ def _given(features: Tensor) -> nn.Module:
 
 
 def bootstrap_kid(one: Tensor, other: Tensor, *, resamples: int, seed: int) -> Sequence[float]:
-    """KID of so many resamples of the images of both sides, without the pairs of an image with itself."""
+    """KID of so many resamples of the images of both sides, without the pairs of an image with itself.
+
+    A resample that is one image all over has no pair and is left out; only with a handful of images does it happen.
+    """
     n = len(one)
     generator = np.random.default_rng(seed)
     draws = [torch.from_numpy(generator.multinomial(n, [1 / n] * n, size=resamples)).double() for _ in range(2)]
     within = [_within(features, weights) for features, weights in zip((one, other), draws, strict=True)]
     across = ((draws[0] @ poly_kernel(one, other)) * draws[1]).sum(1) / n**2
-    found: list[float] = (within[0] + within[1] - 2 * across).tolist()
-    return found
+    found = within[0] + within[1] - 2 * across
+    known: list[float] = found[found.isfinite()].tolist()
+    return known
 
 
 def _within(features: Tensor, weights: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.runs.files import dump_json, write_bytes_atomically
@@ -22,10 +24,10 @@ SCHEMA = 1
 def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
     """Write a snapshot, whole or not at all."""
     tensors = {
-        "images": (snapshot.images * 255).round().byte(),
+        **_levels("images", snapshot.images),
+        **_levels("validation", snapshot.validation.images),
         "latents": snapshot.latents,
         "similarity": snapshot.similarity,
-        "validation": (snapshot.validation.images * 255).round().byte(),
         "loss": snapshot.losses.loss,
         "unconditional": snapshot.losses.unconditional,
         **{f"alignment/{name}": scores for name, scores in snapshot.alignment.items()},
@@ -62,12 +64,23 @@ def load_snapshot(path: str | Path) -> Snapshot:
     return Snapshot(
         prompts=tuple(described["prompts"]),
         settings=QualitySettings(**described["settings"]),
-        images=tensors["images"].float() / 255,
+        images=_pictures("images", tensors),
         latents=tensors["latents"],
         similarity=tensors["similarity"],
         detector=described["detector"],
         alignment={name: alignment[name] for name in described["higher_is_better"]},
         higher_is_better=described["higher_is_better"],
-        validation=Validation(tensors["validation"].float() / 255, tuple(validation["captions"]), validation["source"]),
+        validation=Validation(_pictures("validation", tensors), tuple(validation["captions"]), validation["source"]),
         losses=Losses(tensors["loss"], tensors["unconditional"], tuple((low, high) for low, high in described["bins"])),
     )
+
+
+def _levels(name: str, images: Tensor) -> dict[str, Tensor]:
+    """The 256 levels of (..., 3, H, W) images, and which images are broken (NaN): 8 bits cannot say it."""
+    broken = ~images.isfinite().flatten(-3).all(-1)
+    return {name: (images.nan_to_num() * 255).round().byte(), f"{name}/broken": broken}
+
+
+def _pictures(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    images = tensors[name].float() / 255
+    return images.masked_fill(tensors[f"{name}/broken"][..., None, None, None], float("nan"))

@@ -87,7 +87,7 @@ def snapshot(
             the second model hand over the first one's ``validation``.
 
     Raises:
-        InputError: no prompts, or one twice.
+        InputError: no prompts, or a prompt or reward twice.
     """
     settings = settings or QualitySettings()
     prompts = tuple(prompts)
@@ -96,6 +96,8 @@ def snapshot(
     images = _images(pipe, prompts, settings)
     detector = load_copy_detector(copies)
     scorers = [load_reward(reward) for reward in rewards]
+    if len({one.name for one in scorers}) < len(scorers):
+        raise InputError(f"Expected rewards of different names, got {', '.join(one.name for one in scorers)}.")
     n = settings.seeds_per_prompt
     repeated = [prompt for prompt in prompts for _ in range(n)]
     flat = images.flatten(0, 1)
