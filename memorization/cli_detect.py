@@ -41,7 +41,7 @@ def detect(
     ] = "lab:controls",
     out: Out = None,
     detectors: Annotated[
-        str, typer.Option("--detectors", help="Names with commas, or all; the README says which need what.")
+        str, typer.Option("--detectors", help="Names with commas, or all; options as in noise_magnitude:steps=1.")
     ] = "noise_magnitude,anisotropy",
     seeds: Annotated[int, typer.Option(min=1, help="Noises for each caption; its score is their mean.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the generation that is judged.")] = 20,
@@ -133,11 +133,11 @@ def _run(
 
 
 def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> None:
-    from memorization.detect import detectors as registry
+    from memorization.detect import make_detector
     from memorization.generate import Sampling
 
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
-    each = {name: registry.get(name)().cost(sampling) for name in settings.detectors}
+    each = {spec: make_detector(spec).cost(sampling) for spec in settings.detectors}
     plan: dict[str, object] = {
         "suspects": sum(item.role == "suspect" for item in gathered.items),
         "controls": sum(item.role == "control" for item in gathered.items),

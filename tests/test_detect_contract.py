@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from tiny import NOISE, tiny_pipeline
 
-from memorization.detect import Detector, detectors, listens
+from diffkit.errors import InputError
+from memorization.detect import Detector, detectors, listens, make_detector
 from memorization.detect.captions import score_captions
 from memorization.generate import Sampling, generate
 
@@ -37,6 +38,7 @@ TABLE = {
     "bright_ending": Row(
         frozenset({"attention", "trajectory"}), without_guidance=False, embeddings_alone=False, cost=6
     ),
+    "seed_agreement": Row(frozenset({"trajectory"}), cost=12),
     "curvature_difference": Row(frozenset({"gradient", "trajectory"}), cost=6 + 2 + 4 * 16),
 }
 
@@ -52,6 +54,18 @@ def values(name: str, captions: list[str], seeds: list[list[int]], sampling: Sam
 
 def test_the_table_holds_every_detector() -> None:
     assert sorted(TABLE) == detectors.names()
+
+
+def test_options_stand_behind_the_name() -> None:
+    assert make_detector("noise_magnitude:steps=1").cost(SAMPLING) == 2
+    assert make_detector("curvature_difference:draws=1").cost(SAMPLING) == 6 + 2 + 4
+    assert make_detector("sharpness:at=0.5").name == "sharpness"
+    with pytest.raises(InputError, match="has no option 'step'. Its options: steps"):
+        make_detector("noise_magnitude:step=1")
+    with pytest.raises(InputError, match="such as noise_magnitude:steps=1"):
+        make_detector("noise_magnitude:steps")
+    with pytest.raises(InputError, match="at least 1 step"):
+        make_detector("noise_magnitude:steps=0")
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

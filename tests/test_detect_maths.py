@@ -20,6 +20,7 @@ from memorization.detect.cross_attention import attention_entropy, token_entropy
 from memorization.detect.curvature_difference import curvature_map, hutchinson_diagonal, mask_for, proxy_map
 from memorization.detect.noise_magnitude import NoiseMagnitude
 from memorization.detect.probe import as_noise, batches, epsilon, timesteps
+from memorization.detect.seed_agreement import agreement
 from memorization.detect.sharpness import Sharpness, sharpness
 from memorization.generate import Sampling
 
@@ -209,6 +210,15 @@ def test_the_mask_picture_is_of_the_images_size_and_its_brightest_pixel_is_one()
     assert picture.shape == (64, 64)
     assert picture.min() >= 0
     assert picture.max() == pytest.approx(1.0)
+
+
+def test_agreement_is_minus_the_distance_between_generations() -> None:
+    latents = torch.zeros(3, 2, 1, 2, 2)
+    latents[1, 1], latents[2, 1] = 1.0, 3.0
+    found = agreement(latents)
+    assert found.tolist() == pytest.approx([0.0, -(1 + 3 + 2) / 3])
+    far = agreement(torch.stack([noise(1, 4, 64, 64, seed=s) for s in (1, 2)]))
+    assert far.item() == pytest.approx(-math.sqrt(2), rel=0.02)  # two unrelated latents of variance 1
 
 
 def test_a_caption_with_one_broken_seed_has_no_score() -> None:

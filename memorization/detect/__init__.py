@@ -8,10 +8,12 @@ also ride along with one that is made anyway (:class:`ListeningDetector`), at no
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
 
+from diffkit.errors import InputError
 from diffkit.registry import Registry
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from memorization.generate import Sampling
 
-__all__ = ["Detector", "ListeningDetector", "Need", "detectors", "listens"]
+__all__ = ["Detector", "ListeningDetector", "Need", "detectors", "listens", "make_detector"]
 
 Need = Literal["gradient", "attention", "activations", "image", "trajectory"]
 
@@ -97,7 +99,7 @@ def listens(detector: Detector) -> TypeGuard[ListeningDetector]:
 
 _HERE = "memorization.detect"
 
-detectors: Registry[Callable[[], Detector]] = Registry(
+detectors: Registry[Callable[..., Detector]] = Registry(
     "detector",
     "diffkit.detectors",
     builtins={
@@ -108,5 +110,37 @@ detectors: Registry[Callable[[], Detector]] = Registry(
         "sharpness": f"{_HERE}.sharpness:Sharpness",
         "bright_ending": f"{_HERE}.bright_ending:BrightEnding",
         "curvature_difference": f"{_HERE}.curvature_difference:CurvatureDifference",
+        "seed_agreement": f"{_HERE}.seed_agreement:SeedAgreement",
     },
 )
+
+
+def make_detector(spec: str) -> Detector:
+    """A detector by its registered name, with options where wanted: ``noise_magnitude:steps=1``.
+
+    Args:
+        spec: the name, then any number of ``:option=number``.
+
+    Raises:
+        InputError: nobody registered the name, or the detector has no such option.
+    """
+    name, *parts = spec.split(":")
+    factory = detectors.get(name)
+    options = dict(_option(spec, part) for part in parts)
+    known = list(inspect.signature(factory).parameters)
+    wrong = [key for key in options if key not in known]
+    if wrong:
+        listing = ", ".join(known) if known else "none"
+        raise InputError(f"The detector {name!r} has no option {wrong[0]!r}. Its options: {listing}.")
+    return factory(**options)
+
+
+def _option(spec: str, part: str) -> tuple[str, int | float]:
+    key, equals, text = part.partition("=")
+    try:
+        number = float(text)
+    except ValueError:
+        equals = ""
+    if not key or not equals:
+        raise InputError(f"Expected a detector such as noise_magnitude:steps=1, got {spec!r}.")
+    return key, int(number) if number.is_integer() and "." not in text else number

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def denoise(pipe: Pipeline, batch: Batch, sampling: Sampling, *, steps: int | None = None) -> None:
-    """Run the unmodified pipeline on a batch, its first ``steps`` steps only where given, and decode nothing."""
+def denoise(pipe: Pipeline, batch: Batch, sampling: Sampling, *, steps: int | None = None) -> Tensor:
+    """(B, C, h, w) latents of the unmodified pipeline on a batch, after its first ``steps`` steps where given."""
 
     def stop(pipe: Pipeline, index: int, _timestep: Tensor, _kwargs: dict[str, Any]) -> dict[str, Any]:
         if steps is not None and index + 1 >= steps:
             pipe._interrupt = True  # the pipeline's own switch; its next call resets it
         return {}
 
-    pipe(
+    latents: Tensor = pipe(
         prompt_embeds=batch.conditional,
         negative_prompt_embeds=batch.unconditional,
         generator=generators(batch.seeds),
@@ -39,7 +39,8 @@ def denoise(pipe: Pipeline, batch: Batch, sampling: Sampling, *, steps: int | No
         guidance_scale=sampling.guidance_scale,
         output_type="latent",
         callback_on_step_end=stop,
-    )
+    ).images
+    return latents
 
 
 def require_guidance(name: str, sampling: Sampling) -> None:

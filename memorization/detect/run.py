@@ -10,7 +10,7 @@ import torch
 
 from diffkit.console import progress, say
 from diffkit.runs import Run
-from memorization.detect import Detector, detectors
+from memorization.detect import Detector, make_detector
 from memorization.detect.captions import CaptionScore, score_captions
 from memorization.detect.settings import DetectSettings
 from memorization.detect.verdicts import summarise
@@ -56,9 +56,10 @@ def detect(
         "settings": settings.to_json(),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
+    chosen = {spec: make_detector(spec) for spec in settings.detectors}  # a wrong option is refused before anything
     with Run.open(out, config=config, kind="detect", provenance=provenance) as run:
         pipe.set_progress_bar_config(disable=True)
-        _score_all(run, pipe, gathered.items, settings)
+        _score_all(run, pipe, gathered.items, chosen, settings)
         records = {item.key: run.done[item.key] for item in gathered.items}
         summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
         summary |= {"mitigation": mitigation, "settings": settings.to_json()}
@@ -69,9 +70,14 @@ def detect(
     return summary
 
 
-def _score_all(run: Run, pipe: DiffusionPipeline, items: Sequence[AuditItem], settings: DetectSettings) -> None:
+def _score_all(
+    run: Run,
+    pipe: DiffusionPipeline,
+    items: Sequence[AuditItem],
+    chosen: Mapping[str, Detector],
+    settings: DetectSettings,
+) -> None:
     """Score what is not in the journal yet; groups are cut from the whole list, so that resuming changes nothing."""
-    chosen: list[Detector] = [detectors.get(name)() for name in settings.detectors]
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
     n = max(1, settings.micro_batch // settings.seeds)
     groups = [items[first : first + n] for first in range(0, len(items), n)]
@@ -79,16 +85,16 @@ def _score_all(run: Run, pipe: DiffusionPipeline, items: Sequence[AuditItem], se
     finished = sum(item.key in run.done for item in items)
     if finished:
         say(f"{finished} of {len(items)} captions are finished already; going on.")
-    effort = [max(1, round(detector.cost(sampling))) for detector in chosen]
-    total = sum(len(group) for group in left) * sum(effort)
+    effort = {spec: max(1, round(detector.cost(sampling))) for spec, detector in chosen.items()}
+    total = sum(len(group) for group in left) * sum(effort.values())
     with progress(f"scoring, {finished} of {len(items)} captions", total=total) as bar:
         for group in left:
             seeds = [[item_seed(settings.seed, item.key, "detect", i) for i in range(settings.seeds)] for item in group]
             captions = [item.suspect.caption for item in group]
             found: dict[str, list[CaptionScore]] = {}
-            for detector, cost in zip(chosen, effort, strict=True):
-                found[detector.name] = score_captions(pipe, captions, detector, seeds, sampling=sampling)
-                bar.advance(cost * len(group))
+            for spec, detector in chosen.items():
+                found[spec] = score_captions(pipe, captions, detector, seeds, sampling=sampling)
+                bar.advance(effort[spec] * len(group))
             for row, item in enumerate(group):
                 if item.key not in run.done:
                     run.write(

@@ -16,7 +16,7 @@ class DetectSettings:
     """Settings of ``diffkit audit detect``.
 
     Attributes:
-        detectors: names, in the order of the table.
+        detectors: names, with options where wanted (``noise_magnitude:steps=1``), in the order of the table.
         seeds: noises for each caption; its score is their mean.
         num_inference_steps: of the generation that is judged; ``guidance_scale`` likewise.
         micro_batch: rows through the denoiser at once.
@@ -41,7 +41,8 @@ class DetectSettings:
         """Refuse what cannot be meant."""
         if not self.detectors or len(set(self.detectors)) != len(self.detectors):
             raise InputError(f"Expected one or more detectors, each once, got {','.join(self.detectors)!r}.")
-        for name in self.detectors:
+        for spec in self.detectors:
+            name = spec.split(":")[0]
             if name not in registry:
                 raise unknown_name("detector", name, registry.names())
         if self.threshold is not None and len(self.detectors) > 1:
