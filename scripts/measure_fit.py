@@ -23,10 +23,10 @@ from diffkit.console import progress
 from diffkit.stats import bootstrap_mean
 from ttsnap.accounting import PUBLISHED_PRICES
 from ttsnap.alignment import bootstrap_ratio, expected_best_of_n
-from ttsnap.index_check import best_of_n_at
-from ttsnap.index_fit import IndexBook, fit_index, replay_index
-from ttsnap.index_rule import IndexRule
-from ttsnap.local_search import Bench, search_budgets
+from ttsnap.fitting.index_check import best_of_n_at
+from ttsnap.fitting.index_fit import IndexBook, fit_index, replay_index
+from ttsnap.fitting.index_rule import IndexRule
+from ttsnap.fitting.local_search import Bench, search_budgets
 from ttsnap.schedule import PruningSchedule
 from ttsnap.strategies.pruning import PUBLISHED
 from ttsnap.tensors import RewardTensor, load_tensor

@@ -18,7 +18,7 @@ from diffkit.segments import plan
 from diffkit.stats import bootstrap_mean
 from diffkit.texts import read_prompts
 from ttsnap.alignment import kendall
-from ttsnap.collect import Settings, collect
+from ttsnap.recording.collect import Settings, collect
 from ttsnap.trajectories import steps_near
 
 AWARE, PLAIN = "lab-noise-aware", "lab"

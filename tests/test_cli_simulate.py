@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.compute import Prices
 from diffkit.rewards.base import as_reward
-from ttsnap.collect import collect
 from ttsnap.curves import budget_curves
-from ttsnap.fitted import Entry, FittedSchedule
-from ttsnap.recorder import Settings
+from ttsnap.fitting.fitted import Entry, FittedSchedule
+from ttsnap.recording.collect import collect
+from ttsnap.recording.recorder import Settings
 from ttsnap.schedule import PruningSchedule
 from ttsnap.tensors import RewardTensor, load_tensor, save_npz
 from ttsnap.trajectories import Trajectories
@@ -177,6 +177,6 @@ def test_a_dry_run_only_checks(rewards: Path, tmp_path: Path) -> None:
 
 
 def test_the_prices_of_a_finished_candidate_are_the_unit_of_x() -> None:
-    from ttsnap.cli_simulate import _finished
+    from ttsnap.cli.simulate import _finished
 
     assert _finished(Prices(2.0, 1.0, 0.5, preview=0.1), 10) == 21.5

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from diffkit.errors import DiffkitError, InputError
 from diffkit.solvers import log_snr
 from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
-from ttsnap.curriculum import Settings, Stage, choose_steps, curriculum
 from ttsnap.distill import distill, plain_limit
-from ttsnap.held_out import LevelTau, taus
+from ttsnap.distillation.curriculum import Settings, Stage, choose_steps, curriculum
+from ttsnap.distillation.held_out import LevelTau, taus
+from ttsnap.distillation.trainer import Trainer
 from ttsnap.noise_aware import NoiseAware
-from ttsnap.trainer import Trainer
 from ttsnap.trajectories import Trajectories
 
 PROMPTS, CANDIDATES = 24, 6
@@ -162,7 +162,7 @@ def test_mistake_9_validation_drops_nobody(found, base, tmp_path):
         seen.extend(prompts)
         return images.mean((1, 2, 3))
 
-    from ttsnap.held_out import predictions
+    from ttsnap.distillation.held_out import predictions
 
     scores = predictions(trainer.estimates, predict, trainer.held_out, 0, 0.0)
     assert scores.shape == (8, CANDIDATES)

@@ -8,9 +8,9 @@ from scipy.stats import kendalltau
 
 from diffkit.errors import InputError
 from ttsnap.alignment import FRACTIONS, top_count
-from ttsnap.curve_figure import budget_figure, schedule_figure
 from ttsnap.curves import budget_curves
-from ttsnap.figures import label_ends, tau_by_noise, top_select_curves
+from ttsnap.plots.curve_figure import budget_figure, schedule_figure
+from ttsnap.plots.figures import label_ends, tau_by_noise, top_select_curves
 from ttsnap.schedule import PruningSchedule
 from ttsnap.tensors import RewardTensor
 

@@ -14,13 +14,13 @@ from diffkit.compute import Prices
 from diffkit.errors import InputError
 from ttsnap.accounting import allot
 from ttsnap.alignment import expected_best_of_n
-from ttsnap.cli_fit import fit as command
+from ttsnap.cli.fit import fit as command
 from ttsnap.commands import app
 from ttsnap.fit import fit
-from ttsnap.fitted import FittedSchedule
-from ttsnap.index_check import best_of_n_at
-from ttsnap.index_fit import IndexBook
-from ttsnap.local_search import BEST_OF_N, Bench, search_budget
+from ttsnap.fitting.fitted import FittedSchedule
+from ttsnap.fitting.index_check import best_of_n_at
+from ttsnap.fitting.index_fit import IndexBook
+from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budget
 from ttsnap.schedule import PruningSchedule, choose
 from ttsnap.tensors import RewardTensor, save_npz
 

@@ -12,10 +12,10 @@ from scipy.stats import norm
 from diffkit.compute import Prices
 from diffkit.errors import InputError
 from ttsnap.alignment import expected_best_of_n
-from ttsnap.index_fit import IndexBook, calibrate, fit_index, replay_index
-from ttsnap.index_rule import IndexRule
+from ttsnap.fitting.index_fit import IndexBook, calibrate, fit_index, replay_index
+from ttsnap.fitting.index_rule import IndexRule
+from ttsnap.fitting.score_model import ScoreModel, index_offsets
 from ttsnap.schedule import PruningSchedule
-from ttsnap.score_model import ScoreModel, index_offsets
 from ttsnap.simulate import simulate
 from ttsnap.tensors import RewardTensor
 

@@ -12,8 +12,8 @@ from tiny import tiny_pipeline
 from diffkit.compute import Cost
 from diffkit.errors import InputError
 from diffkit.seeds import generators
-from ttsnap.index_fit import IndexBook
-from ttsnap.score_model import ScoreModel
+from ttsnap.fitting.index_fit import IndexBook
+from ttsnap.fitting.score_model import ScoreModel
 from ttsnap.strategies.index import IndexSearch
 
 LOOKS = (1, 3)

@@ -15,7 +15,7 @@ from diffkit.rewards import REWARDS
 from diffkit.rewards.base import NoiseAwareReward, TrainableReward, score_checked
 from tests.tiny_trajectories import SIDE, tiny_reward
 from ttsnap import noise_aware
-from ttsnap.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
+from ttsnap.distillation.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
 from ttsnap.noise_aware import CLEAN_MARGIN, Calibration, NoiseAware, load_lab, weights_digest
 
 LEVELS = (2.0, -1.0, -4.0)

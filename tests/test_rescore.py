@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.rewards import load_reward
 from diffkit.solvers import log_snr
-from ttsnap.rescore import rescore
+from ttsnap.recording.rescore import rescore
 from ttsnap.tensors import load_tensor, save_npz
 from ttsnap.trajectories import Trajectories
 

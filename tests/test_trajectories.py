@@ -25,8 +25,8 @@ from diffkit.runs import Run
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, run_segment
 from diffkit.solvers import log_snr
-from ttsnap.collect import collect
-from ttsnap.recorder import Recorder, Settings, preview_side, small
+from ttsnap.recording.collect import collect
+from ttsnap.recording.recorder import Recorder, Settings, preview_side, small
 from ttsnap.trajectories import Trajectories, shard_name, steps_near
 
 PROMPTS = ["a dog", "cat at dog", "dog", "at a cat"]

@@ -22,7 +22,7 @@ from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Denoising, plan
 from ttsnap import PruningSchedule, TTSnapPipeline
 from ttsnap.budget import affordable, time_prices
-from ttsnap.fitted import Entry, FittedSchedule
+from ttsnap.fitting.fitted import Entry, FittedSchedule
 from ttsnap.run import Engine
 
 PROMPT, STEPS, SEED = "a dog", 6, 7

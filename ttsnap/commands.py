@@ -10,12 +10,12 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError, ScoringError
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
-from ttsnap.cli_collect import collect
-from ttsnap.cli_compare import compare
-from ttsnap.cli_distill import distill
-from ttsnap.cli_fit import fit
-from ttsnap.cli_rescore import rescore
-from ttsnap.cli_simulate import simulate
+from ttsnap.cli.collect import collect
+from ttsnap.cli.compare import compare
+from ttsnap.cli.distill import distill
+from ttsnap.cli.fit import fit
+from ttsnap.cli.rescore import rescore
+from ttsnap.cli.simulate import simulate
 
 if TYPE_CHECKING:
     from diffkit.runs import Run

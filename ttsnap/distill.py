@@ -28,11 +28,11 @@ from diffkit.console import progress
 from diffkit.rewards.base import TrainableReward
 from diffkit.runs import Run
 from diffkit.runs.files import dump_json, write_bytes_atomically
-from ttsnap.checkpoint import Place
-from ttsnap.curriculum import Settings
-from ttsnap.held_out import LevelTau, Predict, calibrate, compare_level, predictions, recorded, tau_figure
+from ttsnap.distillation.checkpoint import Place
+from ttsnap.distillation.curriculum import Settings
+from ttsnap.distillation.held_out import LevelTau, Predict, calibrate, compare_level, predictions, recorded, tau_figure
+from ttsnap.distillation.trainer import Trainer
 from ttsnap.noise_aware import CLEAN_MARGIN, Calibration, NoiseAware, weights_digest
-from ttsnap.trainer import Trainer
 from ttsnap.trajectories import Trajectories
 
 __all__ = ["Distilled", "distill"]

@@ -20,8 +20,8 @@ from diffkit.stats import bootstrap_mean
 from ttsnap.accounting import PUBLISHED_PRICES, allot
 from ttsnap.alignment import Utilisation, bootstrap_ratio, budget_utilisation, expected_best_of_n
 from ttsnap.curves import PUBLISHED_BUDGETS
-from ttsnap.fitted import Entry, Expected, FittedSchedule
-from ttsnap.local_search import BEST_OF_N, Bench, search_budgets
+from ttsnap.fitting.fitted import Entry, Expected, FittedSchedule
+from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budgets
 from ttsnap.schedule import PruningSchedule
 from ttsnap.tensors import RewardTensor
 

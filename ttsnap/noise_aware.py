@@ -26,7 +26,7 @@ from diffkit.errors import InputError
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import TrainableReward
 from diffkit.runs.files import dump_json, write_bytes_atomically
-from ttsnap.backends import Backend, build, load_trainable
+from ttsnap.distillation.backends import Backend, build, load_trainable
 
 __all__ = ["Calibration", "NoiseAware", "load_lab", "weights_digest"]
 

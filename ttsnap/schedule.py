@@ -90,12 +90,12 @@ class PruningSchedule:
         """Read a file with ``{"steps": [...], "keep": [...]}``, or one that ``diffkit ttsnap fit`` wrote.
 
         Returns:
-            a plain schedule, or a :class:`ttsnap.fitted.FittedSchedule`.
+            a plain schedule, or a :class:`ttsnap.fitting.fitted.FittedSchedule`.
 
         Raises:
             InputError: no such file, or another content.
         """
-        from ttsnap.fitted import read_fitted
+        from ttsnap.fitting.fitted import read_fitted
 
         try:
             return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -200,7 +200,7 @@ def choose(text: str | Path | PruningSchedule | None) -> PruningSchedule:
 
 
 def _shipped(name: str) -> PruningSchedule:
-    from ttsnap.fitted import shipped, shipped_names
+    from ttsnap.fitting.fitted import shipped, shipped_names
 
     path = shipped(name.strip())
     if path is None:

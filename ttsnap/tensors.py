@@ -254,7 +254,7 @@ def _with_fallback(base: NDArray[Any], aware: NDArray[Any] | None, name: str) ->
 
 def _from_yaml(path: Path, key: str | None, plain: bool) -> RewardTensor:
     """Published folders; a folder of noise-aware rewards finds its plain one beside it."""
-    from ttsnap.published_rewards import YAML_NAME, read_yaml_rewards
+    from ttsnap.recording.published_rewards import YAML_NAME, read_yaml_rewards
 
     if any(YAML_NAME.fullmatch(file.name) for file in path.iterdir()):
         stem = path.name.removesuffix(PLAIN).removesuffix(PUBLISHED_AWARE)

@@ -1,7 +1,7 @@
 """Recorded denoisings: previews and rewards of every candidate at every step, read from disk as they are needed.
 
-A folder that :func:`ttsnap.collect.collect` wrote holds ``run.json``, ``journal.jsonl`` (one item a prompt) and one
-shard a prompt, ``shards/p000012.safetensors``, for N candidates and S recorded steps:
+A folder that :func:`ttsnap.recording.collect.collect` wrote holds ``run.json``, ``journal.jsonl`` (one item a
+prompt) and one shard a prompt, ``shards/p000012.safetensors``, for N candidates and S recorded steps:
 
 - ``previews`` uint8 (N, S, 3, h, w): decoded x0 estimates, at the rewards' own input size; absent when not kept;
 - ``final_images`` uint8 (N, 3, h, w): finished images at the same size;

@@ -1,7 +1,7 @@
 """Pandora's index rule in the pipeline: every prompt advances the candidate of its highest index, stage by stage.
 
-See :mod:`ttsnap.index_rule`. Candidates of several prompts that stand at the same stage run together, so it pays to
-search many prompts in one call; with one prompt a micro-batch holds one candidate.
+See :mod:`ttsnap.fitting.index_rule`. Candidates of several prompts that stand at the same stage run together, so it
+pays to search many prompts in one call; with one prompt a micro-batch holds one candidate.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from diffkit.errors import InputError, ScoringError
 from diffkit.segments import Candidate
-from ttsnap.index_fit import IndexBook
-from ttsnap.index_rule import IndexRule, IndexState
+from ttsnap.fitting.index_fit import IndexBook
+from ttsnap.fitting.index_rule import IndexRule, IndexState
 from ttsnap.run import Engine, Winner
 from ttsnap.schedule import PruningSchedule
 from ttsnap.strategies.base import priced

@@ -68,9 +68,9 @@ def compare(
     from diffkit.compute import parse_budget
     from diffkit.loading import load_pipeline
     from diffkit.texts import read_prompts
-    from ttsnap.compare import Settings
-    from ttsnap.compare import compare as carry_out
-    from ttsnap.contenders import read_contenders
+    from ttsnap.comparison.compare import Settings
+    from ttsnap.comparison.compare import compare as carry_out
+    from ttsnap.comparison.contenders import read_contenders
     from ttsnap.pipeline import TTSnapPipeline
     from ttsnap.preview import load_preview_vae
     from ttsnap.schedule import choose
@@ -109,7 +109,7 @@ def _reward(name: str, noise_aware: str) -> Reward:
     """The plain reward, with the judge of estimates beside it where there is one."""
     from diffkit.rewards import load_reward
     from diffkit.rewards.base import NoiseAwareReward
-    from ttsnap.contenders import Told
+    from ttsnap.comparison.contenders import Told
     from ttsnap.noise_aware import NoiseAware
 
     plain = load_reward(name)
@@ -135,7 +135,7 @@ def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | 
 
 
 def _show(rows: list[dict[str, Any]], out: Path, format: str) -> None:
-    from ttsnap.compare_report import table_rows
+    from ttsnap.comparison.report import table_rows
 
     if format == "json":
         write_json(rows)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from diffkit.compute import Prices
 from diffkit.errors import InputError
 from ttsnap.alignment import expected_best_of_n
-from ttsnap.index_fit import fit_index, replay_index
+from ttsnap.fitting.index_fit import fit_index, replay_index
 from ttsnap.tensors import RewardTensor
 
 __all__ = ["best_of_n_at", "held_out_differences"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffkit.parallel import gather, shard
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import kendall
-from ttsnap.distill_data import Estimates
+from ttsnap.distillation.data import Estimates
 from ttsnap.noise_aware import Calibration
 
 __all__ = ["LevelTau", "Predict", "calibrate", "compare_level", "predictions", "recorded", "tau_figure"]

@@ -20,7 +20,7 @@ from diffkit.errors import InputError
 from diffkit.solvers import log_snr
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import FRACTIONS, expected_best_of_n, top_count, top_select
-from ttsnap.held_out import taus
+from ttsnap.distillation.held_out import taus
 from ttsnap.tensors import RewardTensor
 
 __all__ = ["COLOURS", "REFERENCE", "gallery", "label_ends", "styled", "tau_by_noise", "top_select_curves"]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from diffkit.compute import Prices
 from diffkit.errors import InputError
-from ttsnap.index_rule import IndexRule
-from ttsnap.score_model import INDEX_STEPS, ScoreModel, price_table
+from ttsnap.fitting.index_rule import IndexRule
+from ttsnap.fitting.score_model import INDEX_STEPS, ScoreModel, price_table
 from ttsnap.simulate import draw_orders
 from ttsnap.tensors import RewardTensor
 

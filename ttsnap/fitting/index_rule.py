@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from ttsnap.score_model import ScoreModel, price_table
+from ttsnap.fitting.score_model import ScoreModel, price_table
 
 __all__ = ["IndexRule", "IndexState"]
 

@@ -1,7 +1,7 @@
 """The tree of pictures that the TTSnap authors' generation writes: ``p0000/id000/s00.png``, read as it is needed.
 
 ``s07.png`` is the x0 estimate after 8 denoiser calls, the last one the finished image. Neither seeds nor noise levels
-were stored, so they are unknown here; rewards come from YAML files beside the tree (:mod:`ttsnap.published_rewards`).
+were stored, so they are unknown here; rewards come from YAML files beside the tree (see ``published_rewards``).
 """
 
 from __future__ import annotations

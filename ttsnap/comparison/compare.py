@@ -19,8 +19,8 @@ from diffkit.rewards.base import Reward
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from ttsnap.candidates import Noise
-from ttsnap.compare_report import summarise, write_page
-from ttsnap.contenders import Contender
+from ttsnap.comparison.contenders import Contender
+from ttsnap.comparison.report import summarise, write_page
 from ttsnap.pipeline import TTSnapPipeline
 from ttsnap.request import Found, Request
 from ttsnap.schedule import PruningSchedule
@@ -154,7 +154,7 @@ def compare(
         dry: only check that every strategy can work here.
 
     Returns:
-        the rows of :func:`ttsnap.compare_report.summarise` on the first process; None on the others, and when dry.
+        the rows of :func:`ttsnap.comparison.report.summarise` on the first process; None on the others, and when dry.
 
     Raises:
         InputError: a strategy cannot work here, bad input, or another run in the folder.

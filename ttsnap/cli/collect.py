@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffkit.families import Pipeline
     from diffkit.rewards.base import Reward
     from diffkit.segments import Plan
-    from ttsnap.recorder import Settings
+    from ttsnap.recording.recorder import Settings
 
 EXIT_ITEMS = 3
 
@@ -61,9 +61,9 @@ def collect(
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
     from diffkit.texts import read_prompts
-    from ttsnap.collect import Settings
-    from ttsnap.collect import collect as carry_out
     from ttsnap.preview import load_preview_vae
+    from ttsnap.recording.collect import Settings
+    from ttsnap.recording.collect import collect as carry_out
 
     texts = read_prompts(prompts, limit)
     scorers = {name: load_reward(name) for name in _names(rewards)}

@@ -12,7 +12,7 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Out, Seed
 
 if TYPE_CHECKING:
-    from ttsnap.held_out import LevelTau
+    from ttsnap.distillation.held_out import LevelTau
 
 
 def distill(
@@ -59,7 +59,7 @@ def distill(
         raise InputError("There is no folder for the reward; give one with --out, for example --out runs/distilled.")
     from diffkit.rewards import load_reward
     from diffkit.rewards.base import TrainableReward
-    from ttsnap.curriculum import Settings, choose_steps, curriculum
+    from ttsnap.distillation.curriculum import Settings, choose_steps, curriculum
     from ttsnap.trajectories import Trajectories
 
     settings = Settings(

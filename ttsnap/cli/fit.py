@@ -14,7 +14,7 @@ from diffkit.options import Debug, DryRun, Format, Seed
 
 if TYPE_CHECKING:
     from diffkit.compute import Prices
-    from ttsnap.fitted import FittedSchedule
+    from ttsnap.fitting.fitted import FittedSchedule
     from ttsnap.tensors import RewardTensor
 
 HEADERS = ["budget", "best-of", "candidates", "schedule", "best-of-N", "reward", "difference", "95 % interval"]
@@ -78,8 +78,8 @@ def _fit_index(
     """Write the index rule's prices and model; show what it gained on prompts held out."""
     from diffkit.runs.files import write_bytes_atomically
     from diffkit.stats import bootstrap_mean
-    from ttsnap.index_check import held_out_differences
-    from ttsnap.index_fit import fit_index
+    from ttsnap.fitting.index_check import held_out_differences
+    from ttsnap.fitting.index_fit import fit_index
 
     with progress("fitting", total=folds + 1) as bar:
         gained, spent = held_out_differences(rewards, prices, limits, folds=folds, seed=seed, advance=bar.advance)

@@ -56,7 +56,7 @@ def simulate(
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.accounting import PUBLISHED_PRICES
-    from ttsnap.cli_fit import budgets_of
+    from ttsnap.cli.fit import budgets_of
     from ttsnap.curves import budget_curves
     from ttsnap.schedule import choose
     from ttsnap.tensors import load_tensor
@@ -82,7 +82,7 @@ def simulate(
             accounting=accounting, resamples=resamples, seed=seed, combine=combine, advance=bar.advance,
         )  # fmt: skip
     if plot is not None:
-        from ttsnap.curve_figure import save_curves
+        from ttsnap.plots.curve_figure import save_curves
 
         save_curves(plot, curves, finished=one if "x" in wanted else None)
     if format == "json":
@@ -96,7 +96,7 @@ def simulate(
 
 def _prices(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
     from ttsnap.accounting import PUBLISHED_PRICES
-    from ttsnap.cli_fit import prices_of
+    from ttsnap.cli.fit import prices_of
 
     if call is None and verify is None and rewards.prices is None:
         return PUBLISHED_PRICES

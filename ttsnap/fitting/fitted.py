@@ -141,10 +141,10 @@ def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
 
 def shipped(name: str) -> Path | None:
     """The file of a schedule that comes with the package, None when there is no such name."""
-    path = Path(__file__).parent / name / "schedule.json"
+    path = Path(__file__).parents[1] / name / "schedule.json"
     return path if name in shipped_names() and path.is_file() else None
 
 
 def shipped_names() -> Sequence[str]:
     """The names of the schedules that come with the package."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/schedule.json"))
+    return sorted(path.parent.name for path in Path(__file__).parents[1].glob("*/schedule.json"))

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from diffkit.runs.files import write_bytes_atomically
 from ttsnap.curves import BudgetCurve
-from ttsnap.figures import COLOURS, REFERENCE, label_ends, styled
+from ttsnap.plots.figures import COLOURS, REFERENCE, label_ends, styled
 from ttsnap.schedule import PruningSchedule
 
 __all__ = ["budget_figure", "curve_figure", "save_curves", "schedule_figure"]

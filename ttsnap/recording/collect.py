@@ -31,8 +31,8 @@ from diffkit.runs.files import write_bytes_atomically
 from diffkit.runs.shared import open_shared
 from diffkit.segments import plan
 from ttsnap.budget import probe_reward
-from ttsnap.collect_summary import summarise
-from ttsnap.recorder import Recorded, Recorder, Settings, guided, image_size
+from ttsnap.recording.recorder import Recorded, Recorder, Settings, guided, image_size
+from ttsnap.recording.summary import summarise
 from ttsnap.trajectories import KIND, Trajectories, shard_name
 
 __all__ = ["Settings", "collect"]

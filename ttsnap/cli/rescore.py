@@ -30,7 +30,7 @@ def rescore(
     """
     from diffkit.rewards import load_reward
     from ttsnap.noise_aware import NoiseAware
-    from ttsnap.rescore import rescore as score_anew
+    from ttsnap.recording.rescore import rescore as score_anew
     from ttsnap.tensors import save_npz
     from ttsnap.trajectories import Trajectories
 

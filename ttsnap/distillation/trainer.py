@@ -18,10 +18,10 @@ from torch import Tensor
 
 from diffkit.errors import DiffkitError, InputError
 from diffkit.rewards.base import TrainableReward
-from ttsnap.backends import build, trainable
-from ttsnap.checkpoint import Place, load_checkpoint, save_checkpoint
-from ttsnap.curriculum import Settings, choose_steps, curriculum
-from ttsnap.distill_data import (
+from ttsnap.distillation.backends import build, trainable
+from ttsnap.distillation.checkpoint import Place, load_checkpoint, save_checkpoint
+from ttsnap.distillation.curriculum import Settings, choose_steps, curriculum
+from ttsnap.distillation.data import (
     Batch,
     Estimates,
     draw,

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from diffkit.errors import InputError
-from ttsnap.backends import BACKENDS, Backend
+from ttsnap.distillation.backends import BACKENDS, Backend
 from ttsnap.trajectories import Trajectories
 
 __all__ = ["Loss", "Settings", "Stage", "choose_steps", "curriculum"]

@@ -1,0 +1,1 @@
+"""The commands of ``diffkit ttsnap``, one a file; nothing heavy is imported before a command runs."""

@@ -1,0 +1,1 @@
+"""Teaching a reward to judge estimates: data, curriculum, back-ends, loop, validation."""

@@ -1,0 +1,1 @@
+"""Learned schedules and the index rule: what is optimised, and how it is checked."""

@@ -1,0 +1,1 @@
+"""Recording trajectories and their rewards, and reading the published layouts."""
