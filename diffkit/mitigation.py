@@ -5,8 +5,12 @@ pipeline they belong to, e.g. ``unet.mid_block.attentions.0.transformer_blocks.0
 
 - ``mask``: ``<module>.rows`` (int32 output rows to zero, bias included) or ``<module>.weights`` (int32 flat indices
   into the weight). ``<suspect id>/<module>.rows`` belongs to one suspect; the union of all is applied by default.
+  What is switched off may leave its ordinary value behind instead of 0: ``<module>.outputs`` (float, an ordinary value
+  of each output) for rows, ``<module>.inputs`` (float, an ordinary value of each input) for weights. It goes into the
+  bias of the module or, for a ``to_v`` without one, through ``to_out.0`` into the bias there: attention weights sum
+  to 1, so that a constant value passes unchanged.
 - ``delta``: ``<parameter>``, the difference to the model's own parameter.
-- ``lora``: a peft adapter as diffusers saves it (`unet.` names), of which alpha is the rank: a file has no place for it.
+- ``lora``: a peft adapter as diffusers saves it, alpha = rank (the file has no place for another alpha).
 
 Others join by the entry-point group ``diffkit.mitigation_kinds``.
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,50 +50,104 @@ def find_parameter(pipe: Pipeline, name: str) -> nn.Parameter:
     return found
 
 
-def apply_mask(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
-    """Zero output rows (bias included) or single weights; the union of the chosen parts.
+class _Off(NamedTuple):
+    """What of a linear layer is switched off: bool (out, in) weights, bool (out,) whole rows."""
 
-    Zeroing the rows gives what NeMo's hook gives, which multiplies those outputs by 0.
+    weights: Tensor
+    rows: Tensor
+
+
+def apply_mask(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
+    """Switch off output rows (bias included) or single weights; the union of the chosen parts.
+
+    Rows without an ordinary value become 0, which is what NeMo's hook gives.
     """
-    indices: dict[nn.Parameter, list[Tensor]] = {}
+    off: dict[str, _Off] = {}
+    ordinary: dict[str, Tensor] = {}
     for name, tensor in mitigation.tensors.items():
         suspect, _, rest = name.rpartition("/")
-        if only is None or suspect in ("", only):
-            for parameter, flat in _flat_indices(pipe, rest, tensor):
-                indices.setdefault(parameter, []).append(flat)
-    saved = []
-    with torch.no_grad():
-        for parameter, parts in indices.items():
-            where = torch.unravel_index(torch.cat(parts).unique().to(parameter.device), parameter.shape)
-            saved.append((parameter, where, parameter[where].clone()))
-            parameter[where] = 0
-    return lambda: _put_back(saved)
+        module, _, what = rest.rpartition(".")
+        if what in ("outputs", "inputs"):
+            ordinary[rest] = tensor
+        elif only is None or suspect in ("", only):
+            _switch_off(off.setdefault(module, _nothing_off(pipe, module)), rest, what, tensor)
+    changes: list[tuple[nn.Parameter, Tensor]] = []  # all are computed before any is made
+    for module, chosen in off.items():
+        changes += _masked(pipe, module, chosen, ordinary)
+    if len({id(parameter) for parameter, _ in changes}) < len(changes):
+        raise InputError("The mask switches off a to_out.0 and fills the to_v before it: use two masks, or fill=zero.")
+    return _replace(changes)
 
 
-def _flat_indices(pipe: Pipeline, name: str, tensor: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """The parameters a mask's entry touches, with flat indices into each."""
-    module_name, _, what = name.rpartition(".")
+def _nothing_off(pipe: Pipeline, module: str) -> _Off:
+    weight = find_parameter(pipe, f"{module}.weight")
+    return _Off(
+        torch.zeros(len(weight), weight.numel() // len(weight), dtype=torch.bool), torch.zeros(len(weight)).bool()
+    )
+
+
+def _switch_off(off: _Off, name: str, what: str, tensor: Tensor) -> None:
     if what not in ("rows", "weights") or tensor.is_floating_point() or tensor.ndim != 1:
         raise InputError(f"The mask has an entry {name!r} that is neither a list of rows nor of weights.")
-    weight = find_parameter(pipe, f"{module_name}.weight")
+    target = off.rows if what == "rows" else off.weights.view(-1)
     chosen = tensor.long()
-    limit = len(weight) if what == "rows" else weight.numel()
-    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < limit:
-        raise InputError(f"The mask's {name!r} goes beyond the model's {limit} {what}; it was made for another model.")
-    if what == "weights":
-        yield weight, chosen
-        return
-    columns = weight.numel() // len(weight)
-    yield weight, (chosen[:, None] * columns + torch.arange(columns)).flatten()
-    bias = getattr(find_module(pipe, module_name), "bias", None)
-    if isinstance(bias, nn.Parameter):
-        yield bias, chosen
+    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(target):
+        raise InputError(f"The mask's {name!r} goes beyond the model's {len(target)}; it was made for another model.")
+    target[chosen] = True
 
 
-def _put_back(saved: list[tuple[nn.Parameter, tuple[Tensor, ...], Tensor]]) -> None:
-    with torch.no_grad():
-        for parameter, where, values in saved:
-            parameter[tuple(index.to(parameter.device) for index in where)] = values.to(parameter)
+def _masked(
+    pipe: Pipeline, module: str, off: _Off, ordinary: Mapping[str, Tensor]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters that change, with their new values."""
+    weight = find_parameter(pipe, f"{module}.weight")
+    bias = getattr(find_module(pipe, module), "bias", None)
+    flat = weight.detach().flatten(1).float().cpu()
+    shift = torch.zeros(len(flat))
+    if (inputs := ordinary.get(f"{module}.inputs")) is not None:
+        shift += (flat * off.weights) @ _fitting(inputs, flat.shape[1], module)
+    new_bias = (bias.detach().float().cpu() if bias is not None else 0) + shift
+    new_bias[off.rows] = 0
+    outputs = ordinary.get(f"{module}.outputs")
+    if outputs is not None:
+        new_bias[off.rows] = _fitting(outputs, len(flat), module)[off.rows]
+    flat = flat.masked_fill(off.weights | off.rows[:, None], 0).reshape(weight.shape)
+    changes = [(weight, flat)]
+    if bias is not None:
+        return [*changes, (bias, new_bias)]
+    if not new_bias.any():
+        return changes
+    return [*changes, _behind_attention(pipe, module, new_bias)]
+
+
+def _fitting(values: Tensor, n: int, module: str) -> Tensor:
+    if values.shape != (n,):
+        raise InputError(
+            f"The mask's values for {module!r} are {tuple(values.shape)}, expected ({n},): another model's."
+        )
+    return values.float()
+
+
+def _behind_attention(pipe: Pipeline, module: str, constant: Tensor) -> tuple[nn.Parameter, Tensor]:
+    """The bias behind an attention without a bias of its own values, raised by what ``constant`` values give there."""
+    if not module.endswith(".to_v"):
+        raise InputError(f"{module!r} has no bias that could hold an ordinary value; make the mask with fill=zero.")
+    output = module.removesuffix("to_v") + "to_out.0"
+    weight, bias = find_parameter(pipe, f"{output}.weight"), find_parameter(pipe, f"{output}.bias")
+    return bias, bias.detach().float().cpu() + weight.detach().float().cpu() @ constant
+
+
+def _replace(changes: Sequence[tuple[nn.Parameter, Tensor]]) -> Undo:
+    """Give parameters new values; what takes it back restores the old ones, bit for bit."""
+    originals = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter, _ in changes]
+
+    def put(values: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        with torch.no_grad():
+            for parameter, value in values:
+                parameter.copy_(value)
+
+    put(changes)
+    return lambda: put(originals)
 
 
 def apply_delta(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
@@ -105,17 +159,7 @@ def apply_delta(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
                 f"The mitigation's {name!r} has shape {tuple(tensor.shape)}, the model's {tuple(parameter.shape)}; "
                 "it was made for another model."
             )
-    originals = [parameter.detach().to("cpu", copy=True) for parameter, _ in pairs]
-    with torch.no_grad():
-        for parameter, tensor in pairs:
-            parameter.add_(tensor.to(parameter))
-
-    def undo() -> None:
-        with torch.no_grad():
-            for (parameter, _), original in zip(pairs, originals, strict=True):
-                parameter.copy_(original)
-
-    return undo
+    return _replace([(parameter, parameter.detach() + tensor.to(parameter)) for parameter, tensor in pairs])
 
 
 def apply_lora(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:

@@ -51,7 +51,7 @@ def mitigate(
     from memorization.mitigate.base import parse_settings
 
     chosen = methods.get(method)
-    settings = parse_settings(chosen, set_ or [])
+    settings = parse_settings(chosen, set_ or [], model=model)
     gathered = gather(suspects, None)
     for error in gathered.suspect_errors[:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")

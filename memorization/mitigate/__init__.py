@@ -6,17 +6,14 @@ itself leaves as it came. Others join by the entry-point group ``diffkit.mitigat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffkit.registry import Registry
 
 if TYPE_CHECKING:
-    from diffkit.families import Pipeline
     from diffkit.mitigation import Mitigation
-    from diffkit.prompts import Suspect
-    from diffkit.runs import Run
 
 __all__ = ["Method", "methods"]
 
@@ -33,21 +30,26 @@ class Method:
         mitigate: (pipeline, suspects, open run, settings) -> mitigation. It writes a journal line per suspect into the
             run, reuses those that are there, and takes ``model`` and ``model_sha256`` from ``run.record["config"]``.
         needs_images: whether a suspect without a reference image is of no use to it.
+        shared: whether several processes of ``accelerate launch`` may run it together; then ``run`` is None on all
+            but the first.
+        lab: settings that have other defaults on the lab's models, as measured there.
     """
 
     name: str
     kind: str
     settings: type[Any]
-    mitigate: Callable[[Pipeline, Sequence[Suspect], Run, Any], Mitigation]
+    mitigate: Callable[..., Mitigation]
     needs_images: bool = False
+    shared: bool = False
+    lab: Mapping[str, Any] = field(default_factory=dict)
 
 
 methods: Registry[Method] = Registry(
     "mitigation method",
     "diffkit.mitigations",
     builtins={
-        "nemo": "memorization.mitigate.nemo:METHOD",
-        "wanda": "memorization.mitigate.wanda:METHOD",
+        "nemo": "memorization.mitigate.nemo_run:METHOD",
+        "wanda": "memorization.mitigate.wanda_run:METHOD",
         "adversarial": "memorization.mitigate.adversarial:METHOD",
         "prompt-guard": "memorization.mitigate.prompt_guard:METHOD",
         "attention-guard": "memorization.mitigate.attention_guard:METHOD",

@@ -8,9 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffkit import parallel
 from diffkit.errors import InputError, unknown_name
+from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.mitigation import Mitigation, save_mitigation
-from diffkit.runs import Run
+from diffkit.runs.shared import open_shared
 from memorization.items import AuditItem, data_digest
 from memorization.mitigate import Method
 
@@ -46,7 +48,9 @@ def mitigate(
         InputError: no suspects, two with one id, one without an image where the method needs it, or another run in
             the folder.
     """
-    settings = method.settings() if settings is None else settings
+    settings = parse_settings(method, (), model=model) if settings is None else settings
+    if parallel.processes() > 1 and not method.shared:
+        raise InputError(f"{method.name} works in one process: start it without accelerate launch.")
     ids = [suspect.id for suspect in suspects]
     if not ids or len(set(ids)) < len(ids):
         raise InputError(f"Expected one or more suspects with different ids, got {len(ids)}.")
@@ -61,20 +65,23 @@ def mitigate(
         "data_sha256": data_digest([AuditItem("suspect", suspect) for suspect in suspects]),
         "settings": asdict(settings),
     }
-    with Run.open(out, config=config, kind="mitigate", provenance={"device": str(pipe.device)}) as run:
+    with open_shared(out, config=config, kind="mitigate", provenance={"device": str(pipe.device)}) as run:
         made = method.mitigate(pipe, suspects, run, settings)
-        save_mitigation(run.folder, made)
+        if run is not None:
+            save_mitigation(run.folder, made)
     return made
 
 
-def parse_settings(method: Method, assignments: Sequence[str]) -> Any:
+def parse_settings(method: Method, assignments: Sequence[str], *, model: str) -> Any:
     """Settings of a method from ``name=value`` texts; lists are separated by commas, None is ``none``.
+
+    The rest are the method's defaults, on a lab model those measured there.
 
     Raises:
         InputError: no such setting, or a value of another type.
     """
     types = typing.get_type_hints(method.settings)
-    values: dict[str, object] = {}
+    values: dict[str, object] = dict(method.lab) if model.partition("@")[0] in LAB_MODELS else {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip().replace("-", "_")

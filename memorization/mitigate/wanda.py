@@ -1,0 +1,212 @@
+"""Wanda for memories: zero the weights that a memorized caption's activations use most.
+
+Chavhan et al., "Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted", 2024
+(arXiv 2406.18566), after Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda). The
+score of a weight is ``S = |W_ij| * ||x_j||``, with the norm of column j of the layer's input over tokens
+(:func:`input_norms`). In each output row the largest share of S under the target caption is taken, of it what scores
+higher than under base captions, and of that the union over the first timesteps (:func:`select`). Layers: the second
+linear of the feed-forward blocks, ``ff.net.2``.
+
+Where we differ from the authors' code, and why:
+
+- Base captions are ordinary ones by default (the root mean square over them), not "". Since ``|W|`` is the same on both
+  sides, "scores higher" only compares the column norms, and against "" nearly every column passes.
+- Only the conditional half of a guided batch is counted; the unconditional half is the same for every caption.
+- Generation stops after the timesteps that are used, and everything is in memory: no files of masks.
+- The share is of columns and at least one. A ``margin`` above 1 asks for more than "higher than the base".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError
+from diffkit.seeds import generators
+from memorization.mitigate.layers import Mask
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+
+__all__ = ["column_norms", "input_norms", "mean_inputs", "root_mean_square", "scores", "select"]
+
+Norms = dict[str, Tensor]  # layer -> (T, in) or, of several captions, (n, T, in); >= 0
+
+
+def column_norms(inputs: Tensor) -> Tensor:
+    """Norm of each column over the tokens of each sample, every token scaled to length 1 first: (B, L, in) -> (B, in).
+
+    The scaling is the authors', "to avoid inf" in half precision; a token of zeros stays zero.
+    """
+    rows = inputs.float().reshape(len(inputs), -1, inputs.shape[-1])
+    norms: Tensor = nn.functional.normalize(rows, dim=-1).square().sum(1).sqrt()
+    return norms
+
+
+@torch.no_grad()
+def input_norms(
+    pipe: Pipeline,
+    layers: Mapping[str, nn.Linear],
+    prompt_embeds: Tensor,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 3.0,
+    timesteps: int = 10,
+    micro_batch: int = 8,
+) -> Norms:
+    """:func:`column_norms` of the denoiser layers' inputs at each of the first ``timesteps`` of a guided generation.
+
+    Args:
+        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        layers: linear layers of the denoiser, named from the pipeline.
+        prompt_embeds: (n, L, D); all start at the same noise.
+        seed: of that noise.
+        steps: denoising steps of a whole generation; it stops after ``timesteps`` of them.
+        guidance: guidance scale.
+
+    Returns:
+        Layer -> (n, timesteps, in) float32 on the CPU.
+
+    Raises:
+        InputError: more timesteps than steps, or a layer that the denoiser does not run.
+    """
+    if not 1 <= timesteps <= steps:
+        raise InputError(f"Expected 1 to {steps} timesteps of {steps} steps, got {timesteps}.")
+    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    parts: list[Norms] = []
+    for rows in prompt_embeds.split(micro_batch):
+        heard: dict[str, list[Tensor]] = {name: [] for name in layers}
+        with _listening(layers, partial(_keep_norms, heard)):
+            _denoise(pipe, rows, negative, seed, steps, guidance, timesteps)
+        if silent := [name for name, calls in heard.items() if len(calls) < timesteps]:
+            raise InputError(
+                f"The layer {silent[0]!r} does not run in every denoising step; Wanda needs one that does."
+            )
+        parts.append({name: torch.stack([c[-len(rows) :] for c in calls], 1) for name, calls in heard.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in layers}
+
+
+def _keep_norms(heard: dict[str, list[Tensor]], name: str, inputs: Tensor) -> None:
+    heard[name].append(column_norms(inputs).cpu())
+
+
+@torch.no_grad()
+def mean_inputs(
+    pipe: Pipeline,
+    layers: Mapping[str, nn.Linear],
+    prompt_embeds: Tensor,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 3.0,
+    micro_batch: int = 8,
+) -> dict[str, Tensor]:
+    """Mean of each input column over captions, tokens, all timesteps and both halves of guidance: layer -> (in,)."""
+    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    total = {name: torch.zeros(layer.in_features, dtype=torch.float64) for name, layer in layers.items()}
+    rows_seen = dict.fromkeys(layers, 0)
+
+    def add(name: str, inputs: Tensor) -> None:
+        rows = inputs.flatten(0, -2)
+        total[name] += rows.float().sum(0).double().cpu()
+        rows_seen[name] += len(rows)
+
+    for index, rows in enumerate(prompt_embeds.split(micro_batch)):
+        with _listening(layers, add):
+            _denoise(pipe, rows, negative, seed + index, steps, guidance, steps)
+    return {name: (value / rows_seen[name]).float() for name, value in total.items()}
+
+
+@contextmanager
+def _listening(layers: Mapping[str, nn.Linear], hear: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``hear(name, input)`` whenever one of the layers runs."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, inputs: hear(name, inputs[0])
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _denoise(
+    pipe: Pipeline, rows: Tensor, negative: Tensor, seed: int, steps: int, guidance: float, timesteps: int
+) -> None:
+    """A guided generation that stops after the first ``timesteps``; the conditional half comes last in its batches."""
+
+    def stop(pipeline: Pipeline, index: int, _timestep: Tensor, _tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        pipeline._interrupt = index + 1 >= timesteps
+        return {}
+
+    pipe(
+        prompt_embeds=rows.to(pipe.device, pipe.dtype),
+        negative_prompt_embeds=negative.to(pipe.device, pipe.dtype).expand(len(rows), -1, -1),
+        generator=generators([seed] * len(rows)),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+        callback_on_step_end=stop,
+    )
+
+
+def root_mean_square(norms: Norms) -> Norms:
+    """Over captions: (n, T, in) to (T, in); the sum of squares that a longer list of tokens would give, per caption."""
+    return {name: value.square().mean(0).sqrt() for name, value in norms.items()}
+
+
+def scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """``|W_ij| * ||x_j||``: (out, in) and (..., in) to (..., out, in), >= 0, higher = used more."""
+    return weight.detach().float().abs() * norms[..., None, :]
+
+
+def select(
+    weights: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    *,
+    sparsity: float,
+    margin: float = 1.0,
+) -> Mask:
+    """Weights to zero: in each output row the share ``sparsity`` of columns with the largest score under the target
+    that also score more than ``margin`` times the base's; the union over timesteps.
+
+    Args:
+        weights: layer -> (out, in).
+        target: layer -> (T, in) column norms under one memorized caption (or trigger).
+        base: the same under ordinary captions.
+        sparsity: in (0, 1]; at least one column a row is looked at. Ties go to the first column.
+        margin: 1 as published.
+
+    Returns:
+        Layer -> bool (out, in), True = zero.
+
+    Raises:
+        InputError: a sparsity or margin out of range, or norms of another shape.
+    """
+    if not 0 < sparsity <= 1 or margin <= 0:
+        raise InputError(f"Expected a sparsity in (0, 1] and a positive margin, got {sparsity} and {margin}.")
+    mask = {}
+    for name, weight in weights.items():
+        if target[name].shape != base[name].shape or target[name].shape[-1] != weight.shape[1]:
+            raise InputError(
+                f"{name}: norms of shape {tuple(target[name].shape)} and {tuple(base[name].shape)} do not fit a weight "
+                f"of shape {tuple(weight.shape)}."
+            )
+        found = torch.zeros(weight.shape, dtype=torch.bool)
+        columns = max(1, round(sparsity * weight.shape[1]))
+        for ours, theirs in zip(target[name], base[name], strict=True):
+            order = scores(weight.cpu(), ours).sort(dim=1, descending=True, stable=True).indices[:, :columns]
+            largest = torch.zeros_like(found).scatter_(1, order, True)
+            found |= largest & (ours > margin * theirs)
+        mask[name] = found & (weight.cpu() != 0)
+    return mask

@@ -1,0 +1,168 @@
+"""Run :mod:`.wanda` over suspects: one journal line each, then a mask with a part per suspect and their union."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.conditioning import encode_prompts
+from diffkit.console import progress
+from diffkit.errors import InputError
+from diffkit.mitigation import Mitigation
+from diffkit.runs.files import safe_name, write_bytes_atomically
+from memorization.mitigate import Method
+from memorization.mitigate.captions import ordinary_captions
+from memorization.mitigate.layers import Mask, matching, size
+from memorization.mitigate.wanda import Norms, input_norms, mean_inputs, root_mean_square, select
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.prompts import Suspect
+    from diffkit.runs import Run
+
+__all__ = ["METHOD", "WandaSettings"]
+
+#: On the lab memories are stronger than in Stable Diffusion 1.4; chosen by scripts/measure_mitigations.py.
+LAB = {"sparsity": 0.1}
+
+
+@dataclass(frozen=True)
+class WandaSettings:
+    """Settings of Wanda.
+
+    Attributes:
+        layers: patterns of the denoiser's linear layers, from the pipeline.
+        sparsity: share of each output row's columns that is looked at, per timestep.
+        margin: how many times the base's score the target's must exceed; 1 as published.
+        timesteps: the first so many, whose union is taken.
+        base: "ordinary" captions, or "empty" for the published "".
+        captions: text file of ordinary captions; None = the lab's training scenes.
+        base_captions: how many of them.
+        fill: what the columns that are off leave behind: their "mean" input over ordinary captions, in the bias,
+            which costs ordinary captions far less, or "zero" as published.
+        parts: keep each suspect's own part; without, only their union, which is smaller.
+        steps: denoising steps of a generation; ``guidance`` and ``seed``: its scale and its noise.
+        micro_batch: captions generated at once.
+    """
+
+    layers: tuple[str, ...] = ("unet.*ff.net.2",)
+    sparsity: float = 0.01
+    margin: float = 1.0
+    timesteps: int = 10
+    base: Literal["ordinary", "empty"] = "ordinary"
+    captions: str | None = None
+    base_captions: int = 32
+    fill: Literal["mean", "zero"] = "mean"
+    parts: bool = True
+    steps: int = 20
+    guidance: float = 3.0
+    seed: int = 0
+    micro_batch: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not 0 < self.sparsity <= 1 or self.margin <= 0:
+            raise InputError(f"Expected sparsity in (0, 1] and a positive margin, got {self.sparsity}, {self.margin}.")
+        if not 1 <= self.timesteps <= self.steps or self.base_captions < 1 or self.micro_batch < 1:
+            raise InputError(f"Expected 1 to {self.steps} timesteps, a base caption and a micro-batch of at least 1.")
+        if self.base not in ("ordinary", "empty") or self.fill not in ("mean", "zero"):
+            raise InputError(f"Expected base ordinary or empty, fill mean or zero, got {self.base!r}, {self.fill!r}.")
+
+
+def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: WandaSettings) -> Mitigation:
+    """A mask with each suspect's weights as its own part; all of them together are what is applied by default."""
+    config = run.record["config"]
+    layers = matching(pipe, settings.layers)
+    captions: tuple[str, ...] = ("",)
+    if settings.base == "ordinary" or settings.fill == "mean":
+        captions = ordinary_captions(settings.captions, model=config["model"], n=settings.base_captions)
+    pipe.set_progress_bar_config(disable=True)
+    left = [suspect for suspect in suspects if suspect.id not in run.done]
+    if left:
+        base = root_mean_square(_norms(pipe, layers, ("",) if settings.base == "empty" else captions, settings))
+    with progress("Wanda", total=len(left)) as bar:
+        for suspect in left:
+            target = {name: value[0] for name, value in _norms(pipe, layers, [suspect.caption], settings).items()}
+            weights = {name: layer.weight for name, layer in layers.items()}
+            mask = select(weights, target, base, sparsity=settings.sparsity, margin=settings.margin)
+            run.write(suspect.id, {"weights": size(mask), "file": _save_part(run, suspect.id, mask)})
+            bar.advance()
+    tensors, together = _assemble(run, suspects, parts=settings.parts)
+    if settings.fill == "mean":
+        touched = {name: layer for name, layer in layers.items() if name in together}
+        ordinary = mean_inputs(pipe, touched, _embeds(pipe, captions), **_sampling(settings)) if touched else {}
+        tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
+    return Mitigation(
+        method="wanda",
+        kind="mask",
+        model=config["model"],
+        tensors=tensors,
+        model_sha256=config["model_sha256"],
+        settings=asdict(settings),
+        suspects=tuple(suspect.id for suspect in suspects),
+        figures=_figures(run, suspects, layers, together),
+    )
+
+
+def _embeds(pipe: Pipeline, captions: Sequence[str]) -> Tensor:
+    return encode_prompts(pipe, list(captions), guidance=False).prompt_embeds
+
+
+def _sampling(settings: WandaSettings) -> dict[str, Any]:
+    return {
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "micro_batch": settings.micro_batch,
+    }
+
+
+def _norms(pipe: Pipeline, layers: dict[str, nn.Linear], captions: Sequence[str], settings: WandaSettings) -> Norms:
+    return input_norms(pipe, layers, _embeds(pipe, captions), timesteps=settings.timesteps, **_sampling(settings))
+
+
+def _save_part(run: Run, suspect: str, mask: Mask) -> str:
+    """One suspect's flat indices in a file of its own; a journal line would be millions of numbers long."""
+    from safetensors.torch import save
+
+    name = f"parts/{safe_name(suspect)}.safetensors"
+    flat = {layer: part.flatten().nonzero().flatten().int() for layer, part in mask.items() if part.any()}
+    write_bytes_atomically(run.path(name), save(flat))
+    return name
+
+
+def _assemble(run: Run, suspects: Sequence[Suspect], *, parts: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The mask's tensors, and each layer's union of flat indices."""
+    from safetensors.torch import load
+
+    tensors: dict[str, Tensor] = {}
+    together: dict[str, Tensor] = {}
+    for suspect in suspects:
+        part = load(Path(run.path(run.done[suspect.id]["file"])).read_bytes())
+        for name, flat in part.items():
+            tensors[f"{suspect.id}/{name}.weights"] = flat
+            together[name] = torch.cat([together[name], flat]).unique() if name in together else flat
+    return (tensors if parts else {f"{name}.weights": flat for name, flat in together.items()}), together
+
+
+def _figures(
+    run: Run, suspects: Sequence[Suspect], layers: dict[str, nn.Linear], together: dict[str, Tensor]
+) -> dict[str, Any]:
+    counts = {suspect.id: run.done[suspect.id]["weights"] for suspect in suspects}
+    total = sum(layer.weight.numel() for layer in layers.values())
+    return {
+        "weights": total,
+        "weights off in all": sum(len(flat) for flat in together.values()),
+        "share off in all": sum(len(flat) for flat in together.values()) / total,
+        "weights off, median": median(counts.values()),
+        "by suspect": counts,
+    }
+
+
+METHOD = Method(name="wanda", kind="mask", settings=WandaSettings, mitigate=mitigate, lab=LAB)
