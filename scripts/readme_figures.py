@@ -3,242 +3,22 @@
     python scripts/readme_figures.py            # rewrite the blocks between the markers
     python scripts/readme_figures.py --check    # exit 1 when they are out of date
 
-The files in docs/figures come from the scripts of the same names with ``--json``: ``measure_search``,
-``measure_audit``, ``measure_backends``, ``measure_preview``, ``measure_fit``, ``measure_steps``, ``lab_search``,
-``bench_ttsnap``, ``bench_wall_clock`` (``wall_clock``) and ``bench_simulate`` (``tensors``). A block whose file is
+The files in docs/figures come from the scripts of the same names with ``--json`` (``measure_search`` and so on), from
+``bench_wall_clock`` (``wall_clock``), ``bench_simulate`` (``tensors``) and ``lab_search``. A block whose file is
 missing says that it was not measured yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from diffkit.lab.make import read_card
+import figures_memorization
+import figures_ttsnap
+from figures_common import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ROOT / "docs" / "figures"
-MISSING = "Not measured yet."
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """One file of figures, None when it was not made."""
-    path = FIGURES / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def share(value: Mapping[str, Any], key: str = "rate") -> str:
-    """A share in per cent with n and its interval."""
-    return f"{100 * value[key]:.0f} % (n = {value['n']}, {100 * value['low']:.0f} to {100 * value['high']:.0f})"
-
-
-def table(headers: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def lab() -> str:
-    """What the card says."""
-    card = read_card()
-    rows = []
-    for name, found in card["lab"]["replication"]["planted"].items():
-        clean = card["lab-clean"]["replication"]["planted"][name]
-        rows.append([name, share(found), f"{found['median']:.2f}", share(clean)])
-    controls = card["lab"]["replication"]["controls"]
-    rows.append(["controls, never trained", share(controls), f"{controls['median']:.2f}", "–"])
-    scenes, reward = card["lab"]["scenes"], card["reward"]["accuracy on hard negatives"]
-    tau = scenes["reward tau with the judge"]
-    points = [
-        f"single samples right by the judge: {share(scenes['single'], 'mean')}",
-        f"best of 16 by the reward: {share(scenes['best of 16 by the reward'])}",
-        f"the reward prefers the true caption to a hard negative: {share(reward['all'])}",
-        f"its Kendall tau with the judge over 16 seeds: {tau['mean']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})",
-        f"{card['lab']['million parameters']:.1f} million parameters a model; {card['megabytes']:.0f} MB in all; "
-        f"{card['seconds per image']:.2f} s an image on two cores",
-    ]
-    above = card["settings"]["replicated above"]
-    head = ["planted", f"replicated (correlation > {above}) by lab", "median", "by lab-clean"]
-    return table(head, rows) + "\n\n" + "\n".join(f"- {point}" for point in points)
-
-
-def gain(value: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """A difference with its interval."""
-    if value is None:
-        return "–"
-    return f"{value['mean']:+.{digits}f} ({value['low']:+.{digits}f} to {value['high']:+.{digits}f})"
-
-
-def search() -> str:
-    """Searches at equal counted cost."""
-    found = read("search")
-    if not found:
-        return MISSING
-    rows = [
-        [
-            budget if row["search"] == "best-of-n" else "",
-            row["search"],
-            f"{row['candidates']:.0f}",
-            f"{row['reward']:.4f}",
-            gain(row["reward_gain"], 4),
-            f"{100 * row['judged']:.1f} %",
-            gain(row["judged_gain"]),
-        ]
-        for budget, ways in found.items()
-        for row in ways
-    ]
-    n = next(iter(found.values()))[0]["prompts"]
-    head = ["cost of best-of", "search", "seeds", "reward", "over best-of-N", "judged right", "over best-of-N"]
-    return table(head, rows) + f"\n\n{n} held-out scenes; intervals are 95 % over prompts, paired."
-
-
-def overhead() -> str:
-    """What the pipeline itself costs."""
-    bench = read("bench_ttsnap")
-    if not bench:
-        return MISSING
-    more = bench["pruned"]["seeds_ratio"]
-    return (
-        f"Best-of-16 takes {bench['ratio']:.2f} times the stock pipeline's time for the same 16 images and their "
-        f"scores; at the same counted cost a search pruned by 2:0.4,6:0.4,11:0.5 sees {more:.1f} times as many seeds."
-    )
-
-
-def backends() -> str:
-    """The back-ends of distillation."""
-    found = read("backends")
-    if not found:
-        return MISSING
-    rows = [
-        [
-            row["backend"],
-            row["loss"],
-            f"{row['tau before']:.2f}",
-            f"{row['tau after']:.2f}",
-            f"{row['megabytes']:.1f}",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in found["rows"]
-    ]
-    steps = ", ".join(map(str, found["early steps"]))
-    counts = found["rows"][0]["prompts"]
-    said = (
-        f"Mean over the looks after steps {steps} of Kendall's tau with the final reward, on {counts['held_out']} "
-        f"held-out prompts (trained on {counts['trained']}), {found['updates']} updates each."
-    )
-    return table(["back-end", "loss", "tau before", "tau after", "MB", "seconds"], rows) + "\n\n" + said
-
-
-def chain() -> str:
-    """The whole chain from an empty folder, timed."""
-    found = read("lab_search")
-    if not found:
-        return MISSING
-    parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found["seconds"].items())
-    return (
-        f"A smaller version of it, from an empty folder to a served pipeline, took {found['minutes in all']:.0f} "
-        f"minutes on two cores (`scripts/lab_search.py`; minutes: {parts})."
-    )
-
-
-def steps() -> str:
-    """The noise-aware reward at other numbers of steps than it was taught at."""
-    found = read("steps")
-    if not found:
-        return MISSING
-
-    def shown(value: Mapping[str, Any]) -> str:
-        return f"{value['mean']:.2f} ({value['interval'][0]:.2f} to {value['interval'][1]:.2f})"
-
-    rows = [[str(row["steps"]), shown(row["lab"]), shown(row["lab-noise-aware"])] for row in found]
-    head = ["denoising steps", "tau of the plain reward", "tau of the noise-aware reward"]
-    return table(head, rows) + f"\n\nMean over the early looks; {found[0]['n']} held-out scenes, 95 % over scenes."
-
-
-def wall() -> str:
-    """Wall-clock time to best-of-N's reward."""
-    found = read("wall_clock")
-    if not found:
-        return MISSING
-    rows = [
-        [
-            row["way"],
-            f"{row['reward']:.4f}",
-            f"{row['difference']:+.4f} ({row['interval'][0]:+.4f} to {row['interval'][1]:+.4f})",
-            f"{row['seconds']:.1f}",
-            f"{row['share of time']:.2f}",
-        ]
-        for row in found["rows"]
-    ]
-    head = ["search", "reward", "over best-of-64", "seconds a prompt", "of its time"]
-    return table(head, rows) + f"\n\n{found['n']} held-out scenes, one process, two threads, interleaved."
-
-
-def preview() -> str:
-    """The preview decoder."""
-    found = read("preview")
-    if not found:
-        return MISSING
-    names = ("tau of full and preview", "tau to the final, full", "tau to the final, preview")
-    rows = [[str(step["step"]), *(f"{step[name]['mean']:.2f}" for name in names)] for step in found["steps"]]
-    cost = found["look in denoiser calls"]
-    n = found["steps"][0][names[0]]["n"]
-    return (
-        table(["look after step", *names], rows)
-        + f"\n\n{n} held-out scenes. A look costs {cost['full']:.2f} denoiser calls with the full decoder and "
-        + f"{cost['preview']:.2f} with the preview decoder."
-    )
-
-
-def fit() -> str:
-    """Learned schedules and the index rule on the published rewards."""
-    found = read("fit")
-    if not found:
-        return MISSING
-    keys = list(found["rewards"])
-    variants = list(found["rewards"][keys[0]]["variants"])
-    rows = []
-    for name in variants:
-        cells = [found["rewards"][key]["variants"][name] for key in keys]
-        means = [f"{found[f'mean gain %, {model}'][name]:.1f}" for model in ("flux", "sdxl")]
-        rows.append([name, *(f"{c['gain %']:.1f} ({c['low']:.0f} to {c['high']:.0f})" for c in cells), *means])
-    return table(["", *(key.replace("_", " ") for key in keys), "mean flux", "mean sdxl"], rows)
-
-
-def tensors() -> str:
-    """The published schedule under three accountings."""
-    found = read("tensors")
-    if not found:
-        return MISSING
-    ways = ("exact", "fractional", "published")
-    rows = [
-        [row["reward"].replace("_", " "), row["pruned by"], *(f"{row[way][0]:+.1f}" for way in ways)]
-        for row in found["gains"]
-    ]
-    return table(["reward", "pruned by", *ways], rows)
-
-
-def audit() -> str:
-    """Verdicts on the lab, by kind and strength."""
-    found = read("audit")
-    if not found:
-        return MISSING
-    verdicts = list(found["lab: verdicts"])
-    rows = [
-        [name, str(row["n"]), *(str(row.get(verdict, 0)) for verdict in verdicts)]
-        for name, row in found["lab: verdicts by kind and strength"].items()
-    ]
-    flagged, clean = found["lab: controls flagged"], found["lab-clean: replicated or retained"]
-    return (
-        table(["planted", "n", *verdicts], rows)
-        + f"\n\nControls flagged as anything: {flagged['count']} of {flagged['n']}. On `lab-clean`, "
-        + f"{clean['k']} of the same {clean['n']} images are replicated or retained."
-    )
+PAGES = (ROOT / "README.md", ROOT / "docs" / "ttsnap.md", ROOT / "docs" / "memorization.md")
 
 
 def main() -> None:
@@ -246,9 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    makers = (lab, chain, steps, search, overhead, audit, backends, wall, preview, fit, tensors)
-    blocks = {one.__name__: one() for one in makers}
-    for path in (ROOT / "README.md", ROOT / "docs" / "ttsnap.md"):
+    blocks = {one.__name__: one() for one in (*figures_memorization.BLOCKS, *figures_ttsnap.BLOCKS)}
+    for path in PAGES:
         before = after = path.read_text()
         for name, block in blocks.items():
             pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)

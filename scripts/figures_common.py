@@ -1,0 +1,36 @@
+"""What every block of figures needs: read a file of figures, write a share, a difference, a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "docs" / "figures"
+MISSING = "Not measured yet."
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """One file of figures, None when it was not made."""
+    path = FIGURES / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def share(value: Mapping[str, Any], key: str = "rate") -> str:
+    """A share in per cent with n and its interval."""
+    return f"{100 * value[key]:.0f} % (n = {value['n']}, {100 * value['low']:.0f} to {100 * value['high']:.0f})"
+
+
+def gain(value: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A difference with its interval."""
+    if value is None:
+        return "–"
+    return f"{value['mean']:+.{digits}f} ({value['low']:+.{digits}f} to {value['high']:+.{digits}f})"
+
+
+def table(headers: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
