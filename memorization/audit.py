@@ -13,9 +13,10 @@ import torch
 from diffkit.console import progress, say
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
+from memorization.audit_schema import RECORD_SCHEMA, SUMMARY_SCHEMA
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
-from memorization.copies.clusters import clusters, reference_similarity
+from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
 from memorization.effort import counted, effort
 from memorization.generate import round_trip
 from memorization.items import AuditItem, Gathered, data_digest, load_references, with_companions
@@ -27,8 +28,6 @@ from memorization.summary import summarise
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-SUMMARY_SCHEMA = 2
-RECORD_SCHEMA = 2  # of the items in the journal; part of the configuration, so that an older folder is refused
 CALIBRATION_IMAGES = 64  # their pairs are thousands; more would only cost time
 
 
@@ -102,7 +101,7 @@ def audit(
     provenance |= {"mitigation_folder": mitigation.folder} if mitigation else {}
     with Run.open(out, config=config, kind="audit", provenance=provenance) as run:
         _prepare(pipe)
-        copies = load_copy_detector(settings.copies)
+        copies = load_copy_detector(settings.copies, pipe)
         size = image_size(pipe)
         point = operating_point(pipe, gathered.items, copies, settings, size)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
@@ -175,7 +174,7 @@ def near_duplicates(
     for role in ("suspect", "control"):
         group = [item for item in items if item.role == role]
         alike = reference_similarity(copies, [load_references(item, size).images for item in group])
-        labels = clusters(alike, threshold)
+        labels = clusters(alike, duplicate_threshold(threshold))
         found |= {item.key: label for item, label in zip(group, labels, strict=True)}
     return found
 

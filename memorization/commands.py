@@ -11,6 +11,7 @@ from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Revision, Seed
+from memorization.cli_compare import compare
 from memorization.cli_detect import detect
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
 
+app.command("compare")(compare)
 app.command("detect")(detect)
 
 EXIT_FAIL_ON, EXIT_ITEMS = 1, 3

@@ -1,4 +1,4 @@
-"""The report's parts beside the matched controls: the ladder of attacks, work to threshold, edited suspects, the reference model."""
+"""The report's parts beside the matched controls: the ladder, work to threshold, edited suspects, the reference."""
 
 from __future__ import annotations
 
