@@ -1,0 +1,146 @@
+"""Kill the line audit, mitigate, audit, compare with SIGKILL at random moments, resume it, and compare the results.
+
+    python scripts/kill_line.py                  # 20 kills on the lab
+    python scripts/kill_line.py --kills 5 --json docs/figures/kill_line.json
+
+Each command is killed at random, started again with the same words until it ends, and then the next one begins. After
+every kill the journal must hold every key that it held before, each once. When the line has ended, results must be
+those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints one JSON object; exits
+with 1 on any difference. Wants an idle machine: a kill that comes after the end of a command is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+AUDIT = [
+    *("--budgets", "0,2,4", "--generations", "2", "--attack-generations", "1", "--steps", "4"),
+    *("--limit", "4", "--limit-controls", "2", "--batch", "2", "--micro-batch", "4"),
+]
+SETTINGS = {
+    "nemo": (),
+    "wanda": (),
+    "adversarial": ("updates=12", "checkpoint_every=2", "retention_examples=48", "validation=8", "surrogates=1",
+                    "num_inference_steps=6"),
+}  # fmt: skip
+#: What a run consists of but for times, pids and versions (run.json, the pages and the cards' own records of them).
+COMPARED = ("journal.jsonl", "summary.json", "weights.safetensors", "images/*.png", "triggers/*.safetensors")
+
+
+def commands(base: Path) -> dict[str, list[str]]:
+    """Folder -> the command that fills it, in their order."""
+    line = {"lab": ["audit", "--out", str(base / "lab"), *AUDIT]}
+    for method, settings in SETTINGS.items():
+        chosen = [word for setting in settings for word in ("--set", setting)]
+        line[method] = ["mitigate", method, "--limit", "4", "--out", str(base / method), *chosen]
+        mask = ("--mitigation", str(base / method))
+        line[f"{method}-audit"] = ["audit", *mask, "--out", str(base / f"{method}-audit"), *AUDIT]
+    audits = [str(base / "lab"), *(str(base / f"{method}-audit") for method in SETTINGS)]
+    quality = ("--quality", "lab:held-out", "--quality-limit", "4", "--quality-seeds", "1")
+    line["compare"] = ["audit", "compare", *audits, *quality, "--out", str(base / "compare")]
+    return line
+
+
+def run(line: list[str], seconds: float | None) -> bool:
+    """Run a command; kill it after so many seconds. Returns whether it was killed."""
+    start = [sys.executable, "-m", "diffkit", *line]
+    with subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            _, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return True
+    if process.returncode:
+        sys.exit(f"diffkit {' '.join(line)} failed with {process.returncode}:\n{errors.decode()}")
+    return False
+
+
+def finished_keys(folder: Path) -> list[str]:
+    """Keys of the whole lines of a journal; a torn tail does not count."""
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line)["key"] for line in lines]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What two equal runs share."""
+    files = [path for pattern in COMPARED for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+class Disturber:
+    """Kills commands until its kills are spent."""
+
+    def __init__(self, kills: int, seed: int) -> None:
+        self.left, self.chance = kills, random.Random(seed)
+        self.moments: list[dict[str, object]] = []
+        self.wrong: list[str] = []
+
+    def carry_out(self, line: list[str], folder: Path, duration: float) -> None:
+        """Run a command to its end, killing it at random moments of its usual duration."""
+        keys: list[str] = []
+        while True:
+            disturb = self.left > 0 and self.chance.random() < 0.7
+            wait = self.chance.uniform(0.1, 1.0) * duration if disturb else None
+            killed = run(line, wait)
+            found = finished_keys(folder)
+            self.wrong += [f"{folder.name}: {key} was lost" for key in keys if key not in found]
+            self.wrong += [f"{folder.name}: {key} is there twice" for key in set(found) if found.count(key) > 1]
+            keys = found
+            if not killed:
+                return
+            self.left -= 1
+            self.moments.append({"command": folder.name, "second": round(wait or 0, 1), "finished": len(keys)})
+
+
+def main() -> None:
+    """Parse the arguments, disturb, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kill-line-") as scratch:
+        durations, expected = {}, {}
+        for name, line in commands(Path(scratch) / "undisturbed").items():
+            began = time.monotonic()
+            run(line, None)
+            durations[name] = time.monotonic() - began
+            expected[name] = contents(Path(scratch) / "undisturbed" / name)
+        disturber, lines = Disturber(given.kills, given.seed), 0
+        while disturber.left > 0 or not lines:
+            base = Path(scratch) / f"line-{lines}"
+            for name, line in commands(base).items():
+                disturber.carry_out(line, base / name, durations[name])
+                result = contents(base / name)
+                names = expected[name].keys() | result.keys()
+                differ = [file for file in names if expected[name].get(file) != result.get(file)]
+                disturber.wrong += [f"{name}/{file} differs" for file in sorted(differ)]
+            lines += 1
+    report = {
+        "kills": len(disturber.moments),
+        "lines_compared": lines,
+        "files_compared": sum(len(files) for files in expected.values()),
+        "seconds_undisturbed": {name: round(seconds, 1) for name, seconds in durations.items()},
+        "moments": disturber.moments,
+        "differences": disturber.wrong,
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if given.json:
+        given.json.write_text(text + "\n")
+    sys.exit(1 if disturber.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
