@@ -143,7 +143,7 @@ def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> Non
         "controls": sum(item.role == "control" for item in gathered.items),
         "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
         "denoiser rows for a caption": {name: cost * settings.seeds for name, cost in each.items()},
-        "denoiser rows": sum(each.values()) * settings.seeds * len(gathered.items),
+        "denoiser rows at most": sum(each.values()) * settings.seeds * len(gathered.items),
     }
     if format == "json":
         write_json(plan)

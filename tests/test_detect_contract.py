@@ -11,7 +11,7 @@ from tiny import NOISE, tiny_pipeline
 
 from diffkit.errors import InputError
 from memorization.detect import Detector, detectors, listens, make_detector
-from memorization.detect.captions import score_captions
+from memorization.detect.captions import score_by_all, score_captions
 from memorization.generate import Sampling, generate
 
 SAMPLING = Sampling(num_inference_steps=3, guidance_scale=3.0, micro_batch=3)
@@ -33,7 +33,7 @@ TABLE = {
     "noise_magnitude": Row(frozenset({"trajectory"}), listens=True, without_guidance=False, cost=6),
     "anisotropy": Row(cost=4),
     "attention_entropy": Row(frozenset({"attention", "trajectory"}), embeddings_alone=False, cost=6),
-    "attention_entropy_one_step": Row(frozenset({"attention"}), listens=True, without_guidance=False, cost=2),
+    "attention_entropy_one_step": Row(frozenset({"attention"}), listens=True, cost=2),
     "sharpness": Row(frozenset({"gradient"}), cost=6),
     "bright_ending": Row(
         frozenset({"attention", "trajectory"}), without_guidance=False, embeddings_alone=False, cost=6
@@ -120,6 +120,36 @@ def test_what_is_broken_is_unknown_never_a_number(name: str) -> None:
     (score,) = score_captions(pipe, ["a cat"], detector_named(name), [[1, 2]], sampling=SAMPLING)
     assert score.value is None
     assert score.reason == "2 of 2 seeds gave no finite score"
+
+
+def test_all_detectors_on_one_generation_score_as_each_does_alone() -> None:
+    pipe = tiny_pipeline()
+    chosen = {name: detector_named(name) for name in TABLE} | {"first": make_detector("noise_magnitude:steps=1")}
+    calls = [0]
+    handle = pipe.unet.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    shared = score_by_all(pipe, CAPTIONS, chosen, [[1, 2], [3]], sampling=SAMPLING)
+    shared_calls, calls[0] = calls[0], 0
+    for key, detector in chosen.items():
+        assert shared[key] == score_captions(pipe, CAPTIONS, detector, [[1, 2], [3]], sampling=SAMPLING)
+    assert calls[0] - shared_calls == 4 * 3 + 2 * 1  # five whole generations and two first steps became one
+    handle.remove()
+    unguided = score_by_all(pipe, CAPTIONS, chosen, [[1], [3]], sampling=Sampling(3, 1.0, 2))
+    assert {key for key, scores in unguided.items() if scores[0].value is None} == {
+        *(name for name, row in TABLE.items() if not row.without_guidance),
+        "first",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_half_precision_gives_a_finite_float32_score_or_a_reason(name: str) -> None:
+    pipe = tiny_pipeline().to(torch.bfloat16)
+    (score,) = score_captions(pipe, ["a cat"], detector_named(name), [[1, 2]], sampling=SAMPLING)
+    assert (score.value is None) == (score.reason is not None)
+    if score.value is not None:
+        assert all(own is not None and abs(own) < 1e6 for own in score.scores)
+        (exact,) = score_captions(tiny_pipeline(), ["a cat"], detector_named(name), [[1, 2]], sampling=SAMPLING)
+        if name != "curvature_difference":  # a mean of a few hundred differences of 16 noisy products
+            assert score.value == pytest.approx(exact.value, rel=0.5)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

@@ -129,5 +129,5 @@ def test_dry_run_counts_the_work_and_writes_nothing(tmp_path: Path, captions: Ga
         *["--detectors", "noise_magnitude,anisotropy", "--format", "json", "--out", str(tmp_path / "none")],
     )
     plan = json.loads(done.stdout)
-    assert plan["denoiser rows"] == (2 * 20 + 4) * 4 * 4
+    assert plan["denoiser rows at most"] == (2 * 20 + 4) * 4 * 4
     assert not (tmp_path / "none").exists()

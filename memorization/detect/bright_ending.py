@@ -10,18 +10,18 @@ the first two cross-attention layers in the order of execution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffkit.errors import ScoringError
 from memorization.detect import Need
 from memorization.detect.attention_maps import record_attention
-from memorization.detect.listening import denoise, end_positions, require_guidance
+from memorization.detect.listening import Finish, GenerationDetector, end_positions, require_guidance
 from memorization.detect.noise_magnitude import record_noise_differences
-from memorization.detect.probe import Batch, in_batches, norms
+from memorization.detect.probe import Batch, norms
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -62,40 +62,25 @@ def end_token_map(layers: Sequence[Tensor], ends: Tensor, size: tuple[int, int])
     return torch.stack(maps).mean(0)
 
 
-class BrightEnding:
+class BrightEnding(GenerationDetector):
     """:func:`masked_magnitude` of a whole guided generation under its own :func:`end_token_map`."""
 
     name = "bright_ending"
-    higher_is_memorized = True
     needs: frozenset[Need] = frozenset({"attention", "trajectory"})
 
-    def scores(
-        self,
-        pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
-        seeds: Sequence[int],
-        *,
-        sampling: Sampling,
-        ends: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See :class:`memorization.detect.Detector`."""
+    def __init__(self) -> None:
+        super().__init__()
+
+    @contextmanager
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> Iterator[Finish]:
+        """See :class:`memorization.detect.listening.GenerationDetector`."""
         require_guidance(self.name, sampling)
-
-        def score(batch: Batch) -> Tensor:
-            positions = end_positions(self.name, ends, batch)
-            with (
-                record_attention(pipe, lambda index, p: p if index < LAYERS else None) as calls,
-                record_noise_differences(pipe) as differences,
-            ):
-                denoise(pipe, batch, sampling)
-            if not differences:
-                raise ScoringError(f"{self.name} heard no guided step of this pipeline")
-            size = (int(batch.latents.shape[-2]), int(batch.latents.shape[-1]))
-            return masked_magnitude(torch.stack(differences), end_token_map(calls[-1], positions, size))
-
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
-
-    def cost(self, sampling: Sampling) -> float:
-        """A whole guided generation."""
-        return 2.0 * sampling.num_inference_steps
+        positions = end_positions(self.name, ends, batch)
+        size = (int(batch.latents.shape[-2]), int(batch.latents.shape[-1]))
+        with (
+            record_attention(pipe, lambda index, p: p if index < LAYERS else None) as calls,
+            record_noise_differences(pipe) as differences,
+        ):
+            yield lambda _latents: masked_magnitude(torch.stack(differences), end_token_map(calls[-1], positions, size))

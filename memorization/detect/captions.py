@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,14 @@ from torch import Tensor
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
 from memorization.detect import Detector
+from memorization.detect.listening import GenerationDetector, together
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from memorization.generate import Sampling
 
-__all__ = ["CaptionScore", "caption_score", "end_tokens", "score_captions"]
+__all__ = ["CaptionScore", "caption_score", "end_tokens", "score_by_all", "score_captions"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,30 @@ def score_captions(
     *,
     sampling: Sampling,
 ) -> list[CaptionScore]:
-    """Score every caption with its own seeds.
+    """Score every caption with its own seeds by one detector; see :func:`score_by_all`."""
+    return score_by_all(pipe, captions, {detector.name: detector}, seeds, sampling=sampling)[detector.name]
 
-    A caption's result does not depend on the captions beside it (up to the arithmetic of a batch).
+
+def score_by_all(
+    pipe: DiffusionPipeline,
+    captions: Sequence[str],
+    chosen: Mapping[str, Detector],
+    seeds: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+) -> dict[str, list[CaptionScore]]:
+    """Score every caption with its own seeds by several detectors; those that listen share one generation.
+
+    A caption's result does not depend on the captions beside it (up to the arithmetic of a batch), nor on the other
+    detectors.
 
     Args:
+        chosen: key -> detector.
         seeds: for every caption the seeds of its initial noise, one or more.
         sampling: of the generation that is judged; ``micro_batch`` rows go through the denoiser at once.
 
     Returns:
-        One score a caption. Where the detector has nothing to measure on this model, all are None with the reason.
+        Key -> one score a caption. Where a detector has nothing to measure on this model, all are None with the reason.
 
     Raises:
         InputError: captions and seeds are not equally many, or a caption has no seed.
@@ -84,17 +99,27 @@ def score_captions(
     if len(seeds) != len(captions) or any(not own for own in seeds):
         raise InputError(f"Expected at least one seed for each of {len(captions)} captions.")
     if not captions:
-        return []
+        return {key: [] for key in chosen}
     counts = [len(own) for own in seeds]
-    repeats = torch.tensor(counts)
     embeds = encode_prompts(pipe, captions, guidance=False).prompt_embeds
+    rows = embeds.repeat_interleave(torch.tensor(counts, device=embeds.device), 0)
     empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
     ends = [end for end, count in zip(end_tokens(pipe, captions), counts, strict=True) for _ in range(count)]
-    rows = embeds.repeat_interleave(repeats.to(embeds.device), 0)
     flat = [seed for own in seeds for seed in own]
-    try:
-        found = detector.scores(pipe, rows, empty, flat, sampling=sampling, ends=ends)
-    except ScoringError as error:
-        return [CaptionScore(None, (None,) * count, str(error)) for count in counts]
+    listening = {key: one for key, one in chosen.items() if isinstance(one, GenerationDetector)}
+    found: dict[str, Tensor | str] = {}
+    if len(listening) > 1:
+        found |= together(pipe, listening, rows, empty, flat, sampling=sampling, ends=ends)
+    for key in chosen.keys() - found.keys():
+        try:
+            found[key] = chosen[key].scores(pipe, rows, empty, flat, sampling=sampling, ends=ends)
+        except ScoringError as error:
+            found[key] = str(error)
     half = pipe.dtype != torch.float32
-    return [caption_score(part, half_precision=half) for part in found.split(counts)]
+    return {key: _by_caption(found[key], counts, half) for key in chosen}
+
+
+def _by_caption(found: Tensor | str, counts: Sequence[int], half: bool) -> list[CaptionScore]:
+    if isinstance(found, str):
+        return [CaptionScore(None, (None,) * count, found) for count in counts]
+    return [caption_score(part, half_precision=half) for part in found.split(list(counts))]

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffkit.errors import ScoringError
 from memorization.detect import Need
 from memorization.detect.attention_maps import record_attention
-from memorization.detect.listening import TrajectoryDetector, denoise, end_positions
-from memorization.detect.probe import Batch, in_batches
+from memorization.detect.listening import Finish, GenerationDetector, end_positions, heard_or_refused
+from memorization.detect.probe import Batch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,7 +59,7 @@ def attention_entropy(distributions: Tensor, ends: Tensor) -> Tensor:
     return parts.sum(-1)[-late:].mean(0) + rise
 
 
-class OneStepAttentionEntropy(TrajectoryDetector):
+class OneStepAttentionEntropy(GenerationDetector):
     """Entropy of one layer's attention at the first step.
 
     Args:
@@ -86,36 +85,29 @@ class OneStepAttentionEntropy(TrajectoryDetector):
         """(B,) scores, higher = more likely memorized; None where the layer does not exist."""
         return token_entropy(recorded[0]).sum(-1).cpu() if recorded else None
 
+    @contextmanager
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> Iterator[Finish]:
+        """See :class:`memorization.detect.listening.GenerationDetector`."""
+        with self.record(pipe) as heard:
+            yield lambda _latents: heard_or_refused(self.name, self.score(heard))
 
-class AttentionEntropy:
-    """:func:`attention_entropy` of a guided generation."""
+
+class AttentionEntropy(GenerationDetector):
+    """:func:`attention_entropy` of a generation."""
 
     name = "attention_entropy"
-    higher_is_memorized = True
     needs: frozenset[Need] = frozenset({"attention", "trajectory"})
 
-    def scores(
-        self,
-        pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
-        seeds: Sequence[int],
-        *,
-        sampling: Sampling,
-        ends: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See :class:`memorization.detect.Detector`."""
+    def __init__(self) -> None:
+        super().__init__()
 
-        def score(batch: Batch) -> Tensor:
-            positions = end_positions(self.name, ends, batch)
-            with record_attention(pipe, lambda _index, p: p.mean(1)) as calls:
-                denoise(pipe, batch, sampling)
-            if not calls:
-                raise ScoringError("the pipeline never called its denoiser")
-            return attention_entropy(torch.stack([torch.stack(call) for call in calls]), positions)
-
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
-
-    def cost(self, sampling: Sampling) -> float:
-        """A whole generation."""
-        return (2.0 if sampling.guidance_scale > 1 else 1.0) * sampling.num_inference_steps
+    @contextmanager
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> Iterator[Finish]:
+        """See :class:`memorization.detect.listening.GenerationDetector`."""
+        positions = end_positions(self.name, ends, batch)
+        with record_attention(pipe, lambda _index, p: p.mean(1)) as calls:
+            yield lambda _latents: attention_entropy(torch.stack([torch.stack(call) for call in calls]), positions)

@@ -24,8 +24,8 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
 from diffkit.seeds import generators
 from memorization.detect import Need
-from memorization.detect.listening import denoise
-from memorization.detect.probe import Batch, alpha_bar, batches, epsilon, in_batches
+from memorization.detect.listening import Finish, GenerationDetector, denoise
+from memorization.detect.probe import Batch, alpha_bar, batches, epsilon
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -98,7 +98,7 @@ def last_input(pipe: Pipeline) -> Iterator[list[tuple[Tensor, int]]]:
         handle.remove()
 
 
-class CurvatureDifference:
+class CurvatureDifference(GenerationDetector):
     """Mean of the curvature-difference map at the last step of a generation.
 
     Args:
@@ -109,21 +109,16 @@ class CurvatureDifference:
     """
 
     name = "curvature_difference"
-    higher_is_memorized = True
     needs: frozenset[Need] = frozenset({"gradient", "trajectory"})
 
     def __init__(self, draws: int = DRAWS) -> None:
         if draws < 1:
             raise InputError(f"The curvature difference needs at least 1 draw, got {draws}.")
+        super().__init__()
         self.draws = draws
 
-    def maps(self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling) -> Tensor:
-        """(B, h, w) float32 maps at the latents' size, one for each row of a batch."""
-        with last_input(pipe) as kept:
-            denoise(pipe, batch, sampling)
-        if not kept:
-            raise ScoringError("the pipeline never called its denoiser")
-        latents, step = kept[0]
+    def maps(self, pipe: DiffusionPipeline, batch: Batch, latents: Tensor, step: int) -> Tensor:
+        """(B, h, w) float32 maps, one for each row of a batch, at what the denoiser was given last."""
 
         def difference(x: Tensor) -> Tensor:
             return epsilon(pipe, x, step, batch.conditional) - epsilon(pipe, x, step, batch.unconditional)
@@ -131,27 +126,17 @@ class CurvatureDifference:
         diagonal = hutchinson_diagonal(difference, latents, draws=self.draws, sources=generators(batch.seeds))
         return curvature_map(diagonal, (1 - alpha_bar(pipe.scheduler, step)) ** 0.5)
 
-    def scores(
-        self,
-        pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
-        seeds: Sequence[int],
-        *,
-        sampling: Sampling,
-        ends: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See :class:`memorization.detect.Detector`."""
-
-        def score(batch: Batch) -> Tensor:
-            return self.maps(pipe, batch, sampling).mean((1, 2))
-
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
+    @contextmanager
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> Iterator[Finish]:
+        """See :class:`memorization.detect.listening.GenerationDetector`."""
+        with last_input(pipe) as kept:
+            yield lambda _latents: self.maps(pipe, batch, *kept[0]).mean((1, 2))
 
     def cost(self, sampling: Sampling) -> float:
         """A generation, one pair of passes, and a backward pass (two forwards) through the pair for every draw."""
-        guided = 2.0 if sampling.guidance_scale > 1 else 1.0
-        return guided * sampling.num_inference_steps + 2.0 + 4.0 * self.draws
+        return super().cost(sampling) + 2.0 + 4.0 * self.draws
 
 
 def mask_for(
@@ -173,10 +158,11 @@ def mask_for(
     detector = CurvatureDifference(draws)
     embeds = encode_prompts(pipe, [caption], guidance=False).prompt_embeds.expand(len(seeds), -1, -1)
     empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
-    parts = [
-        detector.maps(pipe, batch, sampling)[: batch.real]
-        for batch in batches(pipe, embeds, empty, seeds, sampling.micro_batch)
-    ]
+    parts = []
+    for batch in batches(pipe, embeds, empty, seeds, sampling.micro_batch):
+        with last_input(pipe) as kept:
+            denoise(pipe, batch, sampling)
+        parts.append(detector.maps(pipe, batch, *kept[0])[: batch.real])
     found = torch.cat(parts).mean(0)
     if not bool(found.isfinite().all()):
         raise ScoringError("the curvature map is not finite: try --dtype float32")

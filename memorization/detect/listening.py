@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
 from diffkit.seeds import generators
 from memorization.detect import Need
-from memorization.detect.probe import Batch, in_batches
+from memorization.detect.probe import Batch, batches, in_batches
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -64,8 +64,25 @@ def end_positions(name: str, ends: Sequence[int] | None, batch: Batch) -> Tensor
     return torch.tensor([ends[row] for row in batch.rows])
 
 
-class TrajectoryDetector(ABC):
-    """Base of the detectors whose score follows from what is heard during a guided generation.
+def heard_or_refused(name: str, scores: Tensor | None) -> Tensor:
+    """The scores, if any.
+
+    Raises:
+        ScoringError: nothing was heard.
+    """
+    if scores is None:
+        raise ScoringError(f"{name} heard nothing it could score in this pipeline's generation")
+    return scores
+
+
+Finish = Callable[[Tensor], Tensor]
+
+
+class GenerationDetector(ABC):
+    """Base of the detectors whose score follows from an ordinary generation.
+
+    Several of them can listen to one and the same generation (:func:`together`): hooks change nothing, so that each
+    gives the score it would give alone.
 
     Args:
         steps: denoising steps to listen to, from the first; None takes all of them.
@@ -84,12 +101,16 @@ class TrajectoryDetector(ABC):
         self.steps = steps
 
     @abstractmethod
-    def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
-        """Listen to the pipeline's own calls inside a ``with`` block."""
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> AbstractContextManager[Finish]:
+        """Listen to the generation of a batch inside a ``with`` block.
 
-    @abstractmethod
-    def score(self, recorded: list[Tensor]) -> Tensor | None:
-        """(B,) scores of the samples of one pipeline call; None where nothing was heard."""
+        What it yields is called after the block, with the final latents (B, C, h, w), and gives (B,) scores.
+
+        Raises:
+            ScoringError: there would be nothing to hear, or there was nothing.
+        """
 
     def scores(
         self,
@@ -102,18 +123,47 @@ class TrajectoryDetector(ABC):
         ends: Sequence[int] | None = None,
     ) -> Tensor:
         """See :class:`memorization.detect.Detector`."""
-        require_guidance(self.name, sampling)
 
         def score(batch: Batch) -> Tensor:
-            with self.record(pipe) as recorded:
-                denoise(pipe, batch, sampling, steps=self.steps)
-            found = self.score(recorded)
-            if found is None:
-                raise ScoringError(f"{self.name} heard no guided step of this pipeline")
-            return found
+            with self.listen(pipe, batch, sampling, ends) as finish:
+                latents = denoise(pipe, batch, sampling, steps=self.steps)
+            return finish(latents)
 
         return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
 
     def cost(self, sampling: Sampling) -> float:
-        """Two rows for every step that is listened to."""
-        return 2.0 * min(self.steps or sampling.num_inference_steps, sampling.num_inference_steps)
+        """A row, or two under guidance, for every step that is listened to."""
+        guided = 2.0 if sampling.guidance_scale > 1 else 1.0
+        return guided * min(self.steps or sampling.num_inference_steps, sampling.num_inference_steps)
+
+
+def together(
+    pipe: Pipeline,
+    listeners: Mapping[str, GenerationDetector],
+    prompt_embeds: Tensor,
+    negative_prompt_embeds: Tensor,
+    seeds: Sequence[int],
+    *,
+    sampling: Sampling,
+    ends: Sequence[int] | None = None,
+) -> dict[str, Tensor | str]:
+    """What several detectors hear in one generation: key -> (n,) scores, or the reason why there are none."""
+    parts: dict[str, list[Tensor]] = {key: [] for key in listeners}
+    wanted = [listener.steps for listener in listeners.values()]
+    steps = None if None in wanted else max(step for step in wanted if step is not None)
+    reasons: dict[str, str] = {}
+    for batch in batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch):
+        finishes: dict[str, Finish] = {}
+        with ExitStack() as stack:
+            for key, listener in listeners.items():
+                try:
+                    finishes[key] = stack.enter_context(listener.listen(pipe, batch, sampling, ends))
+                except ScoringError as error:
+                    reasons[key] = str(error)
+            latents = denoise(pipe, batch, sampling, steps=steps)
+        for key, finish in finishes.items():  # after the block: what a score still asks of the denoiser is not heard
+            try:
+                parts[key].append(finish(latents)[: batch.real].detach().float().cpu())
+            except ScoringError as error:
+                reasons[key] = str(error)
+    return {key: reasons[key] if key in reasons else torch.cat(found) for key, found in parts.items()}

@@ -10,18 +10,20 @@ nothing more; and no threshold is shipped, because norms grow with the latent's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from memorization.detect.listening import TrajectoryDetector
-from memorization.detect.probe import norms
+from memorization.detect.listening import Finish, GenerationDetector, heard_or_refused, require_guidance
+from memorization.detect.probe import Batch, norms
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
+
+    from memorization.generate import Sampling
 
 
 def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ def record_noise_differences(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class NoiseMagnitude(TrajectoryDetector):
+class NoiseMagnitude(GenerationDetector):
     """:func:`noise_magnitude` averaged over the first steps of a generation.
 
     Published settings: one step and one seed, five steps and 16 seeds, all steps and four seeds.
@@ -99,3 +101,12 @@ class NoiseMagnitude(TrajectoryDetector):
         if not recorded:
             return None
         return torch.stack(recorded[: self.steps]).mean(0).cpu()
+
+    @contextmanager
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> Iterator[Finish]:
+        """See :class:`memorization.detect.listening.GenerationDetector`."""
+        require_guidance(self.name, sampling)
+        with self.record(pipe) as heard:
+            yield lambda _latents: heard_or_refused(self.name, self.score(heard))

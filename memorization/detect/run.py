@@ -11,7 +11,7 @@ import torch
 from diffkit.console import progress, say
 from diffkit.runs import Run
 from memorization.detect import Detector, make_detector
-from memorization.detect.captions import CaptionScore, score_captions
+from memorization.detect.captions import CaptionScore, score_by_all
 from memorization.detect.settings import DetectSettings
 from memorization.detect.verdicts import summarise
 from memorization.generate import Sampling, item_seed
@@ -85,22 +85,17 @@ def _score_all(
     finished = sum(item.key in run.done for item in items)
     if finished:
         say(f"{finished} of {len(items)} captions are finished already; going on.")
-    effort = {spec: max(1, round(detector.cost(sampling))) for spec, detector in chosen.items()}
-    total = sum(len(group) for group in left) * sum(effort.values())
-    with progress(f"scoring, {finished} of {len(items)} captions", total=total) as bar:
+    with progress("scoring captions", total=sum(len(group) for group in left)) as bar:
         for group in left:
             seeds = [[item_seed(settings.seed, item.key, "detect", i) for i in range(settings.seeds)] for item in group]
             captions = [item.suspect.caption for item in group]
-            found: dict[str, list[CaptionScore]] = {}
-            for spec, detector in chosen.items():
-                found[spec] = score_captions(pipe, captions, detector, seeds, sampling=sampling)
-                bar.advance(effort[spec] * len(group))
+            found = score_by_all(pipe, captions, chosen, seeds, sampling=sampling)
             for row, item in enumerate(group):
                 if item.key not in run.done:
                     run.write(
                         item.key, _record(item, seeds[row], {name: scores[row] for name, scores in found.items()})
                     )
-            bar.describe(f"scoring, {len(run.done)} of {len(items)} captions")
+            bar.advance(len(group))
 
 
 def _record(item: AuditItem, seeds: Sequence[int], scores: Mapping[str, CaptionScore]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ Where we differ: plain L2 between latents, not the maximum over tiles between pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,8 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from memorization.detect import Need
-from memorization.detect.listening import denoise
-from memorization.detect.probe import Batch, in_batches
+from memorization.detect.listening import Finish, GenerationDetector, denoise
+from memorization.detect.probe import Batch
 from memorization.generate import item_seed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def agreement(latents: Tensor) -> Tensor:
     return -torch.stack(distances).mean(0)
 
 
-class SeedAgreement:
+class SeedAgreement(GenerationDetector):
     """:func:`agreement` of generations from a row's own seed and from others that follow from it.
 
     Args:
@@ -56,36 +56,28 @@ class SeedAgreement:
     """
 
     name = "seed_agreement"
-    higher_is_memorized = True
-    needs: frozenset[Need] = frozenset({"trajectory"})
 
     def __init__(self, generations: int = 2) -> None:
         if generations < 2:
             raise InputError(f"Seed agreement compares at least 2 generations, got {generations}.")
+        super().__init__()
         self.generations = generations
 
-    def scores(
-        self,
-        pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
-        seeds: Sequence[int],
-        *,
-        sampling: Sampling,
-        ends: Sequence[int] | None = None,
-    ) -> Tensor:
-        """See :class:`memorization.detect.Detector`."""
+    @contextmanager
+    def listen(
+        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    ) -> Iterator[Finish]:
+        """See :class:`memorization.detect.listening.GenerationDetector`."""
 
-        def score(batch: Batch) -> Tensor:
-            made = [denoise(pipe, batch, sampling)]
+        def finish(latents: Tensor) -> Tensor:
+            made = [latents]
             for other in range(1, self.generations):
                 partners = tuple(item_seed(seed, "", "seed agreement", other) for seed in batch.seeds)
                 made.append(denoise(pipe, batch._replace(seeds=partners), sampling))
             return agreement(torch.stack(made))
 
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
+        yield finish
 
     def cost(self, sampling: Sampling) -> float:
         """That many generations."""
-        guided = 2.0 if sampling.guidance_scale > 1 else 1.0
-        return self.generations * guided * sampling.num_inference_steps
+        return self.generations * super().cost(sampling)
