@@ -1,0 +1,169 @@
+"""Does a trigger hold elsewhere: other seeds, samplers, step counts, guidance, and on the model before or after.
+
+A trigger is found on one model for the training loss, not for a sampler. One that brings the image back under every
+condition points at the image; one that works only where it was tried may be an accident of that setting. Between the
+original and a mitigated model the direction matters: a trigger of the original that still works after a mitigation
+shows that nothing was removed; one of the mitigated model that works on the original shows it is the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts
+from diffkit.errors import InputError, unknown_name
+from diffkit.stats import clopper_pearson
+from memorization.copies import CopyDetector
+from memorization.generate import Sampling, generate
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+#: Samplers by the names of the field; the pipeline's own is None.
+SAMPLERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "pndm": "PNDMScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a trigger is tried.
+
+    Attributes:
+        name: for tables.
+        sampler: a key of :data:`SAMPLERS`, or None for the pipeline's own scheduler.
+        num_inference_steps: of the generation; ``guidance_scale`` likewise.
+        seeds: one image each, the same for all triggers.
+    """
+
+    name: str
+    sampler: str | None = None
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.0
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise unknown_name("sampler", self.sampler, list(SAMPLERS))
+        if self.num_inference_steps < 1 or self.guidance_scale < 0 or not self.seeds:
+            raise InputError(f"Condition {self.name!r}: expected steps of at least 1, guidance >= 0 and seeds.")
+
+
+def conditions(sampling: Sampling, seeds: Sequence[int], fresh: Sequence[int]) -> list[Condition]:
+    """One change at a time to how the triggers were evaluated.
+
+    Args:
+        sampling: steps and guidance of the evaluation.
+        seeds: of the evaluation.
+        fresh: other seeds, used by every condition but the first.
+    """
+    steps, guidance, new = sampling.num_inference_steps, sampling.guidance_scale, tuple(fresh)
+    changed = [Condition(name, name, steps, guidance, new) for name in ("euler", "dpm++", "unipc", "euler-ancestral")]
+    return [
+        Condition("as evaluated", None, steps, guidance, tuple(seeds)),
+        Condition("fresh seeds", None, steps, guidance, new),
+        *changed,
+        Condition(f"{max(1, steps // 2)} steps", None, max(1, steps // 2), guidance, new),
+        Condition(f"{steps * 5 // 2} steps", None, steps * 5 // 2, guidance, new),
+        Condition("no guidance", None, steps, 1.0, new),
+        Condition(f"guidance {guidance * 2.5:g}", None, steps, guidance * 2.5, new),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Transferred:
+    """How N triggers did on one model under one condition.
+
+    Attributes:
+        model: as named by the caller.
+        condition: how they were tried.
+        similarity: (N, seeds) to the reference each resembles most, higher = more alike; NaN = a broken image.
+    """
+
+    model: str
+    condition: Condition
+    similarity: Tensor
+
+    def succeeded(self, threshold: float) -> list[bool | None]:
+        """Whether the median over seeds reaches the threshold; None where an image was broken."""
+        broken = self.similarity.isnan().any(1).tolist()
+        hits = (self.similarity.quantile(0.5, dim=1) >= threshold).tolist()
+        return [None if bad else bool(hit) for hit, bad in zip(hits, broken, strict=True)]
+
+    def rate(self, threshold: float, which: Sequence[int] | None = None) -> dict[str, Any]:
+        """Share of the triggers at ``which`` that succeed, with its exact 95 % interval, as JSON values.
+
+        Broken ones are counted in ``broken`` and left out of ``n``; with none left the share is None.
+        """
+        results = self.succeeded(threshold)
+        chosen = [results[i] for i in (range(len(results)) if which is None else which)]
+        known = [hit for hit in chosen if hit is not None]
+        k, n = sum(known), len(known)
+        low, high = clopper_pearson(k, n)
+        share = k / n if n else None
+        return {"k": k, "n": n, "share": share, "low": low, "high": high, "broken": len(chosen) - n}
+
+
+def transfer(
+    pipes: Mapping[str, DiffusionPipeline],
+    triggers: Tensor,
+    references: Sequence[Tensor],
+    copies: CopyDetector,
+    tried: Sequence[Condition],
+    *,
+    micro_batch: int = 16,
+) -> list[Transferred]:
+    """Try every trigger on every model under every condition.
+
+    Args:
+        pipes: models by name, with the same text width; e.g. the original and a mitigated one.
+        triggers: (N, L, D) embeddings.
+        references: N stacks (R, 3, H, W) in [0, 1] of the images each trigger was made for.
+        copies: the copy detector.
+        tried: conditions.
+        micro_batch: images generated at once.
+
+    Raises:
+        InputError: not one stack of references for each trigger.
+    """
+    if len(references) != len(triggers):
+        raise InputError(f"Expected references for each of {len(triggers)} triggers, got {len(references)}.")
+    found = []
+    for model, pipe in pipes.items():
+        negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+        for condition in tried:
+            n = len(condition.seeds)
+            sampling = Sampling(condition.num_inference_steps, condition.guidance_scale, micro_batch)
+            rows, seeds = triggers.repeat_interleave(n, 0), list(condition.seeds) * len(triggers)
+            with sampler(pipe, condition.sampler):
+                images = generate(pipe, rows, negative, seeds, sampling=sampling).images.split(n)
+            alike = [copies.similarity(made, known).amax(1) for made, known in zip(images, references, strict=True)]
+            found.append(Transferred(model, condition, torch.stack(alike).float().cpu()))
+    return found
+
+
+@contextmanager
+def sampler(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
+    """Sample by another scheduler, on the same noise schedule and prediction type, inside the ``with`` block."""
+    own = pipe.scheduler
+    if name is not None:
+        import diffusers
+
+        pipe.scheduler = getattr(diffusers, SAMPLERS[name]).from_config(own.config)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
