@@ -178,3 +178,56 @@ def test_loading_with_a_mitigation_checks_the_model_and_applies_it(tmp_path: Pat
     assert load_pipeline(model_path("lab"), mitigation=folder) is not None  # the same model by another name
     with pytest.raises(InputError, match="made for 'lab'"):
         load_pipeline("lab-clean", mitigation=folder)
+
+
+def test_rows_may_leave_their_ordinary_value_behind_the_attention() -> None:
+    """The published way is a hook; here the constant goes through ``to_out`` into its bias, and gives the same."""
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    embeds = encode_prompts(pipe, ["a dog"], guidance=False).prompt_embeds
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v
+    values = torch.randn(len(layer.weight), generator=torch.Generator().manual_seed(1))
+    rows = torch.tensor([1, 5])
+
+    def pin(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., rows] = values[rows]
+        return output
+
+    handle = layer.register_forward_hook(pin)
+    hooked = predict_noise(pipe, latents, torch.tensor(500), embeds)
+    handle.remove()
+    tensors = {f"a/{TO_V}.rows": torch.tensor([1], dtype=torch.int32), f"b/{TO_V}.rows": rows.int()}
+    with apply(pipe, mask(tensors=tensors | {f"{TO_V}.outputs": values})):
+        filled = predict_noise(pipe, latents, torch.tensor(500), embeds)
+    torch.testing.assert_close(filled, hooked, rtol=1e-4, atol=1e-5)
+    assert same(pipe, before)
+    with pytest.raises(InputError, match="two masks"):
+        tensors |= {f"{TO_V}.outputs": values, f"{TO_V.removesuffix('to_v')}to_out.0.rows": rows.int()}
+        apply(pipe, mask(tensors=tensors))
+    with pytest.raises(InputError, match="expected"):
+        apply(pipe, mask(tensors={f"{TO_V}.rows": rows.int(), f"{TO_V}.outputs": values[:3]}))
+
+
+def test_weights_may_leave_the_ordinary_input_behind() -> None:
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    layer = pipe.unet.mid_block.attentions[0].transformer_blocks[0].ff.net[2]
+    columns = layer.weight.shape[1]
+    ordinary = torch.randn(columns, generator=torch.Generator().manual_seed(1))
+    flat = torch.tensor([0, 3, columns + 3], dtype=torch.int32)  # (0, 0), (0, 3), (1, 3)
+    x = torch.randn(2, columns, generator=torch.Generator().manual_seed(2))
+    expected = layer(x).detach().clone()
+    w = before[f"{FF}.weight"]
+    expected[:, 0] += w[0, 0] * (ordinary[0] - x[:, 0]) + w[0, 3] * (ordinary[3] - x[:, 3])
+    expected[:, 1] += w[1, 3] * (ordinary[3] - x[:, 3])
+    with apply(pipe, mask(tensors={f"a/{FF}.weights": flat, f"{FF}.inputs": ordinary})):
+        torch.testing.assert_close(layer(x), expected)
+        ordinary_input = ordinary[None]
+        unchanged = ordinary_input @ w.T + before[f"{FF}.bias"]
+        torch.testing.assert_close(layer(ordinary_input), unchanged)  # an ordinary input notices nothing
+    assert same(pipe, before)
+    no_bias = TO_V.replace("to_v", "to_q")
+    with pytest.raises(InputError, match="fill=zero"):
+        apply(pipe, mask(tensors={f"{no_bias}.rows": flat[:1], f"{no_bias}.outputs": torch.ones(32)}))

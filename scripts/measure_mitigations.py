@@ -1,0 +1,216 @@
+"""What NeMo and Wanda do to the lab: captions, scene accuracy, and what DoRI brings back afterwards.
+
+    python scripts/measure_mitigations.py [--out runs/mitigations] [--only best] [--json docs/figures/mitigations.json]
+
+Suspects are the 8 verbatim images planted at full strength. Every setting is measured as one union mask, and as
+published, each suspect under its own mask. Resumes where it was cut; ``--only best`` leaves the sweep out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffkit.families import Pipeline
+from diffkit.images import load_image
+from diffkit.lab import planted, world
+from diffkit.lab.measure import accuracy_change, generate, scene_correct
+from diffkit.loading import load_pipeline, model_checksum
+from diffkit.mitigation import Mitigation, apply
+from diffkit.prompts import Suspect, read_suspects
+from diffkit.runs import Run
+from diffkit.stats import clopper_pearson
+from memorization.attack.base import Target
+from memorization.attack.dori import Dori
+from memorization.attack.starts import StartingPoints
+from memorization.copies.tiled import TiledCorrelation
+from memorization.generate import Sampling, item_seed
+from memorization.generate import generate as generate_from
+from memorization.mitigate import methods
+from memorization.mitigate.base import mitigate
+
+THRESHOLD = 0.75  # the audit's operating point
+SEEDS, SCENES, SCENE_SEEDS = 5, 40, 4
+STARTS, BUDGET, TRIES = ("other", "gaussian"), 50, 3
+BEST: dict[str, tuple[str, dict[str, Any]]] = {
+    "nemo": ("nemo", dict(methods.get("nemo").lab)),
+    "wanda": ("wanda", dict(methods.get("wanda").lab)),
+}
+
+
+def sweep() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> method and settings."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    for fill in ("mean", "zero"):
+        rows[f"nemo as published, {fill}"] = ("nemo", {"fill": fill})
+        for theta in (3.0, 2.5, 2.25, 2.0):
+            fixed = {"theta": theta, "smallest_theta": theta, "check": False, "refine": False, "fill": fill}
+            rows[f"nemo theta {theta}, {fill}"] = ("nemo", fixed)
+        for sparsity in (0.01, 0.05, 0.1, 0.2):
+            rows[f"wanda {sparsity:.0%}, {fill}"] = ("wanda", {"sparsity": sparsity, "fill": fill})
+    rows["wanda as published (1 %, base empty, zero)"] = ("wanda", {"sparsity": 0.01, "base": "empty", "fill": "zero"})
+    rows["wanda 10%, base empty, mean"] = ("wanda", {"sparsity": 0.1, "base": "empty", "fill": "mean"})
+    return rows
+
+
+def full_strength() -> list[Suspect]:
+    """The verbatim images planted at full strength."""
+    strength = {p.name: p.strength for p in planted.PHOTOGRAPHS if p.kind == "verbatim"}
+    return [s for s in read_suspects("lab:planted")[0] if strength.get(s.images[0].stem) == "full"]
+
+
+def likeness(images: Tensor, suspect: Suspect) -> float:
+    """Median over images of the similarity to the suspect's image."""
+    reference = load_image(suspect.images[0])[None]
+    return statistics.median(TiledCorrelation().similarity(images, reference).amax(1).tolist())
+
+
+def by_caption(pipe: Pipeline, suspect: Suspect) -> float:
+    """The similarity that the caption alone gives."""
+    return likeness(generate(pipe, [suspect.caption] * SEEDS, list(range(SEEDS))), suspect)
+
+
+def scenes(pipe: Pipeline, rows: slice = slice(None)) -> Tensor:
+    """(n, SCENE_SEEDS) of 0 and 1: which images of held-out scenes are right."""
+    captions = [scene.caption for scene in world.held_out_scenes(SCENES, seed=5)[rows] for _ in range(SCENE_SEEDS)]
+    seeds = list(range(SCENE_SEEDS)) * (len(captions) // SCENE_SEEDS)
+    return scene_correct(generate(pipe, captions, seeds), captions).view(-1, SCENE_SEEDS)
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """k of n with its exact 95 % interval."""
+    low, high = clopper_pearson(sum(hits), len(hits))
+    return {"k": sum(hits), "n": len(hits), "share": sum(hits) / len(hits), "low": low, "high": high}
+
+
+def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before: Tensor) -> dict[str, Any]:
+    """Captions and scene accuracy, under the union and under each suspect's own mask."""
+    with apply(pipe, made):
+        together = {suspect.id: by_caption(pipe, suspect) for suspect in suspects}
+        union = accuracy_change(before, scenes(pipe))
+    alone, after = {}, []
+    parts = [part.tolist() for part in torch.arange(SCENES).chunk(len(suspects))]
+    for suspect, rows in zip(suspects, parts, strict=True):
+        own = suspect.id if suspect.id in made.parts() else None
+        with apply(pipe, made if own else _nothing(made), only=own):
+            alone[suspect.id] = by_caption(pipe, suspect)
+            after.append(scenes(pipe, slice(rows[0], rows[-1] + 1)))
+    return {
+        "figures": {name: value for name, value in made.figures.items() if name != "by suspect"},
+        "union": _row(together, union),
+        "per suspect": _row(alone, accuracy_change(before, torch.cat(after))),
+    }
+
+
+def _nothing(made: Mitigation) -> Mitigation:
+    """For a suspect in which the method found nothing to switch off."""
+    return Mitigation(method=made.method, kind="mask", model=made.model, tensors={})
+
+
+def _row(similarity: Mapping[str, float], accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    hits = [value >= THRESHOLD for value in similarity.values()]
+    return {"replicated by caption": share(hits), "similarity": dict(similarity), "scene accuracy": accuracy}
+
+
+def attacked(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, float]:
+    """Similarity that DoRI's best start reaches: id -> median over images."""
+    points = StartingPoints(pipe, [scene.caption for scene in world.training_scenes(8, seed=2024)])
+    targets, negative = [], points_negative(pipe)
+    for item in items:
+        for start in STARTS:
+            seed = item_seed(0, f"{role}:{item.id}", f"attack:{start}")
+            own = torch.zeros_like(negative[0])  # only the "prompt" start would use it
+            targets.append(Target(load_image(item.images[0]), points.start(start, own=own, seed=seed), seed))
+    found = Dori(budgets=(0, BUDGET), micro_batch=8)(pipe, targets)
+    rows = torch.stack([triggers.embeddings[-1] for triggers in found]).repeat_interleave(TRIES, 0)
+    seeds = [item_seed(0, f"{role}:{item.id}", "evaluate", i) for item in items for _ in STARTS for i in range(TRIES)]
+    images = generate_from(pipe, rows, negative, seeds, sampling=Sampling(20, 3.0, 16)).images
+    groups = iter(images.split(TRIES))
+    return {item.id: max(likeness(next(groups), item) for _ in STARTS) for item in items}
+
+
+def points_negative(pipe: Pipeline) -> Tensor:
+    """(1, L, D) embedding of the empty caption."""
+    from diffkit.conditioning import encode_prompts
+
+    return encode_prompts(pipe, [""], guidance=False).prompt_embeds
+
+
+def brought_back(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, Any]:
+    """The share of items that DoRI brings to the threshold."""
+    similarity = attacked(pipe, items, role)
+    return {"brought back": share([v >= THRESHOLD for v in similarity.values()]), "similarity": similarity}
+
+
+def measure(run: Run, *, best_only: bool) -> None:
+    """Everything that is not in the journal yet."""
+    pipe, suspects = load_pipeline("lab"), full_strength()
+    controls = read_suspects("lab:controls")[0]
+    made = {}
+
+    def make(name: str, method: str, settings: dict[str, Any]) -> Mitigation:
+        chosen = methods.get(method)
+        return mitigate(
+            pipe,
+            suspects,
+            method=chosen,
+            out=run.folder / "masks" / name.replace(" ", "-").replace("%", "pc"),
+            model="lab",
+            settings=chosen.settings(**settings),
+            model_sha256=model_checksum("lab"),
+        )
+
+    if "before" not in run.done:
+        similarity = {suspect.id: by_caption(pipe, suspect) for suspect in suspects}
+        hits = share([value >= THRESHOLD for value in similarity.values()])
+        run.write("before", {"captions": hits, "similarity": similarity, "scenes": scenes(pipe).tolist()})
+    before = torch.tensor(run.done["before"]["scenes"])
+    for name, (method, settings) in BEST.items():
+        if f"best {name}" not in run.done:
+            found = effect(pipe, make(f"best {name}", method, settings), suspects, before)
+            run.write(f"best {name}", {"settings": settings, **found})
+    for name, (method, settings) in BEST.items():
+        made[name] = make(f"best {name}", method, settings)
+        for role, items in (("suspect", suspects), ("control", controls)):
+            if f"attack {name} {role}" not in run.done:
+                with apply(pipe, made[name]):
+                    run.write(f"attack {name} {role}", brought_back(pipe, items, role))
+    if "attack lab-clean suspect" not in run.done:
+        run.write("attack lab-clean suspect", brought_back(load_pipeline("lab-clean"), suspects, "suspect"))
+    for name, (method, settings) in {} if best_only else sweep().items():
+        if name not in run.done:
+            found = effect(pipe, make(name, method, settings), suspects, before)
+            run.write(name, {"method": method, "settings": settings, **found})
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/mitigations"))
+    parser.add_argument("--only", choices=["best"], help="leave the sweep out")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    config = {
+        "model": model_checksum("lab"),
+        "clean": model_checksum("lab-clean"),
+        "best": {name: settings for name, (_, settings) in BEST.items()},
+        "n": [SEEDS, SCENES, SCENE_SEEDS, BUDGET, TRIES],
+    }
+    with Run.open(options.out, config=config, kind="measure-mitigations") as run:
+        measure(run, best_only=options.only == "best")
+        found = {"threshold": THRESHOLD, "seeds per caption": SEEDS, "attack": {"steps": BUDGET, "starts": STARTS}}
+        text = json.dumps(found | dict(run.done), indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
