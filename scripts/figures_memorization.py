@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from figures_common import MISSING, read, share, table
 
 from diffkit.lab.make import read_card
@@ -49,4 +52,81 @@ def audit() -> str:
     )
 
 
-BLOCKS = (lab, audit)
+def of(value: Mapping[str, Any]) -> str:
+    """k of n and the share's interval."""
+    return f"{value['k']} of {value['n']} ({100 * value['low']:.0f} to {100 * value['high']:.0f} %)"
+
+
+def points(value: Mapping[str, Any]) -> str:
+    """A change of a share in percentage points."""
+    return f"{100 * value['mean']:+.1f} ({100 * value['low']:+.1f} to {100 * value['high']:+.1f})"
+
+
+def detectors() -> str:
+    """Who finds which planted captions."""
+    found = read("detectors")
+    if not found:
+        return MISSING
+    mix = "scenes and photographs"
+    kinds = [name for name in found["n"] if name.startswith(("verbatim", "template"))]
+    rows = []
+    for name, row in found["detectors"].items():
+        own = row["full-strength verbatim against"][mix]
+        flagged = row["flagged at 1 % of scenes and photographs"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{own['auc']:.2f}",
+                f"{100 * own['found']['share']:.0f} %",
+                *(f"{flagged[kind]['k']} of {flagged[kind]['n']}" for kind in kinds),
+                f"{row['rows for a caption and seed']:.0f}",
+                f"{row['seconds for a caption']:.1f}",
+            ]
+        )
+    head = ["detector", "AUC", "TPR at 1 % FPR", *kinds, "denoiser rows a seed", "s a caption"]
+    n = found["n"]
+    return (
+        table(head, rows)
+        + f"\n\nAUC and TPR: {n['verbatim, full']} full-strength verbatim captions against {n['scenes']} held-out "
+        + f"scenes and {n['photographs']} captions of never-trained photographs; {found['settings']['seeds']} seeds. "
+        + "The counts are captions above the threshold that flags 1 % of those negatives; seconds are of one core."
+    )
+
+
+def mitigations() -> str:
+    """NeMo and Wanda, before and after DoRI."""
+    found = read("mitigations")
+    if not found:
+        return MISSING
+    rows = [["none", of(found["before"]["captions"]), "–", "–", "–"]]
+    for name in ("nemo", "wanda"):
+        attack = found.get(f"attack {name} suspect"), found.get(f"attack {name} control")
+        back = [of(part["brought back"]) if part else "–" for part in attack]
+        for way in ("union", "per suspect"):
+            row = found[f"best {name}"][way]
+            cells = [of(row["replicated by caption"]), points(row["scene accuracy"]["change"])]
+            rows.append([f"{name}, {way}", *cells, *(back if way == "union" else ("–", "–"))])
+    clean = found["attack lab-clean suspect"]
+    rows.append(["none, `lab-clean`", "–", "–", of(clean["brought back"]), "–"])
+    steps = found["attack"]["steps"]
+    head = ["mitigation", "replicated by caption", "scene accuracy, points", f"DoRI at {steps}", "controls"]
+    text = table(head, rows)
+    sweep = [
+        [
+            name,
+            *(
+                cell
+                for way in ("union", "per suspect")
+                for cell in (of(row[way]["replicated by caption"]), points(row[way]["scene accuracy"]["change"]))
+            ),
+        ]
+        for name, row in found.items()
+        if isinstance(row, dict) and "method" in row
+    ]
+    if sweep:
+        head = ["setting", "union: by caption", "scene accuracy", "per suspect: by caption", "scene accuracy"]
+        text += "\n\nOther settings of the two:\n\n" + table(head, sweep)
+    return text + f"\n\nSuspects: the verbatim images of full strength, {found['seeds per caption']} seeds, medians."
+
+
+BLOCKS = (lab, audit, detectors, mitigations)
