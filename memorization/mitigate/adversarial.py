@@ -67,7 +67,7 @@ class AdversarialSettings:
         copies: the copy detector that says so.
         reward: a reward's name that refuses off-topic surrogates; none by default.
         reward_drop: how far a surrogate may score under the model's own drawing.
-        mask: folder of a pruning mitigation that makes the surrogates; by default NeMo's neurons per suspect.
+        mask: folder of a pruning mitigation that makes the surrogates; by default the union of NeMo's neurons.
         retention: lab:scenes, images with captions, captions alone, or auto; see :mod:`.retention`.
         retention_examples: pairs of it that are used.
         validation: further pairs whose loss is watched.
@@ -161,7 +161,7 @@ def rate_factor(update: int, updates: int, *, warmup: int = 20, floor: float = 0
     return floor + (1 - floor) * float((1 + (along * torch.pi).cos()) / 2)
 
 
-def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AdversarialSettings) -> Mitigation:
+def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, settings: AdversarialSettings) -> Mitigation:
     """Train a copy of the denoiser's weights against the suspects and give the difference; the pipeline stays.
 
     The run keeps surrogates, drawn retention images and a checkpoint: a killed run loses at most
@@ -175,4 +175,4 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Ad
     return train(pipe, suspects, run, settings)
 
 
-METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True)
+METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True, shared=True)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from diffkit.conditioning import encode_prompts
 from diffkit.console import progress, say
+from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.latents import encode_images
 from diffkit.mitigation import apply, load_mitigation
+from diffkit.parallel import broadcast
 from diffkit.rewards import load_reward
 from memorization.copies import load_copy_detector
 from memorization.generate import Sampling
@@ -39,7 +41,7 @@ __all__ = ["TrainingData", "prepare"]
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """On the pipeline's device, float32, but for ``retention``.
+    """All on the CPU, float32.
 
     Attributes:
         memorized: (M, C, h, w) latents of every image of every suspect.
@@ -59,9 +61,30 @@ class TrainingData:
 
 
 def prepare(
+    pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, settings: AdversarialSettings, size: tuple[int, int]
+) -> TrainingData:
+    """Read or make everything on the first process, which has the run, and hand it to the others.
+
+    What had to be generated is in the run and is not made twice.
+
+    Raises:
+        InputError: see :func:`read_retention`; or an image that cannot be read. Every process is told.
+    """
+    data, error = None, None
+    if run is not None:
+        try:
+            data = _prepare(pipe, suspects, run, settings, size)
+        except InputError as refused:
+            error = str(refused)
+    data, error = broadcast((data, error))
+    if data is None:
+        raise InputError(error or "The first process prepared no data.")
+    return data
+
+
+def _prepare(
     pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AdversarialSettings, size: tuple[int, int]
 ) -> TrainingData:
-    """Read or make everything; what had to be generated is in the run and is not made twice."""
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, 16)
     retention = read_retention(
         pipe,
@@ -79,7 +102,7 @@ def prepare(
     images = torch.stack([load_image(path, size) for suspect in suspects for path in suspect.images])
     _make_missing(pipe, suspects, run, settings, images, retention)
     made = load_surrogates(run, suspects)
-    lent = retention.latents[: settings.surrogates].to(pipe.device)
+    lent = retention.latents[: settings.surrogates]
     own = [_latents(pipe, part) if part is not None else lent for part in made]
     captions = encode_prompts(pipe, [suspect.caption for suspect in suspects], guidance=False).prompt_embeds.float()
     lacking = [suspect.id for suspect, part in zip(suspects, made, strict=True) if part is None]
@@ -88,8 +111,8 @@ def prepare(
     return TrainingData(
         memorized=_latents(pipe, images),
         surrogates=[own[i] for i in owners],
-        captions=captions[owners],
-        empty=encode_prompts(pipe, [""], guidance=False).prompt_embeds.float(),
+        captions=captions[owners].cpu(),
+        empty=encode_prompts(pipe, [""], guidance=False).prompt_embeds.float().cpu(),
         retention=retention,
         figures=_figures(run, suspects, lacking),
     )
@@ -115,7 +138,7 @@ def _make_missing(
         settings.reward_drop,
     )
     ordinary = retention.all_captions[:512]
-    pruned = nemo_masks(pipe, missing, ordinary) if settings.mask is None else _given(pipe, settings.mask)
+    pruned = nemo_masks(pipe, suspects, ordinary) if settings.mask is None else _given(pipe, settings.mask)
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, min(16, settings.surrogates))
     with progress("surrogates", total=len(missing)) as bar:
         for suspect, made in make_surrogates(
@@ -139,14 +162,14 @@ def _given(pipe: Pipeline, folder: str) -> Pruning:
     """The user's own pruning, the same for every suspect, applied whole."""
     mitigation = load_mitigation(folder)
 
-    def pruned(place: int, hardness: int) -> AbstractContextManager[object] | None:
+    def pruned(hardness: int) -> AbstractContextManager[object] | None:
         return apply(pipe, mitigation) if hardness == 0 else None
 
     return pruned
 
 
 def _latents(pipe: Pipeline, images: Tensor) -> Tensor:
-    return torch.cat([encode_images(pipe, part).float() for part in images.split(16)])
+    return torch.cat([encode_images(pipe, part).float().cpu() for part in images.split(16)])
 
 
 def _figures(run: Run, suspects: Sequence[Suspect], lacking: Sequence[str]) -> dict[str, object]:

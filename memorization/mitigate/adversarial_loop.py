@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from diffkit.console import progress, say
 from diffkit.families import family_of
 from diffkit.mitigation import Mitigation
+from diffkit.parallel import broadcast
 from diffkit.training_law import noised
 from memorization.generate import item_seed
 from memorization.mitigate.adversarial import AdversarialSettings, rate_factor, redirected
@@ -46,16 +48,16 @@ class Losses(NamedTuple):
     retention: float
 
 
-def train(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AdversarialSettings) -> Mitigation:
-    """See :func:`memorization.mitigate.adversarial.mitigate`."""
+def train(pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, settings: AdversarialSettings) -> Mitigation:
+    """See :func:`memorization.mitigate.adversarial.mitigate`; ``run`` is None on all processes but the first."""
     from memorization.audit import image_size
 
     data = prepare(pipe, suspects, run, settings, image_size(pipe))
+    folder, config = broadcast((run.folder, run.record["config"]) if run is not None else (Path(), {}))
     with trainable(pipe, settings) as (weights, change):
         trainer = Trainer(pipe, weights, data, settings)
-        state = trainer.fit(run)
+        state = trainer.fit(folder)
         tensors = change()
-    config = run.record["config"]
     figures: dict[str, object] = {"surrogates": data.figures, "retention": len(data.retention.latents)}
     return Mitigation(
         method="adversarial",
@@ -98,23 +100,24 @@ class Trainer:
         within = self.abar / (1 - self.abar) <= settings.redirect_snr
         self.noisy_from = len(self.abar) - int(within.sum())  # alpha-bar falls with the timestep
         mine = slice(self.rank, None, self.accelerator.num_processes)
-        self.memorized, self.surrogates = data.memorized[mine], data.surrogates[mine]
+        self.memorized = data.memorized[mine].to(pipe.device)
+        self.surrogates = [part.to(pipe.device) for part in data.surrogates[mine]]
         self.pool = TriggerPool(
-            Starts(data.captions[mine], data.retention.embeds.float().to(pipe.device), settings.starts),
+            Starts(data.captions[mine].to(pipe.device), data.retention.embeds.to(pipe.device), settings.starts),
             searches=settings.searches,
             length=settings.search_length,
             learning_rate=settings.search_rate,
             generator=self._generator("pool", 0),
         )
 
-    def fit(self, run: Run) -> dict[str, object]:
-        """Train from the run's checkpoint to the end; returns figures for the card."""
+    def fit(self, folder: Path) -> dict[str, object]:
+        """Train to the end, from the checkpoint in the run's folder where there is one; returns figures."""
         began = time.monotonic()
         parts = (self.weights, self.optimizer, self.pool)
-        state = restore(run, self.accelerator, *parts)
+        state = restore(folder, self.accelerator, *parts)
         if state is None:
             state = Checkpoint(0, [{"update": 0, **self._validation()}], 0.0, None)
-            save(run, self.accelerator, *parts, state)
+            save(folder, self.accelerator, *parts, state)
         seconds = state.seconds
         with progress("fine-tuning", total=self.settings.updates - state.update) as bar:
             while state.update < self.settings.updates and state.stopped is None:
@@ -125,12 +128,12 @@ class Trainer:
                 entry: dict[str, Any] = {"update": upto, **_rounded(losses), **self._validation()}
                 reason = self._over_budget(state.history[0], entry)
                 if reason is not None:  # the last state within the budget is the result
-                    restore(run, self.accelerator, *parts)
+                    restore(folder, self.accelerator, *parts)
                     say(f"Stopped: {reason}.")
                     state = state._replace(history=[*state.history, entry], stopped=reason)
                 else:
                     state = Checkpoint(upto, [*state.history, entry], seconds + time.monotonic() - began, None)
-                save(run, self.accelerator, *parts, state)
+                save(folder, self.accelerator, *parts, state)
         self.accelerator.free_memory()
         return {"updates": state.update, "stopped": state.stopped, "history": state.history, "seconds": state.seconds}
 
@@ -201,9 +204,9 @@ class Trainer:
         kept = self.data.retention
         chosen = torch.randint(len(kept.latents), (self.settings.retention_batch,), generator=generator)
         silent = torch.rand(len(chosen), generator=generator) < EMPTY_SHARE
-        said = kept.embeds[chosen].float().to(self.pipe.device)
+        said = kept.embeds[chosen]
         said[silent] = self.data.empty
-        return kept.latents[chosen].to(self.pipe.device), said
+        return kept.latents[chosen].to(self.pipe.device), said.to(self.pipe.device)
 
     def _timesteps(self, n: int, low: int, generator: torch.Generator) -> Tensor:
         return torch.randint(low, len(self.abar), (n,), generator=generator).to(self.pipe.device)

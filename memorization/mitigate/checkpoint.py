@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +17,6 @@ from diffkit.parallel import gather
 from diffkit.runs.files import write_bytes_atomically
 
 if TYPE_CHECKING:
-    from diffkit.runs import Run
     from memorization.mitigate.trigger_pool import TriggerPool
 
 __all__ = ["Checkpoint", "restore", "save"]
@@ -42,14 +42,14 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    run: Run,
+    folder: Path,
     accelerator: Accelerator,
     weights: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     pool: TriggerPool,
     state: Checkpoint,
 ) -> None:
-    """Replace the run's checkpoint; every process calls it, the first writes."""
+    """Replace the checkpoint in a run's folder; every process calls it, the first writes."""
     pools = gather([{name: value.cpu() for name, value in pool.state.tensors().items()}])
     if accelerator.is_main_process:
         tensors = {f"weight/{name}": value.detach().cpu() for name, value in weights.items()}
@@ -59,23 +59,23 @@ def save(
             tensors |= {f"pool{rank}/{name}": value for name, value in part.items()}
         told = {"state": json.dumps(state._asdict(), allow_nan=False), "processes": str(len(pools))}
         data = serialize({name: value.contiguous() for name, value in tensors.items()}, metadata=told)
-        write_bytes_atomically(run.path(NAME), data)
+        write_bytes_atomically(folder / NAME, data)
     accelerator.wait_for_everyone()
 
 
 def restore(
-    run: Run,
+    folder: Path,
     accelerator: Accelerator,
     weights: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     pool: TriggerPool,
 ) -> Checkpoint | None:
-    """Load the run's checkpoint into weights, optimiser and pool; None, and nothing changed, where there is none.
+    """Load a run folder's checkpoint into weights, optimiser and pool; None, and nothing changed, without one.
 
     Raises:
         InputError: it was made by another number of processes, which share the images out differently.
     """
-    path = run.path(NAME)
+    path = folder / NAME
     if not path.is_file():
         return None
     with safe_open(path, framework="pt", device="cpu") as file:

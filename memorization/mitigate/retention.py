@@ -36,7 +36,7 @@ class Retention(NamedTuple):
 
     Attributes:
         latents: (N, C, h, w) float32 on the CPU.
-        embeds: (N, L, D) of the captions, on the CPU.
+        embeds: (N, L, D) float32 of the captions, on the CPU.
         validation: (V, 3, H, W) images that are not trained on.
         captions: the V captions of those.
         all_captions: the N training captions.
@@ -103,7 +103,7 @@ def read_retention(
         )
     kept = captions[validation:]
     latents = [encode_images(pipe, part).float().cpu() for part in images[validation:].split(CHUNK)]
-    embeds = encode_prompts(pipe, kept, guidance=False).prompt_embeds.cpu()
+    embeds = encode_prompts(pipe, kept, guidance=False).prompt_embeds.float().cpu()
     return Retention(torch.cat(latents), embeds, images[:validation], captions[:validation], kept, source, left_out)
 
 

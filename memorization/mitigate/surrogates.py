@@ -5,8 +5,9 @@ meaning, other pixels. A surrogate that still is the copy would be memorized ane
 of *all* suspects (templates share a layout, and pruning one memory may let another one out) and refused when it
 resembles any; with a reward it is also refused when it says less of the caption than the model's own drawing.
 
-Pruned by NeMo's value neurons (:mod:`.nemo`), for each suspect alone, at a falling threshold until enough candidates
-pass; or by a mitigation the user gives. Which pruned model the authors took could not be verified.
+Pruned by NeMo's value neurons (:mod:`.nemo`), the union over all suspects (a caption whose own neurons are off brings
+out other memories), at a falling threshold until enough candidates pass; or by a mitigation the user gives. Which
+pruned model the authors took could not be verified.
 """
 
 from __future__ import annotations
@@ -23,20 +24,29 @@ from diffkit.images import load_image
 from memorization.copies import CopyDetector
 from memorization.generate import Sampling, generate, item_seed
 from memorization.mitigate import nemo
-from memorization.mitigate.layers import blocked, matching
+from memorization.mitigate.layers import blocked, matching, union
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
     from diffkit.prompts import Suspect
     from diffkit.runs import Run
 
-__all__ = ["THETAS", "Acceptance", "Surrogates", "load_surrogates", "make_surrogates", "nemo_masks", "save_surrogates"]
+__all__ = [
+    "THETAS",
+    "Acceptance",
+    "Pruning",
+    "Surrogates",
+    "load_surrogates",
+    "make_surrogates",
+    "nemo_masks",
+    "save_surrogates",
+]
 
 #: z-scores above which a neuron is switched off, from the mildest pruning to the harshest.
-THETAS = (3.0, 2.0, 1.5, 1.0, 0.75, 0.5)
+THETAS = (3.0, 2.0, 1.5, 1.0, 0.75)
 
-#: (suspect's place, how hard to prune from 0 on) -> the block in which it is pruned, or None when nothing is harder.
-Pruning = Callable[[int, int], AbstractContextManager[object] | None]
+#: How hard to prune, from 0 on -> the block in which the model is pruned, or None when nothing is harder.
+Pruning = Callable[[int], AbstractContextManager[object] | None]
 
 
 class Acceptance(NamedTuple):
@@ -67,17 +77,16 @@ class Surrogates(NamedTuple):
 
 
 def nemo_masks(pipe: Pipeline, suspects: Sequence[Suspect], ordinary: Sequence[str]) -> Pruning:
-    """Each suspect's own neurons, at the thresholds of :data:`THETAS`."""
+    """The neurons of any suspect's caption, against ordinary captions, at the thresholds of :data:`THETAS`."""
     layers = matching(pipe, ["unet.*attn2.to_v"])
     known = nemo.statistics(pipe, layers, ordinary)
     embeds = encode_prompts(pipe, [suspect.caption for suspect in suspects], guidance=False).prompt_embeds
-    values = nemo.activations(layers, embeds)
+    rows = [dict(zip(layers, row, strict=True)) for row in zip(*nemo.activations(layers, embeds).values(), strict=True)]
 
-    def pruned(place: int, hardness: int) -> AbstractContextManager[object] | None:
+    def pruned(hardness: int) -> AbstractContextManager[object] | None:
         if hardness >= len(THETAS):
             return None
-        own = {name: value[place] for name, value in values.items()}
-        return blocked(layers, nemo.select(own, known, theta=THETAS[hardness]))
+        return blocked(layers, union([nemo.select(row, known, theta=THETAS[hardness]) for row in rows]))
 
     return pruned
 
@@ -98,7 +107,7 @@ def make_surrogates(
     At each hardness ``n`` candidates are drawn, each with a seed of its own suspect, until ``n`` are accepted.
     """
     negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
-    for place, suspect in enumerate(suspects):
+    for suspect in suspects:
         if suspect.id in skip:
             continue
         embeds = encode_prompts(pipe, [suspect.caption], guidance=False).prompt_embeds.expand(n, -1, -1)
@@ -109,7 +118,7 @@ def make_surrogates(
             floor = float(accept.score(own, [suspect.caption] * n).median()) - accept.drop
         found = Surrogates(torch.empty(0, *accept.references.shape[1:]), torch.empty(0), 0, 0)
         hardness = 0
-        while len(found.images) < n and (block := pruned(place, hardness)) is not None:
+        while len(found.images) < n and (block := pruned(hardness)) is not None:
             with block:
                 made = generate(pipe, embeds, negative, seeds, sampling=sampling).images
             found = _accepted(found, made, suspect.caption, accept, floor)
