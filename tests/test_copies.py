@@ -41,6 +41,7 @@ ROWS = [
     Row("latent", survives=STILL, ignores_flat=False),
     Row("ms-ssim", survives=STILL, ignores_flat=False, symmetric=True, apart=0.1),
     Row("sscd", survives=(), ignores_flat=False, symmetric=True, weights=True),
+    Row("sscd-288", survives=(), ignores_flat=False, symmetric=True, weights=True),
 ]
 
 
@@ -62,40 +63,41 @@ def lab() -> object:
     return load_pipeline("lab")
 
 
-@pytest.fixture(scope="module")
-def photographs() -> Tensor:
-    names = ("cat", "cup", "pagoda", "dahlia", "retina", "coins")
-    return torch.stack([load_image(assets.photographs_path("planted") / f"{name}.png") for name in names])
-
-
 @pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
 
 @pytest.fixture(scope="module")
+def photographs(row: Row) -> Tensor:
+    names = ("cat", "cup", "pagoda", "dahlia", "retina", "coins")[: 3 if row.weights else 6]  # 320 pixels a side cost
+    return torch.stack([load_image(assets.photographs_path("planted") / f"{name}.png") for name in names])
+
+
+@pytest.fixture(scope="module")
 def detector(row: Row, lab: object, sscd_folder: Path) -> CopyDetector:
-    return load_copy_detector(f"sscd:{sscd_folder}" if row.weights else row.name, lab)
+    return load_copy_detector(f"{row.name}:{sscd_folder}" if row.weights else row.name, lab)
 
 
 def test_the_table_holds_every_detector() -> None:
     assert sorted(row.name for row in ROWS) == copy_detectors.names()
 
 
-def test_shape_type_and_range(detector: CopyDetector, photographs: Tensor) -> None:
+def test_shape_type_and_range(row: Row, detector: CopyDetector, photographs: Tensor) -> None:
     scores = detector.similarity(photographs[:2], photographs)
-    assert scores.shape == (2, 6)
+    assert scores.shape == (2, len(photographs))
     assert scores.dtype == torch.float32
     assert scores.min() >= -1
     assert scores.max() <= 1
     assert detector.preprocessing
+    assert detector.name == row.name
     assert -1 < detector.threshold < 1
 
 
 def test_nothing_is_more_alike_than_itself(row: Row, detector: CopyDetector, photographs: Tensor) -> None:
     scores = detector.similarity(photographs, photographs)
     assert (scores.diagonal() > 0.85).all()
-    assert (scores.argmax(1) == torch.arange(6)).all()
+    assert (scores.argmax(1) == torch.arange(len(photographs))).all()
     if row.symmetric:
         torch.testing.assert_close(scores, scores.T, atol=1e-5, rtol=0)
 
@@ -130,13 +132,13 @@ def test_flat_pictures_are_no_evidence(row: Row, detector: CopyDetector, texture
 
 def test_sizes_may_differ(detector: CopyDetector, photographs: Tensor) -> None:
     large = torch.nn.functional.interpolate(photographs, size=(96, 80), mode="bilinear", antialias=True)
-    assert (detector.similarity(large, photographs).argmax(1) == torch.arange(6)).all()
+    assert (detector.similarity(large, photographs).argmax(1) == torch.arange(len(photographs))).all()
 
 
 def test_a_pair_does_not_depend_on_its_neighbours(detector: CopyDetector, photographs: Tensor) -> None:
     together = detector.similarity(photographs, photographs)
-    alone = detector.similarity(photographs[2:3], photographs[5:6])
-    torch.testing.assert_close(together[2:3, 5:6], alone, atol=1e-5, rtol=0)
+    alone = detector.similarity(photographs[2:3], photographs[1:2])
+    torch.testing.assert_close(together[2:3, 1:2], alone, atol=1e-5, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------- the tiled correlation

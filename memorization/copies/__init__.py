@@ -7,7 +7,7 @@ into every result. Others (SSCD with its own weights, for one) join by the entry
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Protocol
 
 from diffkit.errors import InputError
@@ -45,6 +45,7 @@ copy_detectors: Registry[Callable[..., CopyDetector]] = Registry(
         "ms-ssim": "memorization.copies.ms_ssim:MsSsim",
         "latent": "memorization.copies.latent:LatentCorrelation",
         "sscd": "memorization.copies.sscd:SSCDSimilarity",
+        "sscd-288": "memorization.copies.sscd:small_edge",
     },
 )
 
@@ -54,7 +55,7 @@ def load_copy_detector(detector: str | CopyDetector = "tiled", pipe: DiffusionPi
 
     Args:
         detector: the name; an object of the protocol passes through.
-        pipe: the audited pipeline, for detectors that look at its latents.
+        pipe: the audited pipeline, for detectors that look at its latents; a network of their own goes to its device.
 
     Raises:
         InputError: nobody registered the name, it takes no path, or it needs a pipeline and none is given.
@@ -68,7 +69,7 @@ def load_copy_detector(detector: str | CopyDetector = "tiled", pipe: DiffusionPi
         raise InputError(f"The copy detector {name!r} takes no path; write {name} in place of {detector}.")
     options: dict[str, object] = {"path": path} if path else {}
     if "pipe" in takes:
-        if pipe is None:
+        if pipe is None and takes["pipe"].default is Parameter.empty:
             raise InputError(f"The copy detector {name!r} looks at a model's latents; load it with a pipeline.")
         options["pipe"] = pipe
     return factory(**options)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from diffkit.errors import InputError
 from diffkit.runs import sha256_file
 from memorization.copies.sscd_weights import architecture_of, read_weights
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 ENVIRONMENT = "DIFFKIT_SSCD"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -122,6 +125,7 @@ class SSCDSimilarity:
         path: the weights, see :meth:`SSCD.from_pretrained`; None takes what the variable DIFFKIT_SSCD names.
         threshold: 0.75 is 90 % precision on DISC for ``sscd_disc_mixup`` (the authors); papers on memorization use
             0.7 or 0.5, often with other weights or another preparation. Calibration raises it where needed.
+        pipe: the network goes to its device; the CPU without one.
         resize: see :func:`prepare`.
         micro_batch: pictures encoded at once.
 
@@ -129,13 +133,12 @@ class SSCDSimilarity:
         InputError: no weights; the message says what to do.
     """
 
-    name = "sscd"
-
     def __init__(
         self,
         path: str | Path | None = None,
         threshold: float = 0.75,
         *,
+        pipe: DiffusionPipeline | None = None,
         resize: Resize = "skew-320",
         micro_batch: int = 16,
     ) -> None:
@@ -146,6 +149,9 @@ class SSCDSimilarity:
             raise InputError(f"SSCD's weights are not known. {HOW}")
         file = weights_file(place)
         self.model = SSCD.from_pretrained(file)
+        if pipe is not None:
+            self.model.to(pipe.device)
+        self.name = "sscd" if resize == "skew-320" else "sscd-288"
         self.weights_sha256 = sha256_file(file)
         self.threshold, self.resize, self.micro_batch = threshold, resize, micro_batch
         shape = "squash to 320x320" if resize == "skew-320" else "shorter side to 288"
@@ -153,11 +159,6 @@ class SSCDSimilarity:
             f"{shape}, antialiased bilinear, ImageNet mean and deviation; {self.model.num_features} numbers; "
             f"weights sha256 {self.weights_sha256}"
         )
-
-    def to(self, device: torch.device | str) -> SSCDSimilarity:
-        """Move the network; returns itself."""
-        self.model.to(device)
-        return self
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Tensor:
@@ -169,3 +170,8 @@ class SSCDSimilarity:
     def similarity(self, images: Tensor, references: Tensor) -> Tensor:
         """(A, 3, H, W) and (B, 3, H', W') in [0, 1] to (A, B) float32 in [-1, 1]; higher = more alike."""
         return (self.describe(images) @ self.describe(references).T).clamp(-1, 1)
+
+
+def small_edge(path: str | Path | None = None, *, pipe: DiffusionPipeline | None = None) -> SSCDSimilarity:
+    """SSCD on pictures that keep their aspect, the authors' other recommendation."""
+    return SSCDSimilarity(path, pipe=pipe, resize="small-288")
