@@ -110,7 +110,16 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 
 @pytest.mark.parametrize(
     "assignment",
-    ["updates=0", "learning_rate=0", "redirect=1.5", "precision=fp16", "starts=nowhere", "lora_rank=-1", "nosuch=1"],
+    [
+        "updates=0",
+        "learning_rate=0",
+        "redirect=1.5",
+        "precision=fp16",
+        "starts=nowhere",
+        "lora_rank=-1",
+        "search_batch=-1",
+        "nosuch=1",
+    ],
 )
 def test_settings_that_cannot_be_meant_are_refused(assignment: str) -> None:
     with pytest.raises(InputError):
@@ -220,9 +229,10 @@ def test_a_lora_is_trained_and_fits(tmp_path: Path) -> None:
         method=METHOD,
         out=tmp_path / "run",
         model="tiny",
-        settings=small(tmp_path, lora_rank=2),
+        settings=small(tmp_path, lora_rank=2, search_batch=0),
     )
     assert made.kind == "lora"
+    assert made.figures["history"][-1]["search"] is None
     assert list(pipe.unet.state_dict()) == names
     ups = [value for name, value in made.tensors.items() if name.endswith("lora_B.weight")]
     assert ups

@@ -56,8 +56,8 @@ class AdversarialSettings:
         redirect: share of the adversarial samples that begin at the memorized image.
         redirect_snr: largest signal-to-noise ratio (alpha^2 / sigma^2) of these.
         searches: half-done trigger searches per image.
-        search_batch: searches that take a step between two updates, per process; at most one of every image is
-            two-fold served before all are.
+        search_batch: searches that take a step between two updates, per process, every image served before one is
+            served twice; 0 = none ever moves, and triggers are captions and fresh starts only.
         search_draws: noise draws per step of a search.
         search_length: steps of the longest search before it begins anew.
         search_rate: Adam's learning rate in the searches.
@@ -120,7 +120,7 @@ class AdversarialSettings:
         from memorization.attack.starts import read_starts
 
         read_starts(self.starts)
-        counts = ("updates", "adversarial_batch", "retention_batch", "searches", "search_batch", "search_draws")
+        counts = ("updates", "adversarial_batch", "retention_batch", "searches", "search_draws")
         for name in (*counts, "search_length", "surrogates", "validation", "checkpoint_every", "retention_examples"):
             if getattr(self, name) < 1:
                 raise InputError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
@@ -131,8 +131,9 @@ class AdversarialSettings:
             raise InputError(f"Expected redirect, a share, in [0, 1], got {self.redirect}.")
         if self.precision not in get_args(Precision):
             raise InputError(f"Expected precision no or bf16, got {self.precision!r}.")
-        if self.lora_rank < 0:
-            raise InputError(f"Expected a lora_rank of 0 (all weights) or more, got {self.lora_rank}.")
+        for name in ("lora_rank", "search_batch"):
+            if getattr(self, name) < 0:
+                raise InputError(f"Expected {name} of 0 or more, got {getattr(self, name)}.")
 
 
 def redirected(begin: Tensor, end: Tensor, noise: Tensor, abar: Tensor) -> Tensor:

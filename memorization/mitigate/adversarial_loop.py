@@ -6,6 +6,7 @@ moments and the pool, and a resumed run draws what an undisturbed one would have
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,9 +141,11 @@ class Trainer:
     def update(self, number: int) -> Losses:
         """One step of some searches, then one update of the weights."""
         generator = self._generator("update", number)
-        rows = self.pool.choose(self.settings.search_batch, generator)
         self.denoiser.eval()
-        search = self.pool.advance(rows, lambda i, e: self._memorized_loss(i, e, generator), generator)
+        search = math.nan
+        if self.settings.search_batch:
+            rows = self.pool.choose(self.settings.search_batch, generator)
+            search = self.pool.advance(rows, lambda i, e: self._memorized_loss(i, e, generator), generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate_factor(number, self.settings.updates)
         latents, noise, timesteps, embeds, begins = self._batch(generator)
@@ -234,4 +237,4 @@ class Trainer:
 
 def _rounded(losses: Losses) -> dict[str, float | None]:
     """For the record: five decimals, None where there was no such sample."""
-    return {name: round(value, 5) if value == value else None for name, value in losses._asdict().items()}
+    return {name: None if math.isnan(value) else round(value, 5) for name, value in losses._asdict().items()}
