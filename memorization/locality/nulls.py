@@ -1,0 +1,130 @@
+"""A figure beside its null, with an interval: bootstrap over images, never over the pairs they share.
+
+Two kinds of groups occur. *Within* groups give one value an image (the mean over that image's pairs), and images are
+independent. *Across* groups give one matrix over images (entry i, j compares image i with image j); its pairs share
+images, so images are drawn with replacement and all pairs of different images among the drawn count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 1000
+
+Array = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % percentile-bootstrap interval; None throughout where nothing could be counted.
+
+    Attributes:
+        n: independent units (images, starts or captions).
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+NOTHING = Estimate(None, None, None, 0)
+
+
+def off_diagonal_mean(matrix: ArrayLike) -> float | None:
+    """Mean of a square matrix's entries beside the diagonal that are not NaN; None where there is none."""
+    array = np.asarray(matrix, dtype=np.float64)
+    kept = array[~np.eye(len(array), dtype=bool)]
+    kept = kept[~np.isnan(kept)]
+    return float(kept.mean()) if kept.size else None
+
+
+def known(values: Sequence[float | None]) -> Array:
+    """The values that are there, as an array."""
+    return np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
+
+
+def within(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
+    """Mean over images of one value each."""
+    array = known(values)
+    if not array.size:
+        return NOTHING
+    return _estimate(float(array.mean()), lambda draw: float(array[draw].mean()), array.size, seed)
+
+
+def across(matrix: ArrayLike, *, seed: int = 0) -> Estimate:
+    """Mean over all pairs of different units of an (n, n) matrix; NaN entries are missing."""
+    array = np.asarray(matrix, dtype=np.float64)
+    value = off_diagonal_mean(array) if array.size else None
+    if value is None:
+        return NOTHING
+    return _estimate(value, lambda draw: _drawn_pairs(array, draw), len(array), seed)
+
+
+def against(
+    values: Sequence[float | None],
+    *,
+    null: Sequence[float | None] | None = None,
+    matrix: ArrayLike | None = None,
+    how: Literal["ratio", "difference"] = "ratio",
+    seed: int = 0,
+) -> Estimate:
+    """Mean of ``values`` over, or minus, the mean of a null, with an interval that draws both anew.
+
+    Args:
+        values: one an image.
+        null: the null's values, one a unit (a control); or
+        matrix: (n, n), a null across units.
+        how: "ratio" for sizes such as distances, "difference" for shares and cosines.
+        seed: of the resampling.
+
+    Returns:
+        Its ``n`` is the smaller of both numbers of units. Nothing where either side is missing, or for a ratio to zero.
+    """
+    array, pairs = known(values), matrix is not None
+    other = np.asarray(matrix, dtype=np.float64) if pairs else known(null or ())
+    if not array.size or not other.size:
+        return NOTHING
+    bottom = off_diagonal_mean(other) if pairs else float(other.mean())
+    value = _compared(float(array.mean()), bottom, how)
+    if value is None:
+        return NOTHING
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(RESAMPLES):
+        top = float(array[generator.integers(0, array.size, array.size)].mean())
+        draw = generator.integers(0, len(other), len(other))
+        found.append(_compared(top, _drawn_pairs(other, draw) if pairs else float(other[draw].mean()), how))
+    low, high = _ends([one for one in found if one is not None])
+    return Estimate(value, low, high, min(array.size, len(other)))
+
+
+def _compared(value: float, null: float | None, how: Literal["ratio", "difference"]) -> float | None:
+    if null is None or (how == "ratio" and null == 0):
+        return None
+    return value / null if how == "ratio" else value - null
+
+
+def _drawn_pairs(matrix: Array, draw: NDArray[np.int64]) -> float | None:
+    """Mean over pairs of different units among those drawn; a unit drawn twice does not pair with itself."""
+    picked = matrix[np.ix_(draw, draw)]
+    kept = picked[draw[:, None] != draw[None]]
+    kept = kept[~np.isnan(kept)]
+    return float(kept.mean()) if kept.size else None
+
+
+def _estimate(value: float, statistic: Callable[[NDArray[np.int64]], float | None], n: int, seed: int) -> Estimate:
+    generator = np.random.default_rng(seed)
+    drawn = [statistic(generator.integers(0, n, n)) for _ in range(RESAMPLES)]
+    low, high = _ends([one for one in drawn if one is not None])
+    return Estimate(value, low, high, n)
+
+
+def _ends(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if not values:
+        return None, None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,211 @@
+"""A locality study: from a model, memorized images and controls to figures in a run folder. It can be resumed.
+
+The journal has a line for each image, one for the lines between images, and one for each group. Triggers bring
+training images back; they stay in the run's folder ``work/`` only as long as later lines need them, unless kept on
+purpose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts
+from diffkit.console import progress, say
+from diffkit.runs import Run
+from diffkit.runs.files import safe_name, write_bytes_atomically
+from memorization.attack.checkpoint import Checkpoints
+from memorization.attack.starts import OTHER_CAPTIONS
+from memorization.audit import image_size, operating_point
+from memorization.copies import load_copy_detector
+from memorization.items import AuditItem, Gathered, data_digest, load_references
+from memorization.locality import embeddings as space
+from memorization.locality.groups import compare_members, make_groups
+from memorization.locality.measure import Explorer
+from memorization.locality.page import write_page
+from memorization.locality.selections import Selector, selector
+from memorization.locality.settings import LocalitySettings
+from memorization.locality.summary import memorized, summarise
+from memorization.settings import AuditSettings
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+SUMMARY_SCHEMA = 1
+
+
+class LocalityResult(NamedTuple):
+    """Where the study is and what it found (the content of summary.json)."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def study(
+    pipe: DiffusionPipeline,
+    gathered: Gathered,
+    *,
+    out: str | Path,
+    model: str,
+    settings: LocalitySettings,
+    model_sha256: str | None = None,
+    mitigation: str | None = None,
+    save_triggers: bool = False,
+) -> LocalityResult:
+    """Run a study, or go on with the one in ``out``.
+
+    Args:
+        pipe: a pipeline of the Stable Diffusion 1/2 family; its safety checker is taken off.
+        gathered: suspects and controls, all with images.
+        out: the run's folder.
+        model: what the user called the model.
+        settings: everything that changes figures.
+        model_sha256: checksum of the weights, if known.
+        mitigation: checksum of the mitigation that is applied, if one is.
+        save_triggers: keep the embeddings found. They bring training images back: treat the files as sensitive.
+
+    Raises:
+        InputError: another study is in the folder, or another process is writing to it.
+    """
+    config = {
+        "model": model,
+        "model_sha256": model_sha256,
+        "mitigation": mitigation,
+        "data_sha256": data_digest(gathered.items),
+        "items": len(gathered.items),
+        "save_triggers": save_triggers,
+        "settings": settings.to_json(),
+    }
+    provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
+    with Run.open(out, config=config, kind="locality", provenance=provenance) as run:
+        pipe.set_progress_bar_config(disable=True)
+        pipe.safety_checker = None
+        threshold = _threshold(pipe, gathered.items, settings)
+        work = _Work(run, pipe, gathered.items, settings, threshold)
+        work.explore_all()
+        work.cross()
+        work.compare_groups()
+        records = {key: run.done[key] for key in run.done}
+        summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
+        summary |= summarise(records, gathered.items, settings, threshold=threshold["threshold"])
+        summary["operating_point"] = threshold
+        summary = json.loads(run.write_json("summary.json", summary).read_text())
+        write_page(run, summary)
+        if not save_triggers:
+            work.forget()
+    return LocalityResult(Path(out), summary)
+
+
+def _threshold(pipe: DiffusionPipeline, items: Sequence[AuditItem], settings: LocalitySettings) -> dict[str, Any]:
+    """The audit's operating point; a threshold that the user gives is taken as it is."""
+    copies = load_copy_detector(settings.copies, pipe)
+    if settings.threshold is not None:
+        return {"detector": copies.name, "threshold": settings.threshold, "source": "given"}
+    asked = AuditSettings(copies=settings.copies, seed=settings.seed)
+    return operating_point(pipe, items, copies, asked, image_size(pipe))
+
+
+class _Work:
+    """The stages of a study on one open run."""
+
+    def __init__(
+        self,
+        run: Run,
+        pipe: DiffusionPipeline,
+        items: Sequence[AuditItem],
+        settings: LocalitySettings,
+        point: Mapping[str, Any],
+    ) -> None:
+        self.run, self.pipe, self.items, self.settings = run, pipe, items, settings
+        copies = load_copy_detector(settings.copies, pipe)
+        self.explorer = Explorer(pipe, settings, copies, image_size(pipe), point["threshold"])
+        self.checkpoints = Checkpoints(run.path("checkpoints"))
+
+    def explore_all(self) -> None:
+        """Attack every image that is not in the journal yet."""
+        left = [item for item in self.items if item.key not in self.run.done]
+        if left and len(left) < len(self.items):
+            say(f"{len(self.items) - len(left)} of {len(self.items)} images are finished already; going on.")
+        with progress("looking for triggers", total=len(left)) as bar:
+            for item in left:
+                found = self.explorer.explore(item, self.checkpoints)
+                if found.triggers is not None:
+                    self._save(item.key, found.triggers)
+                self.run.write(item.key, found.record)
+                self.checkpoints.clear()
+                bar.advance()
+
+    def cross(self) -> None:
+        """Lines from each memorized image's trigger to one of the next memorized image: a null of the lines."""
+        known = memorized(self.run.done, self.items, self.settings)
+        if "crossing" in self.run.done:
+            return
+        rows: list[dict[str, Any]] = []
+        for item, other in zip(known, known[1:] + known[:1], strict=True) if len(known) > 1 else ():
+            mine, theirs = self._load(item.key), self._load(other.key)
+            good = [[k for k, hit in enumerate(self.run.done[i.key]["success"]) if hit] for i in (item, other)]
+            pairs = list(zip(*good, strict=False))[: self.settings.lines]
+            references = load_references(item, self.explorer.size).images
+            if not pairs or references is None:
+                continue
+            along = [space.between(mine[a], theirs[b], self.settings.shares) for a, b in pairs]
+            values = iter(self.explorer.likeness(item, torch.cat(along), references))
+            rows += [
+                {"key": item.key, "kind": "others", "from": a, "to": b, "share": share, "similarity": next(values)}
+                for a, b in pairs
+                for share in self.settings.shares
+            ]
+        self.run.write("crossing", {"lines": rows})
+
+    def compare_groups(self) -> None:
+        """Compare the members of every group that is not in the journal yet."""
+        known = memorized(self.run.done, self.items, self.settings)
+        controls = [i for i in self.items if i.role == "control" and self.run.done[i.key]["reason"] is None]
+        members = min(self.settings.group, self.settings.starts, max(len(known), 2))
+        names = [f"same:{item.key}" for item in known] + [f"control:{item.key}" for item in controls]
+        wanted = [*names, "others", "starts", "captions", "ordinary"]
+        if all(f"group:{name}" in self.run.done for name in wanted) or "compared" in self.run.done:
+            return
+        listed = list(self.settings.ordinary or OTHER_CAPTIONS)
+        ordinary = encode_prompts(self.pipe, listed[:members], guidance=False).prompt_embeds.float().cpu()
+        groups = make_groups(
+            {item.key: self._load(item.key) for item in known},
+            {item.key: self._load(item.key) for item in controls},
+            self.explorer.starts(members),
+            [self.explorer.caption(item) for item in known],
+            list(ordinary),
+            members=members,
+        )
+        selectors: dict[str, Selector] = {
+            method: selector(self.pipe, method, listed, self.settings) for method in self.settings.methods
+        }
+        with progress("comparing activations and weights", total=len(groups)) as bar:
+            for name, group in groups.items():
+                if f"group:{name}" not in self.run.done:
+                    found = compare_members(self.pipe, group, selectors, self.settings)
+                    self.run.write(f"group:{name}", found)
+                bar.advance()
+        self.run.write("compared", {"groups": list(groups)})
+
+    def forget(self) -> None:
+        """Delete the triggers."""
+        for path in self.run.path("work").glob("*.safetensors"):
+            path.unlink()
+
+    def _path(self, key: str) -> Path:
+        return self.run.path(f"work/{safe_name(key.replace(':', '-', 1))}.safetensors")
+
+    def _save(self, key: str, triggers: Tensor) -> None:
+        from safetensors.torch import save
+
+        write_bytes_atomically(self._path(key), save({"triggers": triggers.contiguous()}))
+
+    def _load(self, key: str) -> Tensor:
+        from safetensors.torch import load
+
+        return load(self._path(key).read_bytes())["triggers"]
