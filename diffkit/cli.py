@@ -41,6 +41,7 @@ commands: Registry[typer.Typer | Callable[..., Any]] = Registry(
         "audit": "memorization.commands:app",
         "demo": "diffkit.demo:demo",
         "lab": "diffkit.lab.commands:app",
+        "locality": "memorization.cli_locality:app",
         "ttsnap": "ttsnap.commands:app",
     },
 )
