@@ -260,6 +260,22 @@ def test_fidelity_tells_sets_apart_and_never_compares_unequal_numbers() -> None:
         load_features("/nowhere/model")
 
 
+def test_a_file_can_be_the_feature_extractor(tmp_path) -> None:
+    from safetensors.torch import save_file
+    from test_sscd import tiny_sscd
+
+    save_file(tiny_sscd().state_dict(), tmp_path / "model.safetensors")
+    features = load_features(tmp_path)
+    found = features(torch.rand(2, 3, 32, 32))
+    assert found.shape == (2, 16)
+    assert found.dtype == torch.float64
+    assert "weights sha256" in features.name
+    assert load_features(features) is features
+    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"")
+    with pytest.raises(InputError, match="pip install torch-fidelity"):
+        load_features(tmp_path / "pt_inception-2015-12-05-6726825d.pth")
+
+
 def test_a_report_has_fidelity_by_seeds_the_sides_do_not_share(before: Snapshot, changed: Snapshot) -> None:
     found = compare(before, changed, features=Colours())["fidelity"]
     expected = fidelity(before.images[:, 0], changed.images[:, 1], Colours())

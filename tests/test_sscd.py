@@ -174,7 +174,7 @@ def test_the_detector_names_its_weights_and_preparation(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("resize", ["skew-320", "small-288"])
-@pytest.mark.parametrize("shape", [(400, 360), (300, 500), (64, 64)])
+@pytest.mark.parametrize("shape", [(400, 360), (300, 500), (331, 301), (64, 64)])
 def test_preparation_is_the_authors_recipe(resize: str, shape: tuple[int, int]) -> None:
     picture = (torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0)) * 255).byte()
     picture = nn.functional.interpolate(picture.float(), size=shape, mode="bicubic").clamp(0, 255).byte()

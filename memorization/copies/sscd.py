@@ -111,8 +111,7 @@ def prepare(images: Tensor, resize: Resize = "skew-320") -> Tensor:
     height, width = images.shape[-2:]
     size = (320, 320)
     if resize == "small-288":
-        scale = 288 / min(height, width)
-        size = (288, int(width * scale)) if height <= width else (int(height * scale), 288)
+        size = (288, int(288 * width / height)) if height <= width else (int(288 * height / width), 288)
     images = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
     mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
     return (images.clamp(0, 1) - mean) / deviation
