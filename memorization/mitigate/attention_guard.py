@@ -64,29 +64,32 @@ def rescale(logits: Tensor, rows: Tensor, hidden: Tensor, factor: float) -> Tens
     return scaled.masked_fill((rows[:, None] & hidden)[:, None, None], -torch.inf)
 
 
-class _State:
-    """What the denoiser's present call is about: set before it, read by every attention layer."""
+class _Listener:
+    """Tells which rows of a batch of embeddings are captions, and which of their tokens are padding."""
 
-    def __init__(self, empty: Tensor) -> None:
-        self.empty = empty
+    def __init__(self, empty: Tensor, *, mask_padding: bool) -> None:
+        self.empty, self.mask_padding = empty, mask_padding
         self.lengths: dict[bytes, int] = {}
-        self.rows = self.hidden = torch.zeros(0)
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def prepare(self, embeds: Tensor, *, mask_padding: bool) -> None:
-        """Which rows are conditional (not the empty caption), and which of their tokens are padding."""
-        self.rows = (embeds != self.empty.to(embeds)).flatten(1).any(1)
-        self.hidden = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        for index, row in enumerate(embeds if mask_padding else ()):
-            length = self.lengths.get(_key(row))
-            if length is not None:
-                self.hidden[index, length:] = True
+    def read(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """bool (B,) conditional (not the empty caption) and bool (B, L) padding; all layers of a call share it."""
+        if self._last is None or self._last[0] is not embeds:
+            rows = (embeds.detach() != self.empty.to(embeds)).flatten(1).any(1)
+            hidden = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            for index, row in enumerate(embeds if self.mask_padding else ()):
+                length = self.lengths.get(_key(row))
+                if length is not None:
+                    hidden[index, length:] = True
+            self._last = embeds, rows, hidden
+        return self._last[1:]
 
 
 class _Processor:
     """diffusers' attention without fused kernels, its logits changed by :func:`rescale`."""
 
-    def __init__(self, state: _State, factor: float) -> None:
-        self.state, self.factor = state, factor
+    def __init__(self, listener: _Listener, factor: float) -> None:
+        self.listener, self.factor = listener, factor
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_ignored: Any) -> Tensor:
         heads = attn.heads
@@ -99,7 +102,7 @@ class _Processor:
             )
         )
         logits = (query @ key.transpose(-1, -2)).float() * attn.scale
-        changed = rescale(logits, self.state.rows, self.state.hidden, self.factor)
+        changed = rescale(logits, *self.listener.read(encoder_hidden_states), self.factor)
         mixed = F.softmax(changed, dim=-1).to(value) @ value
         output: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
         return output
@@ -113,28 +116,24 @@ def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
     """Change the cross-attention of the denoiser, and listen to the encoding of prompts."""
     settings = mitigation.settings
     denoiser = getattr(pipe, family_of(pipe).denoiser)
-    state = _State(encode_prompts(pipe, [""], guidance=False).prompt_embeds)
+    empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    listener = _Listener(empty, mask_padding=settings["mask_padding"])
     before, encode = dict(denoiser.attn_processors), pipe.encode_prompt
     own = vars(pipe).get("encode_prompt")  # another guard's
     cross = {name for name in before if ".attn2." in name}
     denoiser.set_attn_processor(
-        {n: _Processor(state, settings["factor"]) if n in cross else p for n, p in before.items()}
+        {n: _Processor(listener, settings["factor"]) if n in cross else p for n, p in before.items()}
     )
 
     def remember(prompt: str | list[str] | None = None, *rest: Any, **named: Any) -> Any:
         encoded = encode(prompt, *rest, **named)
         for text, row in zip([prompt] if isinstance(prompt, str) else prompt or [], encoded[0], strict=False):
-            state.lengths[_key(row)] = len(pipe.tokenizer(text, truncation=True).input_ids)
+            listener.lengths[_key(row)] = len(pipe.tokenizer(text, truncation=True).input_ids)
         return encoded
 
-    def prepare(_module: torch.nn.Module, _inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        state.prepare(named["encoder_hidden_states"], mask_padding=settings["mask_padding"])
-
-    handle = denoiser.register_forward_pre_hook(prepare, with_kwargs=True)
     pipe.encode_prompt = remember
 
     def undo() -> None:
-        handle.remove()
         denoiser.set_attn_processor(before)
         del pipe.encode_prompt  # the class's own method shows again
         if own is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diffkit import parallel
 from diffkit.errors import InputError, unknown_name
 from diffkit.lab.assets import MODELS as LAB_MODELS
-from diffkit.mitigation import Mitigation, save_mitigation
+from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.runs.shared import open_shared
 from memorization.items import AuditItem, data_digest
 from memorization.mitigate import Method
@@ -68,7 +68,7 @@ def mitigate(
     with open_shared(out, config=config, kind="mitigate", provenance={"device": str(pipe.device)}) as run:
         made = method.mitigate(pipe, suspects, run, settings)
         if run is not None:
-            save_mitigation(run.folder, made)
+            made = load_mitigation(save_mitigation(run.folder, made))  # as a later reader will have it
     return made
 
 

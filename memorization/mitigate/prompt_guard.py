@@ -104,20 +104,17 @@ def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
     """Listen to the denoiser: at the first step of a guided generation, optimise; later, hand over the result."""
     settings, target = mitigation.settings, float(mitigation.figures["target"])
     denoiser = getattr(pipe, family_of(pipe).denoiser)
-    state: dict[str, Any] = {"busy": False, "original": None, "softened": None}
+    state: dict[str, Any] = {"original": None, "softened": None}
 
     def guard(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         embeds = named.get("encoder_hidden_states")
-        if state["busy"] or torch.is_grad_enabled() or embeds is None or not _is_guided(pipe, embeds):
+        if torch.is_grad_enabled() or embeds is None or not _is_guided(pipe, embeds):
             return None
         sample, timestep = inputs[0], torch.as_tensor(inputs[1])
         unconditional, conditional = embeds.chunk(2)
         if float(timestep.flatten()[0]) == float(pipe.scheduler.timesteps[0]):
-            state.update(busy=True, original=conditional.clone())
-            try:
-                state["softened"] = _softened(pipe, sample, timestep, embeds, target, settings)
-            finally:
-                state["busy"] = False
+            state["original"] = conditional.clone()
+            state["softened"] = _softened(pipe, sample, timestep, embeds, target, settings)
         if state["original"] is None or not torch.equal(conditional, state["original"]):
             return None
         return inputs, {**named, "encoder_hidden_states": torch.cat([unconditional, state["softened"].to(embeds)])}
@@ -134,11 +131,17 @@ def _is_guided(pipe: Pipeline, embeds: Tensor) -> bool:
 def _softened(pipe: Pipeline, sample: Tensor, timestep: Tensor, embeds: Tensor, target: float, settings: Any) -> Tensor:
     unconditional, conditional = embeds.chunk(2)
     latents = sample.chunk(2)[1]
-    empty = predict_noise(pipe, latents, timestep, unconditional).detach()
+    denoiser = getattr(pipe, family_of(pipe).denoiser)
     scale = noise_per_prediction(pipe.scheduler, timestep)
 
+    def predict(rows: Tensor) -> Tensor:  # not by calling the module: whoever listens to it shall not hear the guard
+        output: Tensor = denoiser.forward(latents, timestep, encoder_hidden_states=rows, return_dict=False)[0]
+        return output
+
+    empty = predict(unconditional)
+
     def difference(rows: Tensor) -> Tensor:
-        return scale * noise_magnitude(predict_noise(pipe, latents, timestep, rows.to(embeds)), empty)
+        return scale * noise_magnitude(predict(rows.to(embeds)), empty)
 
     return soften(
         difference,

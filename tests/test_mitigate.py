@@ -1,0 +1,206 @@
+"""The contract of every mitigation method on the lab: reversible, resumable, applied from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from diffkit.errors import InputError
+from diffkit.loading import load_pipeline, model_checksum
+from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply, load_mitigation
+from diffkit.prompts import Suspect, read_suspects
+from diffkit.seeds import generators
+from memorization.cli_mitigate import app
+from memorization.mitigate import methods
+from memorization.mitigate.base import mitigate, parse_settings
+
+
+class Case(NamedTuple):
+    """A row of the contract: settings that are cheap, the kind, whether each suspect has a part of its own."""
+
+    method: str
+    settings: tuple[str, ...]
+    kind: str
+    parts: bool
+
+
+CASES = [
+    Case("nemo", ("statistics=30", "calibration=3", "seeds=2", "theta=1.5", "smallest_theta=1.5"), "mask", True),
+    Case("wanda", ("base_captions=2", "timesteps=1", "steps=3"), "mask", True),
+    Case("wanda", ("base_captions=2", "timesteps=1", "steps=3", "parts=false", "fill=zero"), "mask", False),
+    Case("prompt-guard", ("target=0.0001", "iterations=3"), "prompt-guard", False),
+    Case("attention-guard", (), "attention-guard", False),
+]
+IDS = [" ".join((case.method, *case.settings)) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Any:
+    pipe = load_pipeline("lab")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(autouse=True)
+def unchanged(lab: Any) -> Iterator[None]:
+    """No test may leave the shared pipeline other than it found it."""
+    before = {name: value.clone() for name, value in lab.unet.state_dict().items()}
+    processors = dict(lab.unet.attn_processors)
+    yield
+    assert all(torch.equal(value, before[name]) for name, value in lab.unet.state_dict().items())
+    assert dict(lab.unet.attn_processors) == processors
+    assert not lab.unet._forward_pre_hooks
+
+
+@pytest.fixture(scope="module")
+def suspects() -> list[Suspect]:
+    return read_suspects("lab:planted")[0][:2]
+
+
+def draw(pipe: Any, captions: list[str], steps: int = 3) -> Tensor:
+    latents: Tensor = pipe(
+        captions,
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        generator=generators(range(len(captions))),
+        output_type="latent",
+    ).images
+    return latents
+
+
+def make(pipe: Any, suspects: list[Suspect], out: Path, case: Case) -> Mitigation:
+    method = methods.get(case.method)
+    settings = parse_settings(method, case.settings, model="lab")
+    checksum = model_checksum("lab")
+    return mitigate(pipe, suspects, method=method, out=out, model="lab", settings=settings, model_sha256=checksum)
+
+
+def same(a: Mitigation, b: Mitigation) -> bool:
+    tensors = set(a.tensors) == set(b.tensors) and all(torch.equal(t, b.tensors[n]) for n, t in a.tensors.items())
+    return tensors and a.card() == b.card()
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_every_method_gives_a_reversible_mitigation_that_resumes(
+    case: Case, lab: Any, suspects: list[Suspect], tmp_path: Path
+) -> None:
+    made = make(lab, suspects, tmp_path / "run", case)
+    assert (made.kind, made.method) == (case.kind, case.method)
+    assert made.suspects == tuple(suspect.id for suspect in suspects)
+    assert (made.parts() == list(made.suspects)) is case.parts
+    assert same(load_mitigation(tmp_path / "run"), made)
+
+    captions = [suspect.caption for suspect in suspects]
+    before = draw(lab, captions)
+    with apply(lab, tmp_path / "run", model_sha256=model_checksum("lab")):
+        assert not torch.allclose(draw(lab, captions), before)
+    assert torch.equal(draw(lab, captions), before)
+
+    journal = tmp_path / "run" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + (lines[-1][:20] if lines else b""))  # killed in the last append
+    for name in (CARD, WEIGHTS):
+        (tmp_path / "run" / name).unlink()
+    assert same(make(lab, suspects, tmp_path / "run", case), made)
+    with pytest.raises(InputError, match="holds another run"):
+        make(lab, suspects[:1], tmp_path / "run", case)
+
+
+def test_each_suspects_part_is_what_it_gives_alone(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
+    for case in CASES[:2]:
+        both = make(lab, suspects, tmp_path / f"both-{case.method}", case)
+        alone = make(lab, suspects[1:], tmp_path / f"alone-{case.method}", case)
+        own = {name: tensor for name, tensor in both.tensors.items() if name.startswith(f"{suspects[1].id}/")}
+        assert own
+        assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in own.items())
+        with apply(lab, both, only=suspects[1].id):
+            part = draw(lab, [suspects[0].caption])
+        with apply(lab, alone):
+            torch.testing.assert_close(draw(lab, [suspects[0].caption]), part)
+
+
+def test_nemo_as_published_leaves_alone_what_is_not_above_the_threshold(
+    lab: Any, suspects: list[Suspect], tmp_path: Path
+) -> None:
+    settings = ("statistics=30", "check=true", "threshold=0.9999", "refine=true")
+    made = make(lab, suspects, tmp_path / "run", Case("nemo", settings, "mask", False))
+    assert made.figures["suspects below the threshold"] == 2
+    assert made.tensors == {}
+    searched = ("statistics=30", "check=true", "refine=true", "theta=4", "smallest_theta=4", "threshold=0.97")
+    found = make(lab, suspects[:1], tmp_path / "other", Case("nemo", (*searched, "seeds=3"), "mask", True))
+    record = found.figures["by suspect"][suspects[0].id]
+    assert record["similarity"] <= max(0.9, record["initial_similarity"])
+    assert 0 < record["neurons"] <= record["initial_neurons"]
+
+
+def test_settings_from_the_command_line() -> None:
+    nemo, wanda = methods.get("nemo"), methods.get("wanda")
+    assert parse_settings(nemo, (), model="lab").theta == parse_settings(nemo, (), model="lab-clean").theta == 2.25
+    assert parse_settings(nemo, (), model="some/model").theta == 5.0
+    read = parse_settings(
+        nemo, ("theta=3", "smallest-theta=2", "layers=a,b", "threshold=none", "check=true"), model="lab"
+    )
+    assert (read.theta, read.smallest_theta, read.layers, read.threshold, read.check) == (
+        3.0,
+        2.0,
+        ("a", "b"),
+        None,
+        True,
+    )
+    for wrong, message in {
+        "theta": "name=value",
+        "thete=3": "Did you mean 'theta'",
+        "theta=three": "to be float",
+        "check=yes": "check=true or check=false",
+        "theta=0.5": "smallest_theta",
+        "fill=noise": "mean or zero",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            parse_settings(nemo, (wrong,), model="lab")
+    with pytest.raises(InputError, match="sparsity"):
+        parse_settings(wanda, ("sparsity=0",), model="lab")
+
+
+def test_other_models_need_captions_of_the_user(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
+    method = methods.get("nemo")
+    with pytest.raises(InputError, match="captions=FILE"):
+        mitigate(lab, suspects, method=method, out=tmp_path / "a", model="some/model")
+    words = tmp_path / "words.txt"
+    words.write_text("a red circle\n\na blue square\n")
+    settings = method.settings(captions=str(words), theta=2.0, smallest_theta=2.0, check=False, refine=False, seeds=2)
+    made = mitigate(lab, suspects, method=method, out=tmp_path / "b", model="some/model", settings=settings)
+    assert made.model_sha256 is None
+
+
+def test_suspects_that_cannot_be_worked_with_are_refused(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
+    method = methods.get("nemo")
+    with pytest.raises(InputError, match="different ids"):
+        mitigate(lab, [suspects[0], suspects[0]], method=method, out=tmp_path / "a", model="lab")
+    with pytest.raises(InputError, match="has none"):
+        bare = [Suspect("x", "a caption")]
+        mitigate(lab, bare, method=methods.get("adversarial"), out=tmp_path / "b", model="lab")
+
+
+def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None:
+    runner = CliRunner()
+    line = ["wanda", "--only", "cat", "--out", str(tmp_path / "m"), "--format", "json"]
+    line += ["--set", "timesteps=1", "--set", "steps=2", "--set", "base_captions=2"]
+    done = runner.invoke(app, [*line, "--save-pipeline", str(tmp_path / "whole")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert '"suspects": [\n    "cat"\n  ]' in done.stdout
+    masked, whole = load_pipeline("lab", mitigation=tmp_path / "m"), load_pipeline(tmp_path / "whole")
+    for name, value in whole.unet.state_dict().items():
+        torch.testing.assert_close(value, masked.unet.state_dict()[name])
+    plan = runner.invoke(app, ["nemo", "--dry-run", "--limit", "3", "--format", "json"])
+    assert '"suspects": 3' in plan.stdout
+    assert '"theta": 2.25' in plan.stdout
+    for wrong in (["nemo"], ["nemo", "--only", "nobody"], ["magic"]):
+        assert isinstance(runner.invoke(app, wrong).exception, InputError)
+    guard = ["attention-guard", "--out", str(tmp_path / "g"), "--save-pipeline", str(tmp_path / "w")]
+    assert isinstance(runner.invoke(app, guard).exception, InputError)
