@@ -19,7 +19,7 @@ from diffkit.errors import ScoringError
 from memorization.attack.base import Triggers
 from memorization.attacking import Attempts, Ladder, best_variant, similarities
 from memorization.copies import CopyDetector
-from memorization.detect import Detector, detectors, listens
+from memorization.detect import Detector, listens, make_detector
 from memorization.detect.captions import CaptionScore, caption_score, score_captions
 from memorization.detect.curvature_difference import mask_for
 from memorization.generate import Generated, Sampling, generate, item_seed, round_trip
@@ -61,7 +61,7 @@ class Measurer:
     ) -> None:
         self.pipe, self.settings, self.copies, self.size = pipe, settings, copies, size
         self.sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
-        self.detectors: dict[str, Detector] = {name: detectors.get(name)() for name in settings.detectors}
+        self.detectors: dict[str, Detector] = {name: make_detector(name) for name in settings.detectors}
         self.negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
         self.ladder = Ladder(pipe, settings, copies, self.negative, checkpoints)
 
