@@ -1,4 +1,4 @@
-"""What NeMo and Wanda do to the lab: captions, scene accuracy, and what DoRI brings back afterwards.
+"""What NeMo, Wanda and two guards do to the lab: captions, scene accuracy, and what DoRI brings back afterwards.
 
     python scripts/measure_mitigations.py [--out runs/mitigations] [--only best] [--json docs/figures/mitigations.json]
 
@@ -57,6 +57,10 @@ def sweep() -> dict[str, tuple[str, dict[str, Any]]]:
             rows[f"wanda {sparsity:.0%}, {fill}"] = ("wanda", {"sparsity": sparsity, "fill": fill})
     rows["wanda as published (1 %, base empty, zero)"] = ("wanda", {"sparsity": 0.01, "base": "empty", "fill": "zero"})
     rows["wanda 10%, base empty, mean"] = ("wanda", {"sparsity": 0.1, "base": "empty", "fill": "mean"})
+    rows["attention guard 1.25"] = ("attention-guard", {"factor": 1.25})
+    rows["attention guard 1.5"] = ("attention-guard", {"factor": 1.5})
+    rows["prompt guard"] = ("prompt-guard", {})
+    rows["prompt guard, 50 iterations to nearly 0"] = ("prompt-guard", {"target": 0.01, "iterations": 50})
     return rows
 
 
@@ -95,6 +99,9 @@ def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before
     with apply(pipe, made):
         together = {suspect.id: by_caption(pipe, suspect) for suspect in suspects}
         union = accuracy_change(before, scenes(pipe))
+    found = {"figures": {k: v for k, v in made.figures.items() if k != "by suspect"}, "union": _row(together, union)}
+    if not made.parts():
+        return found
     alone, after = {}, []
     parts = [part.tolist() for part in torch.arange(SCENES).chunk(len(suspects))]
     for suspect, rows in zip(suspects, parts, strict=True):
@@ -102,11 +109,7 @@ def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before
         with apply(pipe, made if own else _nothing(made), only=own):
             alone[suspect.id] = by_caption(pipe, suspect)
             after.append(scenes(pipe, slice(rows[0], rows[-1] + 1)))
-    return {
-        "figures": {name: value for name, value in made.figures.items() if name != "by suspect"},
-        "union": _row(together, union),
-        "per suspect": _row(alone, accuracy_change(before, torch.cat(after))),
-    }
+    return found | {"per suspect": _row(alone, accuracy_change(before, torch.cat(after)))}
 
 
 def _nothing(made: Mitigation) -> Mitigation:
@@ -182,6 +185,8 @@ def measure(run: Run, *, best_only: bool) -> None:
             if f"attack {name} {role}" not in run.done:
                 with apply(pipe, made[name]):
                     run.write(f"attack {name} {role}", brought_back(pipe, items, role))
+    if "attack none suspect" not in run.done:
+        run.write("attack none suspect", brought_back(pipe, suspects, "suspect"))
     if "attack lab-clean suspect" not in run.done:
         run.write("attack lab-clean suspect", brought_back(load_pipeline("lab-clean"), suspects, "suspect"))
     for name, (method, settings) in {} if best_only else sweep().items():
