@@ -47,8 +47,8 @@ def show(summary: Mapping[str, Any], out: Path, format: str) -> None:
     rows = [
         [verdict, count, interval(summary["rates"][verdict])] for verdict, count in summary["verdicts"].items() if count
     ]
-    budget = summary["budget"]
-    judged = f", attack {summary['rung']} judged at budget {budget}" if budget else ""
+    budget, failure = summary["budget"], summary["controls"]["failure"]
+    judged = f", attack {summary['rung']} judged at budget {budget}" if budget and not failure else ""
     write_table(["verdict", "suspects", "share (95 % interval)"], rows, title=f"{summary['suspects']} suspects{judged}")
     for name, rung in summary["rungs"].items() if len(summary["rungs"]) > 1 else ():
         failure = rung["controls"]["failure"]

@@ -63,7 +63,7 @@ def figures(lab: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
             | {"suspects": row["suspects"], "controls": row["controls"]}
             for row in lab["attack"]
         ],
-        "lab: noise magnitude AUC": lab["noise_magnitude"],
+        "lab: noise magnitude AUC": lab["detectors"]["noise_magnitude"],
         "lab-clean: replicated or retained": share(sum(found), clean["suspects"]),
         "lab-clean: verdicts": clean["verdicts"],
         "lab-clean: controls flagged": clean["controls"]["flagged"],
