@@ -19,6 +19,7 @@ from diffkit.seeds import generators
 from memorization.cli_mitigate import app
 from memorization.mitigate import methods
 from memorization.mitigate.base import mitigate, parse_settings
+from tests.test_imports import HEAVY, ROOT, imported
 
 
 class Case(NamedTuple):
@@ -204,3 +205,8 @@ def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None
         assert isinstance(runner.invoke(app, wrong).exception, InputError)
     guard = ["attention-guard", "--out", str(tmp_path / "g"), "--save-pipeline", str(tmp_path / "w")]
     assert isinstance(runner.invoke(app, guard).exception, InputError)
+
+
+def test_the_command_module_loads_nothing_heavy() -> None:
+    for name in ("memorization/cli_mitigate.py", "memorization/mitigate/__init__.py"):
+        assert not {module.split(".")[0] for module in imported(ROOT / name, at_import=True)} & HEAVY, name
