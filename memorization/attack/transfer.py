@@ -162,7 +162,8 @@ def sampler(pipe: DiffusionPipeline, name: str | None) -> Iterator[None]:
     if name is not None:
         import diffusers
 
-        pipe.scheduler = getattr(diffusers, SAMPLERS[name]).from_config(own.config)
+        options = {"skip_prk_steps": True} if name == "pndm" else {}  # as Stable Diffusion uses it
+        pipe.scheduler = getattr(diffusers, SAMPLERS[name]).from_config(own.config, **options)
     try:
         yield
     finally:
