@@ -7,7 +7,7 @@ images, so images are drawn with replacement and all pairs of different images a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ def within(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
     array = known(values)
     if not array.size:
         return NOTHING
-    return _estimate(float(array.mean()), lambda draw: float(array[draw].mean()), array.size, seed)
+    return Estimate(float(array.mean()), *_ends(_drawn_means(array, np.random.default_rng(seed))), array.size)
 
 
 def across(matrix: ArrayLike, *, seed: int = 0) -> Estimate:
@@ -61,7 +61,7 @@ def across(matrix: ArrayLike, *, seed: int = 0) -> Estimate:
     value = off_diagonal_mean(array) if array.size else None
     if value is None:
         return NOTHING
-    return _estimate(value, lambda draw: _drawn_pairs(array, draw), len(array), seed)
+    return Estimate(value, *_ends(_drawn_pairs(array, np.random.default_rng(seed))), len(array))
 
 
 def against(
@@ -93,13 +93,11 @@ def against(
     if value is None:
         return NOTHING
     generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(RESAMPLES):
-        top = float(array[generator.integers(0, array.size, array.size)].mean())
-        draw = generator.integers(0, len(other), len(other))
-        found.append(_compared(top, _drawn_pairs(other, draw) if pairs else float(other[draw].mean()), how))
-    low, high = _ends([one for one in found if one is not None])
-    return Estimate(value, low, high, min(array.size, len(other)))
+    tops = _drawn_means(array, generator)
+    bottoms = _drawn_pairs(other, generator) if pairs else _drawn_means(other, generator)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = tops / bottoms if how == "ratio" else tops - bottoms
+    return Estimate(value, *_ends(drawn), min(array.size, len(other)))
 
 
 def _compared(value: float, null: float | None, how: Literal["ratio", "difference"]) -> float | None:
@@ -108,23 +106,31 @@ def _compared(value: float, null: float | None, how: Literal["ratio", "differenc
     return value / null if how == "ratio" else value - null
 
 
-def _drawn_pairs(matrix: Array, draw: NDArray[np.int64]) -> float | None:
-    """Mean over pairs of different units among those drawn; a unit drawn twice does not pair with itself."""
-    picked = matrix[np.ix_(draw, draw)]
-    kept = picked[draw[:, None] != draw[None]]
-    kept = kept[~np.isnan(kept)]
-    return float(kept.mean()) if kept.size else None
+def _drawn_means(values: Array, generator: np.random.Generator) -> Array:
+    """(RESAMPLES,) means of the values drawn with replacement."""
+    means: Array = values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+    return means
 
 
-def _estimate(value: float, statistic: Callable[[NDArray[np.int64]], float | None], n: int, seed: int) -> Estimate:
-    generator = np.random.default_rng(seed)
-    drawn = [statistic(generator.integers(0, n, n)) for _ in range(RESAMPLES)]
-    low, high = _ends([one for one in drawn if one is not None])
-    return Estimate(value, low, high, n)
+def _drawn_pairs(matrix: Array, generator: np.random.Generator) -> Array:
+    """(RESAMPLES,) means over pairs of different units among those drawn; a unit drawn twice is no pair by itself.
+
+    With c_i the times unit i was drawn, that is the sum of c_i c_j M_ij over i != j by the sum of c_i c_j; NaN where
+    a drawing has no pair.
+    """
+    n = len(matrix)
+    counts = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+    there = ~np.isnan(matrix) & ~np.eye(n, dtype=bool)
+    total = ((counts @ np.where(there, matrix, 0)) * counts).sum(1)
+    number = ((counts @ there) * counts).sum(1)
+    means: Array = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    return means
 
 
-def _ends(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if not values:
+def _ends(drawn: Array) -> tuple[float | None, float | None]:
+    """The 95 % interval of what was drawn, as far as it is finite."""
+    finite = drawn[np.isfinite(drawn)]
+    if not finite.size:
         return None, None
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)
