@@ -12,8 +12,8 @@ x and y_keep from data to keep, y_adv triggers found by DoRI on the model as it 
   once an epoch; the plain caption and fresh starts always are among them.
 - A share of the adversarial samples begins at the *memorized* image: its noisy latents with the surrogate as the
   target, which is the same loss with shifted noise, see :func:`redirected`. It takes away the basin that triggers
-  lead into, whatever the embedding; without it the search soon finds the next one. Only where the noise is strong
-  (signal-to-noise at most ``redirect_snr``): at low noise every denoiser must keep what it sees.
+  lead into, whatever the embedding; without it the search soon finds the next one. Only at medium noise: at low
+  noise every denoiser must keep what it sees, at high noise it cannot know which image it sees.
 - Retention holds the unconditional branch: a tenth of its captions are empty.
 
 The published run says that LoRA failed; ``lora_rank`` lets one see.
@@ -54,7 +54,9 @@ class AdversarialSettings:
         retention_batch: retention samples per update and process.
         adversarial_weight: of the adversarial loss; the retention loss has weight 1.
         redirect: share of the adversarial samples that begin at the memorized image.
-        redirect_snr: largest signal-to-noise ratio (alpha^2 / sigma^2) of these.
+        redirect_low: smallest signal-to-noise ratio (alpha^2 / sigma^2) of these: below it the image is not to be
+            seen, and what is learned there would hold for every image.
+        redirect_high: the largest; above it every denoiser must keep what it sees.
         searches: half-done trigger searches per image.
         search_batch: searches that take a step between two updates, per process, every image served before one is
             served twice; 0 = none ever moves, and triggers are captions and fresh starts only.
@@ -80,16 +82,17 @@ class AdversarialSettings:
         seed: of everything random.
     """
 
-    updates: int = 800
+    updates: int = 500
     learning_rate: float = 2e-4
     weight_decay: float = 1e-2
-    adversarial_batch: int = 24
-    retention_batch: int = 24
+    adversarial_batch: int = 16
+    retention_batch: int = 32
     adversarial_weight: float = 1.0
     redirect: float = 0.5
-    redirect_snr: float = 4.0
+    redirect_low: float = 0.02
+    redirect_high: float = 2.0
     searches: int = 3
-    search_batch: int = 24
+    search_batch: int = 8
     search_draws: int = 4
     search_length: int = 100
     search_rate: float = 0.1
@@ -124,11 +127,13 @@ class AdversarialSettings:
         for name in (*counts, "search_length", "surrogates", "validation", "checkpoint_every", "retention_examples"):
             if getattr(self, name) < 1:
                 raise InputError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "search_rate", "redirect_snr"):
+        for name in ("learning_rate", "search_rate", "redirect_low"):
             if not getattr(self, name) > 0:
                 raise InputError(f"Expected a positive {name}, got {getattr(self, name)}.")
         if not 0 <= self.redirect <= 1:
             raise InputError(f"Expected redirect, a share, in [0, 1], got {self.redirect}.")
+        if not self.redirect_low < self.redirect_high:
+            raise InputError(f"Expected redirect_low under redirect_high, got {self.redirect_low}.")
         if self.precision not in get_args(Precision):
             raise InputError(f"Expected precision no or bf16, got {self.precision!r}.")
         for name in ("lora_rank", "search_batch"):

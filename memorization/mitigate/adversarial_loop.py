@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffkit.console import progress, say
+from diffkit.errors import InputError
 from diffkit.families import family_of
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
@@ -26,7 +27,7 @@ from memorization.mitigate.adversarial import AdversarialSettings, rate_factor, 
 from memorization.mitigate.adversarial_data import TrainingData, prepare
 from memorization.mitigate.checkpoint import Checkpoint, restore, save
 from memorization.mitigate.trainable import trainable
-from memorization.mitigate.trigger_pool import Starts, TriggerPool
+from memorization.mitigate.trigger_pool import ANYTHING, TRIGGERS, Starts, TriggerPool
 from memorization.quality.losses import validation_losses
 
 if TYPE_CHECKING:
@@ -98,8 +99,11 @@ class Trainer:
         self.denoiser = getattr(pipe, family_of(pipe).denoiser)
         self.wrapped = self.accelerator.prepare_model(self.denoiser)
         self.abar = pipe.scheduler.alphas_cumprod.float().to(pipe.device)
-        within = self.abar / (1 - self.abar) <= settings.redirect_snr
-        self.noisy_from = len(self.abar) - int(within.sum())  # alpha-bar falls with the timestep
+        ratio = self.abar / (1 - self.abar)
+        within = (ratio >= settings.redirect_low) & (ratio <= settings.redirect_high)
+        self.medium = within.nonzero().flatten()  # timesteps of redirected samples
+        if not len(self.medium):
+            raise InputError("No timestep has a signal-to-noise ratio between redirect_low and redirect_high.")
         mine = slice(self.rank, None, self.accelerator.num_processes)
         self.memorized = data.memorized[mine].to(pipe.device)
         self.surrogates = [part.to(pipe.device) for part in data.surrogates[mine]]
@@ -171,7 +175,7 @@ class Trainer:
         """(R,) diffusion losses of memorized images under their triggers, over some draws of noise."""
         draws = self.settings.search_draws
         clean = self.memorized[images].repeat_interleave(draws, 0)
-        noise, timesteps = self._noise(clean.shape, generator), self._timesteps(len(clean), 0, generator)
+        noise, timesteps = self._noise(clean.shape, generator), self._timesteps(len(clean), generator)
         noisy, target = noised(self.pipe.scheduler, clean, noise, timesteps)
         with self.accelerator.autocast():
             words = embeddings.repeat_interleave(draws, 0)
@@ -183,13 +187,14 @@ class Trainer:
         """Latents, noise, timesteps and embeddings, adversarial rows first; which of those begin at the memory."""
         n, m = self.settings.adversarial_batch, len(self.memorized)
         images = torch.cat([torch.randperm(m, generator=generator) for _ in range(-(-n // m))])[:n]
-        embeds = self.pool.embeddings(images, generator)
+        begins = torch.rand(n, generator=generator) < self.settings.redirect
+        triggers, anything = (self.pool.embeddings(images, shares, generator) for shares in (TRIGGERS, ANYTHING))
+        embeds = torch.where(begins.view(-1, 1, 1).to(triggers.device), anything, triggers)
         picks = [int(torch.randint(len(self.surrogates[i]), (), generator=generator)) for i in images.tolist()]
         ends = torch.stack([self.surrogates[i][pick] for i, pick in zip(images.tolist(), picks, strict=True)])
-        begins = torch.rand(n, generator=generator) < self.settings.redirect
         noise = self._noise(ends.shape, generator)
-        anywhere, noisy = self._timesteps(n, 0, generator), self._timesteps(n, self.noisy_from, generator)
-        timesteps = torch.where(begins.to(noise.device), noisy, anywhere)
+        medium = self.medium[torch.randint(len(self.medium), (n,), generator=generator).to(noise.device)]
+        timesteps = torch.where(begins.to(noise.device), medium, self._timesteps(n, generator))
         along = (torch.rand(n, generator=generator) / BETWEEN).clamp(max=1)
         share = torch.where(begins, along, 0.0).view(-1, 1, 1, 1).to(ends)
         noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, self.abar[timesteps])
@@ -197,7 +202,7 @@ class Trainer:
         return (
             torch.cat([ends, keep]),
             torch.cat([noise, self._noise(keep.shape, generator)]),
-            torch.cat([timesteps, self._timesteps(len(keep), 0, generator)]),
+            torch.cat([timesteps, self._timesteps(len(keep), generator)]),
             torch.cat([embeds, said]),
             begins,
         )
@@ -211,8 +216,8 @@ class Trainer:
         said[silent] = self.data.empty
         return kept.latents[chosen].to(self.pipe.device), said.to(self.pipe.device)
 
-    def _timesteps(self, n: int, low: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(low, len(self.abar), (n,), generator=generator).to(self.pipe.device)
+    def _timesteps(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self.abar), (n,), generator=generator).to(self.pipe.device)
 
     def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.randn(tuple(shape), generator=generator).to(self.pipe.device)

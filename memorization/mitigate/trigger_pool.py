@@ -10,22 +10,25 @@ warm-started perturbations is known from image classifiers ("free" adversarial t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["SHARES", "Searches", "Starts", "TriggerPool", "adam"]
+__all__ = ["ANYTHING", "TRIGGERS", "Searches", "Starts", "TriggerPool", "adam"]
 
 #: (noisy latents (R, C, h, w), timesteps (R,), embeddings (R, L, D), clean latents' rows) -> (R,) loss per draw.
 SearchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-#: Where a training embedding comes from, as shares that add up to 1: the plain caption, a start nobody has moved,
-#: a point on (or beyond) the line from a search's start to where it is, and where it is.
-SHARES = {"caption": 0.15, "fresh": 0.15, "path": 0.35, "current": 0.35}
-BEYOND = 1.5  # how far along that line, 1 being where the search is
+#: Where the embedding of a surrogate comes from, as shares that add up to 1: the plain caption, a point around a
+#: search's place on the line from its start, and that place. No start as it is: an ordinary caption shall go on giving
+#: what it says.
+TRIGGERS = {"caption": 0.25, "path": 0.35, "current": 0.4}
+#: The same where the memorized image itself is to be seen in the noise: whatever the embedding, fresh starts included.
+ANYTHING = {"caption": 0.15, "fresh": 0.25, "path": 0.3, "current": 0.3}
+ALONG = (0.5, 1.5)  # stretch of that line, 0 being the start and 1 where the search is
 
 
 @dataclass(eq=False)
@@ -155,22 +158,19 @@ class TriggerPool:
             state.first[row] = state.second[row] = 0.0
             state.ages[row] = 0
 
-    def embeddings(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """(n, L, D) training embeddings for these images, drawn by :data:`SHARES`."""
-        searches = len(self) // self.images
-        kinds = torch.multinomial(
-            torch.tensor(list(SHARES.values())), len(images), replacement=True, generator=generator
-        )
-        drawn = []
-        for image, kind in zip(images.tolist(), kinds.tolist(), strict=True):
-            row = image + self.images * int(torch.randint(searches, (), generator=generator))
-            begun, now = self.state.starts[row], self.state.embeddings[row]
-            along = BEYOND * float(torch.rand((), generator=generator))
-            name = list(SHARES)[kind]
-            if name == "caption":
-                drawn.append(self.starts.captions[image].float())
-            elif name == "fresh":
-                drawn.append(self.starts.draw(image, generator).float())
-            else:
-                drawn.append(now if name == "current" else begun.lerp(now, along))
-        return torch.stack(drawn)
+    def embeddings(self, images: Tensor, shares: Mapping[str, float], generator: torch.Generator) -> Tensor:
+        """(n, L, D) training embeddings for these images, drawn by :data:`TRIGGERS` or :data:`ANYTHING`."""
+        return torch.stack([self._embedding(image, shares, generator) for image in images.tolist()])
+
+    def _embedding(self, image: int, shares: Mapping[str, float], generator: torch.Generator) -> Tensor:
+        kind = list(shares)[int(torch.multinomial(torch.tensor(list(shares.values())), 1, generator=generator))]
+        if kind == "caption":
+            return self.starts.captions[image].float()
+        if kind == "fresh":
+            return self.starts.draw(image, generator).float()
+        row = image + self.images * int(torch.randint(len(self) // self.images, (), generator=generator))
+        begun, now = self.state.starts[row], self.state.embeddings[row]
+        if kind == "current":
+            return now
+        low, high = ALONG
+        return begun.lerp(now, low + (high - low) * float(torch.rand((), generator=generator)))
