@@ -48,6 +48,7 @@ SMALL = AdversarialSettings(
     validation=2,
     checkpoint_every=2,
     num_inference_steps=2,
+    guidance_scale=3.0,
 )
 
 
@@ -363,6 +364,7 @@ def test_a_memory_of_the_lab_goes_and_the_scenes_stay(tmp_path: Path) -> None:
     suspects = [s for s in read_suspects("lab:planted")[0] if s.id == "cat"]
     settings = AdversarialSettings(
         updates=40,
+        learning_rate=2e-4,
         adversarial_batch=4,
         retention_batch=4,
         search_batch=1,
@@ -371,6 +373,7 @@ def test_a_memory_of_the_lab_goes_and_the_scenes_stay(tmp_path: Path) -> None:
         retention_examples=200,
         validation=8,
         num_inference_steps=8,
+        guidance_scale=3.0,
         checkpoint_every=40,
     )
     made = mitigate(pipe, suspects, method=METHOD, out=tmp_path / "run", model="lab", settings=settings)

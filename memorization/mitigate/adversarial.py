@@ -82,17 +82,17 @@ class AdversarialSettings:
         seed: of everything random.
     """
 
-    updates: int = 500
-    learning_rate: float = 2e-4
+    updates: int = 2000
+    learning_rate: float = 1e-5
     weight_decay: float = 1e-2
-    adversarial_batch: int = 16
-    retention_batch: int = 32
+    adversarial_batch: int = 4
+    retention_batch: int = 4
     adversarial_weight: float = 1.0
     redirect: float = 0.5
     redirect_low: float = 0.02
     redirect_high: float = 2.0
     searches: int = 3
-    search_batch: int = 8
+    search_batch: int = 4
     search_draws: int = 4
     search_length: int = 100
     search_rate: float = 0.1
@@ -110,8 +110,8 @@ class AdversarialSettings:
     checkpoint_every: int = 50
     precision: str = "no"
     lora_rank: int = 0
-    num_inference_steps: int = 20
-    guidance_scale: float = 3.0
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -181,4 +181,16 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, setti
     return train(pipe, suspects, run, settings)
 
 
-METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True, shared=True)
+#: Measured on the lab (scripts/measure_adversarial.py); the plain defaults are the usual ones for Stable Diffusion 1,
+#: not measured.
+LAB = {
+    "updates": 500,
+    "learning_rate": 2e-4,
+    "adversarial_batch": 16,
+    "retention_batch": 32,
+    "search_batch": 8,
+    "num_inference_steps": 20,
+    "guidance_scale": 3.0,
+}
+
+METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True, shared=True, lab=LAB)
