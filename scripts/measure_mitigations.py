@@ -13,11 +13,12 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from diffkit.conditioning import encode_prompts
 from diffkit.families import Pipeline
 from diffkit.images import load_image
 from diffkit.lab import planted, world
@@ -39,9 +40,11 @@ from memorization.mitigate.base import mitigate
 THRESHOLD = 0.75  # the audit's operating point
 SEEDS, SCENES, SCENE_SEEDS = 5, 40, 4
 STARTS, BUDGET, TRIES = ("other", "gaussian"), 50, 3
-BEST: dict[str, tuple[str, dict[str, Any]]] = {
-    "nemo": ("nemo", dict(methods.get("nemo").lab)),
-    "wanda": ("wanda", dict(methods.get("wanda").lab)),
+#: Name -> method, settings, and whether each suspect is generated and attacked under its own mask (as NeMo's authors
+#: evaluate) or all under the union. Wanda's union is never gentle enough on the lab.
+BEST: dict[str, tuple[str, dict[str, Any], Literal["union", "per suspect"]]] = {
+    "nemo": ("nemo", dict(methods.get("nemo").lab), "union"),
+    "wanda": ("wanda", {"sparsity": 0.3}, "per suspect"),
 }
 
 
@@ -53,7 +56,7 @@ def sweep() -> dict[str, tuple[str, dict[str, Any]]]:
         for theta in (3.0, 2.5, 2.25, 2.0):
             fixed = {"theta": theta, "smallest_theta": theta, "check": False, "refine": False, "fill": fill}
             rows[f"nemo theta {theta}, {fill}"] = ("nemo", fixed)
-        for sparsity in (0.01, 0.05, 0.1, 0.2):
+        for sparsity in (0.01, 0.05, 0.1, 0.2, 0.3):
             rows[f"wanda {sparsity:.0%}, {fill}"] = ("wanda", {"sparsity": sparsity, "fill": fill})
     rows["wanda as published (1 %, base empty, zero)"] = ("wanda", {"sparsity": 0.01, "base": "empty", "fill": "zero"})
     rows["wanda 10%, base empty, mean"] = ("wanda", {"sparsity": 0.1, "base": "empty", "fill": "mean"})
@@ -125,38 +128,42 @@ def _row(similarity: Mapping[str, float], accuracy: Mapping[str, Any]) -> dict[s
 def attacked(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, float]:
     """Similarity that DoRI's best start reaches: id -> median over images."""
     points = StartingPoints(pipe, [scene.caption for scene in world.training_scenes(8, seed=2024)])
-    targets, negative = [], points_negative(pipe)
+    negative, targets = encode_prompts(pipe, [""], guidance=False).prompt_embeds, []
     for item in items:
         for start in STARTS:
             seed = item_seed(0, f"{role}:{item.id}", f"attack:{start}")
             own = torch.zeros_like(negative[0])  # only the "prompt" start would use it
             targets.append(Target(load_image(item.images[0]), points.start(start, own=own, seed=seed), seed))
-    found = Dori(budgets=(0, BUDGET), micro_batch=8)(pipe, targets)
+    found = Dori(budgets=(0, BUDGET), micro_batch=min(8, len(targets)))(pipe, targets)
     rows = torch.stack([triggers.embeddings[-1] for triggers in found]).repeat_interleave(TRIES, 0)
     seeds = [item_seed(0, f"{role}:{item.id}", "evaluate", i) for item in items for _ in STARTS for i in range(TRIES)]
-    images = generate_from(pipe, rows, negative, seeds, sampling=Sampling(20, 3.0, 16)).images
+    images = generate_from(pipe, rows, negative, seeds, sampling=Sampling(20, 3.0, min(16, len(seeds)))).images
     groups = iter(images.split(TRIES))
     return {item.id: max(likeness(next(groups), item) for _ in STARTS) for item in items}
 
 
-def points_negative(pipe: Pipeline) -> Tensor:
-    """(1, L, D) embedding of the empty caption."""
-    from diffkit.conditioning import encode_prompts
+def attacked_under(pipe: Pipeline, made: Mitigation, how: str, items: Sequence[Suspect], role: str) -> dict[str, float]:
+    """:func:`attacked` under the union, or each suspect under its own mask and the controls under them in turn."""
+    if how == "union":
+        with apply(pipe, made):
+            return attacked(pipe, items, role)
+    found: dict[str, float] = {}
+    for index, name in enumerate(made.suspects):
+        with apply(pipe, made, only=name):
+            found |= attacked(pipe, [i for i in items if i.id == name] or items[index :: len(made.suspects)], role)
+    return found
 
-    return encode_prompts(pipe, [""], guidance=False).prompt_embeds
 
-
-def brought_back(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, Any]:
+def brought_back(similarity: Mapping[str, float]) -> dict[str, Any]:
     """The share of items that DoRI brings to the threshold."""
-    similarity = attacked(pipe, items, role)
-    return {"brought back": share([v >= THRESHOLD for v in similarity.values()]), "similarity": similarity}
+    hits = [value >= THRESHOLD for value in similarity.values()]
+    return {"brought back": share(hits), "similarity": dict(similarity)}
 
 
 def measure(run: Run, *, best_only: bool) -> None:
     """Everything that is not in the journal yet."""
     pipe, suspects = load_pipeline("lab"), full_strength()
     controls = read_suspects("lab:controls")[0]
-    made = {}
 
     def make(name: str, method: str, settings: dict[str, Any]) -> Mitigation:
         chosen = methods.get(method)
@@ -175,20 +182,18 @@ def measure(run: Run, *, best_only: bool) -> None:
         hits = share([value >= THRESHOLD for value in similarity.values()])
         run.write("before", {"captions": hits, "similarity": similarity, "scenes": scenes(pipe).tolist()})
     before = torch.tensor(run.done["before"]["scenes"])
-    for name, (method, settings) in BEST.items():
+    for name, (method, settings, how) in BEST.items():
         if f"best {name}" not in run.done:
             found = effect(pipe, make(f"best {name}", method, settings), suspects, before)
-            run.write(f"best {name}", {"settings": settings, **found})
-    for name, (method, settings) in BEST.items():
-        made[name] = make(f"best {name}", method, settings)
-        for role, items in (("suspect", suspects), ("control", controls)):
+            run.write(f"best {name}", {"settings": settings, "best as": how, **found})
+    for role, items in (("suspect", suspects), ("control", controls)):
+        for name, (method, settings, how) in BEST.items():
             if f"attack {name} {role}" not in run.done:
-                with apply(pipe, made[name]):
-                    run.write(f"attack {name} {role}", brought_back(pipe, items, role))
-    if "attack none suspect" not in run.done:
-        run.write("attack none suspect", brought_back(pipe, suspects, "suspect"))
-    if "attack lab-clean suspect" not in run.done:
-        run.write("attack lab-clean suspect", brought_back(load_pipeline("lab-clean"), suspects, "suspect"))
+                found = attacked_under(pipe, make(f"best {name}", method, settings), how, items, role)
+                run.write(f"attack {name} {role}", brought_back(found))
+        for model in ("lab", "lab-clean") if role == "suspect" else ():
+            if f"attack {model} {role}" not in run.done:
+                run.write(f"attack {model} {role}", brought_back(attacked(load_pipeline(model), items, role)))
     for name, (method, settings) in {} if best_only else sweep().items():
         if name not in run.done:
             found = effect(pipe, make(name, method, settings), suspects, before)
@@ -205,7 +210,7 @@ def main() -> None:
     config = {
         "model": model_checksum("lab"),
         "clean": model_checksum("lab-clean"),
-        "best": {name: settings for name, (_, settings) in BEST.items()},
+        "best": {name: [settings, how] for name, (_, settings, how) in BEST.items()},
         "n": [SEEDS, SCENES, SCENE_SEEDS, BUDGET, TRIES],
     }
     with Run.open(options.out, config=config, kind="measure-mitigations") as run:
