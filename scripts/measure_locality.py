@@ -32,12 +32,14 @@ def images() -> Gathered:
     return Gathered([*kept["suspect"], *kept["control"]], [], [])
 
 
+PARTS = ("images", "starts", "displacements", "embeddings", "lines", "activations", "weights", "reading")
+
+
 def figures(summary: dict[str, Any]) -> dict[str, Any]:
-    """What the documents quote."""
-    return {
-        key: summary[key]
-        for key in ("settings", "images", "starts", "embeddings", "lines", "activations", "weights", "reading")
-    }
+    """What the documents quote; of the layers' activations and weights all, of the ordinary captions their number."""
+    settings = {key: value for key, value in summary["settings"].items() if key != "ordinary"}
+    settings["ordinary captions"] = len(summary["settings"]["ordinary"])
+    return {"settings": settings} | {part: summary[part] for part in PARTS}
 
 
 def main() -> None:

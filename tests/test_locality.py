@@ -71,6 +71,7 @@ def test_every_figure_has_its_nulls(tmp_path: Path, items: Callable[..., Gathere
     assert distance["against"]["starts"]["value"] == pytest.approx(
         distance["same"]["value"] / distance["starts"]["value"], rel=1e-4
     )
+    assert distance["starts"]["value"] == pytest.approx(summary["starts"]["apart"], rel=0.1)
     assert set(summary["weights"]) == {"nemo", "wanda"}
     assert any("attn2.to_v" in layer for layer in summary["activations"])
     assert any("ff.net.2" in layer for layer in summary["weights"]["wanda"])

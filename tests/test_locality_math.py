@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from diffkit.errors import InputError
 from memorization.locality import embeddings as space
-from memorization.locality.agreement import above_chance, agreements, chance_iou, iou, sampled_iou
+from memorization.locality.agreement import agreements, chance_iou, iou, sampled_iou
 from memorization.locality.lines import points
 from memorization.locality.nulls import NOTHING, across, against, off_diagonal_mean, within
 from memorization.locality.settings import LocalitySettings
@@ -133,12 +133,6 @@ def test_selections_must_fit() -> None:
         agreements([{"a": torch.ones(2, dtype=torch.bool)}, {"b": torch.ones(2, dtype=torch.bool)}])
     with pytest.raises(InputError, match="one shape"):
         iou(torch.ones(2, dtype=torch.bool), torch.ones(3, dtype=torch.bool))
-
-
-def test_agreement_above_chance() -> None:
-    assert above_chance(1.0, 0.2) == 1.0
-    assert above_chance(0.2, 0.2) == 0.0
-    assert above_chance(1.0, 1.0) is None
 
 
 # --------------------------------------------------------------------------------------------------------- nulls

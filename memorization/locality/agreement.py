@@ -5,7 +5,7 @@ two empty selections as full agreement (1), which lifts every layer in which not
 selections are *missing*: they say nothing about where a memory sits.
 
 Chance matters as much: two random thirds of a layer overlap by a fifth. :func:`chance_iou` has that expectation in
-closed form, :func:`sampled_iou` by drawing, and :func:`above_chance` is what remains of an agreement.
+closed form, :func:`sampled_iou` by drawing.
 """
 
 from __future__ import annotations
@@ -93,14 +93,6 @@ def sampled_iou(total: int, first: int, second: int, *, draws: int = 1000, seed:
         common = len(np.intersect1d(one, other, assume_unique=True))
         values.append(common / (first + second - common))
     return float(np.mean(values))
-
-
-def above_chance(agreement: float, chance: float) -> float | None:
-    """How far an agreement lies above chance: 0 = chance, 1 = identical, negative = less than chance (as in kappa).
-
-    None where chance itself is 1: the sets fill the layer, and nothing can be told.
-    """
-    return (agreement - chance) / (1 - chance) if chance < 1 else None
 
 
 def agreements(selections: Sequence[Selection]) -> dict[str, Agreement]:

@@ -165,7 +165,8 @@ def _limits(summary: Mapping[str, Any]) -> list[str]:
     settings = summary["settings"]
     return [
         "Scattered triggers alone show nothing: independent Gaussian starts are sqrt(2 n) deviations apart before any "
-        "attack, and few steps cannot bring them together. Only the comparison with the nulls says something.",
+        f"attack ({summary['starts']['apart']:.1f} here), and few steps cannot bring them together. Only the "
+        "comparison with the nulls says something.",
         "Controls do not come back, so that their displacements are those of failed attacks: a difference to them may "
         "be one of success, not of memory. Triggers of other memorized images are the stricter null.",
         "A value projection is linear in the embedding: its activations and NeMo's selection partly measure the start.",

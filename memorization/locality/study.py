@@ -92,7 +92,9 @@ def study(
         work.compare_groups()
         records = {key: run.done[key] for key in run.done}
         summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
-        summary |= summarise(records, gathered.items, settings, threshold=threshold["threshold"])
+        (one,) = work.explorer.starts(1)
+        apart = space.gaussian_distance(one.numel(), float(one.std()))
+        summary |= summarise(records, gathered.items, settings, threshold=threshold["threshold"], starts_apart=apart)
         summary["operating_point"] = threshold
         summary = json.loads(run.write_json("summary.json", summary).read_text())
         write_page(run, summary)

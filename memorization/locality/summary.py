@@ -22,7 +22,12 @@ def memorized(records: Mapping[str, Record], items: Sequence[AuditItem], setting
 
 
 def summarise(
-    records: Mapping[str, Record], items: Sequence[AuditItem], settings: LocalitySettings, *, threshold: float
+    records: Mapping[str, Record],
+    items: Sequence[AuditItem],
+    settings: LocalitySettings,
+    *,
+    threshold: float,
+    starts_apart: float,
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -31,6 +36,7 @@ def summarise(
         items: suspects and controls.
         settings: of the study.
         threshold: similarity from which an image counts as given.
+        starts_apart: distance of two starts in closed form, see :func:`.embeddings.gaussian_distance`.
     """
     known = memorized(records, items, settings)
     scored = [item for item in items if records[item.key]["reason"] is None]
@@ -45,7 +51,7 @@ def summarise(
             "controls": len(controls),
             "unscored": {item.key: records[item.key]["reason"] for item in items if item not in scored},
         },
-        "starts": _starts(records, scored),
+        "starts": _starts(records, scored) | {"apart": round(starts_apart, 4)},
         "displacements": {
             "memorized": _displacements([records[item.key] for item in known]),
             "controls": _displacements([records[item.key] for item in controls]),
