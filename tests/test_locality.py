@@ -16,6 +16,7 @@ from diffkit.cli import app
 from diffkit.errors import InputError, Interrupted
 from memorization.items import Gathered, gather
 from memorization.locality.groups import make_groups
+from memorization.locality.page import plots
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.study import study
 from tests.tiny import tiny_pipeline
@@ -83,7 +84,7 @@ def test_every_figure_has_its_nulls(tmp_path: Path, items: Callable[..., Gathere
     assert 0 < norm <= 2 * 0.1 * (16 * 32) ** 0.5 * 1.01  # Adam moves a coordinate by at most its rate a step
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not in agreement" in page
-    assert page.count("<svg") >= 4
+    assert page.count("<svg") == 3  # no curve from one point on each line
     assert not list((tmp_path / "run" / "work").glob("*.safetensors"))  # triggers bring images back
 
 
@@ -149,3 +150,10 @@ def test_the_command_plans_and_refuses(tmp_path: Path) -> None:
     assert json.loads(plan.stdout)["searches"] == 3 * 20
     for wrong in (["locality"], ["locality", "--dry-run", "--methods", "nobody"], ["locality", "-m", str(tmp_path)]):
         assert CliRunner().invoke(app, wrong).exit_code == 2
+
+
+def test_several_points_on_a_line_are_a_curve(tmp_path: Path, items: Callable[..., Gathered]) -> None:
+    summary = run(tmp_path / "run", items(2, 0), shares=(0.25, 0.75), methods=())
+    figure = plots(summary)["lines"]
+    assert [line.get_label() for line in figure.axes[0].lines][:2] == ["to another trigger", "to the caption"]
+    assert list(figure.axes[0].lines[0].get_xdata()) == [0.0, 0.25, 0.75]

@@ -55,10 +55,15 @@ def write_page(run: Run, summary: Mapping[str, Any]) -> Path:
 def plots(summary: Mapping[str, Any]) -> dict[str, MatplotlibFigure]:
     """The figures of a study by name; only those whose numbers are there."""
     found: dict[str, MatplotlibFigure] = {}
-    along = {
-        LINES[kind]: _along(rows) for kind, rows in summary["lines"].items() if kind not in ("carried", "mean") and rows
+    short = {
+        "trigger": "another trigger",
+        "caption": "the caption",
+        "start": "another start",
+        "others": "another image",
     }
-    if along:
+    tables = summary["lines"]
+    along = {f"to {name}": _along(tables[kind]) for kind, name in short.items() if len(tables.get(kind, ())) > 1}
+    if along:  # one point is a row of the table, not a curve
         found["lines"] = lines(along, xlabel="share of the way", ylabel="points that give the image")
     for name, table, label in (
         ("activations", summary["activations"], "mean L2 distance"),
