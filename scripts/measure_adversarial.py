@@ -70,25 +70,27 @@ class Cell(NamedTuple):
 
 #: What matters most comes first.
 CELLS = (
-    Cell(images="all"),
-    Cell(start="gaussian", images="all"),
+    Cell(),
+    Cell(start="gaussian"),
     Cell(rate=0.03),
     Cell(start="gaussian", rate=0.03),
-    Cell(start="prompt"),
     Cell(start="photograph"),
     Cell(start="wide"),
     Cell(attack="low-rank", rate=None),
-    Cell(attack="norm-bounded", rate=None),
-    Cell(attack="soft-tokens-16", rate=None),
-    Cell(attack="hard-tokens", rate=None),
+    Cell(attack="soft-tokens-4", rate=None),
+    Cell(start="prompt"),
     Cell(rate=0.01),
+    Cell(attack="norm-bounded", rate=None),
+    Cell(attack="hard-tokens", rate=None),
     Cell(start="gaussian", rate=0.01),
-    Cell(start="prompt", rate=0.01),
     Cell(start="prompt", rate=0.03),
-    Cell(start="empty"),
     Cell(repeat=1),
     Cell(start="gaussian", repeat=1),
-    Cell(attack="soft-tokens-4", rate=None),
+    Cell(start="empty"),
+    Cell(attack="soft-tokens-16", rate=None),
+    Cell(start="prompt", rate=0.01),
+    Cell(images="all"),
+    Cell(start="gaussian", images="all"),
 )
 
 
@@ -194,7 +196,7 @@ def measure(run: Run, mitigation: Path, cells: Sequence[Cell]) -> None:
         before = snapshot(pipe, prompts, settings)
         with apply(pipe, made):
             run.write("quality", compare(before, snapshot(pipe, prompts, settings, validation=before.validation)))
-    first = CELLS[0]._replace(images="full")
+    first = CELLS[0]
     if f"unmitigated: {first.name}" not in run.done:
         run.write(f"unmitigated: {first.name}", attacked(pipe, full, first))
     with progress("attacks", total=len(cells)) as bar, apply(pipe, made):

@@ -13,7 +13,9 @@ x and y_keep from data to keep, y_adv triggers found by DoRI on the model as it 
 - A share of the adversarial samples begins at the *memorized* image: its noisy latents with the surrogate as the
   target, which is the same loss with shifted noise, see :func:`redirected`. It takes away the basin that triggers
   lead into, whatever the embedding; without it the search soon finds the next one. Only at medium noise: at low
-  noise every denoiser must keep what it sees, at high noise it cannot know which image it sees.
+  noise every denoiser must keep what it sees, at high noise it cannot know which image it sees. Their target is the
+  mean of the image's surrogates, since one drawn at random would only be noise, and they weigh 1 - abar, which is
+  the error of x0 for a model of velocity.
 - Retention holds the unconditional branch: a tenth of its captions are empty.
 
 The published run says that LoRA failed; ``lora_rank`` lets one see.
@@ -188,6 +190,7 @@ LAB = {
     "learning_rate": 2e-4,
     "adversarial_batch": 16,
     "retention_batch": 32,
+    "adversarial_weight": 0.5,
     "search_batch": 8,
     "num_inference_steps": 20,
     "guidance_scale": 3.0,

@@ -107,6 +107,7 @@ class Trainer:
         mine = slice(self.rank, None, self.accelerator.num_processes)
         self.memorized = data.memorized[mine].to(pipe.device)
         self.surrogates = [part.to(pipe.device) for part in data.surrogates[mine]]
+        self.centres = torch.stack([part.mean(0) for part in self.surrogates])
         self.pool = TriggerPool(
             Starts(data.captions[mine].to(pipe.device), data.retention.embeds.to(pipe.device), settings.starts),
             searches=settings.searches,
@@ -154,11 +155,12 @@ class Trainer:
             group["lr"] = self.settings.learning_rate * rate_factor(number, self.settings.updates)
         latents, noise, timesteps, embeds, begins = self._batch(generator)
         noisy, target = noised(self.pipe.scheduler, latents, noise, timesteps)
+        n = self.settings.adversarial_batch
+        weights = torch.where(begins.to(self.abar.device), 1 - self.abar[timesteps[:n]], 1.0)
         with torch.enable_grad(), self.accelerator.autocast():
             predicted = self.wrapped(noisy, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
             each = (predicted.float() - target).square().flatten(1).mean(1)
-            n = self.settings.adversarial_batch
-            loss = self.settings.adversarial_weight * each[:n].mean() + each[n:].mean()
+            loss = self.settings.adversarial_weight * (weights * each[:n]).mean() + each[n:].mean()
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(list(self.weights.values()), 1.0)
@@ -192,6 +194,7 @@ class Trainer:
         embeds = torch.where(begins.view(-1, 1, 1).to(triggers.device), anything, triggers)
         picks = [int(torch.randint(len(self.surrogates[i]), (), generator=generator)) for i in images.tolist()]
         ends = torch.stack([self.surrogates[i][pick] for i, pick in zip(images.tolist(), picks, strict=True)])
+        ends = torch.where(begins.view(-1, 1, 1, 1).to(ends.device), self.centres[images], ends)
         noise = self._noise(ends.shape, generator)
         medium = self.medium[torch.randint(len(self.medium), (n,), generator=generator).to(noise.device)]
         timesteps = torch.where(begins.to(noise.device), medium, self._timesteps(n, generator))
