@@ -129,4 +129,59 @@ def mitigations() -> str:
     return text + f"\n\nSuspects: the verbatim images of full strength, {found['seeds per caption']} seeds, medians."
 
 
-BLOCKS = (lab, audit, detectors, mitigations)
+def locality() -> str:
+    """What agrees among the triggers of one image, beside its nulls."""
+    found = read("locality")
+    if not found:
+        return MISSING
+    nulls = ("others", "control", "starts", "captions", "chance")
+    groups = {
+        "distance of triggers": found["embeddings"]["distance"],
+        "cosine of displacements": found["embeddings"]["cosine"],
+        "activations, mean distance": found["activations"]["all"],
+        **{f"weights, {name}, IoU": part["all"] for name, part in found["weights"].items()},
+    }
+    rows = [[name, shown(group["same"]), *(shown(group.get(null)) for null in nulls)] for name, group in groups.items()]
+    lines = {
+        "trigger": "midpoint of two triggers of the image",
+        "caption": "midpoint of trigger and caption",
+        "start": "midpoint of trigger and another start (null)",
+        "others": "midpoint to another image's trigger (null)",
+        "carried": "the displacement carried to another start",
+        "mean": "the mean displacement at a fresh start",
+    }
+    points = [
+        [text, *(f"{point['k']} of {point['n']}" for point in found["lines"][key].values())]
+        for key, text in lines.items()
+    ]
+    starts = found["starts"]
+    said = (
+        f"{found['images']['suspects']} full-strength verbatim images and {found['images']['controls']} never-trained "
+        f"photographs, {found['settings']['starts']} Gaussian starts each, {found['settings']['attack_steps']} steps: "
+        f"{starts['suspect']['k']} of {starts['suspect']['n']} searches bring a memorized image back, "
+        f"{starts['control']['k']} of {starts['control']['n']} a control. "
+        f"Below, the {found['images']['memorized']} images of which enough did; 95 % over images."
+    )
+    head = ["", "one image", "other memorized images", "controls, same starts", "the starts", "captions", "chance"]
+    return "\n\n".join((said, table(head, rows), table(["point", "gives the image"], points)))
+
+
+def shown(value: Mapping[str, Any] | None) -> str:
+    """An estimate with its interval."""
+    if not value or value["value"] is None:
+        return "–"
+    return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def kill_line() -> str:
+    """Kills at random moments."""
+    found = read("kill_line")
+    if not found:
+        return MISSING
+    return (
+        f"`scripts/kill_line.py` killed this line {found['kills']} times at random moments; {found['lines_compared']} "
+        f"resumed lines were compared with an undisturbed one: {len(found['differences'])} differences."
+    )
+
+
+BLOCKS = (lab, audit, detectors, mitigations, locality, kill_line)
