@@ -44,7 +44,7 @@ STARTS, BUDGET, TRIES = ("other", "gaussian"), 50, 3
 #: evaluate) or all under the union. Wanda's union is never gentle enough on the lab.
 BEST: dict[str, tuple[str, dict[str, Any], Literal["union", "per suspect"]]] = {
     "nemo": ("nemo", dict(methods.get("nemo").lab), "union"),
-    "wanda": ("wanda", {"sparsity": 0.3}, "per suspect"),
+    "wanda": ("wanda", dict(methods.get("wanda").lab), "per suspect"),
 }
 
 
@@ -57,9 +57,12 @@ def sweep() -> dict[str, tuple[str, dict[str, Any]]]:
             fixed = {"theta": theta, "smallest_theta": theta, "check": False, "refine": False, "fill": fill}
             rows[f"nemo theta {theta}, {fill}"] = ("nemo", fixed)
         for sparsity in (0.01, 0.05, 0.1, 0.2, 0.3):
-            rows[f"wanda {sparsity:.0%}, {fill}"] = ("wanda", {"sparsity": sparsity, "fill": fill})
-    rows["wanda as published (1 %, base empty, zero)"] = ("wanda", {"sparsity": 0.01, "base": "empty", "fill": "zero"})
-    rows["wanda 10%, base empty, mean"] = ("wanda", {"sparsity": 0.1, "base": "empty", "fill": "mean"})
+            rows[f"wanda {sparsity:.0%}, {fill}"] = ("wanda", {"sparsity": (sparsity,), "fill": fill})
+    rows["wanda as published (1 %, base empty, zero)"] = (
+        "wanda",
+        {"sparsity": (0.01,), "base": "empty", "fill": "zero"},
+    )
+    rows["wanda 10%, base empty, mean"] = ("wanda", {"sparsity": (0.1,), "base": "empty", "fill": "mean"})
     rows["attention guard 1.25"] = ("attention-guard", {"factor": 1.25})
     rows["attention guard 1.5"] = ("attention-guard", {"factor": 1.5})
     rows["prompt guard"] = ("prompt-guard", {})

@@ -33,8 +33,13 @@ class Case(NamedTuple):
 
 CASES = [
     Case("nemo", ("statistics=30", "calibration=3", "seeds=2", "theta=1.5", "smallest_theta=1.5"), "mask", True),
-    Case("wanda", ("base_captions=2", "timesteps=1", "steps=3"), "mask", True),
-    Case("wanda", ("base_captions=2", "timesteps=1", "steps=3", "parts=false", "fill=zero"), "mask", False),
+    Case("wanda", ("base_captions=2", "timesteps=1", "steps=3", "sparsity=0.1"), "mask", True),
+    Case(
+        "wanda",
+        ("base_captions=2", "timesteps=1", "steps=3", "sparsity=0.1", "parts=false", "fill=zero"),
+        "mask",
+        False,
+    ),
     Case("prompt-guard", ("target=0.0001", "iterations=3"), "prompt-guard", False),
     Case("attention-guard", (), "attention-guard", False),
 ]
@@ -140,6 +145,24 @@ def test_nemo_as_published_leaves_alone_what_is_not_above_the_threshold(
     assert 0 < record["neurons"] <= record["initial_neurons"]
 
 
+def test_wanda_stops_at_the_smallest_sparsity_that_breaks_the_caption(
+    lab: Any, suspects: list[Suspect], tmp_path: Path
+) -> None:
+    """Nothing below 0.0001 of the columns moves a memory; whatever is tried first is enough where anything counts."""
+    common = ("base_captions=2", "timesteps=1", "steps=4", "generations=1", "sparsity=0.0001,0.3,0.6")
+    for broken, expected in (("0.999", None), ("0.001", 0.6)):
+        made = make(lab, suspects[:1], tmp_path / broken, Case("wanda", (*common, f"broken={broken}"), "mask", True))
+        row = made.figures["by suspect"][suspects[0].id]
+        if expected is None:  # the first that leaves less than 0.999
+            assert row["sparsity"] < 0.6
+            assert row["similarity"] < 0.999
+        else:  # none breaks it: the last one, and it says what is left
+            assert row["sparsity"] == expected
+            assert row["similarity"] >= 0.001
+    single = make(lab, suspects[:1], tmp_path / "one", Case("wanda", (*common[:-1], "sparsity=0.3"), "mask", True))
+    assert single.figures["by suspect"][suspects[0].id]["similarity"] is None
+
+
 def test_settings_from_the_command_line() -> None:
     nemo, wanda = methods.get("nemo"), methods.get("wanda")
     assert parse_settings(nemo, (), model="lab").theta == parse_settings(nemo, (), model="lab-clean").theta == 2.25
@@ -164,8 +187,10 @@ def test_settings_from_the_command_line() -> None:
     }.items():
         with pytest.raises(InputError, match=message):
             parse_settings(nemo, (wrong,), model="lab")
-    with pytest.raises(InputError, match="sparsity"):
-        parse_settings(wanda, ("sparsity=0",), model="lab")
+    assert parse_settings(wanda, ("sparsity=0.1,0.2",), model="some/model").sparsity == (0.1, 0.2)
+    for wrong in ("sparsity=0", "sparsity=0.2,0.1", "sparsity=", "sparsity=2", "margin=0", "broken=1"):
+        with pytest.raises(InputError, match="Expected"):
+            parse_settings(wanda, (wrong,), model="lab")
 
 
 def test_other_models_need_captions_of_the_user(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
@@ -191,7 +216,7 @@ def test_suspects_that_cannot_be_worked_with_are_refused(lab: Any, suspects: lis
 def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None:
     runner = CliRunner()
     line = ["wanda", "--only", "cat", "--out", str(tmp_path / "m"), "--format", "json"]
-    line += ["--set", "timesteps=1", "--set", "steps=2", "--set", "base_captions=2"]
+    line += ["--set", "timesteps=1", "--set", "steps=2", "--set", "base_captions=2", "--set", "sparsity=0.1"]
     done = runner.invoke(app, [*line, "--save-pipeline", str(tmp_path / "whole")], catch_exceptions=False)
     assert done.exit_code == 0
     assert '"suspects": [\n    "cat"\n  ]' in done.stdout

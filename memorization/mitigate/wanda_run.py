@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from diffkit.conditioning import encode_prompts
 from diffkit.console import progress
 from diffkit.errors import InputError
-from diffkit.mitigation import Mitigation
+from diffkit.mitigation import Mitigation, apply
 from diffkit.runs.files import safe_name, write_bytes_atomically
+from diffkit.seeds import candidate_seed
+from memorization.copies.tiled import TiledCorrelation
+from memorization.generate import Sampling, generate
 from memorization.mitigate import Method
 from memorization.mitigate.captions import ordinary_captions
 from memorization.mitigate.layers import Mask, matching, size
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["METHOD", "WandaSettings"]
 
 #: On the lab memories are stronger than in Stable Diffusion 1.4; chosen by scripts/measure_mitigations.py.
-LAB = {"sparsity": 0.1}
+LAB = {"sparsity": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,11 @@ class WandaSettings:
 
     Attributes:
         layers: patterns of the denoiser's linear layers, from the pipeline.
-        sparsity: share of each output row's columns that is looked at, per timestep.
+        sparsity: share of each output row's columns that is looked at, per timestep. Of several, rising, each suspect
+            gets the smallest that breaks its caption (the last where none does), as NeMo's search does; a single one is
+            taken as it is, as published.
+        broken: similarity (median over ``generations``) to the unmitigated images of the same seeds, below which a
+            caption counts as broken.
         margin: how many times the base's score the target's must exceed; 1 as published.
         timesteps: the first so many, whose union is taken.
         base: "ordinary" captions, or "empty" for the published "".
@@ -52,7 +60,9 @@ class WandaSettings:
     """
 
     layers: tuple[str, ...] = ("unet.*ff.net.2",)
-    sparsity: float = 0.01
+    sparsity: tuple[float, ...] = (0.01,)
+    broken: float = 0.7
+    generations: int = 3
     margin: float = 1.0
     timesteps: int = 10
     base: Literal["ordinary", "empty"] = "ordinary"
@@ -67,8 +77,13 @@ class WandaSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if not 0 < self.sparsity <= 1 or self.margin <= 0:
-            raise InputError(f"Expected sparsity in (0, 1] and a positive margin, got {self.sparsity}, {self.margin}.")
+        rising = all(low < high for low, high in pairwise(self.sparsity))
+        if not self.sparsity or not rising or not 0 < self.sparsity[0] <= self.sparsity[-1] <= 1 or self.margin <= 0:
+            raise InputError(
+                f"Expected rising sparsity in (0, 1] and a positive margin, got {self.sparsity} and {self.margin}."
+            )
+        if not 0 < self.broken < 1 or self.generations < 1:
+            raise InputError(f"Expected broken in (0, 1) and a generation, got {self.broken} and {self.generations}.")
         if not 1 <= self.timesteps <= self.steps or self.base_captions < 1 or self.micro_batch < 1:
             raise InputError(f"Expected 1 to {self.steps} timesteps, a base caption and a micro-batch of at least 1.")
         if self.base not in ("ordinary", "empty") or self.fill not in ("mean", "zero"):
@@ -83,21 +98,20 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Wa
     if settings.base == "ordinary" or settings.fill == "mean":
         captions = ordinary_captions(settings.captions, model=config["model"], n=settings.base_captions)
     pipe.set_progress_bar_config(disable=True)
+    ordinary: dict[str, Tensor] = {}
+    if settings.fill == "mean":
+        ordinary = mean_inputs(pipe, layers, _embeds(pipe, captions), **_sampling(settings))
     left = [suspect for suspect in suspects if suspect.id not in run.done]
     if left:
         base = root_mean_square(_norms(pipe, layers, ("",) if settings.base == "empty" else captions, settings))
     with progress("Wanda", total=len(left)) as bar:
         for suspect in left:
-            target = {name: value[0] for name, value in _norms(pipe, layers, [suspect.caption], settings).items()}
-            weights = {name: layer.weight for name, layer in layers.items()}
-            mask = select(weights, target, base, sparsity=settings.sparsity, margin=settings.margin)
-            run.write(suspect.id, {"weights": size(mask), "file": _save_part(run, suspect.id, mask)})
+            chosen = _choose(pipe, layers, suspect, base, ordinary, settings)
+            record = {"weights": size(chosen.mask), "sparsity": chosen.sparsity, "similarity": chosen.similarity}
+            run.write(suspect.id, record | {"file": _save_part(run, suspect.id, chosen.mask)})
             bar.advance()
     tensors, together = _assemble(run, suspects, parts=settings.parts)
-    if settings.fill == "mean":
-        touched = {name: layer for name, layer in layers.items() if name in together}
-        ordinary = mean_inputs(pipe, touched, _embeds(pipe, captions), **_sampling(settings)) if touched else {}
-        tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
+    tensors |= {f"{name}.inputs": values for name, values in ordinary.items() if name in together}
     return Mitigation(
         method="wanda",
         kind="mask",
@@ -108,6 +122,54 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Wa
         suspects=tuple(suspect.id for suspect in suspects),
         figures=_figures(run, suspects, layers, together),
     )
+
+
+class Chosen(NamedTuple):
+    """A suspect's mask, its sparsity, and what its caption still gives; None = not looked at."""
+
+    mask: Mask
+    sparsity: float
+    similarity: float | None
+
+
+def _choose(
+    pipe: Pipeline,
+    layers: dict[str, nn.Linear],
+    suspect: Suspect,
+    base: Norms,
+    ordinary: Mapping[str, Tensor],
+    settings: WandaSettings,
+) -> Chosen:
+    """The smallest sparsity that breaks the caption; with a single one nothing is generated to see."""
+    target = {name: value[0] for name, value in _norms(pipe, layers, [suspect.caption], settings).items()}
+    weights = {name: layer.weight for name, layer in layers.items()}
+    single = len(settings.sparsity) == 1
+    before = None if single else _images(pipe, suspect, settings)
+    for sparsity in settings.sparsity:
+        chosen = Chosen(select(weights, target, base, sparsity=sparsity, margin=settings.margin), sparsity, None)
+        if before is None:
+            break
+        tensors = {f"{name}.weights": flat for name, flat in _flat(chosen.mask).items()}
+        tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
+        with apply(pipe, Mitigation(method="wanda", kind="mask", model="", tensors=tensors)):
+            after = _images(pipe, suspect, settings)
+        chosen = chosen._replace(similarity=float(TiledCorrelation().similarity(after, before).diagonal().median()))
+        if chosen.similarity is not None and chosen.similarity < settings.broken:
+            break
+    return chosen
+
+
+def _images(pipe: Pipeline, suspect: Suspect, settings: WandaSettings) -> Tensor:
+    """(generations, 3, H, W) of the suspect's caption."""
+    n = settings.generations
+    seeds = [candidate_seed(settings.seed, 1, index) for index in range(n)]
+    embeds = _embeds(pipe, [suspect.caption]).expand(n, -1, -1)
+    sampling = Sampling(settings.steps, settings.guidance, n)
+    return generate(pipe, embeds, _embeds(pipe, [""]), seeds, sampling=sampling).images
+
+
+def _flat(mask: Mask) -> dict[str, Tensor]:
+    return {name: part.flatten().nonzero().flatten().int() for name, part in mask.items() if part.any()}
 
 
 def _embeds(pipe: Pipeline, captions: Sequence[str]) -> Tensor:
@@ -132,8 +194,7 @@ def _save_part(run: Run, suspect: str, mask: Mask) -> str:
     from safetensors.torch import save
 
     name = f"parts/{safe_name(suspect)}.safetensors"
-    flat = {layer: part.flatten().nonzero().flatten().int() for layer, part in mask.items() if part.any()}
-    write_bytes_atomically(run.path(name), save(flat))
+    write_bytes_atomically(run.path(name), save(_flat(mask)))
     return name
 
 
@@ -161,7 +222,10 @@ def _figures(
         "weights off in all": sum(len(flat) for flat in together.values()),
         "share off in all": sum(len(flat) for flat in together.values()) / total,
         "weights off, median": median(counts.values()),
-        "by suspect": counts,
+        "by suspect": {
+            suspect.id: {key: run.done[suspect.id][key] for key in ("weights", "sparsity", "similarity")}
+            for suspect in suspects
+        },
     }
 
 
