@@ -42,7 +42,7 @@ def detect(
     out: Out = None,
     detectors: Annotated[
         str, typer.Option("--detectors", help="Names with commas, or all; options as in noise_magnitude:steps=1.")
-    ] = "noise_magnitude,anisotropy",
+    ] = "seed_agreement,noise_magnitude,anisotropy",
     seeds: Annotated[int, typer.Option(min=1, help="Noises for each caption; its score is their mean.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the generation that is judged.")] = 20,
     guidance: Annotated[float, typer.Option(min=0.0, help="Its guidance scale.")] = 3.0,

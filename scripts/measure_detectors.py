@@ -31,11 +31,12 @@ from diffkit.images import load_image
 from diffkit.lab import planted, world
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_suspects
-from diffkit.stats import clopper_pearson
+from diffkit.stats import auc, clopper_pearson
 from memorization.copies import load_copy_detector
 from memorization.detect import make_detector
 from memorization.detect.calibrate import calibrate, threshold_at
 from memorization.detect.captions import score_captions
+from memorization.detect.curvature_difference import mask_for
 from memorization.generate import Sampling, generate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +179,22 @@ def plot(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def masks() -> dict[str, float]:
+    """For every template, how often a fixed pixel outshines one of the varying sticker in the curvature map (AUC)."""
+    pipe = load_pipeline("lab")
+    pipe.set_progress_bar_config(disable=True)
+    left, top, right, bottom = planted.STICKER_BOX
+    varies = torch.zeros(world.SIZE, world.SIZE, dtype=torch.bool)
+    varies[top:bottom, left:right] = True
+    found = {}
+    for photograph in planted.planted():
+        if photograph.kind == "template":
+            sampling = SAMPLING._replace(micro_batch=4)
+            picture = mask_for(pipe, photograph.captions()[0], list(range(4)), sampling=sampling, draws=8)
+            found[photograph.name] = auc(picture[~varies].tolist(), picture[varies].tolist())
+    return found
+
+
 def seconds() -> dict[str, float]:
     """Processor seconds for one caption with its seeds, on one core, of four captions."""
     torch.set_num_threads(1)
@@ -210,6 +227,7 @@ def main() -> None:
         "settings": {"steps": 20, "guidance": 3.0, "seeds": SEEDS, "false alarms": FPR, "copy from": COPY},
         "n": {name: len(members) for name, members in found.items()},
         "captions that wake a memory": {caption: v for caption, v in awake.items() if v >= COPY},
+        "curvature map of templates, fixed against varying pixels (AUC)": masks(),
         "detectors": {spec: row(found, spec) | {"seconds for a caption": took[spec]} for spec in DETECTORS},
     }
     text = json.dumps(result, indent=1)

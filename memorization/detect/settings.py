@@ -28,7 +28,7 @@ class DetectSettings:
         InputError: a value is out of its range, or a detector nobody registered.
     """
 
-    detectors: tuple[str, ...] = ("noise_magnitude", "anisotropy")
+    detectors: tuple[str, ...] = ("seed_agreement", "noise_magnitude", "anisotropy")
     seeds: int = 4
     num_inference_steps: int = 20
     guidance_scale: float = 3.0
