@@ -159,9 +159,15 @@ class Place(NamedTuple):
 
 def _run(gathered: Gathered, settings: AuditSettings, place: Place, out: Path, save_triggers: bool) -> dict[str, Any]:
     from diffkit.loading import load_pipeline, model_checksum
+    from memorization.attacking import build_attacks
     from memorization.audit import Applied, Reference
     from memorization.audit import audit as run_audit
+    from memorization.detect import make_detector
 
+    for attack in settings.attacks:  # an unknown name is refused before a model is loaded or a folder made
+        build_attacks(attack, settings)
+    for detector in settings.detectors:
+        make_detector(detector)
     applied = reference = None
     if place.mitigation is not None:
         from diffkit.mitigation import read_card

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_pipeline
+from typer.testing import CliRunner
 
+from diffkit.cli import app
 from diffkit.errors import InputError, Interrupted
 from diffkit.images import load_image, save_png
 from diffkit.lab import textures
+from diffkit.loading import model_checksum
+from diffkit.mitigation import Mitigation, save_mitigation
 from memorization.attack.checkpoint import FileCheckpoint
 from memorization.audit import Applied, AuditResult, Reference, audit
 from memorization.edits import edit
@@ -197,6 +201,53 @@ def test_another_reference_or_mitigation_is_another_audit(
 ) -> None:
     with pytest.raises(InputError, match="reference|mitigation"):
         run(gathered, finished.folder, save_triggers=True, **options)
+
+
+SMALL = ["--budgets", "0,1", "--starts", "other", "--generations", "1", "--attack-generations", "1", "--steps", "2"]
+SMALL += ["--draws", "1", "--batch", "2", "--micro-batch", "2", "--limit", "1", "--controls", "none"]
+
+
+def test_command_with_mitigation_and_reference(gathered: Gathered, tmp_path: Path) -> None:
+    """The mitigated model is what is measured, the reference is not; both are in the record."""
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    checksum = model_checksum(tmp_path / "model")
+    weight = "unet.conv_out.weight"
+    change = {weight: 0.5 * torch.randn(4, 16, 3, 3, generator=torch.Generator().manual_seed(0))}
+    save_mitigation(tmp_path / "mitigation", Mitigation("test", "delta", "tiny", change, model_sha256=checksum))
+    suspects = gathered.items[0].suspect.images[0].parent / "s.jsonl"
+    line = ["audit", "--model", str(tmp_path / "model"), "--suspects", str(suspects), *SMALL, "--detector", "none"]
+    line += ["--mitigation", str(tmp_path / "mitigation"), "--reference-model", str(tmp_path / "model")]
+    done = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    items = journal(tmp_path / "run")
+    assert items["suspect:a"]["caption"] != items["reference:a"]["caption"]
+    assert items["suspect:a"]["detectors"] == {}
+    config = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert config["mitigation"]["method"] == "test"
+    assert len(config["mitigation"]["sha256"]) == 64
+    assert config["reference"]["sha256"] == checksum
+    plain = CliRunner().invoke(app, [*line[:-4], "--out", str(tmp_path / "run")])
+    assert plain.exit_code == 2
+    assert "mitigation" in plain.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--attack", "magic", "soft-tokens-1"),
+        ("--detector", "magic", "noise_magnitude"),
+        ("--edited-controls", "magic", "mirror"),
+        ("--learning-rates", "fast", "0.01,0.03,0.1"),
+        ("--mitigation", "/no/such", "mitigat"),
+    ],
+)
+def test_unknown_names_make_no_folder(gathered: Gathered, tmp_path: Path, option: str, value: str, said: str) -> None:
+    suspects = gathered.items[0].suspect.images[0].parent / "s.jsonl"
+    line = ["audit", "--model", "lab", "--suspects", str(suspects), *SMALL, "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*line, option, value])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
