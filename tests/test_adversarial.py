@@ -207,7 +207,7 @@ def test_kill_9_in_the_middle_loses_nothing_and_changes_nothing(
 
 
 def test_a_loss_budget_stops_the_run_at_the_last_state_within_it(tmp_path: Path) -> None:
-    settings = small(tmp_path, learning_rate=0.3, loss_budget=0.0)
+    settings = small(tmp_path, learning_rate=5.0, loss_budget=0.5)
     made = mitigate(
         tiny_pipeline(),
         two_suspects(tmp_path / "i"),

@@ -161,6 +161,8 @@ class Trainer:
             predicted = self.wrapped(noisy, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
             each = (predicted.float() - target).square().flatten(1).mean(1)
             loss = self.settings.adversarial_weight * (weights * each[:n]).mean() + each[n:].mean()
+        if not torch.isfinite(loss):
+            raise InputError(f"The loss is {float(loss)} at update {number}; give a lower learning_rate.")
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(list(self.weights.values()), 1.0)
