@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
+from diffkit.images import load_image
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply, load_mitigation
 from diffkit.prompts import Suspect, read_suspects
-from diffkit.seeds import generators
+from diffkit.seeds import candidate_seed, generators
 from memorization.cli_mitigate import app
+from memorization.copies.tiled import TiledCorrelation
+from memorization.generate import Sampling, generate
 from memorization.mitigate import methods
 from memorization.mitigate.base import mitigate, parse_settings
 from tests.test_imports import HEAVY, ROOT, imported
@@ -150,8 +154,9 @@ def test_wanda_stops_at_the_smallest_sparsity_that_breaks_the_caption(
 ) -> None:
     """Nothing below 0.0001 of the columns moves a memory; whatever is tried first is enough where anything counts."""
     common = ("base_captions=2", "timesteps=1", "steps=4", "generations=1", "sparsity=0.0001,0.3,0.6")
+    bare = [Suspect(suspects[0].id, suspects[0].caption)]  # compared with what the caption gave before
     for broken, expected in (("0.999", None), ("0.001", 0.6)):
-        made = make(lab, suspects[:1], tmp_path / broken, Case("wanda", (*common, f"broken={broken}"), "mask", True))
+        made = make(lab, bare, tmp_path / broken, Case("wanda", (*common, f"broken={broken}"), "mask", True))
         row = made.figures["by suspect"][suspects[0].id]
         if expected is None:  # the first that leaves less than 0.999
             assert row["sparsity"] < 0.6
@@ -159,6 +164,13 @@ def test_wanda_stops_at_the_smallest_sparsity_that_breaks_the_caption(
         else:  # none breaks it: the last one, and it says what is left
             assert row["sparsity"] == expected
             assert row["similarity"] >= 0.001
+    known = make(lab, suspects[:1], tmp_path / "known", Case("wanda", (*common, "broken=0.001"), "mask", True))
+    likeness = known.figures["by suspect"][suspects[0].id]["similarity"]
+    with apply(lab, known):
+        embeds = encode_prompts(lab, [suspects[0].caption, ""], guidance=False).prompt_embeds
+        image = generate(lab, embeds[:1], embeds[1:], [candidate_seed(0, 1, 0)], sampling=Sampling(4, 3.0, 1)).images
+    reference = load_image(suspects[0].images[0])[None]
+    assert likeness == pytest.approx(float(TiledCorrelation().similarity(image, reference)), abs=1e-3)
     single = make(lab, suspects[:1], tmp_path / "one", Case("wanda", (*common[:-1], "sparsity=0.3"), "mask", True))
     assert single.figures["by suspect"][suspects[0].id]["similarity"] is None
 

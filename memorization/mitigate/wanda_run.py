@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffkit.conditioning import encode_prompts
 from diffkit.console import progress
 from diffkit.errors import InputError
+from diffkit.images import load_image
 from diffkit.mitigation import Mitigation, apply
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from diffkit.seeds import candidate_seed
@@ -45,8 +46,9 @@ class WandaSettings:
         sparsity: share of each output row's columns that is looked at, per timestep. Of several, rising, each suspect
             gets the smallest that breaks its caption (the last where none does), as NeMo's search does; a single one is
             taken as it is, as published.
-        broken: similarity (median over ``generations``) to the unmitigated images of the same seeds, below which a
-            caption counts as broken.
+        broken: similarity (median over ``generations``) below which a caption counts as broken, by tiled correlation to
+            the suspect's images, or to the unmitigated images of the same seeds where it has none. A little below the
+            audit's 0.75, since other seeds will judge.
         margin: how many times the base's score the target's must exceed; 1 as published.
         timesteps: the first so many, whose union is taken.
         base: "ordinary" captions, or "empty" for the published "".
@@ -61,7 +63,7 @@ class WandaSettings:
 
     layers: tuple[str, ...] = ("unet.*ff.net.2",)
     sparsity: tuple[float, ...] = (0.01,)
-    broken: float = 0.7
+    broken: float = 0.73
     generations: int = 3
     margin: float = 1.0
     timesteps: int = 10
@@ -144,19 +146,33 @@ def _choose(
     target = {name: value[0] for name, value in _norms(pipe, layers, [suspect.caption], settings).items()}
     weights = {name: layer.weight for name, layer in layers.items()}
     single = len(settings.sparsity) == 1
-    before = None if single else _images(pipe, suspect, settings)
+    references = None if single else _references(pipe, suspect, settings)
     for sparsity in settings.sparsity:
         chosen = Chosen(select(weights, target, base, sparsity=sparsity, margin=settings.margin), sparsity, None)
-        if before is None:
+        if references is None:
             break
         tensors = {f"{name}.weights": flat for name, flat in _flat(chosen.mask).items()}
         tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
         with apply(pipe, Mitigation(method="wanda", kind="mask", model="", tensors=tensors)):
             after = _images(pipe, suspect, settings)
-        chosen = chosen._replace(similarity=float(TiledCorrelation().similarity(after, before).diagonal().median()))
+        chosen = chosen._replace(similarity=_likeness(after, references, paired=not suspect.images))
         if chosen.similarity is not None and chosen.similarity < settings.broken:
             break
     return chosen
+
+
+def _references(pipe: Pipeline, suspect: Suspect, settings: WandaSettings) -> Tensor:
+    """(R, 3, H, W): the suspect's own images, else what its caption gives now, an image for each seed."""
+    images = _images(pipe, suspect, settings)
+    if not suspect.images:
+        return images
+    return torch.stack([load_image(path, (images.shape[-2], images.shape[-1])) for path in suspect.images])
+
+
+def _likeness(images: Tensor, references: Tensor, *, paired: bool) -> float:
+    """Median over images of the similarity to the one at the same place, or to the most similar of all."""
+    table = TiledCorrelation().similarity(images, references)
+    return float((table.diagonal() if paired else table.amax(1)).median())
 
 
 def _images(pipe: Pipeline, suspect: Suspect, settings: WandaSettings) -> Tensor:
