@@ -167,12 +167,12 @@ def make_mitigation(folder: Path, assignments: Sequence[str]) -> None:
 
 
 def minutes(folder: Path) -> float | None:
-    """Wall time of the mitigation, all finished sessions together; None when one was cut."""
+    """Wall time of a mitigation that was made in one go; None when it was cut."""
     sessions = json.loads((folder / "run.json").read_text())["sessions"]
-    if any(session["finished"] is None for session in sessions):
+    if sessions[0]["finished"] is None:
         return None
-    spans = [datetime.fromisoformat(s["finished"]) - datetime.fromisoformat(s["started"]) for s in sessions]
-    return sum(span.total_seconds() for span in spans) / 60
+    span = datetime.fromisoformat(sessions[0]["finished"]) - datetime.fromisoformat(sessions[0]["started"])
+    return span.total_seconds() / 60
 
 
 def measure(run: Run, mitigation: Path, cells: Sequence[Cell]) -> None:
@@ -229,7 +229,7 @@ def attack_row(found: Mapping[str, Mapping[str, Sequence[float]]], ids: Mapping[
     }
 
 
-def figures(run: Run, mitigation: Path) -> dict[str, Any]:
+def figures(run: Run, mitigation: Path, timed: Path) -> dict[str, Any]:
     """The points that matter."""
     done = run.done
     ids = {suspect.id: STRENGTH[suspect.images[0].stem] for suspect in read_suspects("lab:planted")[0]}
@@ -254,7 +254,7 @@ def figures(run: Run, mitigation: Path) -> dict[str, Any]:
     card = load_mitigation(mitigation)
     return {
         "settings": dict(card.settings),
-        "minutes": minutes(mitigation),
+        "minutes": minutes(timed),
         "training": {key: card.figures[key] for key in ("updates", "stopped", "surrogates", "seconds", "history")},
         "captions": captions,
         "captions after, every seed": share(every),
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/adversarial"))
     parser.add_argument("--set", action="append", default=[], help="a setting of the method, name=value")
     parser.add_argument("--mitigation", type=Path, help="a finished mitigation's folder")
+    parser.add_argument("--timed", type=Path, help="the run of the same mitigation that was timed, if another")
     parser.add_argument("--cells", type=int, default=len(CELLS), help="only the first so many attacks")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -286,7 +287,7 @@ def main() -> None:
     }
     with Run.open(options.out / "evaluation", config=config, kind="measure-adversarial") as run:
         measure(run, mitigation, CELLS[: options.cells])
-        text = json.dumps(figures(run, mitigation), indent=1)
+        text = json.dumps(figures(run, mitigation, options.timed or mitigation), indent=1)
     print(text)
     if options.json:
         options.json.write_text(text + "\n")
