@@ -239,11 +239,9 @@ def figures(run: Run, mitigation: Path, timed: Path) -> dict[str, Any]:
         hits = [
             statistics.median(row[budget]) >= THRESHOLD for c in cells for k, row in done[c].items() if ids[k] == FULL
         ]
-        strongest = {c: cells[c][budget][FULL]["rate"] for c in cells}
-        worst[budget] = share(hits) | {
-            "strongest": max(strongest.values()),
-            "by": max(strongest, key=strongest.__getitem__),
-        }
+        highest = {c: cells[c][budget][FULL]["highest"] for c in cells}
+        strongest = max(highest, key=highest.__getitem__)
+        worst[budget] = share(hits) | {"highest": highest[strongest], "by": strongest, "cells": len(cells)}
     captions = {
         when: groups({k: statistics.median(v) for k, v in done[f"captions {when}"].items()}, ids)
         for when in ("before", "after")
