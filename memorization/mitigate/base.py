@@ -66,6 +66,7 @@ def mitigate(
         "settings": asdict(settings),
     }
     with open_shared(out, config=config, kind="mitigate", provenance={"device": str(pipe.device)}) as run:
+        pipe.set_progress_bar_config(disable=True)
         made = method.mitigate(pipe, suspects, run, settings)
         if run is not None:
             made = load_mitigation(save_mitigation(run.folder, made))  # as a later reader will have it
