@@ -12,8 +12,8 @@ from diffkit.segments import plan
 from diffkit.texts import read_prompts
 from ttsnap import TTSnapPipeline
 from ttsnap.alignment import kendall
-from ttsnap.recording.collect import Settings, collect
 from ttsnap.fitting.fitted import FittedSchedule
+from ttsnap.recording.collect import Settings, collect
 from ttsnap.tensors import load_tensor
 from ttsnap.trajectories import steps_near
 
