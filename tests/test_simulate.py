@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from diffkit.compute import Prices
 from diffkit.errors import InputError
+from diffkit.rewards.combine import mean_ranks, pareto, pareto_fronts, rank_sum, z_sum
 from ttsnap.accounting import PUBLISHED_PRICES, allot, fractional_cost
-from ttsnap.combine import mean_ranks, pareto, pareto_fronts, rank_sum, z_sum
 from ttsnap.curves import PUBLISHED_BUDGETS, budget_curves, parse_budgets
 from ttsnap.schedule import PruningSchedule
 from ttsnap.search import ranking

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import simpson
 from scipy.special import gammaln
 
+from diffkit.rewards.combine import mean_ranks
 from diffkit.stats import Interval
-from ttsnap.combine import mean_ranks
 from ttsnap.tensors import places
 
 __all__ = [

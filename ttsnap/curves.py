@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from diffkit.compute import Prices
 from diffkit.errors import InputError
+from diffkit.rewards.combine import Combine
 from ttsnap.accounting import PUBLISHED_PRICES, Accounting, Allotment, allot
 from ttsnap.alignment import Utilisation, budget_utilisation, expected_best_of_n, regret, survival
-from ttsnap.combine import Combine
 from ttsnap.schedule import PruningSchedule
 from ttsnap.simulate import Replay, draw_orders, replay
 from ttsnap.tensors import RewardTensor

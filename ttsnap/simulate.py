@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from ttsnap.combine import COMBINE, Combine
+from diffkit.rewards.combine import COMBINE, Combine
 from ttsnap.schedule import PruningSchedule
 from ttsnap.tensors import RewardTensor, places
 
