@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from diffkit import __version__
+from diffkit.console import launched_as
 from diffkit.errors import DiffkitError, Interrupted
 from diffkit.options import DEBUG_KEY, Debug
 from diffkit.registry import Registry
@@ -77,7 +79,8 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            _complain(_how_to_resume(ctx.meta[ARGUMENTS_KEY], error), colour="yellow", prefix="Interrupted. ")
+            if not launched_as():  # one such line is enough
+                _complain(_how_to_resume(ctx.meta[ARGUMENTS_KEY], error), colour="yellow", prefix="Interrupted. ")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except DiffkitError as error:
             _complain(str(error), debug=ctx.meta.get(DEBUG_KEY, False))
@@ -88,6 +91,12 @@ class CommandGroup(TyperGroup):
             _complain(f"{error}.", debug=ctx.meta.get(DEBUG_KEY, False))
             raise typer.Exit(EXIT_FAILURE) from None
         except Exception as error:
+            from diffkit.micro_batch import is_out_of_memory
+
+            if is_out_of_memory(error):
+                advice = "Give a smaller --micro-batch, or --micro-batch auto. Nothing finished is lost."
+                _complain(f"Memory ran out. {advice}", debug=ctx.meta.get(DEBUG_KEY, False))
+                raise typer.Exit(EXIT_FAILURE) from None
             if type(error).__module__.startswith(("typer.", "click.")):  # wrong usage, which typer words itself
                 raise
             hint = "This is a bug in diffkit or in a plugin: please report it with the lines above."
@@ -133,6 +142,8 @@ def _how_to_resume(arguments: list[str], error: KeyboardInterrupt) -> str:
 def _complain(message: str, *, colour: str = "red", prefix: str = "Error: ", debug: bool = False) -> None:
     if debug:
         traceback.print_exc(file=sys.stderr)
+    if launched_as():
+        prefix = f"Process {launched_as()}: "
     plain = False if os.environ.get("NO_COLOR") else None  # None: colour on a terminal only
     typer.echo(typer.style(prefix, fg=colour, bold=True) + message, err=True, color=plain)
 
@@ -160,6 +171,22 @@ def root(
     """
 
 
+def _ended_by_launcher(_signal: int, _frame: object) -> None:
+    if not launched_as():
+        _complain(
+            "The launcher ended this run: another of its processes ended (its message says why), or it was told to "
+            "stop. Nothing finished is lost: the same command goes on, with any number of processes."
+        )
+    os._exit(EXIT_FAILURE)
+
+
 def main() -> None:
     """The `diffkit` script."""
-    app(prog_name="diffkit")
+    if "LOCAL_RANK" in os.environ:
+        signal.signal(signal.SIGTERM, _ended_by_launcher)
+    try:
+        app(prog_name="diffkit")
+    except SystemExit as end:
+        if (parallel := sys.modules.get("diffkit.parallel")) is not None:  # not imported for this: it needs torch
+            parallel.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bar", "get_console", "is_quiet", "progress", "say", "write_json", "write_table"]
+__all__ = ["Bar", "get_console", "is_quiet", "launched_as", "progress", "say", "write_json", "write_table"]
 
 PLAIN_INTERVAL = 10.0  # seconds between two lines of progress where stderr is a file or a pipe
 PIPED_WIDTH = 200  # columns of a table nobody's terminal limits
@@ -29,9 +29,21 @@ class Bar(Protocol):
         """Change the words in front of the bar."""
 
 
+def launched_as() -> int:
+    """This process's number among those of a launch (torchrun, accelerate, MPI), as the launcher told it; 0 if none."""
+    own = "RANK" if "LOCAL_RANK" in os.environ else ""
+    for name in (own, "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return 0
+
+
 def is_quiet() -> bool:
-    """Whether progress and remarks are switched off, by ``DIFFKIT_QUIET=1``. Errors are shown all the same."""
-    return os.environ.get("DIFFKIT_QUIET", "") not in ("", "0")
+    """Whether progress and remarks are switched off: by ``DIFFKIT_QUIET=1``, and on all but a launch's first process.
+
+    Errors are shown all the same.
+    """
+    return launched_as() > 0 or os.environ.get("DIFFKIT_QUIET", "") not in ("", "0")
 
 
 def get_console() -> Console:
@@ -139,12 +151,15 @@ def _duration(seconds: float) -> str:
 
 
 def write_json(value: Mapping[str, object] | Sequence[object]) -> None:
-    """The result on stdout as JSON. NaN and infinity are refused: what is unknown is null."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """The result on stdout as JSON, once for all processes. NaN and infinity are refused: what is unknown is null."""
+    if launched_as() == 0:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """The result on stdout as a table; cells are plain text, None reads as a dash."""
+    """The result on stdout as a table, once for all processes; cells are plain text, None reads as a dash."""
+    if launched_as() > 0:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,22 +1,51 @@
-"""Items over processes: each takes every n-th, and all get everything back in order. By accelerate's process state."""
+"""Items over processes: each takes every n-th, and all get everything back in order. By accelerate's process state.
+
+Every function here but :func:`leave` is called by all processes alike, in the same order: they wait for each other.
+When one of them ends, the others do too, by :class:`LostProcess` or by their launcher.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import chain, zip_longest
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-__all__ = ["broadcast", "gather", "is_first", "processes", "shard"]
+from diffkit.errors import DiffkitError, InputError
+from diffkit.micro_batch import is_out_of_memory
+
+__all__ = ["LostProcess", "broadcast", "everyone", "gather", "interleave", "is_first", "leave", "processes", "shard"]
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)  # how long a process waits for the slowest; a dead one is noticed at once
+_NOBODY = object()
+
+
+class LostProcess(DiffkitError):
+    """Another process of the launch ended, so this one cannot go on either."""
+
+    exit_code = 70
 
 
 def _state() -> PartialState:
     """The process's place among its mates; without an accelerator they talk through the CPU, which must be said."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    on_cpu = asked or not torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_RANK", "-1"))
+    if not on_cpu and here >= torch.cuda.device_count():
+        raise InputError(
+            f"There are more processes than the {torch.cuda.device_count()} accelerators of this machine; start one "
+            f"for each, or set ACCELERATE_USE_CPU=1."
+        )
+    return PartialState(cpu=on_cpu, timeout=PATIENCE) if here >= 0 else PartialState(cpu=on_cpu)
 
 
 def processes() -> int:
@@ -30,11 +59,21 @@ def is_first() -> bool:
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, on every process; each process calls it."""
+    """The first process's value, on every process."""
     shared: list[T] = [value]
     if processes() > 1:
-        broadcast_object_list(shared)
+        with _with_others():
+            broadcast_object_list(shared)
     return shared[0]
+
+
+def everyone(value: T) -> list[T]:
+    """Each process's value, in the order of the processes; every process gets all."""
+    if processes() == 1:
+        return [value]
+    with _with_others():
+        found: list[T] = gather_object([value])
+    return found
 
 
 def shard(items: Sequence[T]) -> list[T]:
@@ -46,12 +85,45 @@ def shard(items: Sequence[T]) -> list[T]:
 def gather(results: Sequence[T]) -> list[T]:
     """All processes' results in the order of the items that :func:`shard` dealt out; every process gets all.
 
-    Each process calls it once, with one result for each of its items.
+    Each process calls it with one result for each of its items.
     """
-    state = _state()
-    if state.num_processes == 1:
-        return list(results)
-    flat: list[tuple[int, T]] = gather_object(
-        [(state.process_index + turn * state.num_processes, result) for turn, result in enumerate(results)]
-    )
-    return [result for _, result in sorted(flat, key=lambda pair: pair[0])]
+    return interleave(everyone(list(results)))
+
+
+def interleave(shares: Sequence[Sequence[T]]) -> list[T]:
+    """One list from the processes' shares, in the order of the items that :func:`shard` dealt out."""
+    rounds = chain.from_iterable(zip_longest(*shares, fillvalue=_NOBODY))
+    return [item for item in rounds if item is not _NOBODY]  # type: ignore[misc]  # the rest are T
+
+
+@contextmanager
+def _with_others() -> Iterator[None]:
+    """Say in one sentence what a broken connection means.
+
+    Raises:
+        LostProcess: the others cannot be reached any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise LostProcess(
+            "Another process of this launch has ended, so this one stops too; its own message says why. Nothing "
+            "finished is lost: the same command goes on, with any number of processes."
+        ) from error
+
+
+def leave(code: int = 0) -> None:
+    """Part from the other processes at the end of the command; does nothing when there are none.
+
+    Args:
+        code: the exit code. With a failure the process ends here and at once, so that the launcher ends the others.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    torch.distributed.destroy_process_group()  # else gloo's threads may outlive the interpreter, which aborts
