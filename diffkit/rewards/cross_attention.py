@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel, PreTrainedTokenizerBase
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from diffkit.rewards.preprocessing import normalised
 
 
 class CrossAttentionReward(nn.Module):
@@ -39,9 +38,7 @@ class CrossAttentionReward(nn.Module):
         side = self.vision.config.image_size
         if images.shape[-2:] != (side, side):
             images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        mean = images.new_tensor(CLIP_MEAN).view(3, 1, 1)
-        deviation = images.new_tensor(CLIP_STD).view(3, 1, 1)
-        states: Tensor = self.vision((images - mean) / deviation).last_hidden_state
+        states: Tensor = self.vision(normalised(images)).last_hidden_state
         return states
 
     def encode_texts(self, ids: Tensor, mask: Tensor, patches: Tensor) -> Tensor:

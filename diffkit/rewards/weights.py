@@ -1,0 +1,152 @@
+"""Where the weights of published rewards come from: a file, a folder, or a hub id. Nothing of pickle is run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.runs import sha256_file
+
+__all__ = ["digest", "find_file", "is_hub_id", "model_files", "one_sentence", "read_tensors"]
+
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def is_hub_id(location: str | Path) -> bool:
+    """Whether a location means the hub: no path, at most one slash, and nothing of that name here."""
+    text = str(location)
+    pathlike = isinstance(location, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1
+    ending = Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")
+    return not pathlike and not ending and not Path(text).exists()
+
+
+@contextmanager
+def one_sentence(reward: str, location: str | Path, wanted: str) -> Iterator[None]:
+    """What goes wrong while weights are looked up or read becomes one sentence that says what to do.
+
+    Args:
+        reward: its registered name.
+        location: what the user gave, or the published default.
+        wanted: what to download, and from where.
+
+    Raises:
+        InputError: in place of whatever the libraries raise on missing or damaged files and missing connections.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        EntryNotFoundError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as e:
+        advice = f"download {wanted}, and give its place as {reward}:/its/place"
+        if not is_hub_id(location):
+            reason = " ".join(str(e).split())[:200].rstrip(".")
+            raise InputError(f"{location} holds no usable weights of {reward} ({reason}); {advice}.") from e
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(e).__name__}"
+        raise InputError(
+            f"The weights of {reward} could not be had from the hub id {str(location)!r} ({why}) and are not complete "
+            f"in the hub's cache; connect once, or {advice}."
+        ) from e
+
+
+def find_file(location: str | Path, names: Sequence[str], *, reward: str, wanted: str) -> Path:
+    """The first of these files at a location, which may be that very file, whatever its name.
+
+    Args:
+        names: candidates, the best first.
+        reward, wanted: for the message, see :func:`one_sentence`.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    path = Path(location).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+    elif is_hub_id(location):
+        with one_sentence(reward, location, wanted):
+            return _from_hub(str(location), names)
+    raise InputError(
+        f"{location} holds no weights of {reward}: expected {' or '.join(names)}; download {wanted}, and put it there."
+    )
+
+
+def _from_hub(repository: str, names: Sequence[str]) -> Path:
+    """The first of the files that the repository, or the cache when there is no connection, has."""
+    for name in names[:-1]:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError:
+            if not constants.HF_HUB_OFFLINE:
+                raise
+        except EntryNotFoundError:
+            continue
+    return Path(hf_hub_download(repository, names[-1]))
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """The weight files of a model folder, or of a hub id in the cache: one, or all shards; none if there are none."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(str(folder), "config.json")
+        path = Path(found).parent if isinstance(found, (str, os.PathLike)) else path
+    for name in MODEL_FILES:
+        stem, dot, suffix = name.partition(".")
+        shards = sorted(path.glob(f"{stem}-*-of-*{dot}{suffix}"))
+        if (path / name).is_file() or shards:
+            return [path / name] if (path / name).is_file() else shards
+    return []
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, of a .safetensors file or of a PyTorch file that holds nothing but tensors.
+
+    A dictionary under the key ``state_dict`` is taken out, a prefix ``module.`` is taken off.
+
+    Raises:
+        InputError: the file is damaged, or holds code to be executed.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            found: object = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path} cannot be read as a file of tensors alone: {reason}.") from error
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path} holds no tensors by name; expected a published checkpoint.")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
+def digest(files: Sequence[Path]) -> str | None:
+    """Hex SHA-256 of a weight file, as hubs show it; of several, of their digests in order; None of none."""
+    known = [sha256_file(path) for path in files]
+    if len(known) < 2:
+        return known[0] if known else None
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()
