@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -113,14 +114,19 @@ def flop_limit(budget: Budget, engine: Engine, *, spent_flop: float) -> float:
     return budget.amount - spent_flop
 
 
-def time_prices(engine: Engine) -> Prices:
-    """Seconds of one candidate's call, decoding and scoring in full micro-batches; the second of two runs counts."""
-    size = engine.denoising.micro_batch
+def time_prices(engine: Engine, size: int | None = None) -> Prices:
+    """Seconds of one candidate's call, decoding and scoring in full micro-batches; the second of two runs counts.
+
+    Args:
+        size: of a micro-batch; the search's own where None.
+    """
+    denoising = engine.denoising if size is None else replace(engine.denoising, micro_batch=size)
+    size = denoising.micro_batch
     batch = [Candidate(index, 0, generator) for index, generator in enumerate(generators(range(size)))]
     took: list[float] = []
     for _ in range(2):
         marks = [time.perf_counter()]
-        done = run_segment(engine.pipe, batch, engine.conditioning, engine.denoising, 0, 1, call=engine.call)
+        done = run_segment(engine.pipe, batch, engine.conditioning, denoising, 0, 1, call=engine.call)
         marks.append(time.perf_counter())
         latents = torch.cat([one.x0 for one in done if one.x0 is not None])
         images = engine.decode(latents, final=True).detach()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from diffkit import parallel
 from diffkit.errors import InputError
 from diffkit.seeds import MAX_SEED, candidate_seed, check_seed, generators
 from diffkit.segments import Candidate
@@ -53,6 +54,15 @@ class Noise:
             raise InputError(f"generator must be a torch.Generator or a list with one for each candidate of {prompts}.")
         return len(listed) // prompts
 
+    def agreed(self) -> Noise:
+        """The same for all processes of a launch, which call it alike: a run's seed is the first one's draw.
+
+        Generators of the user's must stand in the same state on all of them.
+        """
+        if self.generator is None and self.seed is None and self.seeds is None:
+            return replace(self, seed=parallel.broadcast(_drawn_seed()))
+        return self
+
     def candidates(self, prompts: int, n: int) -> list[Candidate]:
         """``n`` fresh candidates for each prompt, prompt by prompt."""
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
@@ -73,9 +83,13 @@ class Noise:
             device = self.generator.device
             drawn = torch.randint(MAX_SEED, (prompts * n,), generator=self.generator, device=device)
             return [int(seed) for seed in drawn]
-        run_seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        run_seed = _drawn_seed() if self.seed is None else self.seed
         numbers = range(self.first_prompt, self.first_prompt + prompts)
         return [candidate_seed(run_seed, prompt, index) for prompt in numbers for index in range(n)]
+
+
+def _drawn_seed() -> int:
+    return int(torch.randint(2**31, ()))
 
 
 def _seed_of(generator: torch.Generator) -> int | None:

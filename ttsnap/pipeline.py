@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -177,8 +177,9 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         reward: RewardLike | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
         search: str | Strategy | None = None,
-        micro_batch: int | None = None,
+        micro_batch: int | Literal["auto"] | None = None,
         previews: bool = False,
+        share: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, object] | None = None,
@@ -204,7 +205,9 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.SEARCHES``:
                 ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
             micro_batch: how many candidates run at once; 1 is the strict mode, in which winners are bit-equal to the
-                stock pipeline's images.
+                stock pipeline's images; ``auto`` begins with many and halves them when memory runs out.
+            share: the processes of a launch search together: all call alike and get the same result, each denoises its
+                part of the candidates, dealt anew after every cut.
             previews: keep the decoded estimates of every look in the trace.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             return_dict: False gives ``(images, nsfw_content_detected)``, as in diffusers.
@@ -231,6 +234,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             eta=eta,
             micro_batch=micro_batch,
             previews=previews,
+            share=share,
             clip_skip=clip_skip,
             extra={"cross_attention_kwargs": cross_attention_kwargs, "guidance_rescale": guidance_rescale},
             preview_vae=None if preview is None else load_preview_vae(preview, self),

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from diffkit import parallel
 from diffkit.compute import Budget, Cost, Ledger, Prices, parse_budget, pipeline_flops
 from diffkit.conditioning import Conditioning, encode_prompts
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
+from diffkit.micro_batch import auto_size
 from diffkit.rewards.base import Reward
 from diffkit.segments import Denoising, Plan, plan
 from ttsnap.budget import Probe, affordable, flop_limit, probe_reward, time_prices
@@ -55,12 +57,13 @@ class Request:
     height: int | None = None
     width: int | None = None
     eta: float = 0.0
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     previews: bool = False
     clip_skip: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
     preview_vae: Autoencoder | None = None
     search: Strategy | None = None
+    share: bool = False
 
     def carry_out(self, pipe: Pipeline, call: Callable[..., Any], probed: Prices | None) -> Found:
         """Search.
@@ -75,6 +78,8 @@ class Request:
         """
         began = time.perf_counter()
         engine = self._engine(pipe, call, probed)
+        if self.share:
+            engine.noise = self.noise.agreed()
         winners = self._by_name(engine) if self.search is not None else self._pruned(engine, self._count(), began)
         self._settle(engine.ledger, began)
         spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
@@ -117,6 +122,7 @@ class Request:
         return Engine(
             pipe, self.reward, self.prompts, conditioning, denoising, steps, ledger, call, self.noise,
             winners=self.winners, previews=self.previews, preview_vae=self.preview_vae,
+            share=self.share, adaptive=self.micro_batch == "auto",
         )  # fmt: skip
 
     def _pruned(self, engine: Engine, fixed: int, began: float) -> list[list[Winner]]:
@@ -131,7 +137,7 @@ class Request:
         total = schedule.cost(n, engine.plan.calls).calls * len(self.prompts)
         with engine.pipe.progress_bar(total=total) as bar:
             engine.advance = bar.update
-            return prune(engine, schedule, self.noise.candidates(len(self.prompts), n))
+            return prune(engine, schedule, engine.noise.candidates(len(self.prompts), n))
 
     def _by_name(self, engine: Engine) -> list[list[Winner]]:
         """Spend the budget by the strategy."""
@@ -156,7 +162,8 @@ class Request:
             raise InputError(f"Got {len(self.negative_prompts)} negative prompts for {len(self.prompts)} prompts.")
         steps = plan(pipe, self.num_inference_steps)
         self.schedule.resolve(steps.calls).validate(steps.calls)
-        for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", self.micro_batch)):
+        at_once = None if self.micro_batch == "auto" else self.micro_batch
+        for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
         for name, pixels in (("height", self.height), ("width", self.width)):
@@ -202,8 +209,10 @@ class Request:
             self.schedule,
             spent_flop=self._overhead(ledger),
             began=began,
-            seconds=lambda: time_prices(engine),
+            seconds=lambda: engine.batches.fit(lambda size: time_prices(engine, size)),
         )
+        if self.share:  # each process has measured its own seconds
+            found = parallel.broadcast(found)
         ledger.budget = {
             "asked": str(self.budget),
             "unit": "s" if budget.unit == "s" else "FLOP",
@@ -258,6 +267,8 @@ class Request:
         )
 
     def _micro_batch(self, pipe: Pipeline, n: int) -> int:
+        if self.micro_batch == "auto":
+            return auto_size(pipe._execution_device)
         if self.micro_batch is not None:
             return self.micro_batch
         most = MICRO_BATCH.get(pipe._execution_device.type, ACCELERATOR_MICRO_BATCH)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from diffkit.compute import NOTHING, Cost, Ledger
@@ -15,67 +14,16 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.latents import decode_latents
+from diffkit.micro_batch import MicroBatch
+from diffkit.parallel import everyone, interleave, processes, shard
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
 from diffkit.solvers import log_snr
 from ttsnap.candidates import Noise
-from ttsnap.recipe import Recipe
+from ttsnap.looks import Look, StageTrace, Winner
 from ttsnap.search import ranking
 
 __all__ = ["Engine", "Look", "StageTrace", "Winner"]
-
-
-@dataclass(frozen=True)
-class StageTrace:
-    """What one look at the candidates of one prompt saw and decided.
-
-    Attributes:
-        prompt: index of the prompt.
-        step: index of the step after which the look came; the last step for the final scores.
-        sigma: noise level, noise over signal, of the latents that went into that step.
-        candidates: indices of the candidates looked at.
-        seeds: their seeds, None for a generator of the user's that was not fresh.
-        scores: their scores, None where the image could not be scored.
-        reasons: candidate -> why it could not be scored; it is dropped.
-        survivors: indices of the candidates that went on; of the winners, best first, in the final look.
-        previews: the decoded estimates, one for each candidate, when asked for.
-    """
-
-    prompt: int
-    step: int
-    sigma: float
-    candidates: list[int]
-    seeds: list[int | None]
-    scores: list[float | None]
-    survivors: list[int]
-    reasons: dict[int, str] = field(default_factory=dict)
-    previews: list[Image] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, object]:
-        """Everything but the previews, ready for JSON."""
-        plain = {name: value for name, value in vars(self).items() if name != "previews"}
-        return {**plain, "reasons": {str(index): reason for index, reason in self.reasons.items()}}
-
-
-class Winner(NamedTuple):
-    """A finished candidate: its image (3, H, W) float32 in [0, 1] on the host, its score, and how to make it again.
-
-    ``recipe`` is None when the seed alone, given to the stock pipeline, does.
-    """
-
-    candidate: Candidate
-    image: Tensor
-    score: float
-    recipe: Recipe | None = None
-
-
-class Look(NamedTuple):
-    """Scores of candidates, NaN where there is none and why; previews and images, by row, of those that are kept."""
-
-    scores: list[float]
-    reasons: list[str | None]
-    images: dict[int, Tensor]
-    previews: list[Image]
 
 
 @dataclass
@@ -92,6 +40,9 @@ class Engine:
         trace: every look so far.
         spent: what each prompt has cost so far.
         notes: what else a strategy reports, ready for JSON.
+        share: whether the processes of a launch search together: each runs every n-th of the candidates of every
+            segment and look, dealt anew after each cut, and all know all results.
+        adaptive: whether micro-batches are halved when memory runs out.
     """
 
     pipe: Pipeline
@@ -110,6 +61,14 @@ class Engine:
     trace: list[StageTrace] = field(default_factory=list)
     spent: dict[int, Cost] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
+    share: bool = False
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        """Micro-batches of their own for denoising and for looks, which need different amounts of memory."""
+        size = self.denoising.micro_batch
+        self.batches = MicroBatch(size, adaptive=self.adaptive, what="candidates to denoise")
+        self.looks = MicroBatch(size, adaptive=self.adaptive, what="images to decode and score")
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -126,17 +85,47 @@ class Engine:
         if start == stop:
             return alive
 
-        def count(rows: int, padding: int) -> None:
-            self.ledger.calls += rows
-            self.ledger.padding_calls += padding
-            self.advance(rows)
-
+        counts = [0, 0]
         with self.ledger.clock("denoiser"):
-            done = run_segment(
-                self.pipe, alive, self.conditioning, self.denoising, start, stop, call=self.call, on_step=count
-            )
+            mine: list[Candidate] = []
+            for _, part in self.batches.each(
+                self._dealt(alive), lambda batch, size: self._segment(batch, size, (start, stop), counts)
+            ):
+                mine += part
+            shares = everyone((mine, counts)) if self.share else [(mine, counts)]
+        done = interleave([share for share, _ in shares])
+        calls, padding = (sum(each[kind] for _, each in shares) for kind in (0, 1))
+        self.ledger.calls += calls
+        self.ledger.padding_calls += padding
+        self.advance(calls - counts[0])
         for one in done:
             self._charge(one.prompt, Cost(stop - start, 0, 0))
+        return done
+
+    def _dealt(self, alive: Sequence[Candidate]) -> list[Candidate]:
+        """This process's part of the candidates."""
+        return shard(alive) if self.share else list(alive)
+
+    def _segment(
+        self, batch: Sequence[Candidate], size: int, steps: tuple[int, int], counts: list[int]
+    ) -> list[Candidate]:
+        """Run one micro-batch; steps done in vain, before memory ran out, are counted as padding."""
+        rows = [0, 0]
+
+        def count(real: int, padding: int) -> None:
+            rows[0] += real
+            rows[1] += padding
+            self.advance(real)
+
+        denoising = replace(self.denoising, micro_batch=size)
+        try:
+            done = run_segment(self.pipe, batch, self.conditioning, denoising, *steps, call=self.call, on_step=count)
+        except RuntimeError:
+            self.advance(-rows[0])
+            counts[1] += sum(rows)
+            raise
+        counts[0] += rows[0]
+        counts[1] += rows[1]
         return done
 
     def rank(self, scores: Sequence[float]) -> list[int]:
@@ -210,21 +199,34 @@ class Engine:
         """Images (B, 3, H, W) in [0, 1] of latents; estimates by the preview decoder where there is one."""
         return decode_latents(self.pipe, latents, None if final else self.preview_vae)
 
-    @torch.no_grad()
     def _look(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
-        """Decode and score in micro-batches; only the ``keep`` best images of each prompt stay in memory."""
-        look = Look([], [], {}, [])
+        """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""
+        look = self._look_at(self._dealt(alive), keep=keep, log_snr=log_snr)
         cheap = log_snr is not None and self.preview_vae is not None
-        for first in range(0, len(alive), self.denoising.micro_batch):
-            batch = alive[first : first + self.denoising.micro_batch]
-            with self.ledger.clock("preview" if cheap else "decoder"):
+        self._count_look(alive, cheap)
+        if not self.share or processes() == 1:
+            return look
+        look = Look.joined(everyone(look))
+        self._forget(look, alive, keep)
+        return look
+
+    @torch.no_grad()
+    def _look_at(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
+        """Decode and score in micro-batches, in this process."""
+        look = Look([], [], {}, [])
+
+        def seen(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None]]:
+            with self.ledger.clock("preview" if log_snr is not None and self.preview_vae is not None else "decoder"):
                 latents = torch.cat([one.latents for one in batch if one.latents is not None])
                 images = self.decode(latents, final=log_snr is None)
             with self.ledger.clock("verifier"):
                 prompts = [self.prompts[one.prompt] for one in batch]
                 scores, reasons = score_checked(self.reward, images, prompts, log_snr)
-            self._count_look(batch, cheap)
-            look.scores.extend(scores.tolist())
+            return images, scores.tolist(), reasons
+
+        for _, (images, scores, reasons) in self.looks.each(alive, seen):
+            first = len(look.scores)
+            look.scores.extend(scores)
             look.reasons.extend(reasons)
             if self.previews:
                 shown = self.pipe.image_processor.pt_to_numpy(images)
@@ -234,13 +236,13 @@ class Engine:
                 self._forget(look, alive, keep)
         return look
 
-    def _count_look(self, batch: Sequence[Candidate], cheap: bool) -> None:
+    def _count_look(self, alive: Sequence[Candidate], cheap: bool) -> None:
         one = Cost(0, 0, 1, 1) if cheap else Cost(0, 1, 1)
-        for candidate in batch:
+        for candidate in alive:
             self._charge(candidate.prompt, one)
-        self.ledger.decoded += len(batch) * one.decoded
-        self.ledger.previewed += len(batch) * one.previewed
-        self.ledger.verified += len(batch)
+        self.ledger.decoded += len(alive) * one.decoded
+        self.ledger.previewed += len(alive) * one.previewed
+        self.ledger.verified += len(alive)
 
     def _forget(self, look: Look, alive: Sequence[Candidate], keep: int) -> None:
         """Drop the images that cannot win any more."""

@@ -1,0 +1,82 @@
+"""What a search sees and finds: looks at candidates, the trace of them, winners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from PIL.Image import Image
+from torch import Tensor
+
+from diffkit.parallel import interleave
+from diffkit.segments import Candidate
+from ttsnap.recipe import Recipe
+
+__all__ = ["Look", "StageTrace", "Winner"]
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What one look at the candidates of one prompt saw and decided.
+
+    Attributes:
+        prompt: index of the prompt.
+        step: index of the step after which the look came; the last step for the final scores.
+        sigma: noise level, noise over signal, of the latents that went into that step.
+        candidates: indices of the candidates looked at.
+        seeds: their seeds, None for a generator of the user's that was not fresh.
+        scores: their scores, None where the image could not be scored.
+        reasons: candidate -> why it could not be scored; it is dropped.
+        survivors: indices of the candidates that went on; of the winners, best first, in the final look.
+        previews: the decoded estimates, one for each candidate, when asked for.
+    """
+
+    prompt: int
+    step: int
+    sigma: float
+    candidates: list[int]
+    seeds: list[int | None]
+    scores: list[float | None]
+    survivors: list[int]
+    reasons: dict[int, str] = field(default_factory=dict)
+    previews: list[Image] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything but the previews, ready for JSON."""
+        plain = {name: value for name, value in vars(self).items() if name != "previews"}
+        return {**plain, "reasons": {str(index): reason for index, reason in self.reasons.items()}}
+
+
+class Winner(NamedTuple):
+    """A finished candidate: its image (3, H, W) float32 in [0, 1] on the host, its score, and how to make it again.
+
+    ``recipe`` is None when the seed alone, given to the stock pipeline, does.
+    """
+
+    candidate: Candidate
+    image: Tensor
+    score: float
+    recipe: Recipe | None = None
+
+
+class Look(NamedTuple):
+    """Scores of candidates, NaN where there is none and why; previews and images, by row, of those that are kept."""
+
+    scores: list[float]
+    reasons: list[str | None]
+    images: dict[int, Tensor]
+    previews: list[Image]
+
+    @classmethod
+    def joined(cls, looks: Sequence[Look]) -> Look:
+        """One look from those of the processes, to which the candidates were dealt."""
+        images = {
+            row * len(looks) + process: image for process, one in enumerate(looks) for row, image in one.images.items()
+        }
+        return cls(
+            interleave([one.scores for one in looks]),
+            interleave([one.reasons for one in looks]),
+            images,
+            interleave([one.previews for one in looks]),
+        )
