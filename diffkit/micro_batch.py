@@ -46,14 +46,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(sign in words for sign in SIGNS)
 
 
-def read_micro_batch(text: str | None) -> int | Literal["auto"] | None:
-    """What ``--micro-batch`` was given: a number, ``auto``, or nothing.
+def read_micro_batch(text: str) -> int | Literal["auto"]:
+    """What ``--micro-batch`` was given: a number or ``auto``.
 
     Raises:
         InputError: neither a whole number of at least 1 nor ``auto``.
     """
-    if text is None:
-        return None
     if text.strip().lower() == "auto":
         return "auto"
     if not text.strip().isdecimal() or int(text) < 1:

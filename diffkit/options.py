@@ -20,6 +20,7 @@ __all__ = [
     "Dtype",
     "Format",
     "Limit",
+    "MicroBatch",
     "Mitigation",
     "Model",
     "Out",
@@ -53,6 +54,9 @@ Dtype = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The run's seed; everything random follows from it.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first so many items.")]
+MicroBatch = Annotated[
+    str, typer.Option("--micro-batch", metavar="N|auto", help="How many run at once; auto: the most that fit.")
+]  # read by diffkit.micro_batch.read_micro_batch
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", file_okay=False, help="The run's folder; the same command resumes there."),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffkit.console import say, write_json, write_table
-from diffkit.errors import InputError, ScoringError
+from diffkit.errors import InputError
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
 from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
@@ -18,8 +18,7 @@ from ttsnap.cli.rescore import rescore
 from ttsnap.cli.simulate import simulate
 
 if TYPE_CHECKING:
-    from diffkit.runs import Run
-    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
+    from ttsnap.pipeline import TTSnapPipeline
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 EXIT_ITEMS = 3
@@ -55,7 +54,10 @@ def generate(
     guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     winners: Annotated[int, typer.Option(min=1, help="Images to keep for each prompt.")] = 1,
-    micro_batch: Annotated[int | None, typer.Option(min=1, help="Candidates run at once; 1 is bit-exact.")] = None,
+    micro_batch: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Candidates run at once; 1 is bit-exact; auto: the most that fit."),
+    ] = None,
     seed: Seed = 0,
     out: Out = None,
     limit: Limit = None,
@@ -68,14 +70,17 @@ def generate(
 ) -> None:
     """Save the winners of each prompt as PNG, with their seeds, rewards, the looks and the counted cost.
 
-    Needs a folder, --out; the same command resumes there.
+    Needs a folder, --out; the same command resumes there. Several processes share the work under accelerate launch.
     Exit codes: 0 done; 2 wrong input; 3 some prompts could not be scored; 130 interrupted.
     """
+    from diffkit.micro_batch import read_micro_batch
+
     wanted = _prompts(prompts, prompts_file)[:limit]
     config = {
         "prompts": wanted, "model": model, "revision": revision, "dtype": dtype, "reward": reward,
         "candidates": candidates, "budget": budget, "schedule": schedule, "steps": steps, "guidance": guidance,
-        "negative": negative, "winners": winners, "micro_batch": micro_batch, "seed": seed,
+        "negative": negative, "winners": winners, "seed": seed,
+        "micro_batch": None if micro_batch is None else read_micro_batch(micro_batch),
     }  # fmt: skip
     if out is None:
         raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
@@ -83,19 +88,13 @@ def generate(
     if dry_run:
         say(f"Would search {len(wanted)} prompts with {model} and the reward {reward}; nothing was run.")
         return
-    from diffkit.runs import Run
+    from ttsnap.generation import generate as carry_out
 
-    provenance = {"device": str(pipe.device), "seeds": {"run": seed}}
-    with Run.open(out, config=config, kind="ttsnap", provenance=provenance) as run:
-        for index, prompt in enumerate(wanted):
-            if f"{index:04d}" not in run.done:
-                say(f"{index + 1} of {len(wanted)}: {prompt}")
-                _search(pipe, run, index, prompt, config)
-        items = [run.done[f"{index:04d}"] for index in range(len(wanted))]
-        failed = [item for item in items if item["error"] is not None]
-        run.write_json("summary.json", {"prompts": len(items), "failed": len(failed), "items": items})
+    items = carry_out(pipe, wanted, config, out)
+    if items is None:
+        return
     _show(items, out, format)
-    if failed:
+    if any(item["error"] is not None for item in items):
         raise typer.Exit(EXIT_ITEMS)
 
 
@@ -109,6 +108,7 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
 
 def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     """The pipeline, after everything that can be checked without it."""
+    from diffkit import parallel
     from diffkit.compute import parse_budget
     from diffkit.loading import load_pipeline
     from diffkit.rewards import load_reward
@@ -116,6 +116,7 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     from ttsnap.pipeline import TTSnapPipeline
     from ttsnap.schedule import choose
 
+    parallel.processes()  # before the model: it gives each process its device
     schedule = choose(config["schedule"])
     if config["budget"] is not None:
         parse_budget(config["budget"])
@@ -127,35 +128,6 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     calls = plan(pipe, config["steps"]).calls
     schedule.resolve(calls).validate(calls)
     return pipe
-
-
-def _search(pipe: TTSnapPipeline, run: Run, index: int, prompt: str, config: dict[str, Any]) -> None:
-    """Search one prompt and record it; a prompt that cannot be scored is recorded with its reason."""
-    from diffkit.console import is_quiet
-    from ttsnap.pictures import contact_sheet, score_figure
-
-    key = f"{index:04d}"
-    pipe.set_progress_bar_config(disable=is_quiet(), leave=False)
-    item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": []}
-    try:
-        found = pipe(
-            prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
-            negative_prompt=config["negative"], num_images_per_prompt=config["winners"], seed=config["seed"],
-            first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
-            schedule=config["schedule"], micro_batch=config["micro_batch"], previews=True, return_dict=True,
-        )  # fmt: skip
-    except ScoringError as error:
-        run.write(key, {**item, "error": str(error)})
-        return
-    out = cast("TTSnapPipelineOutput", found)  # return_dict
-    for rank, (image, seed, score) in enumerate(zip(out.images, out.seeds, out.rewards, strict=True)):
-        item["winners"].append({"image": run.save_image(f"{key}-{rank}", image), "seed": seed, "reward": score})
-    item["scores"] = run.save_image(f"{key}-scores", score_figure(out.trace, title=prompt))
-    item["looks"] = run.save_image(f"{key}-looks", contact_sheet(out.trace))
-    item["candidates"] = len(out.trace[0].candidates)
-    item["trace"] = [look.to_dict() for look in out.trace]
-    item["ledger"] = out.ledger.to_dict()
-    run.write(key, item)
 
 
 def _show(items: list[dict[str, Any]], out: Path, format: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, MicroBatch, Model, Out, Revision, Seed
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -34,7 +34,7 @@ def collect(
     record: Annotated[
         str, typer.Option(help="Steps to keep: all, 2,4,6, every 2, or log-snr -6,-3,0 for the nearest levels.")
     ] = "all",
-    micro_batch: Annotated[int, typer.Option(min=1, help="Candidates run at once.")] = 8,
+    micro_batch: MicroBatch = "8",
     previews: Annotated[bool, typer.Option(help="Keep the estimates' pictures, which training needs.")] = True,
     preview_vae: Annotated[
         str | None, typer.Option(help="A small decoder for the estimates: a folder or hub id of an AutoencoderTiny.")
@@ -58,6 +58,7 @@ def collect(
         raise InputError("There is no folder for the trajectories; give one with --out, e.g. --out runs/trajectories.")
     from diffkit import parallel
     from diffkit.loading import load_pipeline
+    from diffkit.micro_batch import read_micro_batch
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
     from diffkit.texts import read_prompts
@@ -65,13 +66,14 @@ def collect(
     from ttsnap.recording.collect import Settings
     from ttsnap.recording.collect import collect as carry_out
 
+    at_once = read_micro_batch(micro_batch)
     texts = read_prompts(prompts, limit)
     scorers = {name: load_reward(name) for name in _names(rewards)}
     first = parallel.is_first()  # before the model: it gives each process its device
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
     settings = Settings(
         candidates, steps, guidance, negative,
-        micro_batch=micro_batch, previews=previews, seed=seed, record=_steps(record, plan(pipe, steps)),
+        micro_batch=at_once, previews=previews, seed=seed, record=_steps(record, plan(pipe, steps)),
     )  # fmt: skip
     if dry_run:
         _announce(pipe, texts, scorers, settings)

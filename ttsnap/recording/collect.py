@@ -9,7 +9,7 @@ from what is left, so a resumed run, or one on several processes, gives the same
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
@@ -36,6 +36,13 @@ from ttsnap.recording.summary import summarise
 from ttsnap.trajectories import KIND, Trajectories, shard_name
 
 __all__ = ["Settings", "collect"]
+
+
+class _Shard(NamedTuple):
+    """One prompt: its line in the journal and the content of its file."""
+
+    item: dict[str, Any]
+    data: bytes
 
 
 class _Group(NamedTuple):
@@ -77,15 +84,19 @@ def collect(
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
     with open_shared(out, config=config, kind=KIND, provenance=provenance) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
-        left = [group for group in _groups(len(prompts), settings) if not done.issuperset(_keys(group))]
+        left = [
+            group
+            for group in _groups(len(prompts), settings.candidates, recorder.batches.size)
+            if not done.issuperset(_keys(group))
+        ]
         if run is not None and done:
             say(f"{len(done)} of {len(prompts)} prompts are finished already; going on.")
         with progress("recording", len(prompts) - len(done)) if run is not None else nullcontext() as bar:
             for first in range(0, len(left), parallel.processes()):
                 turn = left[first : first + parallel.processes()]
-                items = [_record(recorder, prompts, group, Path(out)) for group in parallel.shard(turn)]
-                for group, written in zip(turn, parallel.gather(items), strict=True):
-                    fresh = {k: item for k, item in zip(_keys(group), written, strict=True) if k not in done}
+                recorded = [_record(recorder, prompts, group) for group in parallel.shard(turn)]
+                for group, shards in zip(turn, parallel.gather(recorded), strict=True):
+                    fresh = {key: shard for key, shard in zip(_keys(group), shards, strict=True) if key not in done}
                     if run is not None and bar is not None:
                         _keep(run, fresh, bar)
         if run is not None:
@@ -94,10 +105,11 @@ def collect(
     return Trajectories.open(out)
 
 
-def _keep(run: Run, items: Mapping[str, Mapping[str, Any]], bar: Bar) -> None:
-    for key, item in items.items():
+def _keep(run: Run, shards: Mapping[str, _Shard], bar: Bar) -> None:
+    for key, (item, data) in shards.items():
+        write_bytes_atomically(run.path(item["shard"]), data)  # first: what the journal names is there
         run.write(key, item)
-    bar.advance(len(items))
+    bar.advance(len(shards))
 
 
 def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
@@ -136,9 +148,9 @@ def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
     }
 
 
-def _groups(prompts: int, settings: Settings) -> list[_Group]:
+def _groups(prompts: int, candidates: int, micro_batch: int) -> list[_Group]:
     """The fewest prompts whose candidates fill whole micro-batches; the last group may be smaller."""
-    size = settings.micro_batch // gcd(settings.candidates, settings.micro_batch)
+    size = micro_batch // gcd(candidates, micro_batch)
     return [_Group(first, min(first + size, prompts)) for first in range(0, prompts, size)]
 
 
@@ -146,23 +158,22 @@ def _keys(group: _Group) -> list[str]:
     return [f"{index:06d}" for index in range(group.first, group.stop)]
 
 
-def _record(recorder: Recorder, prompts: Sequence[str], group: _Group, folder: Path) -> list[dict[str, Any]]:
-    """Write the group's shards; their journal items."""
+def _record(recorder: Recorder, prompts: Sequence[str], group: _Group) -> list[_Shard]:
+    """Record the group's prompts."""
     chosen = {index: prompts[index] for index in range(group.first, group.stop)}
-    return list(_written(recorder.run(chosen), folder))
+    return [_shard(one) for one in recorder.run(chosen)]
 
 
-def _written(recorded: Iterator[Recorded], folder: Path) -> Iterator[dict[str, Any]]:
-    for one in recorded:
-        # One metadata key only: the format keeps no order of several, and the bytes must be the same again.
-        about = json.dumps({"prompt": one.prompt, "index": one.number}, sort_keys=True)
-        data = save({name: tensor.contiguous() for name, tensor in one.tensors.items()}, {"trajectory": about})
-        write_bytes_atomically(folder / shard_name(one.number), data)
-        yield {
-            "prompt": one.prompt,
-            "shard": shard_name(one.number),
-            "sha256": sha256(data).hexdigest(),
-            "bytes": len(data),
-            "unscored": one.unscored,
-            "seconds": one.seconds,
-        }
+def _shard(one: Recorded) -> _Shard:
+    # One metadata key only: the format keeps no order of several, and the bytes must be the same again.
+    about = json.dumps({"prompt": one.prompt, "index": one.number}, sort_keys=True)
+    data = save({name: tensor.contiguous() for name, tensor in one.tensors.items()}, {"trajectory": about})
+    item = {
+        "prompt": one.prompt,
+        "shard": shard_name(one.number),
+        "sha256": sha256(data).hexdigest(),
+        "bytes": len(data),
+        "unscored": one.unscored,
+        "seconds": one.seconds,
+    }
+    return _Shard(item, data)

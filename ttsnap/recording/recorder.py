@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from diffkit.conditioning import Conditioning, encode_prompts
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.latents import decode_latents
+from diffkit.micro_batch import MicroBatch
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
@@ -32,7 +33,8 @@ class Settings:
     Attributes:
         candidates: seeds for each prompt; candidate i of prompt p takes ``candidate_seed(seed, p, i)``.
         record: indices of the steps to keep; None for all.
-        micro_batch: candidates run at once, of several prompts where one has fewer; the last batch is padded.
+        micro_batch: candidates run at once, of several prompts where one has fewer; the last batch is padded. ``auto``
+            begins with many and halves them when memory runs out.
         previews: whether the estimates' and final pictures are kept, or only their scores.
         seed: of the run.
     """
@@ -44,7 +46,7 @@ class Settings:
     height: int | None = None
     width: int | None = None
     record: tuple[int, ...] | None = None
-    micro_batch: int = 8
+    micro_batch: int | Literal["auto"] = 8
     previews: bool = True
     seed: int = 0
 
@@ -57,6 +59,8 @@ class Settings:
         check_seed(self.seed)
         for name in ("candidates", "micro_batch"):
             value = getattr(self, name)
+            if name == "micro_batch" and value == "auto":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
         record = tuple(range(steps.calls)) if self.record is None else self.record
@@ -124,6 +128,11 @@ class Recorder:
     plan: Plan
     preview_vae: Autoencoder | None = None
 
+    def __post_init__(self) -> None:
+        """Where the size of the micro-batches is kept."""
+        device = self.pipe._execution_device
+        self.batches = MicroBatch.of(self.settings.micro_batch, device, what="candidates to record")
+
     @torch.no_grad()
     def run(self, prompts: Mapping[int, str]) -> Iterator[Recorded]:
         """The prompts' shards in order, each as soon as its candidates are finished.
@@ -131,20 +140,21 @@ class Recorder:
         Args:
             prompts: number in the run -> text.
         """
-        n, size = self.settings.candidates, self.settings.micro_batch
+        n = self.settings.candidates
         texts, numbers = list(prompts.values()), list(prompts)
         guidance = guided(self.pipe, self.settings)
         conditioning = encode_prompts(self.pipe, texts, self.settings.negative_prompt, guidance=guidance)
         seeds = [candidate_seed(self.settings.seed, number, index) for number in numbers for index in range(n)]
         everyone = [Candidate(row % n, row // n, source, seeds[row]) for row, source in enumerate(generators(seeds))]
         unfinished = {position: _Parts() for position in range(len(numbers))}
-        for first in range(0, len(everyone), size):
-            batch = everyone[first : first + size]
-            self._deal(batch, self._batch(batch, conditioning, texts), unfinished)
+        for batch, seen in self.batches.each(
+            everyone, lambda batch, size: self._batch(batch, size, conditioning, texts)
+        ):
+            self._deal(batch, seen, unfinished)
             for position in [p for p, parts in unfinished.items() if parts.rows == n]:
                 yield _recorded(numbers[position], texts[position], unfinished.pop(position))
 
-    def _batch(self, batch: Sequence[Candidate], conditioning: Conditioning, texts: Sequence[str]) -> _Batch:
+    def _batch(self, batch: Sequence[Candidate], size: int, conditioning: Conditioning, texts: Sequence[str]) -> _Batch:
         """Denoise one micro-batch to the end and look at its estimates, one recorded step after the other."""
         settings, seen = self.settings, dict[int, Tensor]()
         record = settings.record or ()
@@ -158,9 +168,9 @@ class Recorder:
             settings.guidance_scale,
             settings.height,
             settings.width,
-            micro_batch=settings.micro_batch,
+            micro_batch=size,
         )
-        found = _Batch(len(batch), settings.micro_batch, [texts[one.prompt] for one in batch])
+        found = _Batch(len(batch), size, [texts[one.prompt] for one in batch])
         with found.clock("denoiser"):
             done = run_segment(self.pipe, batch, conditioning, denoising, 0, self.plan.calls, on_estimate=keep)
         for step in record:
