@@ -100,14 +100,15 @@ def mitigations() -> str:
         return MISSING
     rows = [["none", of(found["before"]["captions"]), "–", "–", "–"]]
     for name in ("nemo", "wanda"):
-        attack = found.get(f"attack {name} suspect"), found.get(f"attack {name} control")
-        back = [of(part["brought back"]) if part else "–" for part in attack]
+        best = found[f"best {name}"]
+        attack = [found.get(f"attack {name} {role}") for role in ("suspect", "control")]
+        back = [from_each(part) if part else "–" for part in attack]
         for way in ("union", "per suspect"):
-            row = found[f"best {name}"][way]
+            row = best[way]
             cells = [of(row["replicated by caption"]), points(row["scene accuracy"]["change"])]
-            rows.append([f"{name}, {way}", *cells, *(back if way == "union" else ("–", "–"))])
+            rows.append([f"{name}, {way}", *cells, *(back if way == best["best as"] else ("–", "–"))])
     clean = found["attack lab-clean suspect"]
-    rows.append(["none, `lab-clean`", "–", "–", of(clean["brought back"]), "–"])
+    rows.append(["none, `lab-clean`", "–", "–", from_each(clean), "–"])
     steps = found["attack"]["steps"]
     head = ["mitigation", "replicated by caption", "scene accuracy, points", f"DoRI at {steps}", "controls"]
     text = table(head, rows)
@@ -127,6 +128,11 @@ def mitigations() -> str:
         head = ["setting", "union: by caption", "scene accuracy", "per suspect: by caption", "scene accuracy"]
         text += "\n\nOther settings of the two:\n\n" + table(head, sweep)
     return text + f"\n\nSuspects: the verbatim images of full strength, {found['seeds per caption']} seeds, medians."
+
+
+def from_each(attack: Mapping[str, Any]) -> str:
+    """How many came back, start by start."""
+    return "; ".join(f"{start}: {of(row)}" for start, row in attack["from each start"].items())
 
 
 def locality() -> str:
@@ -184,4 +190,115 @@ def kill_line() -> str:
     )
 
 
-BLOCKS = (lab, audit, detectors, mitigations, locality, kill_line)
+def adversarial() -> str:
+    """What fine-tuning against triggers leaves, by attacks it was not trained on; LoRA beside it."""
+    found = {name: read(name) for name in ("adversarial", "adversarial_lora")}
+    if not found["adversarial"]:
+        return MISSING
+    rows = []
+    for name, label in (("adversarial", "all weights"), ("adversarial_lora", "LoRA, rank 16")):
+        row = found[name]
+        if row is None:
+            continue
+        worst = row["attacks, full-strength verbatim, all cells together"]
+        rows.append(
+            [
+                label,
+                of(row["captions after, every seed"]),
+                *(f"{of(worst[budget])}, {len(row['attacks'])} attacks" for budget in ("50", "150")),
+                points(row["scene accuracy"]["change"]),
+                f"{row['quality']['drift']['relative']['mean']:.2f}",
+                f"{row['training']['seconds'] / 60:.0f}",
+            ]
+        )
+    head = ["", "captions, every seed", "attacks at 50", "attacks at 150", "scene accuracy, points", "drift", "minutes"]
+    text = table(head, rows)
+    full = found["adversarial"]
+    each = [
+        [name.replace(", seed 0, full images", ""), *(attack_cell(cells[budget]) for budget in ("50", "150"))]
+        for name, cells in full["attacks"].items()
+    ]
+    before = [
+        [name.replace(", seed 0, full images", ""), *(attack_cell(cells[budget]) for budget in ("50", "150"))]
+        for name, cells in full["unmitigated"].items()
+    ]
+    n = full["scene accuracy"]["change"]["n"]
+    return (
+        text
+        + f"\n\nImages of full strength, verbatim; {n} held-out scenes. Drift: distance in latents from the image of "
+        + "the same prompt and seed before, over the mean distance of two seeds. Each attack, images brought back and "
+        + "the highest similarity (0.75 counts as a copy):\n\n"
+        + table(["all weights, attack", "at 50 steps", "at 150 steps"], [*before, *each])
+    )
+
+
+def attack_cell(cell: Mapping[str, Any]) -> str:
+    """How many came back, and the nearest."""
+    row = cell["verbatim, full"]
+    return f"{row['k']} of {row['n']} (highest {row['highest']:.2f})"
+
+
+def ladder() -> str:
+    """Rungs of the ladder, with controls, and whether triggers hold elsewhere."""
+    found = read("ladder")
+    if not found or not found["rungs"]:
+        return MISSING
+    last = {name: rows[-1] for name, rows in found["rungs"].items()}
+    budget = next(iter(last.values()))["budget"]
+    rows = [
+        [f"`{name}`", of(row["suspects"]), f"{row['suspects']['median']:.2f}", of(row["controls"])]
+        for name, row in last.items()
+    ]
+    text = table(["rung, weakest first", "brought back", "median similarity", "controls"], rows)
+    if found["rates"]:
+        rates = [
+            [f"{float(rate):g}", *(of(row["suspects"]) for row in curve)] for rate, curve in found["rates"].items()
+        ]
+        budgets = [str(row["budget"]) for row in next(iter(found["rates"].values()))]
+        text += "\n\n" + table(["DoRI, learning rate", *(f"at {b}" for b in budgets)], rates)
+    if found["long"]:
+        long = [
+            [str(row["budget"]), of(row["suspects"]), of(row["controls"]), f"{row['controls']['max']:.2f}"]
+            for row in found["long"]
+        ]
+        text += "\n\n" + table(["DoRI, steps", "brought back", "controls", "nearest control"], long)
+    if found["transfer"]:
+        names = list(next(iter(found["transfer"].values())))
+        moved = [[name, *(f"{100 * rates[name]:.0f} %" for rates in found["transfer"].values())] for name in names]
+        text += "\n\n" + table(["the same triggers with", *(f"`{name}`" for name in found["transfer"])], moved)
+    return text + f"\n\nEvery search starts at an unrelated caption; {budget} steps where no other number stands."
+
+
+def bench_dori() -> str:
+    """One batch against single searches."""
+    found = read("bench_dori")
+    if not found:
+        return MISSING
+    apart = found["ratio to singles in processes of their own"]
+    processor = found["ratio in processor time"]
+    text = (
+        f"One search of {found['images']} images at once, {found['steps']} steps: {processor:.2f} of the processor "
+        "time of as many single searches one after the other in one process"
+    )
+    if apart:
+        text += f", {apart:.2f} of the time of single searches that each start Python and load the model"
+    return f"{text} ({found['threads']} thread). `--micro-batch` bounds the memory."
+
+
+def line() -> str:
+    """The whole line: what each model still shows, and how long each command took."""
+    found = read("line")
+    if not found:
+        return MISSING
+    took = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found["seconds"].items())
+    runs = found["compare"]["runs"]
+    names = list(next(iter(runs.values()))["verdicts"])
+    rows = [
+        [model, *(str(one["verdicts"][name]) for name in names), str(one["controls_flagged"]["count"])]
+        for model, one in runs.items()
+    ]
+    text = table(["model", *names, "controls flagged"], rows)
+    return f"{text}\n\n{found['compare']['suspects']} suspects. Minutes on two cores: {took}."
+
+
+BLOCKS = (lab, audit, detectors, ladder, bench_dori, mitigations, adversarial, locality, line, kill_line)

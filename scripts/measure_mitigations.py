@@ -9,6 +9,7 @@ published, each suspect under its own mask. Resumes where it was cut; ``--only b
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -128,8 +129,8 @@ def _row(similarity: Mapping[str, float], accuracy: Mapping[str, Any]) -> dict[s
     return {"replicated by caption": share(hits), "similarity": dict(similarity), "scene accuracy": accuracy}
 
 
-def attacked(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, float]:
-    """Similarity that DoRI's best start reaches: id -> median over images."""
+def attacked(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, dict[str, float]]:
+    """Similarity that DoRI reaches: start -> id -> median over images."""
     points = StartingPoints(pipe, [scene.caption for scene in world.training_scenes(8, seed=2024)])
     negative, targets = encode_prompts(pipe, [""], guidance=False).prompt_embeds, []
     for item in items:
@@ -141,26 +142,37 @@ def attacked(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, f
     rows = torch.stack([triggers.embeddings[-1] for triggers in found]).repeat_interleave(TRIES, 0)
     seeds = [item_seed(0, f"{role}:{item.id}", "evaluate", i) for item in items for _ in STARTS for i in range(TRIES)]
     images = generate_from(pipe, rows, negative, seeds, sampling=Sampling(20, 3.0, min(16, len(seeds)))).images
-    groups = iter(images.split(TRIES))
-    return {item.id: max(likeness(next(groups), item) for _ in STARTS) for item in items}
+    result: dict[str, dict[str, float]] = {start: {} for start in STARTS}
+    for (item, start), made in zip(itertools.product(items, STARTS), images.split(TRIES), strict=True):
+        result[start][item.id] = likeness(made, item)
+    return result
 
 
-def attacked_under(pipe: Pipeline, made: Mitigation, how: str, items: Sequence[Suspect], role: str) -> dict[str, float]:
+def attacked_under(
+    pipe: Pipeline, made: Mitigation, how: str, items: Sequence[Suspect], role: str
+) -> dict[str, dict[str, float]]:
     """:func:`attacked` under the union, or each suspect under its own mask and the controls under them in turn."""
     if how == "union":
         with apply(pipe, made):
             return attacked(pipe, items, role)
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {start: {} for start in STARTS}
     for index, name in enumerate(made.suspects):
         with apply(pipe, made, only=name):
-            found |= attacked(pipe, [i for i in items if i.id == name] or items[index :: len(made.suspects)], role)
+            part = attacked(pipe, [i for i in items if i.id == name] or items[index :: len(made.suspects)], role)
+        for start in STARTS:
+            found[start] |= part[start]
     return found
 
 
-def brought_back(similarity: Mapping[str, float]) -> dict[str, Any]:
-    """The share of items that DoRI brings to the threshold."""
-    hits = [value >= THRESHOLD for value in similarity.values()]
-    return {"brought back": share(hits), "similarity": dict(similarity)}
+def brought_back(similarity: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The share of items that DoRI brings to the threshold: from each start, and from the better of all."""
+    best = {key: max(row[key] for row in similarity.values()) for key in similarity[STARTS[0]]}
+    each = {start: share([value >= THRESHOLD for value in row.values()]) for start, row in similarity.items()}
+    return {
+        "brought back": share([value >= THRESHOLD for value in best.values()]),
+        "from each start": each,
+        "similarity": {start: dict(row) for start, row in similarity.items()},
+    }
 
 
 def measure(run: Run, *, best_only: bool) -> None:
