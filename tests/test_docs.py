@@ -1,4 +1,4 @@
-"""The documents agree with what was measured."""
+"""The documents agree with what was measured and with what the commands say."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_figures_in_the_readme_are_those_measured() -> None:
-    line = [sys.executable, str(ROOT / "scripts" / "readme_figures.py"), "--check"]
+@pytest.mark.parametrize("script", ["readme_figures", "help_texts"])
+def test_generated_pages_are_up_to_date(script: str) -> None:
+    line = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--check"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
