@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Call, Family, Pipeline, Size, family_of
+from diffkit.families.base import size_of_latents, stock_default
 
-__all__ = ["Conditioning", "encode_prompts", "predict_noise"]
+__all__ = [
+    "Conditioning",
+    "Embeds",
+    "denoiser_call",
+    "encode_prompts",
+    "initial_latents",
+    "predict_noise",
+]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts.
+    """Encoded prompts with what to steer away from.
 
     Attributes:
-        prompt_embeds: (n, L, D).
-        negative_prompt_embeds: (n, L, D), or None without guidance.
+        positive: n rows.
+        negative: n rows, or None without guidance.
     """
 
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None = None
+    positive: Embeds
+    negative: Embeds | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt_embeds)
+        return len(self.positive)
+
+    @property
+    def prompt_embeds(self) -> Tensor:
+        """(n, L, D)."""
+        return self.positive.prompt_embeds
+
+    @property
+    def negative_prompt_embeds(self) -> Tensor | None:
+        """(n, L, D), or None without guidance."""
+        return None if self.negative is None else self.negative.prompt_embeds
 
     def rows(self, indices: Sequence[int]) -> Conditioning:
         """The rows at ``indices``, in that order; an index may come back several times."""
-        picked = torch.as_tensor(list(indices), dtype=torch.long, device=self.prompt_embeds.device)
-        negative = self.negative_prompt_embeds
-        return Conditioning(self.prompt_embeds[picked], None if negative is None else negative[picked])
+        return Conditioning(self.positive.rows(indices), None if self.negative is None else self.negative.rows(indices))
 
     def repeat(self, n: int) -> Conditioning:
         """Every row ``n`` times, copies next to each other."""
-        return self.rows([row for row in range(len(self)) for _ in range(n)])
+        return Conditioning(self.positive.repeat(n), None if self.negative is None else self.negative.repeat(n))
 
     def kwargs(self) -> dict[str, Tensor]:
         """The keyword arguments that hand the embeddings to the pipeline."""
-        named = {"prompt_embeds": self.prompt_embeds}
-        if self.negative_prompt_embeds is not None:
-            named["negative_prompt_embeds"] = self.negative_prompt_embeds
-        return named
+        return {**self.positive.kwargs(), **({} if self.negative is None else self.negative.kwargs("negative_"))}
 
 
 @torch.no_grad()
@@ -55,49 +70,155 @@ def encode_prompts(
     *,
     guidance: bool = True,
     clip_skip: int | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Conditioning:
     """Embeddings of ``prompts`` by the pipeline's own ``encode_prompt``; each distinct prompt is encoded once, alone.
 
     Encoding alone keeps a prompt's embedding independent of the prompts beside it.
 
     Args:
-        negative_prompts: one for all, or one for each prompt; "" where None.
+        negative_prompts: one for all, or one for each prompt; None is what the pipeline itself takes when there is
+            none: the empty text, or zeros for an SDXL with ``force_zeros_for_empty_prompt``.
         guidance: whether classifier-free guidance will need the negative embeddings.
         clip_skip: how many last layers of the text encoder to leave out; for prompts only, as in diffusers.
+        options: further keywords of the family's call that shape the encoding: ``prompt_2``, ``negative_prompt_2``
+            (one for all or one for each prompt), ``max_sequence_length`` and so on.
 
     Raises:
         InputError: no prompts, something that is no string, or lists of different lengths.
     """
-    family_of(pipe)
+    family, given = family_of(pipe), dict(options or {})
     if isinstance(prompts, str) or not prompts or any(not isinstance(prompt, str) for prompt in prompts):
         raise InputError("Expected a non-empty list of prompts, each a string.")
-    if isinstance(negative_prompts, str) or negative_prompts is None:
-        negative_prompts = [negative_prompts or ""] * len(prompts)
-    if len(negative_prompts) != len(prompts):
-        raise InputError(f"Got {len(negative_prompts)} negative prompts for {len(prompts)} prompts; give one each.")
-    positive = _encode(pipe, prompts, clip_skip)
-    negative = _encode(pipe, negative_prompts, None) if guidance else None
-    return Conditioning(positive, negative)
+    texts, negatives = _columns(given, prompts), _columns(given, prompts, "negative_")
+    texts["prompt"] = list(prompts)
+    positive = _encode(pipe, family, texts, {**given, "clip_skip": clip_skip})
+    if not guidance:
+        return Conditioning(positive)
+    if negative_prompts is None and family.zeros_for_none and pipe.config.get("force_zeros_for_empty_prompt"):
+        return Conditioning(positive, positive._each(torch.zeros_like))
+    negatives["prompt"] = _listed("negative prompts", negative_prompts or "", len(prompts))
+    return Conditioning(positive, _encode(pipe, family, negatives, {**given, **family.for_negative}))
 
 
-def _encode(pipe: Pipeline, texts: Sequence[str], clip_skip: int | None) -> Tensor:
-    device = pipe._execution_device
-    known: dict[str, Tensor] = {}
-    for text in dict.fromkeys(texts):
-        known[text] = pipe.encode_prompt([text], device, 1, False, clip_skip=clip_skip)[0]
-    return torch.cat([known[text] for text in texts])
+def _listed(name: str, given: object, n: int) -> list[str | None]:
+    """One text for each of ``n`` prompts."""
+    texts = [given] * n if isinstance(given, str | None) else list(given) if isinstance(given, Sequence) else []
+    if len(texts) != n:
+        raise InputError(f"Got {len(texts)} {name} for {n} prompts; give one each.")
+    return texts
 
 
-def predict_noise(pipe: Pipeline, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-    """The denoiser's output (B, C, h, w) without guidance, as the pipeline itself calls it.
+def _columns(given: dict[str, object], prompts: Sequence[str], prefix: str = "") -> dict[str, list[str | None]]:
+    """Take the texts for further encoders out of the options, one list for each encoder."""
+    names = [f"prompt_{number}" for number in (2, 3, 4)]
+    return {name: _listed(prefix + name, given.pop(prefix + name, None), len(prompts)) for name in names}
 
-    Differentiable in ``prompt_embeds`` and ``latents``. For an epsilon model it is the predicted noise.
+
+def _encode(
+    pipe: Pipeline, family: Family, columns: Mapping[str, list[str | None]], options: Mapping[str, object]
+) -> Embeds:
+    """Rows of texts, each through ``encode_prompt`` by itself; equal rows once."""
+    accepted = inspect.signature(pipe.encode_prompt).parameters
+    wanted = {
+        "device": pipe._execution_device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+        **options,
+    }
+    shared = {name: value for name, value in wanted.items() if name in accepted}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    known: dict[tuple[str | None, ...], Embeds] = {}
+    for row in rows:
+        key = tuple(row.values())
+        if key not in known:
+            texts = {name: None if text is None else [text] for name, text in row.items() if name in accepted}
+            found = pipe.encode_prompt(**texts, **shared)
+            named = {
+                name: value
+                for name, value in zip(family.encoded, found, strict=False)
+                if name is not None and value is not None
+            }
+            known[key] = Embeds(named.pop("prompt_embeds"), named)
+    return Embeds.cat([known[tuple(row.values())] for row in rows])
+
+
+def denoiser_call(
+    pipe: Pipeline,
+    latents: Tensor,
+    timesteps: Tensor,
+    embeds: Embeds | Tensor,
+    *,
+    guidance_scale: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> Call:
+    """What :func:`predict_noise` asks of the denoiser; see there.
+
+    Raises:
+        InputError: a bare tensor where the family's denoiser needs more, or packed latents of an unknown size.
+    """
+    family = family_of(pipe)
+    if isinstance(embeds, Tensor):
+        if family.companions:
+            raise InputError(
+                f"A {family.name} prompt is more than one tensor ({', '.join(family.companions)}); give the Embeds "
+                f"that encode_prompts returns."
+            )
+        embeds = Embeds(embeds)
+    scale = stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale
+    pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    return Call(latents, timesteps, embeds, 1.0 if scale is None else scale, pixels)
+
+
+def predict_noise(
+    pipe: Pipeline,
+    latents: Tensor,
+    timesteps: Tensor,
+    embeds: Embeds | Tensor,
+    *,
+    guidance_scale: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """The denoiser's output without guidance, shaped as ``latents``, as the pipeline itself calls it.
+
+    Differentiable in ``latents`` and in all of ``embeds``. It is what ``scheduler.step`` takes: the predicted noise of
+    an epsilon model, the velocity ``noise - x`` of a flow model.
 
     Args:
-        latents: (B, C, h, w), noisy, already scaled by ``scheduler.scale_model_input`` where the scheduler scales.
-        timesteps: (B,) or a scalar tensor.
-        prompt_embeds: (B, L, D).
+        latents: (B, C, h, w), or (B, tokens, C) for families that pack them; noisy, already scaled by
+            ``scheduler.scale_model_input`` where the scheduler scales.
+        timesteps: (B,) or a scalar tensor, in the scheduler's units.
+        embeds: B rows; (B, L, D) alone where the family has nothing beside it.
+        guidance_scale: for denoisers that are told of it (FLUX.1); the pipeline's own default when None.
+        size: (height, width) in pixels of packed latents; the model's own size or a square when None.
+
+    Raises:
+        InputError: as :func:`denoiser_call`.
     """
-    denoiser = getattr(pipe, family_of(pipe).denoiser)
-    prediction: Tensor = denoiser(latents, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
-    return prediction
+    family = family_of(pipe)
+    call = denoiser_call(pipe, latents, timesteps, embeds, guidance_scale=guidance_scale, size=size)
+    positional, named = family.inputs(pipe, call)
+    return family.output(getattr(pipe, family.denoiser)(*positional, **named, return_dict=False), call)
+
+
+def initial_latents(
+    pipe: Pipeline,
+    generators: Sequence[torch.Generator],
+    size: tuple[int, int] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal latents as the loop carries them, one row from each generator, as the pipeline draws them.
+
+    They are not yet multiplied by the scheduler's ``init_noise_sigma``; a pipeline that is given them does that.
+
+    Args:
+        generators: on the host; they advance.
+        size: (height, width) in pixels; the model's own when None.
+        dtype: the precision to draw in; the denoiser's when None.
+    """
+    family = family_of(pipe)
+    shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else Size(*size))
+    precision = getattr(pipe, family.denoiser).dtype if dtype is None else dtype
+    drawn = [torch.randn((1, *shape), generator=generator, dtype=precision) for generator in generators]
+    return family.pack(pipe, torch.cat(drawn)).to(pipe._execution_device)

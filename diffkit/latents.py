@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline, family_of
+from diffkit.families import Autoencoder, Pipeline, Size, family_of
+from diffkit.families.base import size_of_latents
 
 __all__ = ["decode_latents", "encode_images"]
 
 
 @torch.no_grad()
 def encode_images(pipe: Pipeline, images: Tensor) -> Tensor:
-    """Latents (B, C, h, w) of images (B, 3, H, W) in [0, 1], scaled as the denoiser sees them.
+    """Latents of images (B, 3, H, W) in [0, 1], as the pipeline's loop carries them: scaled, packed where it packs.
 
     The posterior's mode where the VAE has a posterior, so the result is not random. No gradient flows through.
 
@@ -25,20 +26,24 @@ def encode_images(pipe: Pipeline, images: Tensor) -> Tensor:
     vae = pipe.vae
     encoded = vae.encode(images.to(pipe._execution_device, vae.dtype) * 2 - 1)
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    return family_of(pipe).to_denoiser(latents, vae)
+    return family_of(pipe).to_denoiser(pipe, latents, vae)
 
 
-def decode_latents(pipe: Pipeline, latents: Tensor, vae: Autoencoder | None = None) -> Tensor:
-    """Images (B, 3, H, W), float32 in [0, 1], of latents (B, C, h, w); differentiable.
+def decode_latents(
+    pipe: Pipeline, latents: Tensor, vae: Autoencoder | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
+    """Images (B, 3, H, W), float32 in [0, 1], of latents as the pipeline's loop carries them; differentiable.
 
     The same arithmetic, in the same precision, as the pipeline's own decoding.
 
     Args:
         vae: another autoencoder of the same latents, for example an ``AutoencoderTiny`` for previews, with the scaling
             of its own configuration; None for the pipeline's own.
+        size: (height, width) in pixels of packed latents; the model's own size or a square when None.
     """
-    vae = pipe.vae if vae is None else vae
-    unscaled = family_of(pipe).to_vae(latents.to(pipe._execution_device, vae.dtype), vae)
+    vae, family = pipe.vae if vae is None else vae, family_of(pipe)
+    pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    unscaled = family.to_vae(pipe, latents.to(pipe._execution_device, vae.dtype), vae, pixels)
     decoded = vae.decode(unscaled, return_dict=False)[0]
     images: Tensor = pipe.image_processor.denormalize(decoded)
     return images.float()

@@ -103,7 +103,7 @@ def check_suspendable(pipe: Pipeline) -> None:
     Raises:
         InputError: unknown family or scheduler, or something that counts the loop's own index.
     """
-    reason = family_of(pipe).refusals(pipe)
+    reason = family_of(pipe).refusals(pipe, {})
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
     solver_of(pipe.scheduler)

@@ -18,6 +18,7 @@ __all__ = [
     "State",
     "StepCall",
     "gather_states",
+    "is_flow",
     "log_snr",
     "noise_levels",
     "solver_of",
@@ -25,6 +26,7 @@ __all__ = [
     "tweedie",
 ]
 
+PURE_NOISE = 1000.0
 State = dict[str, object]  # attribute of the scheduler -> its value, tensors of shape (B, ...) inside
 
 
@@ -58,8 +60,20 @@ def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
     return call.result[1]
 
 
+def is_flow(scheduler: Scheduler) -> bool:
+    """Whether the model under this scheduler predicts a velocity on straight lines from data to noise."""
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
+
+
 def tweedie(scheduler: Scheduler, call: StepCall) -> Tensor:
-    """Tweedie's estimate from the model's output and alpha-bar at the timestep, float32."""
+    """Tweedie's estimate from the model's output and alpha-bar at the timestep, float32.
+
+    Of a flow model ``sample - sigma v``, with sigma the timestep over the number of training timesteps.
+    """
+    if is_flow(scheduler):
+        sigma = call.timestep.to(call.sample.device, torch.float32) / scheduler.config.num_train_timesteps
+        estimate: Tensor = call.sample.float() - sigma * call.model_output.float()
+        return estimate
     alpha: Tensor = scheduler.alphas_cumprod[int(call.timestep)].to(call.sample.device)
     sample, output = call.sample.float(), call.model_output.float()
     kind = scheduler.config.prediction_type
@@ -91,6 +105,21 @@ def _refuse_inner_solver(scheduler: Scheduler) -> str | None:
     return "its solver_p is a second scheduler with a state of its own; set solver_p=None"
 
 
+def _x0_of_flow(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """``sample - sigma v`` with the sigma of before the step, float32; ``step`` has moved the index on by one."""
+    sigma = scheduler.sigmas[scheduler.step_index - 1].to(call.sample.device)
+    estimate: Tensor = call.sample.float() - sigma * call.model_output.float()
+    return estimate
+
+
+def _refuse_odd_flow(scheduler: Scheduler) -> str | None:
+    if scheduler.config.get("stochastic_sampling"):
+        return "stochastic_sampling draws noise from no generator of a candidate's own; set it to False"
+    if scheduler.config.get("invert_sigmas"):
+        return "invert_sigmas counts noise backwards; set it to False"
+    return None
+
+
 _PNDM = ("ets", "counter", "cur_model_output", "cur_sample")
 _UNIPC = ("_step_index", "model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order")
 SOLVERS: dict[str, Solver] = {
@@ -100,6 +129,7 @@ SOLVERS: dict[str, Solver] = {
     "DPMSolverMultistepScheduler": Solver(("_step_index", "model_outputs", "lower_order_nums"), _x0_of_dpm),
     "UniPCMultistepScheduler": Solver(_UNIPC, _x0_of_unipc, _refuse_inner_solver),
     "PNDMScheduler": Solver(_PNDM, tweedie),
+    "FlowMatchEulerDiscreteScheduler": Solver(("_step_index",), _x0_of_flow, _refuse_odd_flow),
 }
 
 
@@ -124,11 +154,15 @@ def solver_of(scheduler: Scheduler) -> Solver:
 def noise_levels(scheduler: Scheduler) -> list[float]:
     """Noise level of the latents that go INTO each step of the present timesteps: sigma, noise over signal.
 
-    ``sqrt((1 - alpha_bar) / alpha_bar)``, in (0, inf), falling from step to step.
+    ``sqrt((1 - alpha_bar) / alpha_bar)``, or ``sigma / (1 - sigma)`` of a flow model, falling from step to step. Pure
+    noise, where a flow model begins, counts as ``PURE_NOISE``: it has no finite ratio.
     """
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
-        return [float(sigma) for sigma in sigmas[:-1]]
+        levels = [float(sigma) for sigma in sigmas[:-1]]
+        if not is_flow(scheduler):
+            return levels
+        return [min(level / (1 - level), PURE_NOISE) if level < 1 else PURE_NOISE for level in levels]
     alphas = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
     return [float(sigma) for sigma in ((1 - alphas) / alphas).sqrt()]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffkit.conditioning import Conditioning, predict_noise
+from diffkit.conditioning import Conditioning, Embeds, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
 from diffkit.solvers import StepCall, tweedie
@@ -20,7 +20,7 @@ __all__ = ["Activations", "Predictions", "activations", "predictions"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The denoiser's two outputs for the same noisy latents, each (B, C, h, w), in the model's own parametrization.
+    """The denoiser's two outputs for the same noisy latents, shaped as those, in the model's own parametrization.
 
     Attributes:
         conditional: with the prompt.
@@ -39,23 +39,32 @@ class Predictions:
         return magnitude
 
 
-def predictions(pipe: Pipeline, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Predictions:
+def predictions(
+    pipe: Pipeline,
+    latents: Tensor,
+    timestep: Tensor,
+    conditioning: Conditioning,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Predictions:
     """Both predictions in one call of the denoiser, rows [unconditional; conditional] as the pipeline stacks them.
 
     Differentiable in the embeddings and latents.
 
     Args:
-        latents: (B, C, h, w), already scaled as the denoiser takes them (alpha-bar weighted, as DDIM's are).
+        latents: (B, C, h, w) or packed, already scaled as the denoiser takes them (alpha-bar weighted, as DDIM's are).
         timestep: scalar tensor, in training timesteps.
         conditioning: B rows, with negatives.
+        size: (height, width) in pixels of packed latents; the model's own size or a square when None.
 
     Raises:
         InputError: the conditioning has no negatives.
     """
-    if conditioning.negative_prompt_embeds is None:
+    if conditioning.negative is None:
         raise InputError("The conditioning has no negatives; encode it with guidance=True.")
-    embeds = torch.cat([conditioning.negative_prompt_embeds, conditioning.prompt_embeds])
-    unconditional, conditional = predict_noise(pipe, torch.cat([latents] * 2), timestep, embeds).chunk(2)
+    embeds = Embeds.cat([conditioning.negative, conditioning.positive])
+    both = predict_noise(pipe, torch.cat([latents] * 2), timestep, embeds, size=size)
+    unconditional, conditional = both.chunk(2)
     x0 = tweedie(pipe.scheduler, StepCall(conditional, timestep, latents, ()))
     return Predictions(conditional, unconditional, x0)
 

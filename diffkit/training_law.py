@@ -9,27 +9,35 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
+from diffkit.solvers import is_flow
 
-__all__ = ["Noised", "noised", "timestep_bins"]
+__all__ = ["Noised", "draw_timesteps", "noised", "timestep_bins"]
 
-Noised = tuple[Tensor, Tensor]  # noisy latents and the target, both (B, C, h, w)
+Noised = tuple[Tensor, Tensor]  # noisy latents and the target, both shaped as the clean latents
 
 
 def noised(scheduler: Scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
-    """Noisy latents ``sqrt(abar_t) x + sqrt(1 - abar_t) noise`` and the training target at them.
+    """Noisy latents and the training target at them.
 
-    The target is the noise for "epsilon", ``sqrt(abar_t) noise - sqrt(1 - abar_t) x`` for "v_prediction" (Salimans
-    and Ho 2022, appendix D), ``x`` for "sample". Differentiable in ``clean`` and ``noise``.
+    Diffusion: ``sqrt(abar_t) x + sqrt(1 - abar_t) noise``; flow matching: ``(1 - sigma) x + sigma noise`` with
+    ``sigma = t / T``, and the target is the velocity ``noise - x`` (Esser et al. 2024, section 2).
+
+    The target of diffusion is the noise for "epsilon", ``sqrt(abar_t) noise - sqrt(1 - abar_t) x`` for "v_prediction"
+    (Salimans and Ho 2022, appendix D), ``x`` for "sample". Differentiable in ``clean`` and ``noise``.
 
     Args:
-        scheduler: with ``alphas_cumprod`` (T,) and a ``prediction_type``.
-        clean: (B, C, h, w) latents as the denoiser sees them.
-        noise: (B, C, h, w) standard normal.
-        timesteps: (B,) integers in [0, T).
+        scheduler: with ``alphas_cumprod`` (T,) and a ``prediction_type``, or one of flow matching.
+        clean: (B, ...) latents as the denoiser sees them.
+        noise: (B, ...) standard normal.
+        timesteps: (B,) integers in [0, T); numbers in [0, T] for flow matching.
 
     Raises:
-        InputError: the scheduler predicts something else, or knows no alpha-bar (flow matching).
+        InputError: the scheduler predicts something else.
     """
+    column = (-1, *[1] * (clean.ndim - 1))
+    if is_flow(scheduler):
+        sigma = (timesteps.to(clean.device, torch.float32) / scheduler.config.num_train_timesteps).view(column)
+        return (1 - sigma) * clean + sigma * noise, noise - clean
     abar = getattr(scheduler, "alphas_cumprod", None)
     kind = scheduler.config.get("prediction_type")
     if abar is None or kind not in ("epsilon", "v_prediction", "sample"):
@@ -37,12 +45,28 @@ def noised(scheduler: Scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor
             f"Expected a scheduler that predicts epsilon, v_prediction or sample, got {type(scheduler).__name__} with "
             f"{kind!r}."
         )
-    level = abar.to(clean.device, torch.float32)[timesteps.to(clean.device)].view(-1, 1, 1, 1)
+    level = abar.to(clean.device, torch.float32)[timesteps.to(clean.device)].view(column)
     signal, spread = level.sqrt(), (1 - level).sqrt()
     noisy = signal * clean + spread * noise
     if kind == "sample":
         return noisy, clean
     return noisy, noise if kind == "epsilon" else signal * noise - spread * clean
+
+
+def draw_timesteps(scheduler: Scheduler, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """(n,) timesteps as the model is trained at: uniform integers in [0, T) for diffusion.
+
+    For flow matching ``T sigma`` with ``sigma`` the logistic function of a standard normal number (Esser et al. 2024,
+    equation 19, m = 0, s = 1), moved by the scheduler's own constant ``shift`` (section 5.3.2); float32 in (0, T).
+    """
+    total = scheduler.config.num_train_timesteps
+    if not is_flow(scheduler):
+        return torch.randint(total, (n,), generator=generator)
+    sigma = torch.randn(n, generator=generator).sigmoid()
+    known = scheduler.config
+    moves = 1.0 if known.get("use_dynamic_shifting") else known.get("shift", known.get("flow_shift", 1.0))
+    drawn: Tensor = total * moves * sigma / (1 + (moves - 1) * sigma)
+    return drawn
 
 
 def timestep_bins(total: int, bins: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline
 
-from diffkit.conditioning import Conditioning, encode_prompts
+from diffkit.conditioning import Conditioning, Embeds, encode_prompts
 from diffkit.errors import InputError
 from diffkit.taps import activations, predictions
 
@@ -38,7 +38,7 @@ def test_predictions_are_those_of_the_stock_loop():
 def test_gradients_reach_the_embeddings():
     pipe, conditioning = tiny_pipeline(), encode_prompts(tiny_pipeline(), ["a"])
     embeds = conditioning.prompt_embeds.clone().requires_grad_()
-    pair = Conditioning(embeds, conditioning.negative_prompt_embeds)
+    pair = Conditioning(Embeds(embeds), conditioning.negative)
     predictions(pipe, torch.randn(1, 4, 16, 16), torch.tensor(500), pair).text_magnitude().sum().backward()
     assert embeds.grad.abs().sum() > 0
 

@@ -1,0 +1,102 @@
+"""An encoded prompt: the sequence that the denoiser attends to, and all that the text encoders return beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from diffkit.errors import InputError
+
+__all__ = ["Embeds"]
+
+
+@dataclass(frozen=True)
+class Embeds:
+    """Encoded texts, one a row.
+
+    Attributes:
+        prompt_embeds: (n, L, D), the sequence that cross or joint attention reads, and that attacks change.
+        companions: what else the pipeline takes for them, each (n, ...), under the pipeline's own keyword for the
+            positive prompt: ``pooled_prompt_embeds`` (n, P), ``prompt_attention_mask`` (n, L) and so on.
+    """
+
+    prompt_embeds: Tensor
+    companions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def rows(self, indices: Sequence[int]) -> Embeds:
+        """The rows at ``indices``, in that order; an index may come back several times."""
+        picked = torch.as_tensor(list(indices), dtype=torch.long)
+        return self._each(lambda value: value[picked.to(value.device)])
+
+    def repeat(self, n: int) -> Embeds:
+        """Every row ``n`` times, copies next to each other."""
+        return self._each(lambda value: value.repeat_interleave(n, 0))
+
+    def expand(self, n: int) -> Embeds:
+        """``n`` rows, all the one row there is; no memory is copied.
+
+        Raises:
+            InputError: there is not exactly one row.
+        """
+        if len(self) != 1:
+            raise InputError(f"Expected one encoded text to expand, got {len(self)}.")
+        return self._each(lambda value: value.expand(n, *value.shape[1:]))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Embeds:
+        """Everything on ``device``; what is a floating-point number in ``dtype``, masks as they are."""
+        return self._each(lambda value: value.to(device, dtype if value.is_floating_point() else None))
+
+    def cpu(self) -> Embeds:
+        """Everything in host memory."""
+        return self.to("cpu")
+
+    def detach(self) -> Embeds:
+        """The same numbers without their history of gradients."""
+        return self._each(Tensor.detach)
+
+    def replace(self, prompt_embeds: Tensor | None = None, **companions: Tensor) -> Embeds:
+        """The same texts with another sequence, or other companions, in place of their own.
+
+        Raises:
+            InputError: there is no such companion.
+        """
+        if unknown := set(companions) - set(self.companions):
+            raise InputError(f"These encoded prompts have no {', '.join(sorted(unknown))}.")
+        sequence = self.prompt_embeds if prompt_embeds is None else prompt_embeds
+        return replace(self, prompt_embeds=sequence, companions={**self.companions, **companions})
+
+    def kwargs(self, prefix: str = "") -> dict[str, Tensor]:
+        """The pipeline's keyword arguments; ``prefix`` is ``negative_`` for what it steers away from."""
+        named = {"prompt_embeds": self.prompt_embeds, **self.companions}
+        return {prefix + name: value for name, value in named.items()}
+
+    @staticmethod
+    def cat(parts: Sequence[Embeds]) -> Embeds:
+        """All rows of all parts; shorter sequences are filled up with zeros, and so are their masks.
+
+        Raises:
+            InputError: no parts, or parts of different families.
+        """
+        if not parts or len({frozenset(part.companions) for part in parts}) > 1:
+            raise InputError("Expected encoded prompts of one model, got none or of several.")
+        first = parts[0]
+        companions = {name: _stacked([part.companions[name] for part in parts]) for name in first.companions}
+        return Embeds(_stacked([part.prompt_embeds for part in parts]), companions)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Embeds:
+        return Embeds(change(self.prompt_embeds), {name: change(value) for name, value in self.companions.items()})
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Concatenation along the rows, after filling up dimension 1 with zeros to the longest."""
+    if values[0].ndim < 2 or len({value.shape[1] for value in values}) == 1:
+        return torch.cat(list(values))
+    longest = max(value.shape[1] for value in values)
+    return torch.cat([pad(value, (*[0, 0] * (value.ndim - 2), 0, longest - value.shape[1])) for value in values])

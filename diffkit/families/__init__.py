@@ -1,0 +1,50 @@
+"""Families of diffusers pipelines, one descriptor each, so that a new family is one more descriptor."""
+
+from __future__ import annotations
+
+from diffkit.errors import InputError
+from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Scheduler, Size, stock_class
+from diffkit.families.flux import FLUX
+from diffkit.families.stable_diffusion import SDXL, STABLE_DIFFUSION
+from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+
+__all__ = [
+    "FAMILIES",
+    "Autoencoder",
+    "Call",
+    "Family",
+    "Inputs",
+    "Pipeline",
+    "Scheduler",
+    "Size",
+    "default_size",
+    "family_of",
+    "pipe_denoiser",
+    "stock_class",
+]
+
+FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION, SDXL, STABLE_DIFFUSION_3, FLUX)
+
+
+def family_of(pipe: Pipeline) -> Family:
+    """The family whose stock class ``type(pipe)`` is or derives from.
+
+    Raises:
+        InputError: no descriptor fits this pipeline.
+    """
+    ancestors = {base.__name__ for base in type(pipe).__mro__}
+    for family in FAMILIES:
+        if family.pipeline in ancestors:
+            return family
+    known = ", ".join(family.pipeline for family in FAMILIES)
+    raise InputError(f"{type(pipe).__name__} belongs to no known family of pipelines; use one of: {known}.")
+
+
+def pipe_denoiser(pipe: Pipeline) -> Pipeline:
+    """The pipeline's denoiser, a U-Net or a transformer."""
+    return getattr(pipe, family_of(pipe).denoiser)
+
+
+def default_size(pipe: Pipeline) -> Size:
+    """Height and width in pixels of the images that the pipeline makes when it is told no size."""
+    return family_of(pipe).default_size(pipe)

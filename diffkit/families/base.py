@@ -1,0 +1,238 @@
+"""What the toolkit must know about a family of pipelines, and what most families have in common."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from diffkit.embeds import Embeds
+from diffkit.errors import InputError
+
+__all__ = [
+    "Autoencoder",
+    "Call",
+    "Family",
+    "Inputs",
+    "Pipeline",
+    "Scheduler",
+    "Size",
+    "keywords_of",
+    "scaled",
+    "shifted",
+    "size_of_latents",
+    "stock_class",
+    "stock_default",
+    "unscaled",
+    "unshifted",
+]
+
+# diffusers registers a pipeline's modules by name at run time, and its schedulers share no typed base: no static type
+# says what they have. These aliases name what is meant; `family_of` and `solver_of` check it.
+Pipeline: TypeAlias = Any  # a diffusers.DiffusionPipeline
+Scheduler: TypeAlias = Any  # a diffusers.SchedulerMixin
+Autoencoder: TypeAlias = Any  # a diffusers.AutoencoderKL or AutoencoderTiny
+
+
+class Size(NamedTuple):
+    """Of an image, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of the denoiser is about.
+
+    Attributes:
+        latents: (B, C, h, w), or (B, tokens, C) where the pipeline packs them, as the pipeline's own loop carries them.
+        timesteps: scalar or (B,), in the scheduler's units.
+        embeds: B rows.
+        guidance_scale: for denoisers that are told of it.
+        size: of the image that comes of the latents.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    embeds: Embeds
+    guidance_scale: float
+    size: Size
+
+    def each_timestep(self) -> Tensor:
+        """(B,) timesteps."""
+        return self.timesteps.to(self.latents.device).expand(len(self.latents))
+
+
+class Inputs(NamedTuple):
+    """Positional and keyword arguments of the denoiser."""
+
+    positional: tuple[Tensor, ...]
+    named: dict[str, object]
+
+
+def _never(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+    return None
+
+
+def classifier_free(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
+    """Guidance by a second prediction for the negative prompt, at any scale above 1."""
+    return guidance_scale > 1
+
+
+def _default_size(pipe: Pipeline) -> Size:
+    """What the denoiser's configuration says, a side or (height, width) in latent cells."""
+    side = (pipe.unet if hasattr(pipe, "unet") else pipe.transformer).config.sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    return Size(height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
+
+
+def _noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
+    """(C, h, w), channels as the denoiser takes them."""
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    factor = pipe.vae_scale_factor
+    return (denoiser.config.in_channels, size.height // factor, size.width // factor)
+
+
+def _as_it_is(pipe: Pipeline, latents: Tensor) -> Tensor:
+    return latents
+
+
+def _plain_steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    return {"num_inference_steps": steps}
+
+
+def scaled(pipe: Pipeline, latents: Tensor, vae: Autoencoder) -> Tensor:
+    """Times the VAE's scale."""
+    result: Tensor = latents * vae.config.scaling_factor
+    return result
+
+
+def unscaled(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) -> Tensor:
+    """The inverse of :func:`scaled`."""
+    result: Tensor = latents / vae.config.scaling_factor
+    return result
+
+
+def shifted(pipe: Pipeline, latents: Tensor, vae: Autoencoder) -> Tensor:
+    """Less the VAE's shift, times its scale."""
+    result: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return result
+
+
+def unshifted(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) -> Tensor:
+    """The inverse of :func:`shifted`."""
+    result: Tensor = (latents / vae.config.scaling_factor) + vae.config.shift_factor
+    return result
+
+
+def _same(prediction: Tensor, call: Call) -> Tensor:
+    return prediction
+
+
+def _first_tensor(output: Any, call: Call) -> Tensor:
+    first: Tensor = output[0]
+    return first
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of diffusers pipelines.
+
+    Attributes:
+        name: how messages call it.
+        pipeline: name of the stock class; its subclasses belong to the family too.
+        denoiser: the pipeline's attribute that holds the denoiser.
+        encoded: the keywords of what ``encode_prompt`` returns for the positive prompt, by position; None for what is
+            not carried. The keyword of the negative prompt is the same after ``negative_``.
+        inputs: (pipeline, call) -> the denoiser's arguments, just as the pipeline's loop gives them.
+        output: (the denoiser's output tuple, call) -> prediction as ``scheduler.step`` takes it, shaped as the latents.
+        guided: (pipeline, guidance scale, further keyword arguments) -> whether negatives are needed.
+        guidance: how the pipeline guides, in words, for the table of families.
+        default_size: (pipeline) -> pixels when the call names none.
+        multiple: (pipeline) -> what height and width must be multiples of.
+        noise_shape: (pipeline, size) -> shape of one row of initial noise as the pipeline draws it.
+        pack: (pipeline, drawn noise) -> latents as the loop carries them.
+        to_denoiser: (pipeline, latents as the VAE encodes them, VAE) -> latents as the loop carries them.
+        to_vae: (pipeline, latents, VAE, size) -> the inverse, by the very expression of the pipeline's own decoding.
+        steps: (pipeline, number, size) -> what the pipeline gives to ``scheduler.set_timesteps``.
+        encoding: keywords of the call that only shape the encoding of prompts.
+        for_negative: what ``encode_prompt`` is told otherwise for a negative prompt.
+        zeros_for_none: whether zeros stand for a negative prompt that is not given, where the model's configuration
+            says ``force_zeros_for_empty_prompt``.
+        fixed: keywords of the call that are always given.
+        refusals: (pipeline, further keyword arguments) -> why its denoising cannot be cut, or None.
+        refused: what is refused, in words, for the table of families.
+    """
+
+    name: str
+    pipeline: str
+    denoiser: Literal["unet", "transformer"]
+    encoded: tuple[str | None, ...]
+    inputs: Callable[[Pipeline, Call], Inputs]
+    output: Callable[[Any, Call], Tensor] = _first_tensor
+    guided: Callable[[Pipeline, float, Mapping[str, object]], bool] = classifier_free
+    guidance: str = "classifier-free, one batch of both"
+    default_size: Callable[[Pipeline], Size] = _default_size
+    multiple: Callable[[Pipeline], int] = lambda pipe: 8
+    noise_shape: Callable[[Pipeline, Size], tuple[int, ...]] = _noise_shape
+    pack: Callable[[Pipeline, Tensor], Tensor] = _as_it_is
+    to_denoiser: Callable[[Pipeline, Tensor, Autoencoder], Tensor] = scaled
+    to_vae: Callable[[Pipeline, Tensor, Autoencoder, Size], Tensor] = unscaled
+    steps: Callable[[Pipeline, int, Size], dict[str, object]] = _plain_steps
+    encoding: frozenset[str] = frozenset()
+    for_negative: Mapping[str, object] = field(default_factory=dict)
+    zeros_for_none: bool = False
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    refusals: Callable[[Pipeline, Mapping[str, object]], str | None] = _never
+    refused: str = "nothing"
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Keywords of what is carried beside ``prompt_embeds``."""
+        return tuple(name for name in self.encoded if name is not None and name != "prompt_embeds")
+
+
+def stock_class(family: Family) -> Any:
+    """The stock pipeline class of a family."""
+    import diffusers
+
+    return getattr(diffusers, family.pipeline)
+
+
+@functools.cache
+def keywords_of(cls: Any) -> Mapping[str, inspect.Parameter]:
+    """The keyword arguments of a pipeline class's call, without ``self`` and catch-alls."""
+    parameters = inspect.signature(cls.__call__).parameters
+    named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    return {name: one for name, one in parameters.items() if name != "self" and one.kind in named}
+
+
+def stock_default(family: Family, keyword: str) -> Any:
+    """The default of a keyword argument of the stock call; None where there is no such keyword."""
+    parameter = keywords_of(stock_class(family)).get(keyword)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def size_of_latents(pipe: Pipeline, family: Family, latents: Tensor) -> Size:
+    """The image's size that latents speak of; packed latents are taken for the default size, else for a square.
+
+    Raises:
+        InputError: packed latents of neither.
+    """
+    if latents.ndim == 4:
+        factor = pipe.vae_scale_factor
+        return Size(latents.shape[2] * factor, latents.shape[3] * factor)
+    default = family.default_size(pipe)
+    cell = family.multiple(pipe)
+    side = round(latents.shape[1] ** 0.5)
+    for height, width in ((default.height // cell, default.width // cell), (side, side)):
+        if height * width == latents.shape[1]:
+            return Size(height * cell, width * cell)
+    raise InputError(
+        f"{latents.shape[1]} packed latents are no square and not the model's own size; say their height and width."
+    )

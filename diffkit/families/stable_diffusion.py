@@ -1,0 +1,86 @@
+"""Families with a U-Net: Stable Diffusion 1 and 2, SDXL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Size
+
+__all__ = ["SDXL", "STABLE_DIFFUSION"]
+
+
+def _guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
+    """Not where a distilled U-Net is told the scale."""
+    return guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+
+
+def _inputs(pipe: Pipeline, call: Call) -> Inputs:
+    return Inputs((call.latents, call.timesteps), {"encoder_hidden_states": call.embeds.prompt_embeds})
+
+
+STABLE_DIFFUSION = Family(
+    name="Stable Diffusion 1/2",
+    pipeline="StableDiffusionPipeline",
+    denoiser="unet",
+    encoded=("prompt_embeds",),
+    inputs=_inputs,
+    guided=_guided,
+    encoding=frozenset({"clip_skip"}),
+)
+
+
+def _inputs_xl(pipe: Pipeline, call: Call) -> Inputs:
+    """With the pooled text and the six numbers of size and crop, uncropped."""
+    positional, named = _inputs(pipe, call)
+    pooled = call.embeds.companions["pooled_prompt_embeds"]
+    dtype = call.embeds.prompt_embeds.dtype
+    ids = pipe._get_add_time_ids(tuple(call.size), (0, 0), tuple(call.size), dtype, pooled.shape[-1])
+    ids = ids.to(call.latents.device).repeat(len(call.latents), 1)
+    return Inputs(positional, {**named, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}})
+
+
+def _moments(vae: Autoencoder, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of each channel, where the VAE knows them (playground-v2.5)."""
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or deviation is None:
+        return None
+    mean, deviation = (torch.tensor(value).view(1, 4, 1, 1).to(latents) for value in (mean, deviation))
+    return mean, deviation
+
+
+def _to_denoiser_xl(pipe: Pipeline, latents: Tensor, vae: Autoencoder) -> Tensor:
+    known = _moments(vae, latents)
+    normal = latents if known is None else (latents - known[0]) / known[1]
+    result: Tensor = normal * vae.config.scaling_factor
+    return result
+
+
+def _to_vae_xl(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) -> Tensor:
+    known, scale = _moments(vae, latents), vae.config.scaling_factor
+    result: Tensor = latents / scale if known is None else latents * known[1] / scale + known[0]
+    return result
+
+
+def _refusals_xl(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+    if options.get("denoising_end") is not None:
+        return "denoising_end counts the steps of the whole denoising; leave it out"
+    return None
+
+
+SDXL = Family(
+    name="SDXL",
+    pipeline="StableDiffusionXLPipeline",
+    denoiser="unet",
+    encoded=("prompt_embeds", None, "pooled_prompt_embeds", None),
+    inputs=_inputs_xl,
+    guided=_guided,
+    to_denoiser=_to_denoiser_xl,
+    to_vae=_to_vae_xl,
+    encoding=frozenset({"clip_skip", "prompt_2", "negative_prompt_2"}),
+    zeros_for_none=True,
+    refusals=_refusals_xl,
+    refused="denoising_end",
+)

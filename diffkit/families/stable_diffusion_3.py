@@ -1,0 +1,54 @@
+"""Stable Diffusion 3 and 3.5: a joint-attention transformer with flow matching, three text encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diffkit.families.base import Call, Family, Inputs, Pipeline, Size, shifted, unshifted
+from diffkit.families.flow import shift_of_tokens
+
+__all__ = ["STABLE_DIFFUSION_3"]
+
+
+def _inputs(pipe: Pipeline, call: Call) -> Inputs:
+    return Inputs(
+        (),
+        {
+            "hidden_states": call.latents,
+            "timestep": call.each_timestep(),
+            "encoder_hidden_states": call.embeds.prompt_embeds,
+            "pooled_projections": call.embeds.companions["pooled_prompt_embeds"],
+        },
+    )
+
+
+def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    if not pipe.scheduler.config.get("use_dynamic_shifting"):
+        return {"num_inference_steps": steps}
+    cell = pipe.vae_scale_factor * pipe.transformer.config.patch_size
+    tokens = (size.height // cell) * (size.width // cell)
+    return {"num_inference_steps": steps, "mu": shift_of_tokens(pipe, tokens, max_shift=1.16)}
+
+
+def _refusals(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+    if options.get("skip_guidance_layers") is not None:
+        return "skip-layer guidance counts the steps of the loop; leave out skip_guidance_layers"
+    return None
+
+
+STABLE_DIFFUSION_3 = Family(
+    name="Stable Diffusion 3/3.5",
+    pipeline="StableDiffusion3Pipeline",
+    denoiser="transformer",
+    encoded=("prompt_embeds", None, "pooled_prompt_embeds", None),
+    inputs=_inputs,
+    multiple=lambda pipe: int(pipe.vae_scale_factor * pipe.patch_size),
+    to_denoiser=shifted,
+    to_vae=unshifted,
+    steps=_steps,
+    encoding=frozenset(
+        {"clip_skip", "max_sequence_length", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"}
+    ),
+    refusals=_refusals,
+    refused="skip-layer guidance, mu",
+)
