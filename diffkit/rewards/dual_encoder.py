@@ -183,7 +183,13 @@ def load_transformers(
         )
     if local.is_dir():
         _check_preprocessor(local, model.config.vision_config.image_size)
-    length = model.config.text_config.max_position_embeddings
+    text = model.config.text_config
+    length = text.max_position_embeddings
+    if len(words) != text.vocab_size:  # where its files are missing, transformers 5 makes a tokenizer of a few words
+        raise InputError(
+            f"The tokenizer in {tokenizer_from} has {len(words)} words, the network {text.vocab_size}; download the "
+            f"tokenizer's files of {wanted}."
+        )
 
     def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:
         batch = words(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")

@@ -30,7 +30,7 @@ __all__ = ["ImageReward", "ImageRewardNetwork", "load", "renamed", "text_config"
 
 REPOSITORY, FILES = "THUDM/ImageReward", ("ImageReward.pt", "ImageReward.safetensors")
 WANTED = f"{FILES[0]} from https://huggingface.co/{REPOSITORY}"
-TOKENIZER = "bert-base-uncased"
+TOKENIZER, VOCABULARY = "bert-base-uncased", ("tokenizer.json", "vocab.txt")
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 TOKENS, HEAD_WIDTH = 35, 64
 # What `med_config.json` of the published model says, where it differs from BlipTextConfig's defaults.
@@ -169,12 +169,16 @@ class ImageReward(NetworkReward):
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """BERT's tokenizer from the folder, else from the hub, with BLIP's two extra words."""
-    local = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
+    """BERT's tokenizer from the folder, else from the hub, with BLIP's two extra words.
+
+    The vocabulary is looked for first: where there is none, transformers 5 makes a tokenizer of five words of it.
+    """
+    local = any((folder / name).is_file() for name in VOCABULARY)
     source = folder if local else TOKENIZER
     wanted = f"vocab.txt from https://huggingface.co/{TOKENIZER} into the folder of {FILES[0]}"
-    with one_sentence(ImageReward.name, source, wanted), quietly():
-        tokenizer: PreTrainedTokenizerBase = BertTokenizer.from_pretrained(source, local_files_only=local)
+    file = find_file(source, VOCABULARY, reward=ImageReward.name, wanted=wanted)
+    with one_sentence(ImageReward.name, file, wanted), quietly():
+        tokenizer: PreTrainedTokenizerBase = BertTokenizer.from_pretrained(file.parent, local_files_only=True)
     tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     return tokenizer
 
