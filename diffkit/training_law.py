@@ -11,7 +11,7 @@ from diffkit.errors import InputError
 from diffkit.families import Scheduler
 from diffkit.solvers import is_flow
 
-__all__ = ["Noised", "draw_timesteps", "noised", "timestep_bins"]
+__all__ = ["Noised", "draw_timesteps", "noised", "timestep_bins", "timesteps_at"]
 
 Noised = tuple[Tensor, Tensor]  # noisy latents and the target, both shaped as the clean latents
 
@@ -62,10 +62,22 @@ def draw_timesteps(scheduler: Scheduler, n: int, generator: torch.Generator | No
     total = scheduler.config.num_train_timesteps
     if not is_flow(scheduler):
         return torch.randint(total, (n,), generator=generator)
-    sigma = torch.randn(n, generator=generator).sigmoid()
+    return _shifted(scheduler, torch.randn(n, generator=generator).sigmoid())
+
+
+def timesteps_at(scheduler: Scheduler, shares: Tensor) -> Tensor:
+    """The timesteps below which a share of the draws of :func:`draw_timesteps` lies: (n,) in (0, 1) to (n,)."""
+    total = scheduler.config.num_train_timesteps
+    if not is_flow(scheduler):
+        return (shares * total).long().clamp(max=total - 1)
+    return _shifted(scheduler, torch.special.ndtri(shares.clamp(1e-6, 1 - 1e-6)).sigmoid())
+
+
+def _shifted(scheduler: Scheduler, sigma: Tensor) -> Tensor:
+    """Timesteps of noise levels, after the scheduler's own constant shift."""
     known = scheduler.config
     moves = 1.0 if known.get("use_dynamic_shifting") else known.get("shift", known.get("flow_shift", 1.0))
-    drawn: Tensor = total * moves * sigma / (1 + (moves - 1) * sigma)
+    drawn: Tensor = known.num_train_timesteps * moves * sigma / (1 + (moves - 1) * sigma)
     return drawn
 
 
