@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.micro_batch import MicroBatch
 from memorization.attack import attacks
 from memorization.attack.base import Attack, Target, Triggers
 from memorization.attack.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from memorization.settings import AuditSettings
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+GRADIENT_ROWS = 64  # where the attacks begin when memory decides
 CHECKPOINT_EVERY = 10  # attack steps; what a kill may cost
 
 
@@ -62,6 +64,10 @@ class Ladder:
         copies: the copy detector.
         negative: (1, L, D) embedding of the empty caption.
         checkpoints: folder for the states of unfinished searches; None = none are kept.
+
+    Attributes:
+        images: how many are generated at once.
+        gradients: how many rows of an attack go through the denoiser at once, where memory decides.
     """
 
     def __init__(
@@ -73,11 +79,17 @@ class Ladder:
         checkpoints: Path | None = None,
     ) -> None:
         self.pipe, self.settings, self.copies, self.negative = pipe, settings, copies, negative
-        self.sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
+        self.images = MicroBatch.of(settings.micro_batch, pipe.device, what="images to generate")
+        self.gradients = MicroBatch(GRADIENT_ROWS, adaptive=self.images.adaptive, what="rows to differentiate")
         self.starts = read_starts(settings.starts)
         self.points = StartingPoints(pipe, settings.other_captions or OTHER_CAPTIONS)
         self.rungs = {name: build_attacks(name, settings) for name in settings.attacks}
         self.checkpoints = Checkpoints(checkpoints, every=CHECKPOINT_EVERY) if checkpoints is not None else None
+
+    def sampling(self, at_once: int | None = None) -> Sampling:
+        """How images are generated, ``at_once`` or as many as fit at present."""
+        settings = self.settings
+        return Sampling(settings.num_inference_steps, settings.guidance_scale, at_once or self.images.size)
 
     def cost(self) -> int:
         """Sample gradients spent on one item by all rungs, learning rates and starts."""
@@ -119,7 +131,7 @@ class Ladder:
         return Job(item, start, images, Target(images[0], self.points.start(name, own=own, seed=seed), seed, text))
 
     def _attempt(self, attack: Attack, jobs: Sequence[Job]) -> list[Attacked]:
-        found = attack(self.pipe, [job.target for job in jobs], checkpoints=self.checkpoints)
+        found = self._search(attack, [job.target for job in jobs])
         n, k = self.settings.attack_generations, len(self.settings.budgets)
         seeds = [
             item_seed(self.settings.seed, job.item.seed_key, "evaluate", i)
@@ -128,11 +140,23 @@ class Ladder:
             for i in range(n)
         ]
         rows = torch.cat([triggers.embeddings for triggers in found]).repeat_interleave(n, 0)
-        images = generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling).images.split(n * k)
+        images = self.images.fit(
+            lambda size: generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling(size))
+        ).images.split(n * k)
         return [
             self._judged(triggers, made.unflatten(0, (k, n)), job.images)
             for job, triggers, made in zip(jobs, found, images, strict=True)
         ]
+
+    def _search(self, attack: Attack, targets: Sequence[Target]) -> list[Triggers]:
+        if not self.gradients.adaptive:
+            return attack(self.pipe, targets, checkpoints=self.checkpoints)
+
+        def search(rows: int) -> list[Triggers]:
+            attack.rows = rows
+            return attack(self.pipe, targets, checkpoints=self.checkpoints)
+
+        return self.gradients.fit(search)
 
     def _judged(self, triggers: Triggers, made: Tensor, references: Tensor) -> Attacked:
         likeness = torch.tensor(similarities(self.copies, made.flatten(0, 1), references)).view(made.shape[:2])

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from diffkit import parallel
 from diffkit.console import progress, say
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
+from diffkit.runs.shared import open_shared
 from memorization.audit_schema import RECORD_SCHEMA, SUMMARY_SCHEMA
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
@@ -67,7 +69,7 @@ def audit(
     reference: Reference | None = None,
     save_triggers: bool = False,
 ) -> AuditResult:
-    """Run an audit, or go on with the one in ``out``.
+    """Run an audit, or go on with the one in ``out``. Every process of a launch calls it alike; all get the summary.
 
     The safety checker is taken off the pipeline: a blackened image would read as "not replicated".
 
@@ -99,34 +101,41 @@ def audit(
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance |= {"mitigation_folder": mitigation.folder} if mitigation else {}
-    with Run.open(out, config=config, kind="audit", provenance=provenance) as run:
+    provenance["processes"] = parallel.processes()
+    summary: dict[str, Any] = {}
+    with open_shared(out, config=config, kind="audit", provenance=provenance) as run:
         _prepare(pipe)
         copies = load_copy_detector(settings.copies, pipe)
         size = image_size(pipe)
         point = operating_point(pipe, gathered.items, copies, settings, size)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
         own = [item for item in items if item.role != "reference"]
-        _measure_all(run, pipe, own, settings, copies, save_triggers=save_triggers)
+        _measure_all(run, Path(out), pipe, own, settings, copies, save_triggers=save_triggers)
         there = [item for item in items if item.role == "reference"]
-        if reference is not None and any(item.key not in run.done for item in there):
+        if reference is not None and not _done(run).issuperset(item.key for item in there):
             other = reference.load()
             _prepare(other)
-            _measure_all(run, other, there, settings, copies, save_triggers=False)
-        records = {item.key: run.done[item.key] for item in items}
-        summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA}
-        summary |= {name: config[name] for name in ("model", "model_sha256", "mitigation", "reference")}
-        found = summarise(
-            records,
-            settings,
-            operating_point=point,
-            labels=labels,
-            suspect_errors=gathered.suspect_errors,
-            control_errors=gathered.control_errors,
-        )
-        summary |= {"reference_model": summary.pop("reference"), **found}
-        summary = json.loads(run.write_json("summary.json", summary).read_text())  # as a later reader will have it
-        write_page(run, records, summary)
-    return AuditResult(Path(out), summary)
+            _measure_all(run, Path(out), other, there, settings, copies, save_triggers=False)
+        if run is not None:
+            records = {item.key: run.done[item.key] for item in items}
+            about = {name: config[name] for name in ("model", "model_sha256", "mitigation")}
+            summary = {"schema_version": SUMMARY_SCHEMA, **about, "reference_model": config["reference"]}
+            summary |= summarise(
+                records,
+                settings,
+                operating_point=point,
+                labels=labels,
+                suspect_errors=gathered.suspect_errors,
+                control_errors=gathered.control_errors,
+            )
+            summary = json.loads(run.write_json("summary.json", summary).read_text())  # as a later reader will have it
+            write_page(run, records, summary)
+    return AuditResult(Path(out), parallel.broadcast(summary))
+
+
+def _done(run: Run | None) -> set[str]:
+    """Keys of the finished items, on every process."""
+    return parallel.broadcast(set() if run is None else set(run.done))
 
 
 def _prepare(pipe: DiffusionPipeline) -> None:
@@ -180,7 +189,8 @@ def near_duplicates(
 
 
 def _measure_all(
-    run: Run,
+    run: Run | None,
+    folder: Path,
     pipe: DiffusionPipeline,
     items: Sequence[AuditItem],
     settings: AuditSettings,
@@ -188,28 +198,41 @@ def _measure_all(
     *,
     save_triggers: bool,
 ) -> None:
-    """Measure what is not in the journal yet.
+    """Measure what is not in the journal yet; each process takes every n-th group.
 
-    Groups are cut from the whole list, never from what is left: a resumed group fills the same slots of the same
-    batches, which makes its numbers the same to the last bit.
+    Groups are cut from the whole list, never from what is left: a resumed group, or one on another process, fills the
+    same slots of the same batches, which makes its numbers the same to the last bit.
     """
+    done, size = _done(run), parallel.processes()
     n = settings.items_at_once
     groups = [items[first : first + n] for first in range(0, len(items), n)]
-    left = [group for group in groups if any(item.key not in run.done for item in group)]
-    finished = sum(item.key in run.done for item in items)
+    left = [group for group in groups if any(item.key not in done for item in group)]
+    finished = sum(item.key in done for item in items)
     if finished:
         say(f"{finished} of {len(items)} items are finished already; going on.")
     if not left:
         return
-    measurer = Measurer(pipe, settings, copies, image_size(pipe), run.path("checkpoints"))
-    total = sum(effort(group, measurer) for group in left)
+    measurer = Measurer(pipe, settings, copies, image_size(pipe), folder / "checkpoints")
+    total = sum(effort(group, measurer) for group in left[::size])  # what the first process does
     with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(pipe, bar):
-        for group in left:
-            for item, measured in zip(group, measurer.measure(group), strict=True):
-                if item.key not in run.done:
-                    _keep(run, item, measured, save_triggers=save_triggers)
-            measurer.ladder.clear()
-            bar.describe(f"auditing, {sum(item.key in run.done for item in items)} of {len(items)} items")
+        for first in range(0, len(left), size):
+            turn = left[first : first + size]
+            found = [_measured(measurer, group, save_triggers) for group in parallel.shard(turn)]
+            for group, measured in zip(turn, parallel.gather(found), strict=True):
+                for item, one in zip(group, measured, strict=True):
+                    if run is not None and item.key not in done:
+                        _keep(run, item, one, save_triggers=save_triggers)
+                finished += sum(item.key not in done for item in group)
+            if run is not None:
+                measurer.ladder.clear()
+            parallel.broadcast(None)  # no search saves its state while the first process clears those that are done
+            bar.describe(f"auditing, {finished} of {len(items)} items")
+
+
+def _measured(measurer: Measurer, group: Sequence[AuditItem], save_triggers: bool) -> list[Measurement]:
+    """A group's measurements; triggers travel to the process that writes only where they are kept."""
+    found = measurer.measure(group)
+    return found if save_triggers else [one._replace(triggers={}) for one in found]
 
 
 def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bool) -> None:

@@ -74,7 +74,9 @@ def _run(found: list[AuditRun], out: Path, asked: dict[str, Any] | None, dtype: 
                     seeds_per_prompt=asked["seeds"],
                     num_inference_steps=settings["num_inference_steps"],
                     guidance_scale=settings["guidance_scale"],
-                    micro_batch=settings["micro_batch"],
+                    micro_batch=QualitySettings.micro_batch
+                    if settings["micro_batch"] == "auto"
+                    else settings["micro_batch"],
                     seed=settings["seed"],
                 ),
                 rewards=[name.strip() for name in asked["rewards"].split(",") if name.strip()],

@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.micro_batch import read_micro_batch
 from diffkit.options import (
     Debug,
     Device,
@@ -16,6 +17,7 @@ from diffkit.options import (
     Dtype,
     Format,
     Limit,
+    MicroBatch,
     Mitigation,
     Model,
     Out,
@@ -51,7 +53,7 @@ def detect(
     ] = None,
     fpr: Annotated[float, typer.Option(help="Share of the controls that the threshold may flag.")] = 0.01,
     fail_on: Annotated[Literal["never", "flagged"], typer.Option(help="Exit 1 if any caption is flagged.")] = "never",
-    micro_batch: Annotated[int, typer.Option(min=1, help="Rows through the denoiser at once.")] = 16,
+    micro_batch: MicroBatch = "16",
     limit: Limit = None,
     limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
     mitigation: Mitigation = None,
@@ -67,6 +69,7 @@ def detect(
 
     No training image is used. A flag says that a caption stands out from the controls' captions, and nothing about
     which image would come out: `diffkit audit` shows that. Needs a folder, --out; the same command resumes there.
+    Several processes share the captions under accelerate launch.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some captions could not be scored; 130 interrupted.
     """
     from memorization.detect import detectors as registry
@@ -79,7 +82,7 @@ def detect(
         seeds=seeds,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        micro_batch=micro_batch,
+        micro_batch=read_micro_batch(micro_batch),
         seed=seed,
         threshold=threshold,
         fpr=fpr,
@@ -115,11 +118,13 @@ def _run(
     out: Path,
     mitigation: Path | None,
 ) -> dict[str, Any]:
+    from diffkit import parallel
     from diffkit.loading import load_pipeline, model_checksum
     from diffkit.runs import sha256_folder
     from memorization.detect.run import detect as run_detection
 
     checksum = model_checksum(model)
+    parallel.processes()  # before the model: it gives each process its device
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation)
     return run_detection(
         pipe,
@@ -136,7 +141,7 @@ def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> Non
     from memorization.detect import make_detector
     from memorization.generate import Sampling
 
-    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
+    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale)  # rows do not depend on their batch
     each = {spec: make_detector(spec).cost(sampling) for spec in settings.detectors}
     plan: dict[str, object] = {
         "suspects": sum(item.role == "suspect" for item in gathered.items),

@@ -10,7 +10,21 @@ import typer
 from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.lab.assets import MODELS as LAB_MODELS
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Revision, Seed
+from diffkit.micro_batch import read_micro_batch
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Limit,
+    MicroBatch,
+    Mitigation,
+    Model,
+    Out,
+    Revision,
+    Seed,
+)
 from memorization.cli_compare import compare
 from memorization.cli_detect import detect
 
@@ -85,7 +99,7 @@ def audit(
         bool, typer.Option("--save-triggers", help="Keep the embeddings found. They bring images back: sensitive.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Suspects or controls attacked at once.")] = 4,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Images generated at once.")] = 16,
+    micro_batch: MicroBatch = "16",
     limit: Limit = None,
     limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
     seed: Seed = 0,
@@ -100,7 +114,8 @@ def audit(
 
     Each suspect is generated from its caption and attacked, by text embeddings (DoRI) unless --attack names others;
     the same attack runs on the controls, and what counts is what the controls do not show. Needs a folder, --out; the
-    same command resumes there. To see several audits side by side: diffkit audit compare.
+    same command resumes there. Several processes share the work under accelerate launch. To see several audits side by
+    side: diffkit audit compare.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
     """
     if context.invoked_subcommand is not None:
@@ -128,7 +143,7 @@ def audit(
         threshold=threshold,
         seed=seed,
         items_at_once=batch,
-        micro_batch=micro_batch,
+        micro_batch=read_micro_batch(micro_batch),
         other_captions=_other_captions(other_captions, model),
     )
     source = None if controls == "none" else controls
@@ -158,6 +173,7 @@ class Place(NamedTuple):
 
 
 def _run(gathered: Gathered, settings: AuditSettings, place: Place, out: Path, save_triggers: bool) -> dict[str, Any]:
+    from diffkit import parallel
     from diffkit.loading import load_pipeline, model_checksum
     from memorization.attacking import build_attacks
     from memorization.audit import Applied, Reference
@@ -168,6 +184,7 @@ def _run(gathered: Gathered, settings: AuditSettings, place: Place, out: Path, s
         build_attacks(attack, settings)
     for detector in settings.detectors:
         make_detector(detector)
+    parallel.processes()  # before the model: it gives each process its device
     applied = reference = None
     if place.mitigation is not None:
         from diffkit.mitigation import read_card

@@ -26,12 +26,12 @@ def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
 
     Exact for the attacks and detectors that only ask the denoiser as often as their cost says.
     """
-    settings, ladder = measurer.settings, measurer.ladder
+    settings, ladder, at_once = measurer.settings, measurer.ladder, measurer.images.size
     guided = 2 if settings.guidance_scale > 1 else 1
     each = settings.num_inference_steps * guided
     targets = sum(bool(item.suspect.images) for item in items) * len(settings.starts)
-    captions = _filled(len(items) * settings.generations, settings.micro_batch) * each
-    triggers = _filled(targets * len(settings.budgets) * settings.attack_generations, settings.micro_batch) * each
+    captions = _filled(len(items) * settings.generations, at_once) * each
+    triggers = _filled(targets * len(settings.budgets) * settings.attack_generations, at_once) * each
     slots = settings.items_at_once * len(settings.starts)
     attacked = 0
     for attack in (attack for variants in ladder.rungs.values() for attack in variants.values()):

@@ -60,10 +60,15 @@ class Measurer:
         checkpoints: Path | None = None,
     ) -> None:
         self.pipe, self.settings, self.copies, self.size = pipe, settings, copies, size
-        self.sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
         self.detectors: dict[str, Detector] = {name: make_detector(name) for name in settings.detectors}
         self.negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
         self.ladder = Ladder(pipe, settings, copies, self.negative, checkpoints)
+        self.images = self.ladder.images
+
+    @property
+    def sampling(self) -> Sampling:
+        """How images are generated at present."""
+        return self.ladder.sampling()
 
     def measure(self, items: Sequence[AuditItem]) -> list[Measurement]:
         """Measure all items of a group."""
@@ -88,7 +93,11 @@ class Measurer:
         seeds = [seed for item in items for seed in self._seeds(item)]
         embeds = torch.stack(list(own)).repeat_interleave(n, 0)
         name, listener = next(((name, one) for name, one in self.detectors.items() if listens(one)), ("", None))
-        made: Generated = generate(self.pipe, embeds, self.negative, seeds, sampling=self.sampling, detector=listener)
+        made: Generated = self.images.fit(
+            lambda size: generate(
+                self.pipe, embeds, self.negative, seeds, sampling=self.ladder.sampling(size), detector=listener
+            )
+        )
         if made.scores is None:
             return list(made.images.split(n)), {}
         half = self.pipe.dtype != torch.float32
@@ -99,11 +108,15 @@ class Measurer:
     ) -> list[dict[str, CaptionScore]]:
         """For every item each detector's score of its caption; the same seeds as the images where it listened."""
         captions, seeds = [item.suspect.caption for item in items], [self._seeds(item) for item in items]
-        found = {
-            name: heard.get(name) or score_captions(self.pipe, captions, one, seeds, sampling=self.sampling)
-            for name, one in self.detectors.items()
-        }
+        found = {name: heard.get(name) or self._scored(captions, one, seeds) for name, one in self.detectors.items()}
         return [{name: scores[index] for name, scores in found.items()} for index in range(len(items))]
+
+    def _scored(
+        self, captions: Sequence[str], detector: Detector, seeds: Sequence[Sequence[int]]
+    ) -> list[CaptionScore]:
+        return self.images.fit(
+            lambda size: score_captions(self.pipe, captions, detector, seeds, sampling=self.ladder.sampling(size))
+        )
 
     def _measurement(
         self, item: AuditItem, known: References, made: Tensor, said: Mapping[str, CaptionScore], attacked: Attempts
@@ -165,7 +178,10 @@ class Measurer:
         if not self.settings.masks or item.role != "suspect" or item.suspect.kind not in TEMPLATES:
             return {}, None
         try:
-            seen = mask_for(self.pipe, item.suspect.caption, self._seeds(item), sampling=self.sampling)
+            seeds, caption = self._seeds(item), item.suspect.caption
+            seen = self.images.fit(
+                lambda size: mask_for(self.pipe, caption, seeds, sampling=self.ladder.sampling(size))
+            )
         except ScoringError as error:
             return {}, str(error)
         return {"mask": seen.clamp(0, 1).expand(3, -1, -1)}, None

@@ -34,7 +34,7 @@ class AuditSettings:
         masks: find in each template which pixels the memory fixes, for the report.
         threshold: of the copy detector; None = its own, raised by the calibration where needed.
         items_at_once: suspects or controls in one constant-size batch; results are kept after each batch.
-        micro_batch: images generated at once.
+        micro_batch: images generated at once; ``auto`` begins with many and halves them when memory runs out.
         other_captions: unrelated captions for the "other" start; None = the built-in ones.
 
     Raises:
@@ -59,7 +59,7 @@ class AuditSettings:
     threshold: float | None = None
     seed: int = 0
     items_at_once: int = 4
-    micro_batch: int = 16
+    micro_batch: int | Literal["auto"] = 16
     other_captions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class AuditSettings:
             raise InputError(f"Expected a threshold between -1 and 1, got {self.threshold}.")
         counts = ("generations", "attack_generations", "num_inference_steps", "draws", "items_at_once", "micro_batch")
         for name in counts:
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
         rates = (1.0,) if self.learning_rates is None else self.learning_rates
         _refuse_repeats("learning rates", rates, at_least=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from diffkit.errors import InputError, unknown_name
 from memorization.detect import detectors as registry
@@ -19,7 +19,7 @@ class DetectSettings:
         detectors: names, with options where wanted (``noise_magnitude:steps=1``), in the order of the table.
         seeds: noises for each caption; its score is their mean.
         num_inference_steps: of the generation that is judged; ``guidance_scale`` likewise.
-        micro_batch: rows through the denoiser at once.
+        micro_batch: rows through the denoiser at once; ``auto`` begins with many and halves them when memory runs out.
         seed: everything random follows from it.
         threshold: flags captions above it; None = from the controls. Only with a single detector.
         fpr: share of the controls that the threshold may flag.
@@ -32,7 +32,7 @@ class DetectSettings:
     seeds: int = 4
     num_inference_steps: int = 20
     guidance_scale: float = 3.0
-    micro_batch: int = 16
+    micro_batch: int | Literal["auto"] = 16
     seed: int = 0
     threshold: float | None = None
     fpr: float = 0.01
@@ -50,7 +50,7 @@ class DetectSettings:
         if not 0 <= self.fpr < 1:
             raise InputError(f"Expected a share of false alarms from 0 to below 1, got {self.fpr}.")
         for name in ("seeds", "num_inference_steps", "micro_batch"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
         if self.guidance_scale < 0:
             raise InputError(f"Expected a guidance scale of at least 0, got {self.guidance_scale}.")
