@@ -173,6 +173,18 @@ def test_a_clip_without_its_tokenizer_is_refused(folders, tmp_path):
         load_reward(f"pick-score:{folder}")
 
 
+def test_missing_tensors_are_not_filled_with_noise(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for name in ("pick-score", "aesthetic"):
+        shutil.copytree(folders[name], tmp_path / name)
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        del tensors["visual_projection.weight"]
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match="1 tensors are missing, such as visual_projection"):
+            load_reward(f"{name}:{tmp_path / name}")
+
+
 def test_damaged_and_executable_files_are_refused(folders, tmp_path):
     shutil.copytree(folders["hps-v2.1"], tmp_path / "hps")
     file = tmp_path / "hps" / "HPS_v2.1_compressed.pt"

@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from diffkit.errors import InputError
-from diffkit.loading import quietly
 from diffkit.rewards.linear_head import linear_head, widths_of
 from diffkit.rewards.network import NetworkReward
 from diffkit.rewards.preprocessing import Preprocessing, normalised
-from diffkit.rewards.weights import find_file, model_files, one_sentence, read_tensors
+from diffkit.rewards.weights import find_file, model_files, read_model, read_tensors
 
 __all__ = ["Aesthetic", "AestheticNetwork", "load"]
 
@@ -53,7 +51,7 @@ class Aesthetic(NetworkReward):
     """See the module. Higher is better, about 1 to 10, unbounded."""
 
     name = "aesthetic"
-    licence = "head Apache-2.0 (LAION), CLIP MIT (OpenAI)"
+    licence = "head Apache-2.0 (its repository); CLIP's code MIT, for its weights see their card"
     network: AestheticNetwork
 
     def __init__(self, network: AestheticNetwork, *rest: Any, **options: Any) -> None:
@@ -94,11 +92,8 @@ class Aesthetic(NetworkReward):
         head.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
         beside = (file.parent / "config.json").is_file() and str(location) != REPOSITORY
         source = clip if clip is not None else file.parent if beside else CLIP
-        local = Path(source).expanduser().is_dir()
-        with one_sentence(f"{cls.name} (its CLIP)", source, f"https://huggingface.co/{CLIP}"), quietly():
-            model: Any = CLIPVisionModelWithProjection.from_pretrained(
-                source, local_files_only=local, dtype=torch.float32
-            )
+        needs = f"https://huggingface.co/{CLIP}"
+        model: Any = read_model(CLIPVisionModelWithProjection, source, reward=cls.name, wanted=needs)
         wanted, made = head[0].in_features, model.config.projection_dim
         if made != wanted:
             raise InputError(f"The head reads vectors of {wanted} numbers, but the CLIP in {source} makes {made}.")

@@ -29,7 +29,7 @@ class ClipScore(DualEncoderReward):
     """See the module. Higher is better."""
 
     name = "clip-score"
-    licence = "code and published weights MIT (OpenAI CLIP); other checkpoints have their own"
+    licence = "OpenAI's code MIT; for the weights see their card"
 
     @classmethod
     def from_pretrained(

@@ -20,7 +20,7 @@ from diffkit.errors import InputError
 from diffkit.loading import quietly
 from diffkit.rewards.network import NetworkReward, Recent
 from diffkit.rewards.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, normalised
-from diffkit.rewards.weights import one_sentence
+from diffkit.rewards.weights import one_sentence, read_model
 
 __all__ = ["DualEncoder", "DualEncoderReward", "OpenClip", "Scale", "TransformersClip", "load_transformers", "rescaled"]
 
@@ -171,17 +171,13 @@ def load_transformers(
     Raises:
         InputError: nothing usable is there, or the folder asks for another preprocessing than CLIP's.
     """
-    local = Path(location).expanduser()
-    where: str | Path = local if local.is_dir() else location
-    with one_sentence(reward, location, wanted), quietly():
-        if not local.is_dir() and (isinstance(location, Path) or str(location).count("/") != 1):
-            raise OSError("there is no such folder")
-        model: Any = CLIPModel.from_pretrained(where, local_files_only=local.is_dir(), dtype=torch.float32)
+    model: Any = read_model(CLIPModel, location, reward=reward, wanted=wanted)
+    local, beside = Path(location).expanduser(), Path(tokenizer_from).expanduser()
     with one_sentence(reward, tokenizer_from, f"the tokenizer's files of {wanted}"), quietly():
         words: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            tokenizer_from, local_files_only=Path(tokenizer_from).is_dir()
+            beside if beside.is_dir() else tokenizer_from, local_files_only=beside.is_dir()
         )
-    if local.is_dir():
+    with one_sentence(reward, location, wanted):
         _check_preprocessor(local, model.config.vision_config.image_size)
     text = model.config.text_config
     length = text.max_position_embeddings

@@ -30,7 +30,7 @@ Version = Literal["v2", "v2.1"]
 class HPS(DualEncoderReward):
     """See the module. Higher is better; a cosine in [-1, 1]."""
 
-    licence = "code and weights Apache-2.0"
+    licence = "code Apache-2.0; for the weights see their card"
     lora_targets = ["c_fc", "c_proj"]  # noqa: RUF012 - open_clip's attention reads its weights past any adapter
 
     @classmethod
@@ -61,8 +61,8 @@ class HPS(DualEncoderReward):
         wanted = f"{published} from https://huggingface.co/{REPOSITORY}"
         names = [published, published.replace(".pt", ".safetensors")]
         file = find_file(location, names, reward=name, wanted=wanted)
-        config = _architecture(file.parent / "open_clip_config.json")
         with one_sentence(name, file, wanted):
+            config = _architecture(file.parent / "open_clip_config.json")
             model = _build(config, file)
         words = SimpleTokenizer(context_length=config["text_cfg"].get("context_length", 77))
         side = int(config["vision_cfg"]["image_size"])

@@ -121,7 +121,7 @@ class ImageReward(NetworkReward):
     """See the module. Higher is better, unbounded, about -2 to 2."""
 
     name = "image-reward"
-    licence = "code Apache-2.0; the weights' card states no other"
+    licence = "code Apache-2.0; for the weights see their card"
     network: ImageRewardNetwork
 
     def __init__(

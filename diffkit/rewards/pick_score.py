@@ -24,7 +24,7 @@ class PickScore(DualEncoderReward):
     """See the module. Higher is better; range plus and minus exp(logit_scale), 100 in the published weights."""
 
     name = "pick-score"
-    licence = "code MIT; the weights' card states none"
+    licence = "code MIT; for the weights see their card"
 
     @classmethod
     def from_pretrained(

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download
@@ -15,21 +16,24 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import logging
 
 from diffkit.errors import InputError
+from diffkit.loading import quietly
 from diffkit.runs import sha256_file
 
-__all__ = ["digest", "find_file", "is_hub_id", "model_files", "one_sentence", "read_tensors"]
+__all__ = ["digest", "find_file", "is_hub_id", "model_files", "one_sentence", "read_model", "read_tensors"]
 
+OWNERLESS = ("bert-base-uncased",)  # a hub id from before owners, under which caches still hold it
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def is_hub_id(location: str | Path) -> bool:
-    """Whether a location means the hub: no path, at most one slash, and nothing of that name here."""
+    """Whether a location means the hub: ``owner/name``, no path, and nothing of that name here."""
     text = str(location)
-    pathlike = isinstance(location, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1
+    pathlike = isinstance(location, Path) or text.startswith((".", "~", "/")) or text.count("/") != 1
     ending = Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")
-    return not pathlike and not ending and not Path(text).exists()
+    return text in OWNERLESS or not (pathlike or ending or Path(text).exists())
 
 
 @contextmanager
@@ -50,6 +54,7 @@ def one_sentence(reward: str, location: str | Path, wanted: str) -> Iterator[Non
         raise
     except (
         OSError,
+        TypeError,
         ValueError,
         RuntimeError,
         KeyError,
@@ -120,6 +125,28 @@ def model_files(folder: str | Path) -> list[Path]:
         if (path / name).is_file() or shards:
             return [path / name] if (path / name).is_file() else shards
     return []
+
+
+def read_model(kind: Any, source: str | Path, *, reward: str, wanted: str) -> Any:
+    """A transformers model of that class, float32, by ``from_pretrained``; only a hub id opens a connection.
+
+    Raises:
+        InputError: nothing usable is there, or tensors are missing, which transformers would fill with random numbers.
+    """
+    local, verbosity = Path(source).expanduser().is_dir(), logging.get_verbosity()
+    with one_sentence(reward, source, wanted), quietly():
+        if not local and not is_hub_id(source):
+            raise OSError("there is no such folder")
+        logging.set_verbosity_error()  # it lists what a part of a CLIP leaves unused
+        try:
+            where = Path(source).expanduser() if local else source
+            options = {"local_files_only": local, "dtype": torch.float32, "output_loading_info": True}
+            model, report = kind.from_pretrained(where, **options)
+        finally:
+            logging.set_verbosity(verbosity)
+        if missing := sorted(report["missing_keys"]):
+            raise OSError(f"{len(missing)} tensors are missing, such as {missing[0]}")
+    return model
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
