@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
+from diffkit.embeds import MASK, Embeds
 from diffkit.errors import InputError
 from diffkit.families import Call, Family, Pipeline, Size, family_of
 from diffkit.families.base import size_of_latents, stock_default
@@ -57,7 +57,7 @@ class Conditioning:
         """Every row ``n`` times, copies next to each other."""
         return Conditioning(self.positive.repeat(n), None if self.negative is None else self.negative.repeat(n))
 
-    def kwargs(self) -> dict[str, Tensor]:
+    def kwargs(self) -> dict[str, Tensor | list[Tensor]]:
         """The keyword arguments that hand the embeddings to the pipeline."""
         return {**self.positive.kwargs(), **({} if self.negative is None else self.negative.kwargs("negative_"))}
 
@@ -92,13 +92,24 @@ def encode_prompts(
         raise InputError("Expected a non-empty list of prompts, each a string.")
     texts, negatives = _columns(given, prompts), _columns(given, prompts, "negative_")
     texts["prompt"] = list(prompts)
+    shaping = [name for name in family.encoding if name.removeprefix("negative_") not in texts]
+    given = {name: given.get(name, stock_default(family, name)) for name in shaping}
+    given["lora_scale"] = _lora_scale(options or {})
     positive = _encode(pipe, family, texts, {**given, "clip_skip": clip_skip})
     if not guidance:
         return Conditioning(positive)
     if negative_prompts is None and family.zeros_for_none and pipe.config.get("force_zeros_for_empty_prompt"):
         return Conditioning(positive, positive._each(torch.zeros_like))
     negatives["prompt"] = _listed("negative prompts", negative_prompts or "", len(prompts))
-    return Conditioning(positive, _encode(pipe, family, negatives, {**given, **family.for_negative}))
+    return Conditioning(positive, _encode(pipe, family, negatives, {**given, "clip_skip": None}, negative=True))
+
+
+def _lora_scale(options: Mapping[str, object]) -> object:
+    """How much LoRA layers of the text encoders count, where the call says so."""
+    for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
+        if isinstance(given := options.get(name), Mapping):
+            return given.get("scale")
+    return None
 
 
 def _listed(name: str, given: object, n: int) -> list[str | None]:
@@ -116,7 +127,12 @@ def _columns(given: dict[str, object], prompts: Sequence[str], prefix: str = "")
 
 
 def _encode(
-    pipe: Pipeline, family: Family, columns: Mapping[str, list[str | None]], options: Mapping[str, object]
+    pipe: Pipeline,
+    family: Family,
+    columns: Mapping[str, list[str | None]],
+    options: Mapping[str, object],
+    *,
+    negative: bool = False,
 ) -> Embeds:
     """Rows of texts, each through ``encode_prompt`` by itself; equal rows once."""
     accepted = inspect.signature(pipe.encode_prompt).parameters
@@ -133,14 +149,23 @@ def _encode(
         key = tuple(row.values())
         if key not in known:
             texts = {name: None if text is None else [text] for name, text in row.items() if name in accepted}
-            found = pipe.encode_prompt(**texts, **shared)
-            named = {
-                name: value
-                for name, value in zip(family.encoded, found, strict=False)
-                if name is not None and value is not None
-            }
-            known[key] = Embeds(named.pop("prompt_embeds"), named)
+            own = family.encode_negative if negative else None
+            found = pipe.encode_prompt(**texts, **shared) if own is None else own(pipe, texts["prompt"], options)
+            known[key] = _embeds(family, found)
     return Embeds.cat([known[tuple(row.values())] for row in rows])
+
+
+def _embeds(family: Family, found: Sequence[Tensor | list[Tensor] | None]) -> Embeds:
+    """What ``encode_prompt`` returned for one text, under its keywords."""
+    named = {name: value for name, value in zip(family.encoded, found, strict=False) if name is not None}
+    if family.layout == "listed":
+        named = {name: value[0][None] for name, value in named.items() if value is not None}
+    sequence, *rest = [(name, value) for name, value in named.items() if isinstance(value, Tensor)]
+    companions = dict(rest)
+    if family.layout != "fixed":
+        ones = torch.ones(sequence[1].shape[:2], dtype=torch.long, device=sequence[1].device)
+        companions.setdefault(MASK, ones)
+    return Embeds(sequence[1], companions, family.layout)
 
 
 def denoiser_call(

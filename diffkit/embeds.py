@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch.nn.functional import pad
 
 from diffkit.errors import InputError
 
-__all__ = ["Embeds"]
+__all__ = ["MASK", "Embeds"]
+
+MASK = "prompt_embeds_mask"  # (n, L), the companion that tells real tokens from fill
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,14 @@ class Embeds:
         prompt_embeds: (n, L, D), the sequence that cross or joint attention reads, and that attacks change.
         companions: what else the pipeline takes for them, each (n, ...), under the pipeline's own keyword for the
             positive prompt: ``pooled_prompt_embeds`` (n, P), ``prompt_attention_mask`` (n, L) and so on.
+        layout: "fixed" where every text has L tokens; "masked" where texts differ in length and the companion ``MASK``
+            says which tokens are real, so that rows alone are as short as they were encoded; "listed" is the same for
+            a pipeline that takes a list of (L_i, D).
     """
 
     prompt_embeds: Tensor
     companions: Mapping[str, Tensor] = field(default_factory=dict)
+    layout: Literal["fixed", "masked", "listed"] = "fixed"
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
@@ -33,7 +40,22 @@ class Embeds:
     def rows(self, indices: Sequence[int]) -> Embeds:
         """The rows at ``indices``, in that order; an index may come back several times."""
         picked = torch.as_tensor(list(indices), dtype=torch.long)
-        return self._each(lambda value: value[picked.to(value.device)])
+        chosen = self._each(lambda value: value[picked.to(value.device)])
+        if self.layout == "fixed":
+            return chosen
+        longest = int(chosen.companions[MASK].sum(1).max())
+        return replace(
+            chosen,
+            prompt_embeds=chosen.prompt_embeds[:, :longest],
+            companions={**chosen.companions, MASK: chosen.companions[MASK][:, :longest]},
+        )
+
+    def texts(self) -> list[Tensor]:
+        """The sequence of each row without fill, each (L_i, D)."""
+        if self.layout == "fixed":
+            return list(self.prompt_embeds)
+        lengths = self.companions[MASK].sum(1).tolist()
+        return [row[: int(length)] for row, length in zip(self.prompt_embeds, lengths, strict=True)]
 
     def repeat(self, n: int) -> Embeds:
         """Every row ``n`` times, copies next to each other."""
@@ -72,8 +94,10 @@ class Embeds:
         sequence = self.prompt_embeds if prompt_embeds is None else prompt_embeds
         return replace(self, prompt_embeds=sequence, companions={**self.companions, **companions})
 
-    def kwargs(self, prefix: str = "") -> dict[str, Tensor]:
+    def kwargs(self, prefix: str = "") -> dict[str, Tensor | list[Tensor]]:
         """The pipeline's keyword arguments; ``prefix`` is ``negative_`` for what it steers away from."""
+        if self.layout == "listed":
+            return {prefix + "prompt_embeds": self.texts()}
         named = {"prompt_embeds": self.prompt_embeds, **self.companions}
         return {prefix + name: value for name, value in named.items()}
 
@@ -88,10 +112,11 @@ class Embeds:
             raise InputError("Expected encoded prompts of one model, got none or of several.")
         first = parts[0]
         companions = {name: _stacked([part.companions[name] for part in parts]) for name in first.companions}
-        return Embeds(_stacked([part.prompt_embeds for part in parts]), companions)
+        return replace(first, prompt_embeds=_stacked([part.prompt_embeds for part in parts]), companions=companions)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Embeds:
-        return Embeds(change(self.prompt_embeds), {name: change(value) for name, value in self.companions.items()})
+        companions = {name: change(value) for name, value in self.companions.items()}
+        return replace(self, prompt_embeds=change(self.prompt_embeds), companions=companions)
 
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:

@@ -24,9 +24,14 @@ def encode_images(pipe: Pipeline, images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"Expected images of shape (B, 3, H, W), got {tuple(images.shape)}.")
     vae = pipe.vae
-    encoded = vae.encode(images.to(pipe._execution_device, vae.dtype) * 2 - 1)
-    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    return family_of(pipe).to_denoiser(pipe, latents, vae)
+    family = family_of(pipe)
+    pixels = images.to(pipe._execution_device, vae.dtype) * 2 - 1
+    encoded = vae.encode(pixels.unsqueeze(2) if family.frames else pixels)
+    if hasattr(encoded, "latent_dist"):
+        latents = encoded.latent_dist.mode()
+    else:
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+    return family.to_denoiser(pipe, latents, vae)
 
 
 def decode_latents(
@@ -43,7 +48,12 @@ def decode_latents(
     """
     vae, family = pipe.vae if vae is None else vae, family_of(pipe)
     pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    upcast = family.upcasts and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+    if upcast:
+        vae.to(dtype=torch.float32)
     unscaled = family.to_vae(pipe, latents.to(pipe._execution_device, vae.dtype), vae, pixels)
     decoded = vae.decode(unscaled, return_dict=False)[0]
-    images: Tensor = pipe.image_processor.denormalize(decoded)
+    if upcast:
+        vae.to(dtype=torch.float16)
+    images: Tensor = pipe.image_processor.denormalize(decoded[:, :, 0] if family.frames else decoded)
     return images.float()

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Pipeline, Size, family_of, stock_class
+from diffkit.families.base import keywords_of
 from diffkit.solvers import State, gather_states, noise_levels, solver_of, split_state
 from diffkit.window import restored, window
 
@@ -39,9 +40,9 @@ class Candidate:
         generator: its own source of noise, positioned where the denoising stopped; never changed in place.
         seed: what seeded the generator; None for a generator of the user's.
         step: how many denoiser calls it has behind it.
-        latents: (1, C, h, w) in the pipeline's precision. Before the first step the initial noise, standard normal, or
-            None for what the generator draws.
-        x0: (1, C, h, w), the latest estimate of the clean latents; None before the first step.
+        latents: (1, C, h, w), or (1, tokens, C) where the pipeline packs them, in its precision. Before the first step
+            the initial noise, standard normal, or None for what the generator draws.
+        x0: shaped as ``latents``, the latest estimate of the clean latents; None before the first step.
         state: what its solver carries.
     """
 
@@ -69,7 +70,8 @@ class Denoising:
 
     Attributes:
         num_inference_steps: T, as the pipeline takes it.
-        guidance_scale: classifier-free guidance; the conditioning has negatives when it is above 1.
+        guidance_scale: classifier-free guidance, for which the conditioning has negatives, or what the denoiser is
+            told; None for the pipeline's own.
         height, width: pixels; None for the pipeline's own size.
         eta: DDIM's share of noise.
         micro_batch: how many candidates run at once.
@@ -80,7 +82,7 @@ class Denoising:
     """
 
     num_inference_steps: int
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = 7.5
     height: int | None = None
     width: int | None = None
     eta: float = 0.0
@@ -93,35 +95,58 @@ class Denoising:
         whole, rest = divmod(candidates, self.micro_batch)
         return whole * self.micro_batch + (self._filled(rest) if rest else 0)
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels; None for the pipeline's own."""
+        return (self.height, self.width) if self.height and self.width else None
+
     def _filled(self, rest: int) -> int:
         return self.micro_batch if self.padding == "full" else min(self.micro_batch, 1 << (rest - 1).bit_length())
 
 
-def check_suspendable(pipe: Pipeline) -> None:
+def check_suspendable(
+    pipe: Pipeline, extra: Mapping[str, object] | None = None, size: tuple[int, int] | None = None
+) -> None:
     """Whether the pipeline's denoising can be cut at all.
+
+    Args:
+        extra: further keyword arguments of the pipeline.
+        size: (height, width) in pixels; the model's own when None.
 
     Raises:
         InputError: unknown family or scheduler, or something that counts the loop's own index.
     """
-    reason = family_of(pipe).refusals(pipe, {})
+    family = family_of(pipe)
+    reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else Size(*size))
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
     solver_of(pipe.scheduler)
 
 
-def plan(pipe: Pipeline, num_inference_steps: int) -> Plan:
+def plan(
+    pipe: Pipeline,
+    num_inference_steps: int,
+    size: tuple[int, int] | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> Plan:
     """The steps that ``num_inference_steps`` means for the pipeline's scheduler, which is left as it was.
+
+    Args:
+        size: (height, width) in pixels, on which the noise levels of some families depend; the model's own when None.
+        extra: further keyword arguments of the pipeline, as :func:`check_suspendable` takes them.
 
     Raises:
         InputError: the scheduler cannot be suspended, or takes no such number of steps.
     """
-    check_suspendable(pipe)
+    check_suspendable(pipe, extra, size)
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
+    family = family_of(pipe)
     with restored(pipe.scheduler):
         try:
-            pipe.scheduler.set_timesteps(num_inference_steps)
-        except (ValueError, IndexError) as error:
+            pixels = family.default_size(pipe) if size is None else Size(*size)
+            pipe.scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
+        except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
         sigmas = noise_levels(pipe.scheduler)
     return Plan(len(sigmas), tuple(sigmas))
@@ -156,7 +181,7 @@ def run_segment(
     Raises:
         InputError: the pipeline or its scheduler cannot be suspended, or a candidate is not at ``start``.
     """
-    check_suspendable(pipe)
+    check_suspendable(pipe, denoising.extra, denoising.size)
     if not 0 <= start < stop:
         raise InputError(f"Expected steps 0 <= start < stop, got start {start} and stop {stop}.")
     for candidate in candidates:
@@ -212,14 +237,9 @@ def _run_batch(
             **conditioning.rows([row.prompt for row in rows]).kwargs(),
             latents=latents,
             generator=generators,
-            num_inference_steps=denoising.num_inference_steps,
-            guidance_scale=denoising.guidance_scale,
-            height=denoising.height,
-            width=denoising.width,
-            eta=denoising.eta,
             output_type="latent",
             return_dict=False,
-            **denoising.extra,
+            **_arguments(pipe, denoising),
         )[0].cpu()
         states = split_state(seen.state(), len(batch))
     if seen.x0 is None:
@@ -236,6 +256,26 @@ def _run_batch(
         )
         for row, candidate in enumerate(batch)
     ]
+
+
+def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
+    """The keyword arguments of a call that its pipeline knows; what it need not be told is left out.
+
+    Raises:
+        InputError: it knows no eta.
+    """
+    family = family_of(pipe)
+    known = keywords_of(stock_class(family))
+    wanted: dict[str, object] = {
+        name: value
+        for name in ("num_inference_steps", "guidance_scale", "height", "width")
+        if (value := getattr(denoising, name)) is not None
+    }
+    if "eta" in known:
+        wanted["eta"] = denoising.eta
+    elif denoising.eta:
+        raise InputError(f"{family.pipeline} takes no eta; leave it out.")
+    return {**wanted, **denoising.extra, **family.fixed}
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Solver:
 
     Attributes:
         carries: attributes that a suspended denoising takes along and puts back.
-        x0: (scheduler after the step, the step's call) -> estimate of the clean latents (B, C, h, w).
+        x0: (scheduler after the step, the step's call) -> estimate of the clean latents, shaped as they are.
         refusal: (scheduler) -> why this configuration cannot be suspended, or None.
     """
 

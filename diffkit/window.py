@@ -44,7 +44,7 @@ def window(
     """The scheduler shows steps [start, stop) only; class and attributes are as before afterwards, come what may.
 
     Args:
-        report: called with x0 (B, C, h, w) after each step.
+        report: called with x0, shaped as the latents, after each step.
     """
     base: Any = type(scheduler)
     seen = Window(scheduler, solver_of(scheduler), stop, report)
@@ -81,7 +81,6 @@ def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> t
         if start:
             self.__dict__.update(state)
 
-    @functools.wraps(base.scale_model_input)
     def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
         with seen.full_view():
             return base.scale_model_input(self, *args, **kwargs)
@@ -95,14 +94,21 @@ def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> t
         seen.report(seen.x0)
         return result
 
-    members = {
+    def set_begin_index(self: Any, begin_index: int = 0) -> None:
+        base.set_begin_index(self, begin_index + start)
+
+    members: dict[str, Any] = {
         "timesteps": property(timesteps, set_timesteps_attribute),
-        "init_noise_sigma": property(init_noise_sigma),
         "set_timesteps": set_timesteps,
-        "scale_model_input": scale_model_input,
         "step": step,
         "__module__": base.__module__,
     }
+    if hasattr(seen.scheduler, "init_noise_sigma"):
+        members["init_noise_sigma"] = property(init_noise_sigma)
+    if hasattr(base, "scale_model_input"):
+        members["scale_model_input"] = functools.wraps(base.scale_model_input)(scale_model_input)
+    if hasattr(base, "set_begin_index"):
+        members["set_begin_index"] = set_begin_index
     return type(base.__name__, (base,), members)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from diffkit.errors import InputError
+from diffkit.families.aura_flow import AURA_FLOW
 from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Scheduler, Size, stock_class
-from diffkit.families.flux import FLUX
+from diffkit.families.flux import CHROMA, FLUX
+from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
+from diffkit.families.pixart_sana import PIXART_SIGMA, SANA
+from diffkit.families.qwen_image import QWEN_IMAGE
 from diffkit.families.stable_diffusion import SDXL, STABLE_DIFFUSION
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 
@@ -23,7 +27,19 @@ __all__ = [
     "stock_class",
 ]
 
-FAMILIES: tuple[Family, ...] = (STABLE_DIFFUSION, SDXL, STABLE_DIFFUSION_3, FLUX)
+FAMILIES: tuple[Family, ...] = (
+    STABLE_DIFFUSION,
+    SDXL,
+    STABLE_DIFFUSION_3,
+    FLUX,
+    CHROMA,
+    PIXART_SIGMA,
+    SANA,
+    LUMINA2,
+    Z_IMAGE,
+    QWEN_IMAGE,
+    AURA_FLOW,
+)
 
 
 def family_of(pipe: Pipeline) -> Family:

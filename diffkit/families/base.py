@@ -75,7 +75,7 @@ class Inputs(NamedTuple):
     named: dict[str, object]
 
 
-def _never(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+def _never(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
     return None
 
 
@@ -151,7 +151,8 @@ class Family:
             not carried. The keyword of the negative prompt is the same after ``negative_``.
         inputs: (pipeline, call) -> the denoiser's arguments, just as the pipeline's loop gives them.
         output: (the denoiser's output tuple, call) -> prediction as ``scheduler.step`` takes it, shaped as the latents.
-        guided: (pipeline, guidance scale, further keyword arguments) -> whether negatives are needed.
+        guided: (pipeline, guidance scale, further keyword arguments with ``negative_prompt``) -> whether negatives
+            are needed.
         guidance: how the pipeline guides, in words, for the table of families.
         default_size: (pipeline) -> pixels when the call names none.
         multiple: (pipeline) -> what height and width must be multiples of.
@@ -159,13 +160,17 @@ class Family:
         pack: (pipeline, drawn noise) -> latents as the loop carries them.
         to_denoiser: (pipeline, latents as the VAE encodes them, VAE) -> latents as the loop carries them.
         to_vae: (pipeline, latents, VAE, size) -> the inverse, by the very expression of the pipeline's own decoding.
+        frames: whether the VAE is one of videos, in which an image is a frame.
+        upcasts: whether the pipeline decodes in float32 where the VAE is in half precision and says ``force_upcast``.
         steps: (pipeline, number, size) -> what the pipeline gives to ``scheduler.set_timesteps``.
         encoding: keywords of the call that only shape the encoding of prompts.
-        for_negative: what ``encode_prompt`` is told otherwise for a negative prompt.
+        layout: see :class:`diffkit.embeds.Embeds`.
+        encode_negative: (pipeline, [text], keywords that shape the encoding) -> what ``encode_prompt`` would return
+            for it as a negative prompt, where that is not what it returns for a prompt.
         zeros_for_none: whether zeros stand for a negative prompt that is not given, where the model's configuration
             says ``force_zeros_for_empty_prompt``.
-        fixed: keywords of the call that are always given.
-        refusals: (pipeline, further keyword arguments) -> why its denoising cannot be cut, or None.
+        fixed: keywords of the call that are always given beside the encoded prompts.
+        refusals: (pipeline, further keyword arguments, size) -> why its denoising cannot be cut, or None.
         refused: what is refused, in words, for the table of families.
     """
 
@@ -183,12 +188,15 @@ class Family:
     pack: Callable[[Pipeline, Tensor], Tensor] = _as_it_is
     to_denoiser: Callable[[Pipeline, Tensor, Autoencoder], Tensor] = scaled
     to_vae: Callable[[Pipeline, Tensor, Autoencoder, Size], Tensor] = unscaled
+    frames: bool = False
+    upcasts: bool = False
     steps: Callable[[Pipeline, int, Size], dict[str, object]] = _plain_steps
     encoding: frozenset[str] = frozenset()
-    for_negative: Mapping[str, object] = field(default_factory=dict)
+    layout: Literal["fixed", "masked", "listed"] = "fixed"
+    encode_negative: Callable[[Pipeline, list[str] | None, Mapping[str, object]], tuple[Any, ...]] | None = None
     zeros_for_none: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
-    refusals: Callable[[Pipeline, Mapping[str, object]], str | None] = _never
+    refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
     refused: str = "nothing"
 
     @property

@@ -27,8 +27,7 @@ def shift_of_tokens(pipe: Pipeline, tokens: int, *, max_shift: float = 1.15) -> 
 
 def linear_sigmas(pipe: Pipeline, steps: int, tokens: int) -> dict[str, object]:
     """Noise levels 1, 1 - 1/T, ..., 1/T before the shift, and the shift for so many tokens."""
-    sigmas = None if pipe.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-    return {"sigmas": sigmas, "mu": shift_of_tokens(pipe, tokens)}
+    return {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": shift_of_tokens(pipe, tokens)}
 
 
 def patches(pipe: Pipeline, size: Size) -> int:

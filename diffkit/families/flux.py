@@ -1,4 +1,4 @@
-"""FLUX.1: packed latents, guidance told to the denoiser, true guidance by a second pass where it is asked for."""
+"""FLUX.1 and its kin Chroma: packed latents; FLUX.1 is told the guidance, and guides truly where it is asked to."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import cast
 
 import torch
 
-from diffkit.families.base import Call, Family, Inputs, Pipeline, Size
-from diffkit.families.flow import linear_sigmas, pack, packed, patches, unpacked
+from diffkit.families.base import Call, Family, Inputs, Pipeline, Size, keywords_of
+from diffkit.families.flow import linear_sigmas, pack, packed, patches, shift_of_tokens, unpacked
 
-__all__ = ["FLUX", "noise_shape", "true_guidance"]
+__all__ = ["CHROMA", "FLUX", "noise_shape", "true_guidance"]
 
 
 def true_guidance(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
     """A second pass for the negative prompt: only at ``true_cfg_scale`` above 1, and with a negative prompt."""
-    scale = cast("float", options.get("true_cfg_scale") or 1.0)
-    return scale > 1 and bool(options.get("has_negative", True))
+    scale = cast("float", options.get("true_cfg_scale", keywords_of(type(pipe))["true_cfg_scale"].default))
+    return scale > 1 and options.get("negative_prompt") is not None
+
+
+def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    tokens = patches(pipe, size)
+    if pipe.scheduler.config.get("use_flow_sigmas"):
+        return {"num_inference_steps": steps, "mu": shift_of_tokens(pipe, tokens)}
+    return linear_sigmas(pipe, steps, tokens)
 
 
 def noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
@@ -25,24 +32,28 @@ def noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
     return (pipe.transformer.config.in_channels // 4, 2 * (size.height // cell), 2 * (size.width // cell))
 
 
-def _inputs(pipe: Pipeline, call: Call) -> Inputs:
+def _ids(pipe: Pipeline, call: Call) -> dict[str, object]:
+    """Latents, timesteps in [0, 1], and the places of text and image tokens."""
     latents, sequence = call.latents, call.embeds.prompt_embeds
     cell = pipe.vae_scale_factor * 2
     height, width = call.size.height // cell, call.size.width // cell
-    guidance = None
-    if pipe.transformer.config.guidance_embeds:
-        guidance = torch.full([len(latents)], call.guidance_scale, device=latents.device, dtype=torch.float32)
-    named = {
+    return {
         "hidden_states": latents,
         "timestep": call.each_timestep().to(latents.dtype) / 1000,
-        "guidance": guidance,
-        "pooled_projections": call.embeds.companions["pooled_prompt_embeds"],
-        "encoder_hidden_states": sequence,
         "txt_ids": torch.zeros(sequence.shape[1], 3, device=sequence.device, dtype=sequence.dtype),
         "img_ids": pipe._prepare_latent_image_ids(len(latents), height, width, latents.device, sequence.dtype),
         "joint_attention_kwargs": {},
     }
-    return Inputs((), named)
+
+
+def _inputs(pipe: Pipeline, call: Call) -> Inputs:
+    guidance = None
+    if pipe.transformer.config.guidance_embeds:
+        device = call.latents.device
+        guidance = torch.full([len(call.latents)], call.guidance_scale, device=device, dtype=torch.float32)
+    named = _ids(pipe, call)
+    named["pooled_projections"] = call.embeds.companions["pooled_prompt_embeds"]
+    return Inputs((), named | {"guidance": guidance, "encoder_hidden_states": call.embeds.prompt_embeds})
 
 
 FLUX = Family(
@@ -59,6 +70,33 @@ FLUX = Family(
     pack=pack,
     to_denoiser=packed,
     to_vae=unpacked,
-    steps=lambda pipe, steps, size: linear_sigmas(pipe, steps, patches(pipe, size)),
+    steps=_steps,
     encoding=frozenset({"max_sequence_length", "prompt_2", "negative_prompt_2"}),
+)
+
+
+def _inputs_chroma(pipe: Pipeline, call: Call) -> Inputs:
+    """As FLUX.1, with a mask over text and image instead of guidance and pooled text."""
+    latents, sequence = call.latents, call.embeds.prompt_embeds
+    named = _ids(pipe, call)
+    mask = call.embeds.companions["prompt_attention_mask"]
+    named["attention_mask"] = pipe._prepare_attention_mask(len(latents), latents.shape[1], latents.dtype, mask)
+    return Inputs((), named | {"encoder_hidden_states": sequence})
+
+
+CHROMA = Family(
+    name="Chroma",
+    pipeline="ChromaPipeline",
+    denoiser="transformer",
+    encoded=("prompt_embeds", None, "prompt_attention_mask"),
+    inputs=_inputs_chroma,
+    guidance="classifier-free, a second pass",
+    default_size=FLUX.default_size,
+    multiple=FLUX.multiple,
+    noise_shape=noise_shape,
+    pack=pack,
+    to_denoiser=packed,
+    to_vae=unpacked,
+    steps=lambda pipe, steps, size: linear_sigmas(pipe, steps, patches(pipe, size)),
+    encoding=frozenset({"max_sequence_length"}),
 )

@@ -64,7 +64,7 @@ def _to_vae_xl(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) ->
     return result
 
 
-def _refusals_xl(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+def _refusals_xl(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
     if options.get("denoising_end") is not None:
         return "denoising_end counts the steps of the whole denoising; leave it out"
     return None
@@ -81,6 +81,7 @@ SDXL = Family(
     to_vae=_to_vae_xl,
     encoding=frozenset({"clip_skip", "prompt_2", "negative_prompt_2"}),
     zeros_for_none=True,
+    upcasts=True,
     refusals=_refusals_xl,
     refused="denoising_end",
 )

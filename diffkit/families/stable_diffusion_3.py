@@ -30,9 +30,11 @@ def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
     return {"num_inference_steps": steps, "mu": shift_of_tokens(pipe, tokens, max_shift=1.16)}
 
 
-def _refusals(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+def _refusals(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
     if options.get("skip_guidance_layers") is not None:
         return "skip-layer guidance counts the steps of the loop; leave out skip_guidance_layers"
+    if options.get("mu") is not None:
+        return "the noise levels are planned with the model's own shift; leave out mu"
     return None
 
 

@@ -1,0 +1,104 @@
+"""PixArt-Sigma and Sana: transformers with one T5 or Gemma encoder, sizes that may be moved to fixed shapes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diffkit.families.base import Call, Family, Inputs, Pipeline, Size
+
+__all__ = ["PIXART_SIGMA", "SANA"]
+
+ENCODED = ("prompt_embeds", "prompt_attention_mask", None, None)
+
+
+def _first_half(output: Any, call: Call) -> Tensor:
+    """The prediction without the variances that a model may have learned beside it."""
+    prediction: Tensor = output[0]
+    return prediction.chunk(2, dim=1)[0] if prediction.shape[1] == 2 * call.latents.shape[1] else prediction
+
+
+def _refuse_binning(pipe: Pipeline, options: Mapping[str, object], size: Size, bins: Mapping[int, str]) -> str | None:
+    """The pipeline itself would denoise at another size, and resize the image."""
+    if not options.get("use_resolution_binning", True):
+        return None
+    own = pipe.transformer.config.sample_size
+    if own not in bins:
+        return f"the pipeline knows no size bins for a sample_size of {own}; say use_resolution_binning=False"
+    ratios = getattr(sys.modules[type(pipe).__mro__[0].__module__], bins[own], None)
+    if ratios is None:
+        from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
+        from diffusers.pipelines.sana import pipeline_sana
+
+        known = (pipeline_sana, pipeline_pixart_sigma, pipeline_pixart_alpha)
+        ratios = next(getattr(module, bins[own]) for module in known if hasattr(module, bins[own]))
+    binned = pipe.image_processor.classify_height_width_bin(size.height, size.width, ratios=ratios)
+    if tuple(binned) == tuple(size):
+        return None
+    return (
+        f"the pipeline would denoise at {binned[0]}x{binned[1]} and resize to {size.height}x{size.width}; ask for that "
+        f"size, or say use_resolution_binning=False"
+    )
+
+
+def _inputs_pixart(pipe: Pipeline, call: Call) -> Inputs:
+    named = {
+        "encoder_hidden_states": call.embeds.prompt_embeds,
+        "encoder_attention_mask": call.embeds.companions["prompt_attention_mask"],
+        "timestep": call.each_timestep(),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+    return Inputs((call.latents,), named)
+
+
+PIXART_BINS = {size: f"ASPECT_RATIO_{size * 8}_BIN" for size in (32, 64, 128, 256)}
+PIXART_SIGMA = Family(
+    name="PixArt-Sigma",
+    pipeline="PixArtSigmaPipeline",
+    denoiser="transformer",
+    encoded=ENCODED,
+    inputs=_inputs_pixart,
+    output=_first_half,
+    encoding=frozenset({"clean_caption", "max_sequence_length"}),
+    fixed={"use_resolution_binning": False, "negative_prompt": None},
+    refusals=lambda pipe, options, size: _refuse_binning(pipe, options, size, PIXART_BINS),
+    refused="sizes that resolution binning would change",
+)
+
+
+def _inputs_sana(pipe: Pipeline, call: Call) -> Inputs:
+    dtype = pipe.transformer.dtype
+    named = {
+        "encoder_hidden_states": call.embeds.prompt_embeds.to(dtype),
+        "encoder_attention_mask": call.embeds.companions["prompt_attention_mask"],
+        "timestep": call.each_timestep() * pipe.transformer.config.timestep_scale,
+    }
+    return Inputs((call.latents.to(dtype),), named)
+
+
+def _negative_of_sana(pipe: Pipeline, text: list[str] | None, options: Mapping[str, object]) -> tuple[Any, ...]:
+    """Without the instruction that goes before a prompt."""
+    keys = {name: options[name] for name in ("clean_caption", "max_sequence_length")}
+    found = pipe.encode_prompt(text, False, device=pipe._execution_device, complex_human_instruction=None, **keys)
+    return tuple(found)
+
+
+SANA_BINS = {size: f"ASPECT_RATIO_{size * 32}_BIN" for size in (16, 32, 64, 128)}
+SANA = Family(
+    name="Sana",
+    pipeline="SanaPipeline",
+    denoiser="transformer",
+    encoded=ENCODED,
+    inputs=_inputs_sana,
+    output=lambda output, call: _first_half(output, call).float(),
+    default_size=lambda pipe: Size(1024, 1024),
+    multiple=lambda pipe: 32,
+    encoding=frozenset({"clean_caption", "max_sequence_length", "complex_human_instruction"}),
+    encode_negative=_negative_of_sana,
+    fixed={"use_resolution_binning": False, "negative_prompt": None},
+    refusals=lambda pipe, options, size: _refuse_binning(pipe, options, size, SANA_BINS),
+    refused="sizes that resolution binning would change",
+)
