@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tiny_rewards import FOLDERS, PROMPTS, SIDE, as_tensor, clip_folder, pictures, smooth
 
 from diffkit.errors import InputError
@@ -162,6 +164,46 @@ def test_without_a_connection_one_sentence(name):
     with pytest.raises(InputError, match=r"hub id .*HF_HUB_OFFLINE is set.* download ") as caught:
         load_reward(name)
     assert "\n" not in str(caught.value)
+
+
+CLIP_WEIGHTS, CLIP_WORDS = (
+    ["config.json", "model.safetensors"],
+    ["config.json", "tokenizer.json", "tokenizer_config.json"],
+)
+CACHED = {
+    "pick-score": {"yuvalkirstain/PickScore_v1": CLIP_WEIGHTS, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": CLIP_WORDS},
+    "clip-score": {"openai/clip-vit-large-patch14": [*CLIP_WEIGHTS, *CLIP_WORDS]},
+    "hps-v2.1": {"xswu/HPSv2": ["HPS_v2.1_compressed.pt", "open_clip_config.json"]},
+    "image-reward": {"THUDM/ImageReward": ["ImageReward.pt", "med_config.json"], "bert-base-uncased": ["vocab.txt"]},
+    "aesthetic": {
+        "trl-lib/ddpo-aesthetic-predictor": ["sac+logos+ava1-l14-linearMSE.pth"],
+        "openai/clip-vit-large-patch14": CLIP_WEIGHTS,
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_warm_cache_needs_no_connection(name, folders, rewards):
+    """The published hub ids, as the hub's client keeps them."""
+    cache, made = Path(constants.HF_HUB_CACHE), []
+    try:
+        for repository, files in CACHED[name].items():
+            root = cache / f"models--{repository.replace('/', '--')}"
+            made.append(root)
+            snapshot = root / "snapshots" / ("0" * 40)
+            snapshot.mkdir(parents=True)
+            (root / "refs").mkdir()
+            (root / "refs" / "main").write_text("0" * 40)
+            for file in files:
+                target = "aesthetic-model.pth" if file.endswith(".pth") else file
+                shutil.copy(folders[name] / file, snapshot / target)
+        reward = load_reward(f"{name}:device=cpu")
+        assert reward.name == name
+        torch.testing.assert_close(reward.score(images(), PROMPTS), rewards[name].score(images(), PROMPTS))
+        assert reward.sha256 == rewards[name].sha256
+    finally:
+        for root in made:
+            shutil.rmtree(root)
 
 
 def test_a_clip_without_its_tokenizer_is_refused(folders, tmp_path):
