@@ -14,7 +14,10 @@ from diffkit import parallel
 from diffkit.console import is_quiet, say
 from diffkit.errors import ScoringError
 from diffkit.runs.shared import open_shared
+from ttsnap.candidates import Noise
 from ttsnap.pictures import contact_sheet, score_figure
+from ttsnap.request import Request
+from ttsnap.schedule import PruningSchedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,6 +56,8 @@ def generate(
     with open_shared(out, config=config, kind="ttsnap", provenance=provenance) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [index for index in range(len(prompts)) if _key(index) not in done]
+        if left:
+            _prepare(pipe, prompts[0], config)
         for index, found in _searches(pipe, prompts, left, config):
             if run is not None:
                 _keep(run, _key(index), found)
@@ -66,6 +71,13 @@ def generate(
 
 def _key(index: int) -> str:
     return f"{index:04d}"
+
+
+def _prepare(pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any]) -> None:
+    """Try the reward before the first search, so that no prompt pays for it, whoever searches it and when."""
+    if pipe.reward is not None:
+        noise = Noise(seed=config["seed"])
+        pipe.prepare(Request([prompt], pipe.reward, PruningSchedule(), noise, config["steps"], config["guidance"]))
 
 
 def _searches(

@@ -1,0 +1,132 @@
+"""Commands on several real processes of this machine, forked from one that has imported the libraries once.
+
+As a script it is ``diffkit`` with the rewards of these tests, for a launcher to start:
+``torchrun --nproc-per-node 2 tests/launch.py ttsnap generate ...``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HEAVY = [
+    "torch", "torch.distributed", "accelerate", "transformers", "matplotlib.figure", "typer.main", "rich.table",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip",
+    "diffusers.schedulers.scheduling_ddim", "diffusers.models.autoencoders.autoencoder_tiny", "scipy.stats",
+]  # fmt: skip
+PATIENCE = 240  # seconds
+
+
+class Trouble(NamedTuple):
+    """On process ``rank`` the ``call``-th call of ``module.name`` ends the process: by an error, or by a kill."""
+
+    rank: int
+    module: str
+    name: str
+    call: int
+    kill: bool
+
+    def arm(self) -> None:
+        owner: Any = importlib.import_module(self.module)
+        *path, last = self.name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        real, calls = getattr(owner, last), iter(range(1, 10_000))
+
+        @functools.wraps(real)
+        def troubled(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == self.call:
+                if self.kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError("this process was told to fail")
+            return real(*args, **kwargs)
+
+        setattr(owner, last, troubled)
+
+
+class Ended(NamedTuple):
+    """Exit codes, stdout and stderr of the processes, in their order."""
+
+    codes: list[int | None]
+    out: list[str]
+    err: list[str]
+
+
+def launch(
+    processes: int, work: Callable[..., object], *args: object, folder: Path, trouble: Trouble | None = None
+) -> Ended:
+    """Call ``work(*args)`` on so many processes that know of each other; alone it is no launch at all."""
+    folder.mkdir(parents=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    started = [
+        context.Process(target=_child, args=(rank, processes, str(folder), work, args, trouble))
+        for rank in range(processes)
+    ]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join(PATIENCE)
+        if one.is_alive():
+            one.kill()
+            one.join()
+    texts = [[(folder / f"{rank}.{kind}").read_text() for rank in range(processes)] for kind in ("out", "err")]
+    return Ended([one.exitcode for one in started], *texts)
+
+
+def command(*arguments: str) -> None:
+    """The command line, as `diffkit` is started."""
+    from diffkit.cli import main
+
+    sys.argv = ["diffkit", *arguments]
+    main()
+
+
+def _child(
+    rank: int, processes: int, folder: str, work: Callable[..., object], args: tuple[object, ...], trouble: Any
+) -> None:
+    for number, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{rank}.{kind}", os.O_WRONLY | os.O_CREAT), number)
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    if processes > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+        # A file, not a port, brings the processes together: no test opens a network connection by a port of its own.
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+    register()
+    if trouble is not None and trouble.rank == rank:
+        trouble.arm()
+    work(*args)
+    from diffkit.parallel import leave
+
+    leave()
+
+
+def register() -> None:
+    """The reward of these tests."""
+    from diffkit.rewards import REWARDS
+    from diffkit.rewards.base import as_reward
+
+    def brightness(images: Any, prompts: Any) -> Any:
+        return images.mean((1, 2, 3)) * 10
+
+    if "launch-brightness" not in REWARDS.names():
+        REWARDS.register("launch-brightness")(lambda: as_reward(brightness))
+
+
+if __name__ == "__main__":
+    register()
+    if (told := os.environ.get("LAUNCH_TROUBLE")) and os.environ["RANK"] == told:
+        Trouble(int(told), "ttsnap.run", "score_checked", 3, kill=True).arm()
+    command(*sys.argv[1:])
