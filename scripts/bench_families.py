@@ -1,0 +1,313 @@
+"""Real architectures on an accelerator: the stock pipeline against best-of-N and pruned search, and training steps.
+
+    python scripts/bench_families.py [--families sd15,sdxl,sd35-medium,flux] [--compile] [--channels-last] [--json F]
+    python scripts/bench_families.py --tiny --device cpu     # tiny pipelines of the same classes, to try the script
+
+Denoisers and autoencoders have the published sizes and random weights, text encoders the published widths and one
+layer: a prompt is encoded once. The verifier has the size of CLIP ViT-L/14. One process, one machine: the stock
+pipeline's images and their scores, the same seeds through TTSnapPipeline, then a pruned search at the same counted
+cost. Then one step of DoRI (gradient of the embedding) and one of fine-tuning (gradients of all weights, gradient
+checkpointing). Prints machine, versions, seconds, memory, and ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
+from diffkit.families import pipe_denoiser
+from diffkit.seeds import candidate_seed, generators
+from diffkit.training_law import noised
+from ttsnap import TTSnapPipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from tiny_families import DYNAMIC, FAMILY_ROWS, clip, family_pipeline, t5, t5_tokenizer  # noqa: E402
+
+PROMPT, SCHEDULE = "a cat", "2:0.4,6:0.4,11:0.5"
+NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+TINY = {"sd15": "sd1", "sdxl": "sdxl", "sd35-medium": "sd3", "flux": "flux"}
+
+
+def long_clip_tokenizer() -> Any:
+    """As many tokens as the published encoders take."""
+    from tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 77
+    return tokenizer
+
+
+def kl(channels: int, scale: float, shift: float | None = None) -> Any:
+    """The autoencoder of the Stable Diffusion and FLUX families: factor 8."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=channels,
+        scaling_factor=scale,
+        shift_factor=shift,
+        sample_size=1024,
+    )
+
+
+def scheduler(kind: str, **options: Any) -> Any:
+    """A scheduler, whose tables live on the host whatever the device of the networks."""
+    with torch.device("cpu"):
+        return getattr(diffusers, kind)(**options)
+
+
+def sd15() -> Any:
+    """Stable Diffusion 1.5: 860 million parameters in the denoiser."""
+    tokenizer = long_clip_tokenizer()
+    unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    return diffusers.StableDiffusionPipeline(
+        vae=kl(4, 0.18215), unet=unet, text_encoder=clip(tokenizer, width=768), tokenizer=tokenizer,
+        scheduler=scheduler("DDIMScheduler", **NOISE, clip_sample=False, steps_offset=1),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    """Stable Diffusion XL: 2.6 thousand million."""
+    tokenizer = long_clip_tokenizer()
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=(5, 10, 20),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 10), addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae=kl(4, 0.13025), unet=unet, text_encoder=clip(tokenizer, width=768), tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, width=1280, projection=1280), tokenizer_2=tokenizer, add_watermarker=False,
+        scheduler=scheduler("EulerDiscreteScheduler", **NOISE),
+    )  # fmt: skip
+
+
+def sd35_medium() -> Any:
+    """Stable Diffusion 3.5 medium: 2.2 thousand million."""
+    tokenizer, words = long_clip_tokenizer(), t5_tokenizer()
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=24, attention_head_dim=64,
+        num_attention_heads=24, caption_projection_dim=1536, joint_attention_dim=4096, pooled_projection_dim=2048,
+        pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13)),
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        vae=kl(16, 1.5305, 0.0609), transformer=transformer, tokenizer=tokenizer, tokenizer_2=tokenizer,
+        tokenizer_3=words, text_encoder=clip(tokenizer, width=768, projection=768),
+        text_encoder_2=clip(tokenizer, width=1280, projection=1280), text_encoder_3=t5(words, 4096),
+        scheduler=scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0),
+    )  # fmt: skip
+
+
+def flux() -> Any:
+    """FLUX.1-dev: 11.9 thousand million."""
+    tokenizer, words = long_clip_tokenizer(), t5_tokenizer()
+    return diffusers.FluxPipeline(
+        vae=kl(16, 0.3611, 0.1159), transformer=diffusers.FluxTransformer2DModel(guidance_embeds=True),
+        tokenizer=tokenizer, tokenizer_2=words, text_encoder=clip(tokenizer, width=768), text_encoder_2=t5(words, 4096),
+        scheduler=scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0, **DYNAMIC),
+    )  # fmt: skip
+
+
+REAL: dict[str, Callable[[], Any]] = {"sd15": sd15, "sdxl": sdxl, "sd35-medium": sd35_medium, "flux": flux}
+
+
+def build(name: str, options: argparse.Namespace) -> Any:
+    """The pipeline on the device, in the precision asked for; weights are made there, not on the host."""
+    dtype = getattr(torch, options.dtype)
+    if options.tiny:
+        return family_pipeline(TINY[name]).to(options.device, dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(options.device):
+            pipe = REAL[name]()
+    finally:
+        torch.set_default_dtype(before)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(options.device, dtype).eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    if options.channels_last and hasattr(pipe, "unet"):
+        pipe.unet.to(memory_format=torch.channels_last)
+    if options.compile:
+        pipe_denoiser(pipe).compile()
+    return pipe
+
+
+class Verifier:
+    """Scores of a randomly initialised CLIP vision tower: the published sizes, no meaning."""
+
+    name, higher_is_better, range = "random-clip", True, (float("-inf"), float("inf"))
+    flops_per_image = None
+
+    def __init__(self, device: str, *, tiny: bool) -> None:
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        config = transformers.CLIPVisionConfig(image_size=224, patch_size=14, **(small if tiny else large))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = transformers.CLIPVisionModel(config).to(device).eval()
+        self.device = device
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,) scores."""
+        small = torch.nn.functional.interpolate(images.to(self.device).float(), size=(224, 224))
+        scores: Tensor = self.model(small).pooler_output[:, 0].float()
+        return scores
+
+
+def synchronized(device: str) -> None:
+    """Wait until the device has done what it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def took(call: Callable[[], object], device: str, repeats: int) -> dict[str, float | None]:
+    """Median seconds and peak memory in GiB, after one call to warm up."""
+    call()
+    synchronized(device)
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        synchronized(device)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "seconds": statistics.median(seconds),
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+    }
+
+
+def searches(pipe: Any, name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Stock, best-of-N and pruned search."""
+    reward = Verifier(options.device, tiny=options.tiny)
+    search = TTSnapPipeline.from_pipe(pipe, reward=reward)
+    given = {"num_inference_steps": options.steps, **(FAMILY_ROWS[TINY[name]].options if options.tiny else {})}
+    seeds = [candidate_seed(7, 0, index) for index in range(options.candidates)]
+    size = options.micro_batch
+
+    def stock() -> None:
+        for first in range(0, len(seeds), size):
+            part = generators(seeds[first : first + size])
+            images = pipe(PROMPT, **given, generator=part, num_images_per_prompt=len(part), output_type="pt").images
+            reward.score(images, [PROMPT] * len(part))
+
+    def best_of() -> Any:
+        return search(PROMPT, **given, seeds=seeds, micro_batch=size)
+
+    def pruned() -> Any:
+        return search(PROMPT, **given, seed=7, budget=f"{options.candidates}x", schedule=SCHEDULE, micro_batch=size)
+
+    plain, ours, cut = (took(call, options.device, options.repeats) for call in (stock, best_of, pruned))
+    clocks = dict(best_of().ledger.seconds)
+    strict = search(PROMPT, **given, seeds=seeds[:2], micro_batch=1, output_type="pt").images
+    winner = search(PROMPT, **given, seeds=seeds[:2], micro_batch=1)
+    alone = pipe(PROMPT, **given, generator=generators(winner.seeds[:1])[0], output_type="pt").images
+    return {
+        "stock": plain | {"images a second": len(seeds) / float(plain["seconds"] or 1)},
+        "best of N": ours,
+        "pruned at the same cost": cut | {"candidates": len(pruned().trace[0].candidates)},
+        "overhead of best of N": float(ours["seconds"] or 0) / float(plain["seconds"] or 1),
+        "shares of best of N": {part: clocks[part] / sum(v for k, v in clocks.items() if k != "total")
+                                for part in clocks if part != "total"},
+        "strict mode, largest difference to the stock image": float((strict.float() - alone.float()).abs().max()),
+    }  # fmt: skip
+
+
+def training_steps(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """One step of DoRI with its draws at once, and one of fine-tuning, by the model's own loss."""
+    denoiser, rows = pipe_denoiser(pipe), options.draws
+    embeds = encode_prompts(pipe, [PROMPT], guidance=False).positive.to(options.device).repeat(rows)
+    clean = initial_latents(pipe, generators(range(rows))).to(options.device, embeds.prompt_embeds.dtype)
+    noise, draws = torch.randn_like(clean), torch.Generator().manual_seed(0)
+    timesteps = torch.randint(1, pipe.scheduler.config.num_train_timesteps, (rows,), generator=draws)
+    noisy, target = noised(pipe.scheduler, clean.float(), noise.float(), timesteps.to(options.device))
+
+    def loss(sequence: Tensor) -> Tensor:
+        given = embeds.replace(prompt_embeds=sequence.to(embeds.prompt_embeds.dtype))
+        predicted = predict_noise(pipe, noisy.to(clean), timesteps.to(options.device), given)
+        return (predicted.float() - target).square().mean()
+
+    def attack() -> None:
+        sequence = embeds.prompt_embeds.float().requires_grad_(True)
+        torch.autograd.grad(loss(sequence), [sequence])
+
+    def tune() -> None:
+        loss(embeds.prompt_embeds).backward()
+        denoiser.zero_grad(set_to_none=True)
+
+    found = {f"DoRI, {rows} draws": took(attack, options.device, options.repeats)}
+    denoiser.requires_grad_(True).train()
+    denoiser.enable_gradient_checkpointing()
+    found[f"fine-tuning, {rows} rows, gradient checkpointing"] = took(tune, options.device, options.repeats)
+    denoiser.requires_grad_(False).eval()
+    return found
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one family."""
+    pipe = build(name, options)
+    millions = sum(value.numel() for value in pipe_denoiser(pipe).parameters()) / 1e6
+    found = {"denoiser, million parameters": round(millions, 1), **searches(pipe, name, options)}
+    if not options.compile:
+        found |= training_steps(pipe, options)
+    del pipe
+    gc.collect()
+    if options.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return found
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", default=",".join(REAL))
+    parser.add_argument("--tiny", action="store_true", help="tiny pipelines of the same classes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--candidates", type=int, default=16)
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the denoiser")
+    parser.add_argument("--channels-last", action="store_true", help="for U-Nets")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor()
+    versions = {part.__name__: part.__version__ for part in (torch, diffusers, transformers)}
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    found: dict[str, Any] = {"machine": machine, "versions": versions, "settings": settings, "families": {}}
+    for name in options.families.split(","):
+        print(f"measuring {name}", file=sys.stderr)
+        found["families"][name] = measure(name, options)
+        text = json.dumps(found, indent=1)
+        if options.json:
+            options.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
