@@ -69,7 +69,8 @@ def timesteps_at(scheduler: Scheduler, shares: Tensor) -> Tensor:
     """The timesteps below which a share of the draws of :func:`draw_timesteps` lies: (n,) in (0, 1) to (n,)."""
     total = scheduler.config.num_train_timesteps
     if not is_flow(scheduler):
-        return (shares * total).long().clamp(max=total - 1)
+        whole: Tensor = (shares * total).long().clamp(max=total - 1)
+        return whole
     return _shifted(scheduler, torch.special.ndtri(shares.clamp(1e-6, 1 - 1e-6)).sigmoid())
 
 

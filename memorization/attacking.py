@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from diffkit.micro_batch import MicroBatch
 from memorization.attack import attacks
 from memorization.attack.base import Attack, Target, Triggers
@@ -62,7 +63,7 @@ class Ladder:
         pipe: the audited pipeline, or the reference.
         settings: the audit's settings.
         copies: the copy detector.
-        negative: (1, L, D) embedding of the empty caption.
+        negative: the empty caption, one row.
         checkpoints: folder for the states of unfinished searches; None = none are kept.
 
     Attributes:
@@ -75,7 +76,7 @@ class Ladder:
         pipe: DiffusionPipeline,
         settings: AuditSettings,
         copies: CopyDetector,
-        negative: Tensor,
+        negative: Embeds,
         checkpoints: Path | None = None,
     ) -> None:
         self.pipe, self.settings, self.copies, self.negative = pipe, settings, copies, negative
@@ -89,20 +90,21 @@ class Ladder:
     def sampling(self, at_once: int | None = None) -> Sampling:
         """How images are generated, ``at_once`` or as many as fit at present."""
         settings = self.settings
-        return Sampling(settings.num_inference_steps, settings.guidance_scale, at_once or self.images.size)
+        at_once = at_once or self.images.size
+        return Sampling(settings.num_inference_steps, settings.guidance_scale, at_once, settings.size)
 
     def cost(self) -> int:
         """Sample gradients spent on one item by all rungs, learning rates and starts."""
         return sum(one.cost()[-1] for rung in self.rungs.values() for one in rung.values()) * len(self.starts)
 
     def attack(
-        self, items: Sequence[AuditItem], own: Sequence[Tensor], references: Sequence[References]
+        self, items: Sequence[AuditItem], own: Sequence[Embeds], references: Sequence[References]
     ) -> dict[str, Attempts]:
         """Attack every item that has an image, from every start, by every rung: by the items' keys.
 
         Args:
             items: one group.
-            own: for each the (L, D) embedding of its caption.
+            own: for each its encoded caption, one row.
             references: for each its images.
         """
         jobs = [
@@ -124,7 +126,7 @@ class Ladder:
         if self.checkpoints is not None:
             self.checkpoints.clear()
 
-    def _job(self, item: AuditItem, start: str, own: Tensor, images: Tensor) -> Job:
+    def _job(self, item: AuditItem, start: str, own: Embeds, images: Tensor) -> Job:
         seed = item_seed(self.settings.seed, item.seed_key, f"attack:{start}")
         (name,) = read_starts([start])
         text = self.points.text(name, own=item.suspect.caption, seed=seed)
@@ -139,7 +141,7 @@ class Ladder:
             for _ in range(k)
             for i in range(n)
         ]
-        rows = torch.cat([triggers.embeddings for triggers in found]).repeat_interleave(n, 0)
+        rows = Embeds.cat([triggers.embeds for triggers in found]).repeat(n)
         images = self.images.fit(
             lambda size: generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling(size))
         ).images.split(n * k)
@@ -172,6 +174,7 @@ def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:
         "budgets": settings.budgets,
         "micro_batch": settings.items_at_once * len(settings.starts),
         **({"draws": settings.draws} if "draws" in taken else {}),
+        **({"pooled": settings.pooled} if "pooled" in taken else {}),
     }
     rates = settings.learning_rates if "learning_rate" in taken else None
     if rates is None:

@@ -12,6 +12,8 @@ import torch
 
 from diffkit import parallel
 from diffkit.console import progress, say
+from diffkit.errors import InputError
+from diffkit.families import default_size, family_of
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from diffkit.runs.shared import open_shared
@@ -74,7 +76,7 @@ def audit(
     The safety checker is taken off the pipeline: a blackened image would read as "not replicated".
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family, its mitigation applied.
+        pipe: a pipeline of a known family, its mitigation applied.
         gathered: suspects and controls.
         out: the run's folder. Until an item is finished, ``checkpoints`` in it holds unfinished triggers.
         model: what the user called the model.
@@ -106,7 +108,7 @@ def audit(
     with open_shared(out, config=config, kind="audit", provenance=provenance) as run:
         _prepare(pipe)
         copies = load_copy_detector(settings.copies, pipe)
-        size = image_size(pipe)
+        size = image_size(pipe, settings.size)
         point = operating_point(pipe, gathered.items, copies, settings, size)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
         own = [item for item in items if item.role != "reference"]
@@ -143,11 +145,19 @@ def _prepare(pipe: DiffusionPipeline) -> None:
     pipe.safety_checker = None
 
 
-def image_size(pipe: DiffusionPipeline) -> tuple[int, int]:
-    """(height, width) in pixels of what the pipeline makes by default."""
-    side = pipe.unet.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    return int(height * pipe.vae_scale_factor), int(width * pipe.vae_scale_factor)
+def image_size(pipe: DiffusionPipeline, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) in pixels of the images that are made: what is wanted, else the pipeline's own default.
+
+    Raises:
+        InputError: the family makes no images of that size.
+    """
+    cell = family_of(pipe).multiple(pipe)
+    if wanted is not None and any(side % cell or side < cell for side in wanted):
+        raise InputError(f"Expected height and width to be multiples of {cell}, got {wanted[0]}x{wanted[1]}.")
+    if wanted is not None:
+        return wanted
+    size = default_size(pipe)
+    return size.height, size.width
 
 
 def operating_point(
@@ -212,7 +222,7 @@ def _measure_all(
         say(f"{finished} of {len(items)} items are finished already; going on.")
     if not left:
         return
-    measurer = Measurer(pipe, settings, copies, image_size(pipe), folder / "checkpoints")
+    measurer = Measurer(pipe, settings, copies, image_size(pipe, settings.size), folder / "checkpoints")
     total = sum(effort(group, measurer) for group in left[::size])  # what the first process does
     with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(pipe, bar):
         for first in range(0, len(left), size):
@@ -246,7 +256,10 @@ def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bo
 
 
 def _save_triggers(run: Run, item: AuditItem, measured: Measurement) -> str:
-    """All embeddings of one item in one safetensors file, keys ``<rung>.<start>.<budget>``; texts in its metadata."""
+    """All embeddings of one item in one safetensors file, keys ``<rung>.<start>.<budget>``; texts in its metadata.
+
+    What the denoiser takes beside a sequence stands under ``<rung>.<start>.<budget>.<keyword of the pipeline>``.
+    """
     from safetensors.torch import save
 
     tensors, texts = {}, {}
@@ -255,6 +268,8 @@ def _save_triggers(run: Run, item: AuditItem, measured: Measurement) -> str:
             for index, budget in enumerate(triggers.budgets):
                 name = f"{rung}.{variant}.{budget}"
                 tensors[name] = triggers.embeddings[index].contiguous()
+                beside = triggers.embeds.companions
+                tensors |= {f"{name}.{companion}": value[index].contiguous() for companion, value in beside.items()}
                 if triggers.texts is not None:
                     texts[name] = triggers.texts[index]
     name = f"triggers/{safe_name(item.key.replace(':', '-', 1))}.safetensors"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from diffkit.console import Bar
+from diffkit.families import pipe_denoiser
 from memorization.detect import listens
+from memorization.generate import is_guided
 from memorization.items import AuditItem
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
     Exact for the attacks and detectors that only ask the denoiser as often as their cost says.
     """
     settings, ladder, at_once = measurer.settings, measurer.ladder, measurer.images.size
-    guided = 2 if settings.guidance_scale > 1 else 1
+    guided = 2 if is_guided(measurer.pipe, measurer.sampling) else 1
     each = settings.num_inference_steps * guided
     targets = sum(bool(item.suspect.images) for item in items) * len(settings.starts)
     captions = _filled(len(items) * settings.generations, at_once) * each
@@ -51,10 +53,11 @@ def _filled(rows: int, batch: int) -> int:
 def counted(pipe: DiffusionPipeline, bar: Bar) -> Iterator[None]:
     """Let the bar follow the pipeline's denoiser inside the ``with`` block."""
 
-    def count(_module: torch.nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
-        bar.advance(len(inputs[0]) * (BACKWARD if torch.is_grad_enabled() else 1))
+    def count(_module: torch.nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], _output: object) -> None:
+        latents = inputs[0] if inputs else next(iter(named.values()))  # a tensor, or a list of one a row
+        bar.advance(len(latents) * (BACKWARD if torch.is_grad_enabled() else 1))
 
-    handle = pipe.unet.register_forward_hook(count)
+    handle = pipe_denoiser(pipe).register_forward_hook(count, with_kwargs=True)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
+from diffkit.embeds import Embeds
 from diffkit.errors import ScoringError
 from memorization.attack.base import Triggers
 from memorization.attacking import Attempts, Ladder, best_variant, similarities
@@ -22,6 +22,7 @@ from memorization.copies import CopyDetector
 from memorization.detect import Detector, listens, make_detector
 from memorization.detect.captions import CaptionScore, caption_score, score_captions
 from memorization.detect.curvature_difference import mask_for
+from memorization.embedded import empty_text, encoded
 from memorization.generate import Generated, Sampling, generate, item_seed, round_trip
 from memorization.items import AuditItem, References, load_references
 from memorization.settings import AuditSettings
@@ -61,7 +62,7 @@ class Measurer:
     ) -> None:
         self.pipe, self.settings, self.copies, self.size = pipe, settings, copies, size
         self.detectors: dict[str, Detector] = {name: make_detector(name) for name in settings.detectors}
-        self.negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+        self.negative = empty_text(pipe)
         self.ladder = Ladder(pipe, settings, copies, self.negative, checkpoints)
         self.images = self.ladder.images
 
@@ -72,7 +73,7 @@ class Measurer:
 
     def measure(self, items: Sequence[AuditItem]) -> list[Measurement]:
         """Measure all items of a group."""
-        own = [encode_prompts(self.pipe, [item.suspect.caption], guidance=False).prompt_embeds[0] for item in items]
+        own = [encoded(self.pipe, [item.suspect.caption]) for item in items]
         references = [load_references(item, self.size) for item in items]
         generated, heard = self._from_captions(items, own)
         scores = self._detect(items, heard)
@@ -86,12 +87,12 @@ class Measurer:
         return [item_seed(self.settings.seed, item.seed_key, "caption", i) for i in range(self.settings.generations)]
 
     def _from_captions(
-        self, items: Sequence[AuditItem], own: Sequence[Tensor]
+        self, items: Sequence[AuditItem], own: Sequence[Embeds]
     ) -> tuple[list[Tensor], dict[str, list[CaptionScore]]]:
         """Images of every item, and what the first detector that can listen to their generation has heard."""
         n = self.settings.generations
         seeds = [seed for item in items for seed in self._seeds(item)]
-        embeds = torch.stack(list(own)).repeat_interleave(n, 0)
+        embeds = Embeds.cat(own).repeat(n)
         name, listener = next(((name, one) for name, one in self.detectors.items() if listens(one)), ("", None))
         made: Generated = self.images.fit(
             lambda size: generate(

@@ -28,6 +28,8 @@ class AuditSettings:
         learning_rates: of the attacks that take one; the best counts, for suspects and controls alike; None = each
             attack's own.
         draws: pairs of noise and timestep per image and step.
+        pooled: leave pooled embeddings (SDXL, SD3, FLUX) as the starts have them, or attack them too.
+        size: (height, width) in pixels of every image; None = the model's own.
         alpha: level of the pre-set budget and of the corrected p-values.
         detectors: registered detectors that score the captions alone.
         edits: families of edited controls, attacked like the suspects and reported apart from the controls.
@@ -50,6 +52,8 @@ class AuditSettings:
     guidance_scale: float = 3.0
     learning_rates: tuple[float, ...] | None = None
     draws: int = 8
+    pooled: Literal["fixed", "attacked"] = "fixed"
+    size: tuple[int, int] | None = None
     alpha: float = 0.05
     correction: Correction = "bh"
     copies: str = "tiled"
@@ -76,6 +80,10 @@ class AuditSettings:
             raise InputError(
                 f"Expected edited controls among {', '.join(get_args(EditName))}, each once, got {_text(self.edits)!r}."
             )
+        if self.pooled not in ("fixed", "attacked"):
+            raise InputError(f"Expected pooled embeddings fixed or attacked, got {self.pooled!r}.")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise InputError(f"Expected a size in pixels such as 512x512, got {_text(self.size)}.")
         if not 0 < self.alpha < 1:
             raise InputError(f"Expected alpha between 0 and 1, got {self.alpha}.")
         if self.threshold is not None and not -1 <= self.threshold <= 1:

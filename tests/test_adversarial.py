@@ -82,7 +82,7 @@ def test_redirected_noise_shows_the_one_image_and_asks_for_the_other(prediction:
     begin, end, noise = (torch.randn(1, 4, 8, 8, generator=generator).double() for _ in range(3))
     timestep = torch.tensor([step])
     abar = scheduler.alphas_cumprod.double()[timestep]
-    shifted = redirected(begin, end, noise, abar)
+    shifted = redirected(begin, end, noise, (abar / (1 - abar)).sqrt())
     seen, target = noised(scheduler, end, shifted, timestep)
     shown, _ = noised(scheduler, begin, noise, timestep)
     torch.testing.assert_close(seen, shown, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import SCHEDULERS, tiny_pipeline
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from memorization.attack.base import Target
 from memorization.attack.hard_tokens import HardTokens, nearest
@@ -33,8 +34,8 @@ class TestObjective:
     def linear(self, rows: int) -> Objective:
         """A denoiser that adds the embedding's mean: the loss is a parabola whose gradient we know."""
 
-        def denoiser(noisy: Tensor, _: Tensor, embeddings: Tensor) -> Tensor:
-            return 0 * noisy + embeddings.mean((1, 2)).view(-1, 1, 1, 1)
+        def denoiser(noisy: Tensor, _: Tensor, embeddings: Embeds) -> Tensor:
+            return 0 * noisy + embeddings.prompt_embeds.mean((1, 2)).view(-1, 1, 1, 1)
 
         return Objective(denoiser, torch.zeros(3, 4, 6, 6), SCHEDULERS["ddim"](), rows=rows)
 
@@ -46,7 +47,7 @@ class TestObjective:
         embeddings = torch.randn(3, 2, 3)
         mean, noise = embeddings.mean((1, 2)), drawn.noise.mean((1, 2, 3, 4))
         wanted = (2 * (mean - noise) / 6).view(3, 1, 1).expand(3, 2, 3)
-        torch.testing.assert_close(loss.gradient(embeddings, drawn), wanted)
+        torch.testing.assert_close(loss.gradient(embeddings, drawn)["prompt_embeds"], wanted)
 
     @pytest.mark.parametrize("rows", [1, 4, 100])
     def test_loss_of_candidates_in_closed_form(self, rows: int) -> None:
@@ -63,7 +64,7 @@ class TestObjective:
         pipe = tiny_pipeline()
         images = torch.stack([target.image for target in some_targets(3)])
         embeddings = torch.stack([target.start for target in some_targets(3)])
-        with frozen(pipe.unet):
+        with frozen(pipe):
             whole = objective(pipe, images, rows=100)
             drawn = whole.draw([torch.Generator().manual_seed(i) for i in range(3)], 4)
             expected = whole.gradient(embeddings, drawn)
@@ -76,7 +77,8 @@ class TestObjective:
         scaled.scale = 2.0**14
         drawn = plain.draw([torch.Generator().manual_seed(i) for i in range(3)], 2)
         embeddings = torch.randn(3, 2, 3)
-        assert torch.equal(plain.gradient(embeddings, drawn), scaled.gradient(embeddings, drawn))
+        one, other = (loss.gradient(embeddings, drawn)["prompt_embeds"] for loss in (plain, scaled))
+        assert torch.equal(one, other)
 
     def test_stratified_timesteps_stand_one_in_each_part(self) -> None:
         drawn = self.linear(8).draw([torch.Generator().manual_seed(i) for i in range(3)], 10, stratified=True)
@@ -127,18 +129,22 @@ class TestTextSpace:
         for caption in ("a cat at dog", "!", "x " * 14):
             wanted = pipe.encode_prompt([caption], "cpu", 1, False)[0]
             ids = text.ids(caption)[None]
-            torch.testing.assert_close(text.encode_ids(ids), wanted)
-            torch.testing.assert_close(text.encode_vectors(text.table[ids]), wanted)
+            torch.testing.assert_close(text.encode_ids(ids).prompt_embeds, wanted)
+            torch.testing.assert_close(text.encode_vectors([text.tables[0][ids]]).prompt_embeds, wanted)
 
     def test_the_gradient_passes_through_the_encoder(self) -> None:
         text = TextSpace(tiny_pipeline())
-        vectors = text.table[text.ids("a cat")][None].double().float().requires_grad_(True)
+        vectors = text.tables[0][text.ids("a cat")][None].double().float().requires_grad_(True)
         probe = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
-        (gradient,) = torch.autograd.grad((text.encode_vectors(vectors) * probe).sum(), [vectors])
+
+        def encode(given: Tensor) -> Tensor:
+            return text.encode_vectors([given]).prompt_embeds
+
+        (gradient,) = torch.autograd.grad((encode(vectors) * probe).sum(), [vectors])
         direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
             step = 1e-3
-            up, down = text.encode_vectors(vectors + step * direction), text.encode_vectors(vectors - step * direction)
+            up, down = encode(vectors + step * direction), encode(vectors - step * direction)
         slope = ((up - down) * probe).sum().item() / (2 * step)
         assert (gradient * direction).sum().item() == pytest.approx(slope, rel=2e-2)
 
@@ -180,7 +186,7 @@ def test_nearest_by_brute_force() -> None:
     vectors, table = torch.randn(2, 3, 5, generator=generator), torch.randn(11, 5, generator=generator)
     for b, k in ((b, k) for b in range(2) for k in range(3)):
         cosines = [torch.nn.functional.cosine_similarity(vectors[b, k], row, dim=0).item() for row in table]
-        assert int(nearest(vectors, table)[b, k]) == cosines.index(max(cosines))
+        assert int(nearest([vectors], [table])[b, k]) == cosines.index(max(cosines))
 
 
 class TestChoose:

@@ -30,16 +30,21 @@ class Row:
 
 
 TABLE = {
-    "noise_magnitude": Row(frozenset({"trajectory"}), listens=True, without_guidance=False, cost=6),
-    "anisotropy": Row(cost=4),
-    "attention_entropy": Row(frozenset({"attention", "trajectory"}), embeddings_alone=False, cost=6),
+    "noise_magnitude": Row(frozenset({"trajectory", "unconditional"}), listens=True, without_guidance=False, cost=6),
+    "anisotropy": Row(frozenset({"unconditional"}), cost=4),
+    "attention_entropy": Row(frozenset({"attention", "end_token", "trajectory"}), embeddings_alone=False, cost=6),
     "attention_entropy_one_step": Row(frozenset({"attention"}), listens=True, cost=2),
-    "sharpness": Row(frozenset({"gradient"}), cost=6),
+    "sharpness": Row(frozenset({"gradient", "noise_level", "unconditional"}), cost=6),
     "bright_ending": Row(
-        frozenset({"attention", "trajectory"}), without_guidance=False, embeddings_alone=False, cost=6
+        frozenset({"attention", "end_token", "trajectory", "unconditional"}),
+        without_guidance=False,
+        embeddings_alone=False,
+        cost=6,
     ),
     "seed_agreement": Row(frozenset({"trajectory"}), cost=12),
-    "curvature_difference": Row(frozenset({"gradient", "trajectory"}), cost=6 + 2 + 4 * 16),
+    "curvature_difference": Row(
+        frozenset({"gradient", "map", "noise_level", "trajectory", "unconditional"}), cost=6 + 2 + 4 * 16
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
 from memorization.detect.anisotropy import anisotropy
-from memorization.detect.attention_maps import attention_probabilities, cross_attention_layers, record_attention
+from memorization.detect.attention_maps import attention_probabilities, text_attention_layers, record_attention
 from memorization.detect.bright_ending import end_token_map, masked_magnitude
 from memorization.detect.captions import caption_score, end_tokens
 from memorization.detect.cross_attention import attention_entropy, token_entropy
@@ -22,6 +22,7 @@ from memorization.detect.noise_magnitude import NoiseMagnitude
 from memorization.detect.probe import as_noise, batches, epsilon, timesteps
 from memorization.detect.seed_agreement import agreement
 from memorization.detect.sharpness import Sharpness, sharpness
+from memorization.embedded import as_embeds
 from memorization.generate import Sampling
 
 
@@ -52,16 +53,18 @@ def test_sharpness_of_the_denoiser_equals_finite_differences() -> None:
     sampling = Sampling(4, 3.0, 2)
     found = Sharpness(at=0.5).scores(pipe, embeds, empty, [1, 2], sampling=sampling)
     pipe = pipe.to(torch.float64)
-    batch = next(batches(pipe, embeds, empty, [1, 2], 2))
+    batch = next(batches(pipe, embeds, empty, [1, 2], Sampling(micro_batch=2)))
     latents = torch.stack([noise(4, 16, 16, seed=s) for s in (1, 2)]).double()  # as in float32, not drawn anew
-    step = timesteps(pipe, sampling)[2]
+    step = int(timesteps(pipe, sampling)[2])
     scale = -1 / (1 - pipe.scheduler.alphas_cumprod[step].double()).sqrt()
 
     def difference(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             args = {"return_dict": False}
-            one = pipe.unet(x, step, encoder_hidden_states=batch.conditional, **args)[0]
-            return (one - pipe.unet(x, step, encoder_hidden_states=batch.unconditional, **args)[0]) * scale
+            one = pipe.unet(x, step, encoder_hidden_states=batch.conditional.prompt_embeds, **args)[0]
+            return (
+                one - pipe.unet(x, step, encoder_hidden_states=batch.unconditional.prompt_embeds, **args)[0]
+            ) * scale
 
     along = difference(latents)
     h = 1e-4
@@ -137,7 +140,7 @@ def test_the_end_tokens_map_picks_the_token_and_reaches_the_latents_size() -> No
 def test_attention_probabilities_are_the_layers_own() -> None:
     """Against diffusers' own computation of scores, inside a real call of the denoiser."""
     pipe = tiny_pipeline()
-    layers = cross_attention_layers(pipe.unet)
+    layers = text_attention_layers(pipe.unet)
     layer = layers[0]
     hidden, text = noise(2, 9, layer.to_q.in_features), noise(2, 16, layer.to_k.in_features, seed=1)
     query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(text)))
@@ -187,9 +190,9 @@ def test_the_probe_starts_from_the_noise_and_the_timestep_of_the_pipeline_itself
     pipe(prompt_embeds=embeds, generator=sources, num_inference_steps=3, guidance_scale=1.0, output_type="latent")
     handle.remove()
     assert [step for _, step in seen] == timesteps(pipe, Sampling(3))
-    batch = next(batches(pipe, embeds, embeds, [7], 1))
+    batch = next(batches(pipe, embeds, embeds, [7], Sampling(micro_batch=1)))
     torch.testing.assert_close(batch.latents, seen[0][0])
-    assert epsilon(pipe, batch.latents, seen[0][1], embeds).shape == (1, 4, 16, 16)
+    assert epsilon(pipe, batch.latents, seen[0][1], as_embeds(embeds)).shape == (1, 4, 16, 16)
 
 
 def test_noise_magnitude_of_one_step_costs_one_step() -> None:

@@ -7,6 +7,7 @@ import torch
 from attack_table import targets
 from tiny import SCHEDULERS, tiny_pipeline
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
 from memorization.attack.dori import Dori, dori
@@ -47,8 +48,8 @@ def test_it_finds_the_embedding_that_explains_the_image() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(1, 3, 4)
 
-    def denoiser(noisy: torch.Tensor, _: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        wrong = (embeddings - hidden).square().mean((1, 2)).view(-1, 1, 1, 1)
+    def denoiser(noisy: torch.Tensor, _: torch.Tensor, embeddings: Embeds) -> torch.Tensor:
+        wrong = (embeddings.prompt_embeds - hidden).square().mean((1, 2)).view(-1, 1, 1, 1)
         return noisy * 0 + wrong  # the loss is smallest where nothing is added
 
     start = torch.zeros(1, 3, 4)
@@ -60,7 +61,7 @@ def test_it_finds_the_embedding_that_explains_the_image() -> None:
         scheduler=SCHEDULERS["ddim"](),
         budgets=(0, 10, 50),
     )
-    distances = (kept[:, 0] - hidden).norm(dim=(1, 2)).tolist()
+    distances = (torch.cat([rows.prompt_embeds for rows in kept]) - hidden).norm(dim=(1, 2)).tolist()
     assert distances[2] < distances[1] < distances[0]
     assert distances[2] < 0.35 * distances[0]
 
@@ -76,14 +77,16 @@ def test_starts() -> None:
     pipe = tiny_pipeline()
     points = StartingPoints(pipe, ["a cat", "a dog"])
     own = torch.randn(16, 32)
-    assert torch.equal(points.start("prompt", own=own, seed=1), own)
-    others = {tuple(points.start("other", own=own, seed=seed).sum(0).tolist()) for seed in range(12)}
-    assert len(others) == 2
-    noise = points.start("gaussian", own=own, seed=1)
+    begin = {
+        (name, seed): points.start(name, own=own, seed=seed).prompt_embeds[0] for name in STARTS for seed in range(12)
+    }
+    assert torch.equal(begin["prompt", 1], own)
+    assert len({tuple(begin["other", seed].sum(0).tolist()) for seed in range(12)}) == 2
+    noise = begin["gaussian", 1]
     real = pipe.encode_prompt(["a cat"], "cpu", 1, False)[0]
     assert noise.std().item() == pytest.approx(real.std().item(), rel=0.25)
-    assert torch.equal(noise, points.start("gaussian", own=own, seed=1))
-    assert not torch.equal(noise, points.start("gaussian", own=own, seed=2))
+    assert torch.equal(noise, points.start("gaussian", own=own, seed=1).prompt_embeds[0])
+    assert not torch.equal(noise, begin["gaussian", 2])
 
 
 def test_texts_to_begin_at_are_those_of_the_starts() -> None:
@@ -96,7 +99,7 @@ def test_texts_to_begin_at_are_those_of_the_starts() -> None:
         text = points.text("other", own="my caption", seed=seed)
         assert text is not None
         embedding = pipe.encode_prompt([text], "cpu", 1, False)[0][0]
-        assert torch.equal(points.start("other", own=own, seed=seed), embedding)
+        assert torch.equal(points.start("other", own=own, seed=seed).prompt_embeds[0], embedding)
 
 
 @pytest.mark.parametrize("names", [[], ["other", "other"], ["elsewhere"]])

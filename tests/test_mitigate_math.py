@@ -90,7 +90,7 @@ def test_statistics_are_numpys_over_captions_of_means_over_tokens() -> None:
 def test_a_layer_that_does_not_take_the_text_embedding_is_refused() -> None:
     pipe = tiny_pipeline()
     with pytest.raises(InputError, match="project the text embedding"):
-        nemo.activations(matching(pipe, ["unet.*ff.net.2"]), torch.zeros(1, 16, 32))
+        nemo.activations(pipe, matching(pipe, ["unet.*ff.net.2"]), torch.zeros(1, 16, 32))
     with pytest.raises(InputError, match="matches"):
         matching(pipe, ["unet.*nothing"])
     with pytest.raises(InputError, match="expected linear"):

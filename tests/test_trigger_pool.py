@@ -52,7 +52,7 @@ def test_chosen_searches_are_distinct_and_serve_every_image_before_one_twice(
 
 
 def quadratic(target: Tensor) -> object:
-    return lambda images, embeddings: (embeddings - target[images]).square().flatten(1).mean(1)
+    return lambda images, rows: (rows.prompt_embeds - target[images]).square().flatten(1).mean(1)
 
 
 def test_searches_go_downhill_and_begin_anew_at_their_length() -> None:
@@ -80,8 +80,8 @@ def test_the_searches_not_asked_for_stand_still() -> None:
 def test_training_embeddings_hold_the_caption_and_points_along_the_search() -> None:
     made = pool(1, 1, kinds=("other",))
     made.advance(torch.tensor([0]), quadratic(torch.zeros(1, 4, 5)), seeded())  # type: ignore[arg-type]
-    drawn = made.embeddings(torch.zeros(400, dtype=torch.long), TRIGGERS, seeded(4))
-    begun, now, caption = made.state.starts[0], made.state.embeddings[0], made.starts.captions[0]
+    drawn = made.embeddings(torch.zeros(400, dtype=torch.long), TRIGGERS, seeded(4)).prompt_embeds
+    begun, now, caption = made.state.starts[0], made.state.embeddings[0], made.starts.captions.prompt_embeds[0]
 
     def share(point: Tensor) -> float:
         return float((drawn == point).flatten(1).all(1).float().mean())
@@ -99,14 +99,14 @@ def test_training_embeddings_hold_the_caption_and_points_along_the_search() -> N
 def test_where_the_image_is_to_be_seen_fresh_starts_come_in() -> None:
     made = pool(1, 1, kinds=("other",))
     made.advance(torch.tensor([0]), quadratic(torch.zeros(1, 4, 5)), seeded())  # type: ignore[arg-type]
-    drawn = made.embeddings(torch.zeros(400, dtype=torch.long), ANYTHING, seeded(4))
-    fresh = (drawn[:, None] == made.starts.others[None]).flatten(2).all(2).any(1)
+    drawn = made.embeddings(torch.zeros(400, dtype=torch.long), ANYTHING, seeded(4)).prompt_embeds
+    fresh = (drawn[:, None] == made.starts.others.prompt_embeds[None]).flatten(2).all(2).any(1)
     assert float(fresh.float().mean()) == pytest.approx(ANYTHING["fresh"], abs=0.07)
 
 
 def test_a_gaussian_start_has_the_spread_of_real_embeddings() -> None:
     others = 3 + 2 * torch.randn(50, 16, 32, generator=seeded())
     starts = Starts(torch.zeros(1, 16, 32), others, ("gaussian",))
-    drawn = torch.stack([starts.draw(0, seeded(i)) for i in range(20)])
+    drawn = torch.cat([starts.draw(0, seeded(i)).prompt_embeds for i in range(20)])
     assert float(drawn.mean()) == pytest.approx(3, abs=0.05)
     assert float(drawn.std()) == pytest.approx(2, abs=0.05)

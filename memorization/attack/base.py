@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.seeds import generators
 from memorization.attack.checkpoint import Checkpoint, Checkpoints, Unsaved, digest
+from memorization.embedded import Embedded, as_row
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -27,13 +29,14 @@ class Target:
 
     Attributes:
         image: (3, H, W) in [0, 1], of the size the pipeline makes.
-        start: (L, D) text embedding at which a search in the text encoder's output begins.
+        start: encoded text at which a search in the text encoder's output begins: one row, or (L, D) alone where the
+            family has no companions.
         seed: of this target's own generator.
         text: caption at which a search before the text encoder begins; None begins at words drawn by the seed.
     """
 
     image: Tensor
-    start: Tensor
+    start: Embedded
     seed: int
     text: str | None = None
 
@@ -43,17 +46,22 @@ class Triggers:
     """What an attack on one target found.
 
     Attributes:
-        budgets: optimisation steps after which the embedding was kept, rising.
-        embeddings: (len(budgets), L, D) float32 on the CPU, as the denoiser takes them.
+        budgets: optimisation steps after which the trigger was kept, rising.
+        embeds: the triggers, one row for each budget, float32 on the CPU, as the denoiser takes them.
         sample_gradients: noise draws whose gradient was taken up to each budget, the cost in the method's own unit;
             a draw without gradient counts a third.
         texts: what one would type, one for each budget; None where the trigger is no text.
     """
 
     budgets: tuple[int, ...]
-    embeddings: Tensor
+    embeds: Embeds
     sample_gradients: tuple[int, ...]
     texts: tuple[str, ...] | None = None
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(len(budgets), L, D), the sequences alone."""
+        return self.embeds.prompt_embeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,21 +70,21 @@ class Batch:
 
     Attributes:
         images: (B, 3, H, W) in [0, 1].
-        starts: (B, L, D) float32.
+        starts: B rows, float32.
         sources: one CPU generator a target; it alone decides what is drawn for that target.
         texts: B captions to begin at, or None.
     """
 
     images: Tensor
-    starts: Tensor
+    starts: Embeds
     sources: tuple[torch.Generator, ...]
     texts: tuple[str | None, ...]
 
 
 class Found(NamedTuple):
-    """(len(budgets), B, L, D) embeddings, and for attacks on text ``texts[budget][target]``."""
+    """For every budget B rows of embeddings, and for attacks on text ``texts[budget][target]``."""
 
-    embeddings: Tensor
+    embeddings: Sequence[Embeds]
     texts: list[list[str]] | None = None
 
 
@@ -131,7 +139,7 @@ class Attack(ABC):
         The pipeline's weights keep their ``requires_grad``; nothing of it is changed.
 
         Args:
-            pipe: a pipeline of the Stable Diffusion 1/2 family.
+            pipe: a pipeline of a known family.
             targets: any number.
             checkpoints: where the state of each batch is saved, so that a killed search goes on inside the batch.
         """
@@ -141,7 +149,7 @@ class Attack(ABC):
             padded = real + [real[-1]] * (self.micro_batch - len(real))
             batch = Batch(
                 torch.stack([target.image for target in padded]),
-                torch.stack([target.start for target in padded]).float(),
+                Embeds.cat([as_row(target.start).to(dtype=torch.float32) for target in padded]),
                 tuple(generators(target.seed for target in padded)),
                 tuple(target.text for target in padded),
             )
@@ -149,7 +157,8 @@ class Attack(ABC):
             embeddings, texts = self.search(pipe, batch, checkpoint)
             for i in range(len(real)):
                 said = tuple(row[i] for row in texts) if texts is not None else None
-                found.append(Triggers(self.budgets, embeddings[:, i].float().cpu(), self.cost(), said))
+                kept = Embeds.cat([rows.rows([i]) for rows in embeddings]).to("cpu", torch.float32)
+                found.append(Triggers(self.budgets, kept, self.cost(), said))
         return found
 
     def _checkpoint(

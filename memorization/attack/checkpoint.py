@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts, predict_noise
+from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
+from diffkit.families import pipe_denoiser
 from diffkit.runs.files import write_bytes_atomically
+from memorization.embedded import encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -128,17 +130,14 @@ def digest(pipe: DiffusionPipeline, settings: Mapping[str, Any], batch: Batch) -
     The answer (a noise prediction and an encoded word) also tells models apart that differ by a mask, a hook or a
     LoRA. It is compared to the last bit: on another machine or number of threads the search merely begins anew.
     """
+    size = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
     found = hashlib.sha256(json.dumps(dict(settings), sort_keys=True, default=str).encode())
-    side = pipe.unet.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    noise = torch.randn(1, pipe.unet.config.in_channels, height, width, generator=torch.Generator().manual_seed(0))
-    dtype, device = pipe.unet.dtype, pipe.device
-    asked = batch.starts[:1].to(device, dtype)
-    answers = (
-        predict_noise(pipe, noise.to(device, dtype), torch.tensor(500, device=device), asked),
-        encode_prompts(pipe, ["a"], guidance=False).prompt_embeds,
-    )
-    for tensor in (*answers, batch.images, batch.starts):
+    dtype, device = pipe_denoiser(pipe).dtype, pipe.device
+    noise = initial_latents(pipe, [torch.Generator().manual_seed(0)], size, dtype=torch.float32).to(device, dtype)
+    asked = batch.starts.rows([0]).to(device, dtype)
+    question = torch.tensor(500, device=device)
+    answers = (predict_noise(pipe, noise, question, asked, size=size), encoded(pipe, ["a"]).prompt_embeds)
+    for tensor in (*answers, batch.images, batch.starts.prompt_embeds, *batch.starts.companions.values()):
         found.update(str(tuple(tensor.shape)).encode() + tensor.float().cpu().contiguous().numpy().tobytes())
     found.update(json.dumps(batch.texts).encode())
     return found.hexdigest()[:32]

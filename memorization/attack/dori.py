@@ -8,8 +8,10 @@ frozen, minimise over the embedding ``y`` the plain diffusion loss of the image,
 by Adam at rate 0.1, 8 fresh draws of (noise, t) a step, 50 steps, without guidance.
 
 The authors' code was not public when this was written. Chosen by us: the autoencoder's posterior mean as ``x``; the
-embedding and Adam in float32 whatever the model's precision; no weight decay; all token positions move; the
-scheduler's own prediction target (noise or velocity).
+embedding and Adam in float32 whatever the model's precision; no weight decay; all token positions move; the model's
+own target and timestep law, in place of noise and uniform timesteps, where a model was trained otherwise
+(:mod:`diffkit.training_law`). A pooled embedding beside the sequence (SDXL, SD3, FLUX) stays what the start has, or is
+attacked by choice.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from memorization.attack.base import Batch
 from memorization.attack.checkpoint import Checkpoint
-from memorization.attack.gradient import GradientAttack, Space, descend
+from memorization.attack.gradient import Beside, EmbeddingAttack, Space, descend
 from memorization.attack.objective import Denoiser, Objective
+from memorization.embedded import Embedded, as_embeds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -35,21 +39,24 @@ class FreeEmbedding(Space):
     """Every number of the text encoder's output.
 
     Args:
-        starts: (B, L, D) where the search begins.
+        starts: B rows where the search begins.
+        beside: their companions; all fixed where None.
     """
 
-    def __init__(self, starts: Tensor) -> None:
-        self.parameters = [starts.detach().float().clone().requires_grad_(True)]
+    def __init__(self, starts: Embeds, beside: Beside | None = None) -> None:
+        self._beside = beside or Beside(starts)
+        sequence = starts.prompt_embeds.detach().float().clone().requires_grad_(True)
+        self.parameters = [sequence, *self._beside.parameters]
 
-    def embed(self) -> Tensor:
-        """(B, L, D): the parameter itself."""
-        return self.parameters[0].view_as(self.parameters[0])
+    def embed(self) -> Embeds:
+        """The parameters themselves."""
+        return self._beside.around(self.parameters[0].view_as(self.parameters[0]))
 
 
 def dori(
     denoiser: Denoiser,
     latents: Tensor,
-    starts: Tensor,
+    starts: Embedded,
     generators: Sequence[torch.Generator],
     *,
     scheduler: Scheduler,
@@ -58,16 +65,17 @@ def dori(
     draws: int = 8,
     rows: int = 64,
     checkpoint: Checkpoint | None = None,
-) -> Tensor:
+) -> list[Embeds]:
     """Optimise one embedding per image and keep it at each budget.
 
     Args:
-        denoiser: (noisy latents (R, C, h, w), timesteps (R,), embeddings (R, L, D)) -> (R, C, h, w), differentiable
-            in the embeddings.
-        latents: (B, C, h, w) images as the denoiser sees them.
-        starts: (B, L, D) embeddings to begin at.
+        denoiser: (noisy latents (R, ...), timesteps (R,), R rows of embeddings) -> (R, ...), differentiable in the
+            embeddings.
+        latents: (B, ...) images as the denoiser sees them.
+        starts: B rows of embeddings to begin at, or (B, L, D) alone.
         generators: one CPU generator per image; it alone decides that image's draws.
-        scheduler: with ``alphas_cumprod`` (T,) and a prediction type: epsilon, v_prediction or sample.
+        scheduler: with ``alphas_cumprod`` (T,) and a prediction type (epsilon, v_prediction or sample), or of flow
+            matching.
         budgets: optimisation steps after which to keep the embedding, rising; the last one ends the search.
         learning_rate: Adam's.
         draws: pairs of (noise, timestep) per image and step.
@@ -75,13 +83,13 @@ def dori(
         checkpoint: where the state is saved and looked for.
 
     Returns:
-        (len(budgets), B, L, D) float32.
+        For every budget B rows, float32.
 
     Raises:
         InputError: another prediction type.
     """
     return descend(
-        FreeEmbedding(starts),
+        FreeEmbedding(as_embeds(starts)),
         Objective(denoiser, latents, scheduler, rows=rows),
         generators,
         budgets=budgets,
@@ -91,12 +99,13 @@ def dori(
     )
 
 
-class Dori(GradientAttack):
-    """DoRI on a pipeline of the Stable Diffusion 1/2 family.
+class Dori(EmbeddingAttack):
+    """DoRI on a pipeline of any family.
 
     Args:
         learning_rate: Adam's; 0.1 as published.
         draws: pairs of (noise, timestep) per image and step.
+        pooled: "fixed" or "attacked".
     """
 
     name = "dori"
@@ -104,4 +113,5 @@ class Dori(GradientAttack):
 
     def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
         """The embedding itself, at its start."""
-        return FreeEmbedding(batch.starts.to(pipe.device))
+        starts = batch.starts.to(pipe.device)
+        return FreeEmbedding(starts, self.beside(starts))

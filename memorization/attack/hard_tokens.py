@@ -7,7 +7,8 @@ AdamW at rate 0.1 with weight decay 0.1, as published; nearest by Euclidean dist
 
 Where we differ: only tokens that survive being typed (:func:`memorization.attack.text_space.typeable`), so that the
 text found *is* the attack; the best prompt seen so far is kept, judged by its loss on draws fixed for the image, since
-projected prompts jump; the number of tokens is at most what the encoder holds.
+projected prompts jump; the number of tokens is at most what the encoder holds. With several text encoders a token is a
+word that is one token in each, and the nearest one is that of the largest sum of cosines.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from memorization.attack.base import FORWARD, Batch
 from memorization.attack.checkpoint import State
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def nearest(vectors: Tensor, table: Tensor) -> Tensor:
-    """(B, k) rows of a (V, D) table that have the largest cosine with (B, k, D) vectors."""
-    return (F.normalize(vectors, dim=-1) @ F.normalize(table, dim=-1).T).argmax(-1)
+def nearest(vectors: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
+    """(B, k) rows of the tables, (V, D) each, whose cosines with the (B, k, D) vectors have the largest sum."""
+    pairs = zip(vectors, tables, strict=True)
+    cosines = [F.normalize(vector, dim=-1) @ F.normalize(table, dim=-1).T for vector, table in pairs]
+    return torch.stack(cosines).sum(0).argmax(-1)
 
 
 class ProjectedVectors(Space):
@@ -46,8 +50,8 @@ class ProjectedVectors(Space):
 
     def __init__(self, text: TextSpace, ids: Tensor, loss: Objective, judges: Draws) -> None:
         self._text, self._loss, self._judges = text, loss, judges
-        self.parameters = [text.table[ids].clone().requires_grad_(True)]
-        self._words = text.table[text.words]
+        self.parameters = [table[ids].clone().requires_grad_(True) for table in text.tables]
+        self._words = [table[text.words] for table in text.tables]
         self._seen = torch.full_like(ids, -1)
         self._best = ids.clone()
         self._least = torch.full((len(ids),), torch.inf, device=ids.device)
@@ -55,13 +59,13 @@ class ProjectedVectors(Space):
 
     def projected(self) -> Tensor:
         """(B, k) ids of the words nearest to the vectors."""
-        return self._text.words[nearest(self.parameters[0].detach(), self._words)]
+        return self._text.words[nearest([parameter.detach() for parameter in self.parameters], self._words)]
 
-    def embed(self) -> Tensor:
-        """(B, L, D) of the nearest words; the gradient passes through to the vectors unchanged."""
-        vectors = self.parameters[0]
-        words = self._text.table[self.projected()]
-        return self._text.encode_vectors(vectors + (words - vectors).detach())
+    def embed(self) -> Embeds:
+        """Rows of the nearest words; the gradient passes through to the vectors unchanged."""
+        ids = self.projected()
+        pairs = zip(self.parameters, self._text.tables, strict=True)
+        return self._text.encode_vectors([vectors + (table[ids] - vectors).detach() for vectors, table in pairs])
 
     @torch.no_grad()
     def note(self) -> None:
@@ -70,14 +74,14 @@ class ProjectedVectors(Space):
         if torch.equal(ids, self._seen):
             return
         self._seen = ids
-        losses = self._loss.loss(self._text.encode_ids(ids)[:, None], self._judges)[:, 0]
+        losses = self._loss.loss(self._text.encode_ids(ids), self._judges)[:, 0]
         better = losses < self._least
         self._least = torch.where(better, losses, self._least)
         self._best = torch.where(better[:, None], ids, self._best)
 
     @torch.no_grad()
-    def kept(self) -> Tensor:
-        """(B, L, D) of the best words so far."""
+    def kept(self) -> Embeds:
+        """Rows of the best words so far."""
         self.history.append(self._best.clone())
         return self._text.encode_ids(self._best)
 

@@ -2,7 +2,8 @@
 
 ``U`` is (tokens, r) and ``V`` (dimensions, r), as in LoRA (Hu et al. 2022), there for weights. At rank 1 and 77 x 768
 that is 845 free numbers instead of 59,136: too few to carry an image, which a free embedding may do. Not from the DoRI
-paper. ``U`` begins as standard normal noise of its own generator, ``V`` as zero: the search begins at the start.
+paper. ``U`` begins as standard normal noise of its own generator, ``V`` as zero: the search begins at the start. A
+pooled embedding that is attacked too is one vector, and moves freely.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from memorization.attack.base import Batch
-from memorization.attack.gradient import GradientAttack, Space
+from memorization.attack.gradient import Beside, EmbeddingAttack, Pooled, Space
 from memorization.attack.objective import Objective
 
 if TYPE_CHECKING:
@@ -26,25 +27,30 @@ class LowRankEmbedding(Space):
     """The start plus a matrix of low rank.
 
     Args:
-        starts: (B, L, D).
+        starts: B rows.
         sources: one CPU generator an image, for the beginning of ``U``.
         rank: of the displacement.
+        beside: the rows' companions; all fixed where None.
     """
 
-    def __init__(self, starts: Tensor, sources: Sequence[torch.Generator], rank: int) -> None:
-        self._starts = starts.detach().float()
-        tokens, width = starts.shape[1:]
-        left = torch.stack([torch.randn(tokens, rank, generator=source) for source in sources]).to(starts.device)
-        right = torch.zeros(len(starts), width, rank, device=starts.device)
-        self.parameters = [left.requires_grad_(True), right.requires_grad_(True)]
+    def __init__(
+        self, starts: Embeds, sources: Sequence[torch.Generator], rank: int, beside: Beside | None = None
+    ) -> None:
+        self._starts = starts.prompt_embeds.detach().float()
+        self._beside = beside or Beside(starts)
+        tokens, width = self._starts.shape[1:]
+        device = self._starts.device
+        left = torch.stack([torch.randn(tokens, rank, generator=source) for source in sources]).to(device)
+        right = torch.zeros(len(starts), width, rank, device=device)
+        self.parameters = [left.requires_grad_(True), right.requires_grad_(True), *self._beside.parameters]
 
-    def embed(self) -> Tensor:
-        """(B, L, D): start plus ``U V^T``."""
-        left, right = self.parameters
-        return self._starts + left @ right.transpose(1, 2)
+    def embed(self) -> Embeds:
+        """Start plus ``U V^T``."""
+        left, right = self.parameters[:2]
+        return self._beside.around(self._starts + left @ right.transpose(1, 2))
 
 
-class LowRank(GradientAttack):
+class LowRank(EmbeddingAttack):
     """DoRI with a displacement of low rank.
 
     Args:
@@ -65,13 +71,22 @@ class LowRank(GradientAttack):
         rows: int = 64,
         draws: int = 8,
         learning_rate: float = 0.1,
+        pooled: Pooled = "fixed",
         rank: int = 1,
     ) -> None:
-        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
+        super().__init__(
+            budgets=budgets,
+            micro_batch=micro_batch,
+            rows=rows,
+            draws=draws,
+            learning_rate=learning_rate,
+            pooled=pooled,
+        )
         if rank < 1:
             raise InputError(f"Expected a rank of at least 1, got {rank}.")
         self.rank = rank
 
     def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
         """No displacement yet."""
-        return LowRankEmbedding(batch.starts.to(pipe.device), batch.sources, self.rank)
+        starts = batch.starts.to(pipe.device)
+        return LowRankEmbedding(starts, batch.sources, self.rank, self.beside(starts))

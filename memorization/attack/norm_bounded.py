@@ -3,7 +3,8 @@
 Free search over the text encoder's output has enough numbers to carry an image by itself (77 x 768 = 59,136 for
 Stable Diffusion 1, against 16,384 latent numbers). Projected descent keeps ``|| y - y0 || <= radius * || y0 ||``
 (Euclidean norms over all tokens and dimensions) after every Adam step, as projected gradient attacks on images do
-(Madry et al. 2018, section 2.1, there for the pixels). Not from the DoRI paper.
+(Madry et al. 2018, section 2.1, there for the pixels). A pooled embedding that is attacked too has a ball of its own.
+Not from the DoRI paper.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from memorization.attack.base import Batch
 from memorization.attack.dori import FreeEmbedding
-from memorization.attack.gradient import GradientAttack, Space
+from memorization.attack.gradient import Beside, EmbeddingAttack, Pooled, Space
 from memorization.attack.objective import Objective
 
 if TYPE_CHECKING:
@@ -25,31 +27,34 @@ if TYPE_CHECKING:
 
 
 def project(moved: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """The nearest point of each ball: (B, L, D) points, (B, L, D) centres, (B,) Euclidean radii."""
+    """The nearest point of each ball: (B, ...) points, (B, ...) centres, (B,) Euclidean radii."""
     away = moved - centre
     length = away.flatten(1).norm(dim=1).clamp(min=1e-12)
-    return torch.where((length > radius)[:, None, None], centre + away * (radius / length)[:, None, None], moved)
+    column = (-1, *[1] * (moved.ndim - 1))
+    return torch.where((length > radius).view(column), centre + away * (radius / length).view(column), moved)
 
 
 class BoundedEmbedding(FreeEmbedding):
     """The text encoder's output in a ball around its start.
 
     Args:
-        starts: (B, L, D).
+        starts: B rows.
         radius: in units of each start's own norm.
+        beside: their companions; all fixed where None.
     """
 
-    def __init__(self, starts: Tensor, radius: float) -> None:
-        super().__init__(starts)
-        self._centre = starts.detach().float().clone()
-        self._radius = radius * self._centre.flatten(1).norm(dim=1)
+    def __init__(self, starts: Embeds, radius: float, beside: Beside | None = None) -> None:
+        super().__init__(starts, beside)
+        self._centres = [parameter.detach().clone() for parameter in self.parameters]
+        self._radii = [radius * centre.flatten(1).norm(dim=1) for centre in self._centres]
 
     def constrain(self) -> None:
-        """Back to the ball."""
-        self.parameters[0].copy_(project(self.parameters[0], self._centre, self._radius))
+        """Back to the balls."""
+        for parameter, centre, radius in zip(self.parameters, self._centres, self._radii, strict=True):
+            parameter.copy_(project(parameter, centre, radius))
 
 
-class NormBounded(GradientAttack):
+class NormBounded(EmbeddingAttack):
     """DoRI with the embedding kept in a ball around its start.
 
     Args:
@@ -70,13 +75,22 @@ class NormBounded(GradientAttack):
         rows: int = 64,
         draws: int = 8,
         learning_rate: float = 0.1,
+        pooled: Pooled = "fixed",
         radius: float = 0.25,
     ) -> None:
-        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
+        super().__init__(
+            budgets=budgets,
+            micro_batch=micro_batch,
+            rows=rows,
+            draws=draws,
+            learning_rate=learning_rate,
+            pooled=pooled,
+        )
         if not radius > 0:
             raise InputError(f"Expected a positive radius, such as 0.25 of the embedding's norm, got {radius}.")
         self.radius = radius
 
     def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
         """A ball around the start."""
-        return BoundedEmbedding(batch.starts.to(pipe.device), self.radius)
+        starts = batch.starts.to(pipe.device)
+        return BoundedEmbedding(starts, self.radius, self.beside(starts))

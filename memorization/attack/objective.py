@@ -2,6 +2,10 @@
 
 The rows of a step, one for each draw of each image, go through the denoiser in blocks of constant size. The gradients
 of the blocks add up to the gradient of the whole, so memory is bounded by the block and not by images or draws.
+
+The target is the model's own (noise, velocity, flow velocity) and so is the law of its timesteps
+(:mod:`diffkit.training_law`). A denoiser that is told a guidance scale is told its pipeline's default one, as the
+usual scripts for its fine-tuning do.
 """
 
 from __future__ import annotations
@@ -14,20 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.conditioning import predict_noise
+from diffkit.embeds import Embeds
+from diffkit.families import pipe_denoiser
 from diffkit.latents import encode_images
-from diffkit.training_law import noised
+from diffkit.training_law import draw_timesteps, noised, timesteps_at
+from memorization.embedded import Embedded, as_embeds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from diffkit.families import Scheduler
 
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor, Embeds], Tensor]
 HALF_SCALE = 2.0**14  # a power of two: exact, and keeps float16 gradients above the smallest float16 number
 
 
 class Draws(NamedTuple):
-    """(B, n) timesteps and (B, n, C, h, w) noise, each image's from its own generator."""
+    """(B, n) timesteps and (B, n, ...) noise shaped as the latents, each image's from its own generator."""
 
     timesteps: Tensor
     noise: Tensor
@@ -37,10 +44,10 @@ class Objective:
     """The plain diffusion loss ``E || target - model(x_t, t, y) ||^2`` of B images, each under its own embedding.
 
     Args:
-        denoiser: (noisy latents (R, C, h, w), timesteps (R,), embeddings (R, L, D)) -> (R, C, h, w), differentiable
-            in the embeddings.
-        latents: (B, C, h, w) images as the denoiser sees them.
-        scheduler: knows alpha-bar and what the model predicts.
+        denoiser: (noisy latents (R, ...), timesteps (R,), R rows of embeddings) -> (R, ...), differentiable in the
+            embeddings.
+        latents: (B, ...) images as the denoiser sees them: (B, C, h, w), or (B, tokens, C) packed.
+        scheduler: knows the noise levels and what the model predicts.
         rows: rows through the denoiser at once.
         scale: factor on the loss while it is differentiated, taken out again; for half precision.
     """
@@ -52,50 +59,67 @@ class Objective:
         self.rows, self.scale = rows, scale
 
     def draw(self, sources: Sequence[torch.Generator], n: int, *, stratified: bool = False) -> Draws:
-        """``n`` draws for each image: timesteps uniform on [0, T), noise standard normal, both drawn on the CPU.
+        """``n`` draws for each image: timesteps by the training law, noise standard normal, both drawn on the CPU.
+
+        Packed latents get packed noise: independent numbers are the same in any order.
 
         Args:
-            stratified: one timestep in each of n equal parts of [0, T), which makes the loss vary less.
+            stratified: one timestep in each of n parts of equal probability, which makes the loss vary less.
         """
-        total, shape = len(self.scheduler.alphas_cumprod), (n, *self.latents.shape[1:])
+        shape = (n, *self.latents.shape[1:])
         timesteps, noise = [], []
         for source in sources:
             if stratified:
-                parts = (torch.arange(n) + torch.rand(n, generator=source)) / n
-                timesteps.append((parts * total).long().clamp(max=total - 1))
+                shares = (torch.arange(n) + torch.rand(n, generator=source)) / n
+                timesteps.append(timesteps_at(self.scheduler, shares))
             else:
-                timesteps.append(torch.randint(total, (n,), generator=source))
+                timesteps.append(draw_timesteps(self.scheduler, n, source))
             noise.append(torch.randn(shape, generator=source))
         device = self.latents.device
         return Draws(torch.stack(timesteps).to(device), torch.stack(noise).to(device))
 
-    def gradient(self, embeddings: Tensor, draws: Draws) -> Tensor:
-        """Gradient (B, L, D) float32 of each image's mean loss over its draws, at (B, L, D) embeddings."""
-        leaf = embeddings.detach().requires_grad_(True)
+    def gradient(self, embeddings: Embedded, draws: Draws) -> dict[str, Tensor]:
+        """Gradients, float32, of each image's mean loss over its draws, at B rows of embeddings.
+
+        Returns:
+            ``prompt_embeds`` (B, L, D), and every companion that requires a gradient by its name.
+        """
+        asked = as_embeds(embeddings)
+        varied = {name: value.detach() for name, value in asked.companions.items() if value.requires_grad}
+        leaves = {"prompt_embeds": asked.prompt_embeds.detach(), **varied}
+        for leaf in leaves.values():
+            leaf.requires_grad_(True)
+        rows = asked.replace(**leaves)
         n = draws.timesteps.shape[1]
-        total = torch.zeros_like(leaf)
-        for first in range(0, len(leaf) * n, self.rows):
-            owner = torch.arange(first, min(first + self.rows, len(leaf) * n), device=leaf.device) // n
+        totals = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for first in range(0, len(rows) * n, self.rows):
+            owner = torch.arange(first, min(first + self.rows, len(rows) * n), device=self.latents.device) // n
             with torch.enable_grad():
-                losses = self._losses(leaf[owner], owner, draws, slice(first, first + self.rows))
-                (part,) = torch.autograd.grad(losses.sum() * (self.scale / n), [leaf])
-            total += part
-        return total / self.scale
+                losses = self._losses(rows.rows(owner.tolist()), owner, draws, slice(first, first + self.rows))
+                parts = torch.autograd.grad(losses.sum() * (self.scale / n), list(leaves.values()))
+            for total, part in zip(totals, parts, strict=True):
+                total += part
+        return {name: total / self.scale for name, total in zip(leaves, totals, strict=True)}
 
     @torch.no_grad()
-    def loss(self, embeddings: Tensor, draws: Draws) -> Tensor:
-        """(B, P) float32 mean loss over the draws of each image under each of its P candidates (B, P, L, D)."""
-        count, candidates = embeddings.shape[:2]
-        n = draws.timesteps.shape[1]
-        flat = embeddings.flatten(0, 1)
+    def loss(self, embeddings: Embedded, draws: Draws) -> Tensor:
+        """(B, P) float32 mean loss over the draws of each image under each of its P candidates.
+
+        Args:
+            embeddings: (B, P, L, D), or B * P rows, image by image.
+            draws: of B images.
+        """
+        flat = embeddings if isinstance(embeddings, Embeds) else Embeds(embeddings.flatten(0, 1))
+        count, n = draws.timesteps.shape
+        candidates = len(flat) // count
         found = []
-        for first in range(0, count * candidates * n, self.rows):
-            row = torch.arange(first, min(first + self.rows, count * candidates * n), device=flat.device)
+        for first in range(0, len(flat) * n, self.rows):
+            row = torch.arange(first, min(first + self.rows, len(flat) * n), device=self.latents.device)
             owner = row // (candidates * n)
-            found.append(self._losses(flat[row // n], owner, draws, owner * n + row % n))
+            found.append(self._losses(flat.rows((row // n).tolist()), owner, draws, owner * n + row % n))
         return torch.cat(found).view(count, candidates, n).mean(-1)
 
-    def _losses(self, embeddings: Tensor, owner: Tensor, draws: Draws, which: slice | Tensor) -> Tensor:
+    def _losses(self, embeddings: Embeds, owner: Tensor, draws: Draws, which: slice | Tensor) -> Tensor:
         """(R,) mean squared error of each row; ``which`` picks the draws, ``owner`` the images."""
         timesteps, noise = draws.timesteps.flatten()[which], draws.noise.flatten(0, 1)[which]
         noisy, target = noised(self.scheduler, self.latents[owner], noise, timesteps)
@@ -108,18 +132,20 @@ def objective(pipe: DiffusionPipeline, images: Tensor, *, rows: int) -> Objectiv
 
     The autoencoder's posterior mode stands for the image, so the target is the same at every step.
     """
-    dtype = pipe.unet.dtype
+    dtype = pipe_denoiser(pipe).dtype
+    size = (int(images.shape[-2]), int(images.shape[-1]))
 
-    def denoiser(noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        return predict_noise(pipe, noisy.to(dtype), timesteps, embeddings.to(dtype))
+    def denoiser(noisy: Tensor, timesteps: Tensor, embeddings: Embeds) -> Tensor:
+        return predict_noise(pipe, noisy.to(dtype), timesteps, embeddings.to(dtype=dtype), size=size)
 
     scale = HALF_SCALE if dtype == torch.float16 else 1.0
     return Objective(denoiser, encode_images(pipe, images.to(pipe.device)), pipe.scheduler, rows=rows, scale=scale)
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """No gradients for the weights inside the ``with`` block: they would cost as much again."""
+def frozen(pipe: DiffusionPipeline) -> Iterator[None]:
+    """No gradients for any of the pipeline's weights inside the ``with`` block: they would cost as much again."""
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
     learning = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -7,7 +7,7 @@ It needs a user who may load an embedding file, no access inside the pipeline.
 
 Where we differ: no template sentence around the vectors; many images at once; the budgets and rate of DoRI, scaled to
 word vectors (``learning_rate`` 0.01: a word vector's elements deviate by about 0.01 to 0.03 in CLIP, a twentieth of
-the encoder output's).
+the encoder output's). With several text encoders a soft token is one vector in each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
 from memorization.attack.base import Batch
 from memorization.attack.gradient import GradientAttack, Space
 from memorization.attack.objective import Objective
@@ -37,11 +38,11 @@ class WordVectors(Space):
 
     def __init__(self, text: TextSpace, ids: Tensor) -> None:
         self._text = text
-        self.parameters = [text.table[ids].clone().requires_grad_(True)]
+        self.parameters = [table[ids].clone().requires_grad_(True) for table in text.tables]
 
-    def embed(self) -> Tensor:
-        """(B, L, D): what the text encoder makes of the vectors."""
-        return self._text.encode_vectors(self.parameters[0])
+    def embed(self) -> Embeds:
+        """What the text encoders make of the vectors."""
+        return self._text.encode_vectors(self.parameters)
 
 
 class SoftTokens(GradientAttack):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from memorization.embedded import Embedded, as_row, encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -49,30 +49,33 @@ class StartingPoints:
     """Embeddings to begin at, for one pipeline.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        pipe: a pipeline of a known family.
         other_captions: unrelated captions; each target gets one of them, chosen by its own seed.
     """
 
     def __init__(self, pipe: DiffusionPipeline, other_captions: Sequence[str] = OTHER_CAPTIONS) -> None:
         self._captions = tuple(other_captions)
-        self._others = encode_prompts(pipe, list(other_captions), guidance=False).prompt_embeds.float().cpu()
-        self._mean, self._deviation = self._others.mean(), self._others.std()
+        self._others = encoded(pipe, other_captions).to("cpu", torch.float32)
+        sequences = self._others.prompt_embeds
+        self._mean, self._deviation = sequences.mean(), sequences.std()
 
-    def start(self, name: Start, *, own: Tensor, seed: int) -> Tensor:
-        """One (L, D) float32 starting point.
+    def start(self, name: Start, *, own: Embedded, seed: int) -> Embeds:
+        """One starting point, one row, float32 on the CPU.
 
         Args:
             name: "prompt" returns ``own``; "other" the embedding of an unrelated caption; "gaussian" independent
                 normal numbers with the mean and deviation of real embeddings.
-            own: (L, D) embedding of the image's own caption.
+            own: embedding of the image's own caption, one row or (L, D); what is beside its sequence stays beside the
+                gaussian one, so that only the sequence is foreign there.
             seed: of the target; decides which caption, and the noise.
         """
-        if name == "prompt":
-            return own.float().cpu()
         if name == "other":
-            return self._others[self._other(seed)]
+            return self._others.rows([self._other(seed)])
+        row = as_row(own).to("cpu", torch.float32)
+        if name == "prompt":
+            return row
         generator = torch.Generator().manual_seed(seed)
-        return self._mean + self._deviation * torch.randn(own.shape, generator=generator)
+        return row.replace(self._mean + self._deviation * torch.randn(row.prompt_embeds.shape, generator=generator))
 
     def text(self, name: Start, *, own: str, seed: int) -> str | None:
         """The caption that :meth:`start` encodes, where attacks on text begin; None (random words) for "gaussian"."""

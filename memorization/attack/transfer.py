@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, unknown_name
+from diffkit.solvers import is_flow
 from diffkit.stats import clopper_pearson
 from memorization.copies import CopyDetector
+from memorization.embedded import Embedded, as_embeds, empty_text
 from memorization.generate import Sampling, generate
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Transferred:
 
 def transfer(
     pipes: Mapping[str, DiffusionPipeline],
-    triggers: Tensor,
+    triggers: Embedded,
     references: Sequence[Tensor],
     copies: CopyDetector,
     tried: Sequence[Condition],
@@ -130,7 +131,7 @@ def transfer(
 
     Args:
         pipes: models by name, with the same text width; e.g. the original and a mitigated one.
-        triggers: (N, L, D) embeddings.
+        triggers: N rows of embeddings.
         references: N stacks (R, 3, H, W) in [0, 1] of the images each trigger was made for.
         copies: the copy detector.
         tried: conditions.
@@ -143,16 +144,27 @@ def transfer(
         raise InputError(f"Expected references for each of {len(triggers)} triggers, got {len(references)}.")
     found = []
     for model, pipe in pipes.items():
-        negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+        negative = empty_text(pipe)
         for condition in tried:
             n = len(condition.seeds)
+            refuse_other_samplers(pipe, condition)
             sampling = Sampling(condition.num_inference_steps, condition.guidance_scale, micro_batch)
-            rows, seeds = triggers.repeat_interleave(n, 0), list(condition.seeds) * len(triggers)
+            rows, seeds = as_embeds(triggers).repeat(n), list(condition.seeds) * len(triggers)
             with sampler(pipe, condition.sampler):
                 images = generate(pipe, rows, negative, seeds, sampling=sampling).images.split(n)
             alike = [copies.similarity(made, known).amax(1) for made, known in zip(images, references, strict=True)]
             found.append(Transferred(model, condition, torch.stack(alike).float().cpu()))
     return found
+
+
+def refuse_other_samplers(pipe: DiffusionPipeline, condition: Condition) -> None:
+    """Refuse to sample a flow model by a scheduler of diffusion.
+
+    Raises:
+        InputError: the condition names one.
+    """
+    if condition.sampler is not None and is_flow(pipe.scheduler):
+        raise InputError(f"Condition {condition.name!r}: a flow model has its own sampler; leave the sampler out.")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ published temperature is 0.1 and the prompt 8 words long.
 Where we differ: proposals are drawn from the tokenizer's whole words, or from the user's own list, so nothing is
 downloaded; with the image at hand the score is minus its diffusion loss on draws fixed for the search, and the
 published score is an option; scores are divided by their deviation among the proposals, so one temperature suits all
-models (0 is greedy); the best prompt so far is what counts at a budget. A budget is a number of positions tried.
+models (0 is greedy); the best prompt so far is what counts at a budget. A budget is a number of positions tried. Of a
+flow model the published score takes velocities in place of noise.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.solvers import is_flow
 from memorization.attack.base import FORWARD, Attack, Batch, Found
 from memorization.attack.checkpoint import Checkpoint, State
 from memorization.attack.objective import Draws, Objective, frozen, objective
 from memorization.attack.text_space import TextSpace
+from memorization.embedded import empty_text
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -90,10 +93,10 @@ class Words(Attack):
         text = TextSpace(pipe)
         words = _vocabulary(text, self.vocabulary)
         loss = objective(pipe, batch.images, rows=self.rows)
-        with frozen(pipe.unet, pipe.text_encoder), torch.no_grad():
+        with frozen(pipe), torch.no_grad():
             gibbs = _Gibbs(self, pipe, text, words, loss, batch)
             history = gibbs.run(checkpoint)
-            embeddings = torch.stack([text.encode_ids(ids) for ids in history])
+            embeddings = [text.encode_ids(ids) for ids in history]
         return Found(embeddings, [[text.text(row) for row in ids] for ids in history])
 
     def cost_per_step(self) -> float:
@@ -147,26 +150,30 @@ class _Gibbs:
 
     def _scores(self, ids: Tensor) -> Tensor:
         """(B, P) scores, higher = better, of (B, P, k) prompts."""
-        embeddings = self.text.encode_ids(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
-        if self.settings.score == "loss":
-            return -self.loss.loss(embeddings, self.judges)
-        return self._magnitudes(embeddings)
+        flat = self.text.encode_ids(ids.flatten(0, 1))
+        return -self.loss.loss(flat, self.judges) if self.settings.score == "loss" else self._magnitudes(flat)
 
-    def _magnitudes(self, embeddings: Tensor) -> Tensor:
+    def _magnitudes(self, flat: Embeds) -> Tensor:
         """(B, P) mean over draws of the squared difference between the predictions with and without the text.
 
-        At the last training timestep, on the judges' noise as latents: what the published score looks at.
+        At the noisiest training timestep, on the judges' noise as latents: what the published score looks at.
+
+        Args:
+            flat: B * P rows, image by image.
         """
-        count, candidates = embeddings.shape[:2]
         noise = self.judges.noise
-        last = torch.full((1,), len(self.pipe.scheduler.alphas_cumprod) - 1, device=noise.device)
-        empty = encode_prompts(self.pipe, [""], guidance=False).prompt_embeds
+        count, scheduler = len(noise), self.pipe.scheduler
+        candidates = len(flat) // count
+        top = scheduler.config.num_train_timesteps - (0 if is_flow(scheduler) else 1)
+        last = torch.full((count,), top, device=noise.device)
+        empty = empty_text(self.pipe).expand(count)
         found = torch.zeros(count, candidates, device=noise.device)
         for index in range(noise.shape[1]):
             latents = noise[:, index]
-            nothing = self.loss.denoiser(latents, last.expand(count), empty.expand(count, -1, -1)).float()
+            nothing = self.loss.denoiser(latents, last, empty).float()
             for candidate in range(candidates):
-                said = self.loss.denoiser(latents, last.expand(count), embeddings[:, candidate]).float()
+                rows = flat.rows([image * candidates + candidate for image in range(count)])
+                said = self.loss.denoiser(latents, last, rows).float()
                 found[:, candidate] += (said - nothing).square().flatten(1).sum(1)
         return found / noise.shape[1]
 
@@ -203,4 +210,4 @@ def _vocabulary(text: TextSpace, words: Sequence[str] | None) -> Tensor:
     if not natural:
         given = "of the words given is" if words is not None else "of its tokens is"
         raise InputError(f"A search over words needs words that are one token each; none {given} one here.")
-    return torch.tensor(natural, device=text.table.device)
+    return torch.tensor(natural, device=text.words.device)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffkit.families import default_size
 from diffkit.latents import encode_images
 from memorization.copies.tiled import CHUNK, shrink, tiled_correlation
+from memorization.maps import spatial
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -35,12 +37,12 @@ class LatentCorrelation:
 
     def __init__(self, pipe: DiffusionPipeline, threshold: float = 0.75, *, micro_batch: int = 8) -> None:
         self.pipe, self.threshold, self.micro_batch = pipe, threshold, micro_batch
-        side = int(pipe.unet.config.sample_size) if isinstance(pipe.unet.config.sample_size, int) else 64
-        self.pixels = side * int(pipe.vae_scale_factor)
+        self.pixels = min(default_size(pipe))
+        side = self.pixels // int(pipe.vae_scale_factor)
         self.side = min(44, 4 * (side // 4) + 4)  # the search over shifts takes 4, the rest divides by 4 tiles
         self.preprocessing = (
             f"squash to {self.pixels}x{self.pixels}, latents of {type(pipe.vae).__name__} (scaling "
-            f"{pipe.vae.config.scaling_factor:g}), tiled correlation at {self.side}x{self.side}"
+            f"{pipe.vae.config.get('scaling_factor') or 1:g}), tiled correlation at {self.side}x{self.side}"
         )
 
     def similarity(self, images: Tensor, references: Tensor) -> Tensor:
@@ -51,5 +53,6 @@ class LatentCorrelation:
 
     def _latents(self, images: Tensor) -> Tensor:
         squashed = shrink(images, self.pixels)
-        parts = [encode_images(self.pipe, part).float().cpu() for part in squashed.split(self.micro_batch)]
+        blocks = [encode_images(self.pipe, part) for part in squashed.split(self.micro_batch)]
+        parts = [spatial(self.pipe, block).float().cpu() for block in blocks]
         return torch.cat(parts) / SPREAD

@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
+    from memorization.embedded import Embedded
     from memorization.generate import Sampling
 
 __all__ = ["Detector", "ListeningDetector", "Need", "detectors", "listens", "make_detector"]
 
-Need = Literal["gradient", "attention", "activations", "image", "trajectory"]
+Need = Literal[
+    "gradient",
+    "attention",
+    "activations",
+    "image",
+    "trajectory",
+    "unconditional",
+    "end_token",
+    "noise_level",
+    "map",
+]
 
 
 class Detector(Protocol):
@@ -34,7 +45,9 @@ class Detector(Protocol):
         name: as registered.
         higher_is_memorized: the direction of the score; True for all of ours.
         needs: what it must have beside calls of the denoiser: a "gradient" (or Jacobian product) through it, its
-            "attention" probabilities, layer "activations", the training "image", a whole denoising "trajectory".
+            "attention" probabilities, layer "activations", the training "image", a whole denoising "trajectory"; and
+            what not every family has: an "unconditional" prediction, one "end_token" in the sequence of the text, the
+            "noise_level" of a timestep, latents that are a "map". See :mod:`memorization.detect.fitting`.
     """
 
     name: str
@@ -44,8 +57,8 @@ class Detector(Protocol):
     def scores(
         self,
         pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
+        prompt_embeds: Embedded,
+        negative_prompt_embeds: Embedded,
         seeds: Sequence[int],
         *,
         sampling: Sampling,
@@ -57,8 +70,8 @@ class Detector(Protocol):
         caller reports it as unknown with a reason.
 
         Args:
-            prompt_embeds: (n, L, D), one row for each (caption, seed) pair.
-            negative_prompt_embeds: (1, L, D), the empty caption, the same for all.
+            prompt_embeds: n rows, one for each (caption, seed) pair; (n, L, D) where the family has no companions.
+            negative_prompt_embeds: the empty caption, one row, the same for all.
             seeds: n seeds of the initial noise.
             sampling: step count and guidance of the generation that is judged, and the constant batch size.
             ends: n positions of the end token in the rows, where a detector needs them; None if the rows were made

@@ -7,7 +7,9 @@ arXiv 2601.20642 (ICLR 2026). From pure noise x_T alone, without denoising it:
 Where we differ: the norm is the noise difference's (``||eps_delta||``), the same up to the factor sqrt(1 - abar_T),
 which is 1 at t = T. The cosine is one of noise too: s is -eps times one positive number for both, so the cosines are
 equal. Both gammas are 1, as published; they balance a number in [-1, 1] with an unbounded one, so a fit on labelled
-captions (`memorization.detect.calibrate`) may choose better ones.
+captions (`memorization.detect.calibrate`) may choose better ones. Of a flow model the noise of the cosine is
+``eps = x_t + (1 - sigma) v`` and the norm is the velocity difference's, ``||v_c - v_empty||`` at sigma near 1: there
+the noise difference itself is ``(1 - sigma)`` of it and vanishes.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffkit.solvers import is_flow
 from memorization.detect import Need
-from memorization.detect.probe import Batch, epsilon, in_batches, norms, timesteps
+from memorization.detect.probe import Batch, epsilon, in_batches, norms, predicted, timesteps
+from memorization.embedded import Embedded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -55,7 +59,7 @@ class Anisotropy:
 
     name = "anisotropy"
     higher_is_memorized = True
-    needs: frozenset[Need] = frozenset()
+    needs: frozenset[Need] = frozenset({"unconditional"})
 
     def __init__(self, gammas: tuple[float, float] = (1.0, 1.0), lowest: int = 1) -> None:
         self.gammas, self.lowest = gammas, lowest
@@ -64,8 +68,8 @@ class Anisotropy:
     def scores(
         self,
         pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
+        prompt_embeds: Embedded,
+        negative_prompt_embeds: Embedded,
         seeds: Sequence[int],
         *,
         sampling: Sampling,
@@ -75,14 +79,15 @@ class Anisotropy:
         highest = timesteps(pipe, sampling)[0]
 
         def score(batch: Batch) -> Tensor:
+            at_top = predicted if is_flow(pipe.scheduler) else epsilon
             parts = [
-                epsilon(pipe, batch.latents, step, embeds)
-                for step in (self.lowest, highest)
+                ask(pipe, batch.latents, step, embeds, sampling.size)
+                for ask, step in ((epsilon, self.lowest), (at_top, highest))
                 for embeds in (batch.conditional, batch.unconditional)
             ]
             return anisotropy(*parts, gammas=self.gammas)
 
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
+        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling, score)
 
     def cost(self, sampling: Sampling) -> float:
         """Four forward passes."""

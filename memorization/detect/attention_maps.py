@@ -1,7 +1,7 @@
-"""Cross-attention probabilities of a running pipeline, without touching its attention processors.
+"""Attention of image over text in a running pipeline, without touching its attention processors.
 
-A hook in front of every cross-attention layer computes the probabilities from the layer's own query and key
-projections, whatever kernel the layer itself uses. The generation is the same to the last bit.
+A hook in front of every cross-attention or joint-attention layer computes the probabilities from the layer's own query
+and key projections, whatever kernel the layer itself uses. The generation is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from diffkit.errors import ScoringError
-from diffkit.families import Pipeline
+from diffkit.families import Pipeline, pipe_denoiser
 
 Reduce = Callable[[int, Tensor], Tensor | None]
 
@@ -35,15 +36,44 @@ def attention_probabilities(attention: Any, hidden_states: Tensor, encoder_hidde
     return mean
 
 
-def cross_attention_layers(denoiser: nn.Module) -> list[nn.Module]:
-    """The denoiser's cross-attention layers.
+def joint_probabilities(
+    attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """(B, HW, L) float32 probabilities of image queries over text keys, mean over heads; rows sum to 1.
+
+    Joint attention (SD3, FLUX.1) has image and text keys in one softmax; a softmax over the text keys alone is that
+    distribution, given that a query looks at the text.
+
+    Args:
+        attention: the layer.
+        hidden_states: (B, HW, C) of the image; ``encoder_hidden_states``: (B, L, C) of the text.
+        rotary: cosines and sines of all places, the text's first; None where places are not turned.
+    """
+    text = encoder_hidden_states.shape[1]
+    query = attention.to_q(hidden_states).unflatten(-1, (attention.heads, -1))
+    key = attention.add_k_proj(encoder_hidden_states).unflatten(-1, (attention.heads, -1))
+    query = query if getattr(attention, "norm_q", None) is None else attention.norm_q(query)
+    key = key if getattr(attention, "norm_added_k", None) is None else attention.norm_added_k(key)
+    if rotary is not None:
+        cosines, sines = rotary
+        query = apply_rotary_emb(query, (cosines[text:], sines[text:]), sequence_dim=1)
+        key = apply_rotary_emb(key, (cosines[:text], sines[:text]), sequence_dim=1)
+    logits = torch.einsum("bqhd,bkhd->bhqk", query.float(), key.float()) / query.shape[-1] ** 0.5
+    probabilities: Tensor = logits.softmax(-1).mean(1)
+    return probabilities
+
+
+def text_attention_layers(denoiser: nn.Module) -> list[nn.Module]:
+    """The layers in which the image looks at the text: cross-attention, else joint attention.
 
     Raises:
-        ScoringError: it has none.
+        ScoringError: it has neither.
     """
-    layers = [layer for name, layer in denoiser.named_modules() if name.endswith("attn2")]
+    named = list(denoiser.named_modules())
+    joint = [layer for _, layer in named if getattr(layer, "add_k_proj", None) is not None and hasattr(layer, "to_q")]
+    layers = joint or [layer for name, layer in named if name.endswith("attn2")]
     if not layers:
-        raise ScoringError(f"{type(denoiser).__name__} has no cross-attention layers (attn2)")
+        raise ScoringError(f"{type(denoiser).__name__} has no attention over the text (attn2, add_k_proj)")
     return layers
 
 
@@ -51,7 +81,7 @@ def cross_attention_layers(denoiser: nn.Module) -> list[nn.Module]:
 def record_attention(pipe: Pipeline, reduce: Reduce) -> Iterator[list[list[Tensor]]]:
     """Collect, for every denoiser call inside the ``with`` block, what ``reduce`` keeps of each layer.
 
-    Under guidance only the conditional half is kept; the stock pipelines of the family put it second.
+    Under guidance only the conditional half is kept; the stock pipelines put it second.
 
     Args:
         reduce: (index of the layer in the order of execution, (B, HW, L) probabilities) -> what to keep, or None.
@@ -61,6 +91,7 @@ def record_attention(pipe: Pipeline, reduce: Reduce) -> Iterator[list[list[Tenso
     """
     calls: list[list[Tensor]] = []
     count = [0]
+    denoiser = pipe_denoiser(pipe)
 
     def begin(_module: nn.Module, _inputs: object) -> None:
         calls.append([])
@@ -70,15 +101,19 @@ def record_attention(pipe: Pipeline, reduce: Reduce) -> Iterator[list[list[Tenso
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         hidden = inputs[0] if inputs else named["hidden_states"]
         text = inputs[1] if len(inputs) > 1 else named["encoder_hidden_states"]
-        if pipe.do_classifier_free_guidance:
+        if getattr(pipe, "do_classifier_free_guidance", False):
             hidden, text = hidden.chunk(2)[1], text.chunk(2)[1]
-        kept = reduce(count[0], attention_probabilities(module, hidden, text))
+        if getattr(module, "add_k_proj", None) is not None:
+            found = joint_probabilities(module, hidden, text, named.get("image_rotary_emb"))
+        else:
+            found = attention_probabilities(module, hidden, text)
+        kept = reduce(count[0], found)
         count[0] += 1
         if kept is not None:
             calls[-1].append(kept)
 
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in cross_attention_layers(pipe.unet)]
-    handles.append(pipe.unet.register_forward_pre_hook(begin))
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in text_attention_layers(denoiser)]
+    handles.append(denoiser.register_forward_pre_hook(begin))
     try:
         yield calls
     finally:

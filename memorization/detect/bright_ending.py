@@ -66,7 +66,7 @@ class BrightEnding(GenerationDetector):
     """:func:`masked_magnitude` of a whole guided generation under its own :func:`end_token_map`."""
 
     name = "bright_ending"
-    needs: frozenset[Need] = frozenset({"attention", "trajectory"})
+    needs: frozenset[Need] = frozenset({"attention", "end_token", "trajectory", "unconditional"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class BrightEnding(GenerationDetector):
         self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detect.listening.GenerationDetector`."""
-        require_guidance(self.name, sampling)
+        require_guidance(self.name, pipe, sampling)
         positions = end_positions(self.name, ends, batch)
         size = (int(batch.latents.shape[-2]), int(batch.latents.shape[-1]))
         with (

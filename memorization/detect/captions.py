@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
+from diffkit.families import family_of
+from diffkit.families.base import stock_default
 from memorization.detect import Detector
+from memorization.detect.fitting import ONE_END, lacking
 from memorization.detect.listening import GenerationDetector, together
+from memorization.embedded import empty_text, encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -50,12 +53,20 @@ def caption_score(scores: Tensor | Sequence[float], *, half_precision: bool = Fa
     return CaptionScore(sum(values) / len(values), known)
 
 
-def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int]:
-    """Position of the end token of every caption, as the pipeline's own tokenizer pads and cuts it."""
+def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int] | None:
+    """Position of the end token of every caption, as the pipeline's own tokenizer pads and cuts it.
+
+    None where the family's text has no single end (see :mod:`memorization.detect.fitting`).
+    """
+    family = family_of(pipe)
+    if family.pipeline not in ONE_END:
+        return None
+    tokenizer, longest = pipe.tokenizer, pipe.tokenizer.model_max_length
+    if family.pipeline == "FluxPipeline":  # its sequence is T5's; CLIP only gives the pooled embedding
+        tokenizer, longest = pipe.tokenizer_2, stock_default(family, "max_sequence_length")
     found = []
-    tokenizer = pipe.tokenizer
     for caption in captions:
-        ids = tokenizer(caption, padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids
+        ids = tokenizer(caption, padding="max_length", max_length=longest, truncation=True).input_ids
         found.append(ids.index(tokenizer.eos_token_id))
     return found
 
@@ -101,13 +112,14 @@ def score_by_all(
     if not captions:
         return {key: [] for key in chosen}
     counts = [len(own) for own in seeds]
-    embeds = encode_prompts(pipe, captions, guidance=False).prompt_embeds
-    rows = embeds.repeat_interleave(torch.tensor(counts, device=embeds.device), 0)
-    empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
-    ends = [end for end, count in zip(end_tokens(pipe, captions), counts, strict=True) for _ in range(count)]
+    rows = encoded(pipe, captions).rows([index for index, count in enumerate(counts) for _ in range(count)])
+    empty = empty_text(pipe)
+    known = end_tokens(pipe, captions)
+    ends = None if known is None else [end for end, n in zip(known, counts, strict=True) for _ in range(n)]
     flat = [seed for own in seeds for seed in own]
-    listening = {key: one for key, one in chosen.items() if isinstance(one, GenerationDetector)}
-    found: dict[str, Tensor | str] = {}
+    reasons = {key: lacking(pipe, one) for key, one in chosen.items()}
+    found: dict[str, Tensor | str] = {key: reason for key, reason in reasons.items() if reason is not None}
+    listening = {k: one for k, one in chosen.items() if k not in found and isinstance(one, GenerationDetector)}
     if len(listening) > 1:
         found |= together(pipe, listening, rows, empty, flat, sampling=sampling, ends=ends)
     for key in chosen.keys() - found.keys():

@@ -98,7 +98,7 @@ class AttentionEntropy(GenerationDetector):
     """:func:`attention_entropy` of a generation."""
 
     name = "attention_entropy"
-    needs: frozenset[Need] = frozenset({"attention", "trajectory"})
+    needs: frozenset[Need] = frozenset({"attention", "end_token", "trajectory"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
 from diffkit.seeds import generators
 from memorization.detect import Need
+from memorization.detect.fitting import lacking
 from memorization.detect.listening import Finish, GenerationDetector, denoise
-from memorization.detect.probe import Batch, alpha_bar, batches, epsilon
+from memorization.detect.probe import Batch, batches, epsilon, noise_level
+from memorization.embedded import empty_text, encoded
+from memorization.steps import before_steps
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -69,7 +71,8 @@ def curvature_map(noise_diagonal: Tensor, sigma: float) -> Tensor:
 
     Args:
         noise_diagonal: (B, C, h, w) diagonal of the Jacobian of ``eps(x, c) - eps(x, empty)``.
-        sigma: sqrt(1 - abar) of the timestep; s = -eps / sigma, so -H is the Jacobian of eps / sigma.
+        sigma: sqrt(1 - abar) of the timestep, or a flow model's sigma; s = -eps / sigma, so -H is the Jacobian of
+            eps / sigma.
 
     Returns:
         (B, h, w), >= 0; higher = more likely memorized there.
@@ -83,19 +86,17 @@ def proxy_map(conditional: Tensor, unconditional: Tensor) -> Tensor:
 
 
 @contextmanager
-def last_input(pipe: Pipeline) -> Iterator[list[tuple[Tensor, int]]]:
-    """Keep the latents (one half, under guidance) and the timestep of the denoiser's latest call."""
-    kept: list[tuple[Tensor, int]] = []
+def last_input(pipe: Pipeline) -> Iterator[list[tuple[Tensor, float]]]:
+    """Keep what the denoiser was given at the latest step: latents, without guidance's doubling, and timestep."""
+    kept: list[tuple[Tensor, float]] = []
 
-    def keep(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        latents = inputs[0].chunk(2)[0] if pipe.do_classifier_free_guidance else inputs[0]
-        kept[:] = [(latents.detach().clone(), int(torch.as_tensor(inputs[1]).flatten()[0].round()))]
+    def keep(timestep: Tensor, latents: Tensor) -> None:
+        scale = getattr(pipe.scheduler, "scale_model_input", None)
+        scaled = latents if scale is None else scale(latents, timestep)
+        kept[:] = [(scaled.detach().clone(), float(timestep))]
 
-    handle = pipe.unet.register_forward_pre_hook(keep)
-    try:
+    with before_steps(pipe, keep):
         yield kept
-    finally:
-        handle.remove()
 
 
 class CurvatureDifference(GenerationDetector):
@@ -109,7 +110,7 @@ class CurvatureDifference(GenerationDetector):
     """
 
     name = "curvature_difference"
-    needs: frozenset[Need] = frozenset({"gradient", "trajectory"})
+    needs: frozenset[Need] = frozenset({"gradient", "map", "noise_level", "trajectory", "unconditional"})
 
     def __init__(self, draws: int = DRAWS) -> None:
         if draws < 1:
@@ -117,14 +118,14 @@ class CurvatureDifference(GenerationDetector):
         super().__init__()
         self.draws = draws
 
-    def maps(self, pipe: DiffusionPipeline, batch: Batch, latents: Tensor, step: int) -> Tensor:
+    def maps(self, pipe: DiffusionPipeline, batch: Batch, latents: Tensor, step: float) -> Tensor:
         """(B, h, w) float32 maps, one for each row of a batch, at what the denoiser was given last."""
 
         def difference(x: Tensor) -> Tensor:
             return epsilon(pipe, x, step, batch.conditional) - epsilon(pipe, x, step, batch.unconditional)
 
         diagonal = hutchinson_diagonal(difference, latents, draws=self.draws, sources=generators(batch.seeds))
-        return curvature_map(diagonal, (1 - alpha_bar(pipe.scheduler, step)) ** 0.5)
+        return curvature_map(diagonal, noise_level(pipe.scheduler, step))
 
     @contextmanager
     def listen(
@@ -153,13 +154,14 @@ def mask_for(
         nowhere makes the density sharper.
 
     Raises:
-        ScoringError: the map is not finite (half precision).
+        ScoringError: the map is not finite (half precision), or the family has no such map.
     """
     detector = CurvatureDifference(draws)
-    embeds = encode_prompts(pipe, [caption], guidance=False).prompt_embeds.expand(len(seeds), -1, -1)
-    empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    if (reason := lacking(pipe, detector)) is not None:
+        raise ScoringError(reason)
+    embeds, empty = encoded(pipe, [caption]).expand(len(seeds)), empty_text(pipe)
     parts = []
-    for batch in batches(pipe, embeds, empty, seeds, sampling.micro_batch):
+    for batch in batches(pipe, embeds, empty, seeds, sampling):
         with last_input(pipe) as kept:
             denoise(pipe, batch, sampling)
         parts.append(detector.maps(pipe, batch, *kept[0])[: batch.real])

@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
-from diffkit.seeds import generators
 from memorization.detect import Need
 from memorization.detect.probe import Batch, batches, in_batches
+from memorization.embedded import Embedded
+from memorization.generate import call_arguments, is_guided, stopping
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,32 +25,22 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def denoise(pipe: Pipeline, batch: Batch, sampling: Sampling, *, steps: int | None = None) -> Tensor:
-    """(B, C, h, w) latents of the unmodified pipeline on a batch, after its first ``steps`` steps where given."""
+    """Latents of the unmodified pipeline on a batch, after its first ``steps`` steps where given.
 
-    def stop(pipe: Pipeline, index: int, _timestep: Tensor, _kwargs: dict[str, Any]) -> dict[str, Any]:
-        if steps is not None and index + 1 >= steps:
-            pipe._interrupt = True  # the pipeline's own switch; its next call resets it
-        return {}
-
-    latents: Tensor = pipe(
-        prompt_embeds=batch.conditional,
-        negative_prompt_embeds=batch.unconditional,
-        generator=generators(batch.seeds),
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
-        output_type="latent",
-        callback_on_step_end=stop,
-    ).images
+    (B, C, h, w), or packed as the pipeline's loop has them.
+    """
+    arguments = call_arguments(pipe, batch.conditional, batch.unconditional, batch.seeds, sampling)
+    latents: Tensor = pipe(**arguments, output_type="latent", **stopping(pipe, steps)).images
     return latents
 
 
-def require_guidance(name: str, sampling: Sampling) -> None:
+def require_guidance(name: str, pipe: Pipeline, sampling: Sampling) -> None:
     """Refuse a generation that never asks what the model would draw without the caption.
 
     Raises:
         ScoringError: guidance of at most 1.
     """
-    if sampling.guidance_scale <= 1:
+    if not is_guided(pipe, sampling):
         raise ScoringError(f"{name} compares with and without the caption: it needs guidance above 1")
 
 
@@ -115,8 +106,8 @@ class GenerationDetector(ABC):
     def scores(
         self,
         pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
+        prompt_embeds: Embedded,
+        negative_prompt_embeds: Embedded,
         seeds: Sequence[int],
         *,
         sampling: Sampling,
@@ -129,7 +120,7 @@ class GenerationDetector(ABC):
                 latents = denoise(pipe, batch, sampling, steps=self.steps)
             return finish(latents)
 
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
+        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling, score)
 
     def cost(self, sampling: Sampling) -> float:
         """A row, or two under guidance, for every step that is listened to."""
@@ -140,8 +131,8 @@ class GenerationDetector(ABC):
 def together(
     pipe: Pipeline,
     listeners: Mapping[str, GenerationDetector],
-    prompt_embeds: Tensor,
-    negative_prompt_embeds: Tensor,
+    prompt_embeds: Embedded,
+    negative_prompt_embeds: Embedded,
     seeds: Sequence[int],
     *,
     sampling: Sampling,
@@ -152,7 +143,7 @@ def together(
     wanted = [listener.steps for listener in listeners.values()]
     steps = None if None in wanted else max(step for step in wanted if step is not None)
     reasons: dict[str, str] = {}
-    for batch in batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch):
+    for batch in batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling):
         finishes: dict[str, Finish] = {}
         with ExitStack() as stack:
             for key, listener in listeners.items():

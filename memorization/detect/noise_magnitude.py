@@ -5,7 +5,9 @@ section 3: along an ordinary guided generation take ``d_t = || eps(x_t, c) - eps
 of a sample, and average over steps and generations.
 
 Where we differ: the norms are taken in float32 from the very generation the audit makes anyway, so that they cost
-nothing more; and no threshold is shipped, because norms grow with the latent's size, guidance and scheduler.
+nothing more; and no threshold is shipped, because norms grow with the latent's size, guidance and scheduler. Of a flow
+model (``x_t = (1 - sigma) x + sigma eps``, output ``v = eps - x``) the noise difference ``(1 - sigma) (v_c - v_empty)``
+is 0 at pure noise, so that there ``d_t = || v(x_t, c) - v(x_t, empty) ||_2``, which is what guidance adds to the step.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diffkit.families import pipe_denoiser
+from diffkit.solvers import is_flow
+from memorization.detect import Need
 from memorization.detect.listening import Finish, GenerationDetector, heard_or_refused, require_guidance
 from memorization.detect.probe import Batch, norms
+from memorization.steps import before_steps
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -43,8 +49,10 @@ def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
     """What a difference of predictions must be multiplied by to be a difference of noise.
 
     1 for noise prediction; for velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 at a fixed x_t it is sqrt(abar); for
-    the prediction of x0 it is sqrt(abar / (1 - abar)).
+    the prediction of x0 it is sqrt(abar / (1 - abar)). Of a flow model 1: its velocity is compared as it is.
     """
+    if is_flow(scheduler):
+        return 1.0
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return 1.0
@@ -55,26 +63,42 @@ def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
 
 @contextmanager
 def record_noise_differences(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
-    """Collect the noise difference of every denoiser call that the pipeline makes inside the ``with`` block.
+    """Collect the noise difference of every denoising step that the pipeline makes inside the ``with`` block.
 
-    Only guided calls are recorded: an unguided one has no unconditional half. The stock pipelines of the Stable
-    Diffusion family put the unconditional half first.
+    Both predictions of a step are heard wherever the pipeline asks for them: as halves of one batch, or in two calls.
+    Only guided steps are recorded: an unguided one has no second prediction. The sign of a difference is not told.
 
     Yields:
-        A list that grows by one (B, C, h, w) float32 tensor per denoising step.
+        A list that grows by one float32 tensor, shaped as the latents, per denoising step.
     """
     steps: list[Tensor] = []
+    heard: list[Tensor] = []
 
-    def keep(_module: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        if pipe.do_classifier_free_guidance:
-            unconditional, conditional = output[0].float().chunk(2)
-            steps.append((conditional - unconditional) * noise_per_prediction(pipe.scheduler, inputs[1]))
+    def keep(_module: torch.nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
+        heard.append(output[0])
 
-    handle = pipe.unet.register_forward_hook(keep)
+    def step(timestep: Tensor, latents: Tensor) -> None:
+        both = _both(heard, latents)
+        heard.clear()
+        if both is not None:
+            steps.append((both[1] - both[0]) * noise_per_prediction(pipe.scheduler, timestep))
+
+    handle = pipe_denoiser(pipe).register_forward_hook(keep)
     try:
-        yield steps
+        with before_steps(pipe, step):
+            yield steps
     finally:
         handle.remove()
+
+
+def _both(heard: Sequence[Tensor | Sequence[Tensor]], sample: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two predictions of a step, float32 and shaped as the latents; None where there is only one."""
+    parts = [part if isinstance(part, Tensor) else torch.stack(list(part)) for part in heard]
+    if not parts or sum(len(part) for part in parts) != 2 * len(sample):
+        return None
+    first, second = torch.cat(parts).float().chunk(2)
+    channels = slice(sample.shape[1] if sample.ndim == 4 else None)  # what else a network predicts is no noise
+    return first[:, channels].view_as(sample), second[:, channels].view_as(sample)
 
 
 class NoiseMagnitude(GenerationDetector):
@@ -87,6 +111,7 @@ class NoiseMagnitude(GenerationDetector):
     """
 
     name = "noise_magnitude"
+    needs: frozenset[Need] = frozenset({"trajectory", "unconditional"})
 
     @contextmanager
     def record(self, pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
@@ -107,6 +132,6 @@ class NoiseMagnitude(GenerationDetector):
         self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detect.listening.GenerationDetector`."""
-        require_guidance(self.name, sampling)
+        require_guidance(self.name, pipe, sampling)
         with self.record(pipe) as heard:
             yield lambda _latents: heard_or_refused(self.name, self.score(heard))

@@ -6,18 +6,20 @@ predicts; the score of the noised distribution is then ``s = -eps / sqrt(1 - aba
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from diffkit.conditioning import predict_noise
+from diffkit.conditioning import initial_latents, predict_noise
+from diffkit.embeds import Embeds
 from diffkit.errors import ScoringError
 from diffkit.families import Pipeline, Scheduler
 from diffkit.seeds import generators
+from diffkit.solvers import is_flow
+from memorization.embedded import Embedded, as_embeds
+from memorization.steps import spaced
 
 if TYPE_CHECKING:
     from memorization.generate import Sampling
@@ -27,47 +29,49 @@ class Batch(NamedTuple):
     """One constant-size batch of rows for the denoiser; only the first ``real`` rows count, the rest is filling."""
 
     latents: Tensor
-    conditional: Tensor
-    unconditional: Tensor
+    conditional: Embeds
+    unconditional: Embeds
     seeds: tuple[int, ...]
     rows: tuple[int, ...]
     real: int
 
 
 def batches(
-    pipe: Pipeline, prompt_embeds: Tensor, negative_prompt_embeds: Tensor, seeds: Sequence[int], size: int
+    pipe: Pipeline,
+    prompt_embeds: Embedded,
+    negative_prompt_embeds: Embedded,
+    seeds: Sequence[int],
+    sampling: Sampling,
 ) -> Iterator[Batch]:
-    """Cut rows into batches of ``size``, with the unit noise that the pipeline itself would start each seed from."""
-    side = pipe.unet.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
+    """Cut rows into batches, with the unit noise that the pipeline itself would start each seed from."""
+    size = sampling.micro_batch
+    embeds = as_embeds(prompt_embeds)
+    negative = as_embeds(negative_prompt_embeds).to(pipe.device, pipe.dtype).expand(size)
     for first in range(0, len(seeds), size):
         real = min(size, len(seeds) - first)
         rows = tuple(first + min(i, real - 1) for i in range(size))
-        embeds = prompt_embeds[list(rows)].to(pipe.device, pipe.dtype)
-        negative = negative_prompt_embeds.to(embeds).expand(size, -1, -1)
         chosen = tuple(seeds[row] for row in rows)
-        shape = (size, pipe.unet.config.in_channels, height, width)
-        noise = randn_tensor(shape, generator=generators(chosen), device=pipe.device, dtype=pipe.dtype)
-        yield Batch(noise, embeds, negative, chosen, rows, real)
+        noise = initial_latents(pipe, generators(chosen), sampling.size, dtype=pipe.dtype)
+        yield Batch(noise, embeds.rows(rows).to(pipe.device, pipe.dtype), negative, chosen, rows, real)
 
 
 def in_batches(
     pipe: Pipeline,
-    prompt_embeds: Tensor,
-    negative_prompt_embeds: Tensor,
+    prompt_embeds: Embedded,
+    negative_prompt_embeds: Embedded,
     seeds: Sequence[int],
-    size: int,
+    sampling: Sampling,
     score: Callable[[Batch], Tensor],
 ) -> Tensor:
     """(n,) scores from a function that scores one batch."""
     parts = [
         score(batch)[: batch.real].detach().float().cpu()
-        for batch in batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, size)
+        for batch in batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling)
     ]
     return torch.cat(parts)
 
 
-def alpha_bar(scheduler: Scheduler, timestep: int | Tensor) -> float:
+def alpha_bar(scheduler: Scheduler, timestep: float | Tensor) -> float:
     """Cumulative signal share in (0, 1) at a training timestep.
 
     Raises:
@@ -79,28 +83,57 @@ def alpha_bar(scheduler: Scheduler, timestep: int | Tensor) -> float:
     return float(table[int(torch.as_tensor(timestep).flatten()[0].round())])
 
 
-def timesteps(pipe: Pipeline, sampling: Sampling) -> list[int]:
-    """The training timesteps of the generation that is judged, the noisiest first; the pipeline is left untouched."""
-    scheduler = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(sampling.num_inference_steps)
-    return [round(float(step)) for step in scheduler.timesteps]
+def sigma(scheduler: Scheduler, timestep: float | Tensor) -> float:
+    """Noise level in [0, 1] of a flow model at a timestep."""
+    return float(torch.as_tensor(timestep).flatten()[0]) / float(scheduler.config.num_train_timesteps)
 
 
-def epsilon(pipe: Pipeline, latents: Tensor, timestep: int, embeds: Tensor) -> Tensor:
-    """(B, C, h, w) float32 predicted noise, unguided; differentiable in latents and embeddings.
+def noise_level(scheduler: Scheduler, timestep: float | Tensor) -> float:
+    """Share of noise in the latents at a timestep, in (0, 1]: ``sqrt(1 - abar)``, or a flow model's sigma."""
+    return sigma(scheduler, timestep) if is_flow(scheduler) else (1 - alpha_bar(scheduler, timestep)) ** 0.5
+
+
+def timesteps(pipe: Pipeline, sampling: Sampling) -> list[float]:
+    """The training timesteps of the generation that is judged, the noisiest first; the pipeline is left untouched.
+
+    Whole numbers, but of flow models.
+    """
+    scheduler = spaced(pipe, sampling.num_inference_steps, sampling.size)
+    found = [float(step) for step in scheduler.timesteps]
+    return found if is_flow(scheduler) else [float(round(step)) for step in found]
+
+
+def predicted(
+    pipe: Pipeline, latents: Tensor, timestep: float, embeds: Embeds, size: tuple[int, int] | None = None
+) -> Tensor:
+    """The denoiser's output shaped as the latents, unguided; differentiable in latents and embeddings.
 
     Args:
-        latents: (B, C, h, w), alpha-bar weighted as DDIM's are, at ``timestep``.
-        embeds: (B, L, D).
+        latents: (B, C, h, w) or packed, alpha-bar weighted as DDIM's are, at ``timestep``.
+        embeds: B rows.
+        size: (height, width) in pixels of packed latents.
     """
-    output = predict_noise(pipe, latents, torch.tensor(timestep, device=latents.device), embeds)
-    return as_noise(pipe.scheduler, output, latents, timestep)
+    at = torch.tensor(float(timestep) if is_flow(pipe.scheduler) else round(timestep), device=latents.device)
+    return predict_noise(pipe, latents, at, embeds, size=size)
 
 
-def as_noise(scheduler: Scheduler, output: Tensor, latents: Tensor, timestep: int | Tensor) -> Tensor:
-    """The network's output as predicted noise, float32, whatever it predicts."""
-    kind = scheduler.config.prediction_type
+def epsilon(
+    pipe: Pipeline, latents: Tensor, timestep: float, embeds: Embeds, size: tuple[int, int] | None = None
+) -> Tensor:
+    """:func:`predicted` as noise, float32, whatever the network predicts."""
+    return as_noise(pipe.scheduler, predicted(pipe, latents, timestep, embeds, size), latents, timestep)
+
+
+def as_noise(scheduler: Scheduler, output: Tensor, latents: Tensor, timestep: float | Tensor) -> Tensor:
+    """The network's output as predicted noise, float32, whatever it predicts.
+
+    Of a flow model, whose latents are ``x_t = (1 - sigma) x + sigma eps`` and whose output is ``v = eps - x``:
+    ``eps = x_t + (1 - sigma) v``.
+    """
     output, latents = output.float(), latents.float()
+    if is_flow(scheduler):
+        return latents + (1 - sigma(scheduler, timestep)) * output
+    kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return output
     signal = alpha_bar(scheduler, timestep)

@@ -5,7 +5,8 @@ The observation behind the extraction attack of Carlini et al., "Extracting Trai
 Here it is a score of a caption alone: minus the root-mean-square difference between the final latents of two
 generations. Latents of a Stable Diffusion have a variance of about 1, so that unrelated images lie near -1.4 and equal
 ones at 0. The only one of our detectors that looks at what comes out instead of how hard the caption pulls, so a
-caption that steers hard into ever new images does not fool it; one that steers into the same plain image does.
+caption that steers hard into ever new images does not fool it; one that steers into the same plain image does. Final
+latents are compared as the pipeline has them, packed or not, of diffusion and of flow models alike.
 
 Where we differ: plain L2 between latents, not the maximum over tiles between pixels; pairs, not cliques of ten.
 """

@@ -6,7 +6,9 @@ scores' Jacobians (the Hessians of the log-densities). One Jacobian-vector produ
 
 Where we differ: the product is forward-mode in float32 under the plain ("math") attention kernel, since the fused ones
 have no forward derivative; the pipeline's modules are neither patched nor cast, and a half-precision model is refused
-no more than it is trusted: a product that is not finite becomes NaN.
+no more than it is trusted: a product that is not finite becomes NaN. Of a flow model the score difference is
+``-(1 - sigma) / sigma`` times the velocity's and vanishes at the first step, so that velocities take the scores' place:
+``|| (J_c - J_empty) (v_c - v_empty) ||_2``.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diffkit.embeds import Embeds
+from diffkit.solvers import is_flow
 from memorization.detect import Need
-from memorization.detect.probe import Batch, alpha_bar, epsilon, in_batches, norms, timesteps
+from memorization.detect.probe import Batch, alpha_bar, epsilon, in_batches, norms, predicted, timesteps
+from memorization.embedded import Embedded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -56,7 +61,7 @@ class Sharpness:
 
     name = "sharpness"
     higher_is_memorized = True
-    needs: frozenset[Need] = frozenset({"gradient"})
+    needs: frozenset[Need] = frozenset({"gradient", "noise_level", "unconditional"})
 
     def __init__(self, at: float = 0.0) -> None:
         self.at = at
@@ -64,8 +69,8 @@ class Sharpness:
     def scores(
         self,
         pipe: DiffusionPipeline,
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor,
+        prompt_embeds: Embedded,
+        negative_prompt_embeds: Embedded,
         seeds: Sequence[int],
         *,
         sampling: Sampling,
@@ -74,16 +79,20 @@ class Sharpness:
         """See :class:`memorization.detect.Detector`."""
         steps = timesteps(pipe, sampling)
         step = steps[min(int(self.at * len(steps)), len(steps) - 1)]
-        scale = -1 / (1 - alpha_bar(pipe.scheduler, step)) ** 0.5
+
+        def score_at(x: Tensor, embeds: Embeds) -> Tensor:
+            if is_flow(pipe.scheduler):
+                return predicted(pipe, x, step, embeds, sampling.size).float()
+            scale = -1 / (1 - alpha_bar(pipe.scheduler, step)) ** 0.5
+            found: Tensor = epsilon(pipe, x, step, embeds, sampling.size) * scale
+            return found
 
         def score(batch: Batch) -> Tensor:
             return sharpness(
-                lambda x: epsilon(pipe, x, step, batch.conditional) * scale,
-                lambda x: epsilon(pipe, x, step, batch.unconditional) * scale,
-                batch.latents,
+                lambda x: score_at(x, batch.conditional), lambda x: score_at(x, batch.unconditional), batch.latents
             )
 
-        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling.micro_batch, score)
+        return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling, score)
 
     def cost(self, sampling: Sampling) -> float:
         """A pair of passes for the direction, and a pair with its forward derivative at twice the price."""

@@ -16,30 +16,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import predict_noise
+from diffkit.conditioning import initial_latents, predict_noise
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Pipeline, family_of, pipe_denoiser
 from diffkit.seeds import generators
 from diffkit.taps import activations
-
-PATTERNS = ("*attn2.to_v", "*ff.net.2")
+from memorization.embedded import Embedded, as_embeds
+from memorization.mitigate.layers import feed_forward_layers, value_layers
+from memorization.steps import begin
 
 
 @torch.no_grad()
 def discrepancies(
     pipe: Pipeline,
-    embeddings: Tensor,
+    embeddings: Embedded,
     *,
-    patterns: Sequence[str] = PATTERNS,
+    patterns: Sequence[str] | None = None,
     noise_seeds: Sequence[int] = (0,),
     steps: int = 20,
 ) -> dict[str, Tensor]:
     """L2 distances of each layer's outputs between all pairs of embeddings.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
-        embeddings: (n, L, D).
-        patterns: layers, shell-style; see :func:`diffkit.taps.activations`.
+        pipe: a pipeline of a known family.
+        embeddings: n rows.
+        patterns: layers, shell-style; see :func:`diffkit.taps.activations`; None = the text's value projections and
+            the second feed-forward linears of the family.
         noise_seeds: initial noises to average over; each is shared by all embeddings.
         steps: of the sampling whose first timestep is taken.
 
@@ -51,26 +54,25 @@ def discrepancies(
     """
     if not noise_seeds:
         raise InputError("Expected at least one seed of an initial noise.")
+    part = f"{family_of(pipe).denoiser}."
+    own = [name.removeprefix(part) for name in (*value_layers(pipe), *feed_forward_layers(pipe))]
+    rows = as_embeds(embeddings)
     total: dict[str, Tensor] = {}
     for seed in noise_seeds:
-        for pattern in patterns:
-            for layer, outputs in _outputs(pipe, embeddings, pattern, seed, steps).items():
+        for pattern in own if patterns is None else patterns:
+            for layer, outputs in _outputs(pipe, rows, pattern, seed, steps).items():
                 total[layer] = total.get(layer, torch.zeros(())) + _distances(outputs) / len(noise_seeds)
     return total
 
 
-def _outputs(pipe: Pipeline, embeddings: Tensor, pattern: str, seed: int, steps: int) -> dict[str, Tensor]:
+def _outputs(pipe: Pipeline, embeddings: Embeds, pattern: str, seed: int, steps: int) -> dict[str, Tensor]:
     """Layer -> (n, numbers) float64 on the CPU; one embedding at a time, so that none depends on its neighbours."""
-    denoiser = getattr(pipe, family_of(pipe).denoiser)
-    pipe.scheduler.set_timesteps(steps, device=pipe.device)
-    timestep = pipe.scheduler.timesteps[0]
-    side = denoiser.config.sample_size
-    shape = (1, denoiser.config.in_channels, *((side, side) if isinstance(side, int) else side))
-    noise = torch.randn(shape, generator=generators([seed])[0]).to(pipe.device, denoiser.dtype)
-    latents = pipe.scheduler.scale_model_input(noise * pipe.scheduler.init_noise_sigma, timestep)
+    denoiser = pipe_denoiser(pipe)
+    noise = initial_latents(pipe, generators([seed]), dtype=torch.float32).to(pipe.device, denoiser.dtype)
+    latents, timestep = begin(pipe, noise, steps)
     with activations(denoiser, pattern) as seen:
-        for embedding in embeddings:
-            predict_noise(pipe, latents, timestep, embedding[None].to(pipe.device, denoiser.dtype))
+        for index in range(len(embeddings)):
+            predict_noise(pipe, latents, timestep, embeddings.rows([index]).to(pipe.device, denoiser.dtype))
     return {layer: torch.cat(calls).flatten(1).cpu() for layer, calls in seen.items()}
 
 

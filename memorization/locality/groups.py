@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memorization.embedded import unaccompanied
 from memorization.locality import embeddings as space
 from memorization.locality.activations import discrepancies
 from memorization.locality.agreement import agreements
@@ -74,9 +75,10 @@ def compare_members(
         rank = space.rank(group.displacements)
         found["cosine"] = rows(space.pairwise_cosine(group.displacements))
         found["rank"] = rank._asdict() if rank is not None else None
+    whole = unaccompanied(pipe, group.embeddings)
     layers = discrepancies(
         pipe,
-        group.embeddings,
+        whole,
         patterns=settings.patterns,
         noise_seeds=range(settings.noises),
         steps=settings.num_inference_steps,
@@ -85,7 +87,7 @@ def compare_members(
     found["weights"] = {
         method: {
             layer: {"iou": rows(pairs.iou), "chance": rows(pairs.chance), "sizes": pairs.sizes.tolist()}
-            for layer, pairs in agreements(choose(group.embeddings)).items()
+            for layer, pairs in agreements(choose(whole)).items()
         }
         for method, choose in selectors.items()
     }

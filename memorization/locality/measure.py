@@ -1,7 +1,7 @@
 """One image: attack it from many Gaussian starts, and look at what is found and what lies between.
 
 Start k, and the noise its search draws, are the same for every image: what differs between two images from one start
-differs because of the image.
+differs because of the image. A family's companions (pooled embeddings) are the empty caption's throughout.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from memorization.attack.base import Target
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.dori import Dori
 from memorization.attack.starts import OTHER_CAPTIONS, StartingPoints
 from memorization.copies import CopyDetector
+from memorization.embedded import empty_text, encoded, unaccompanied
 from memorization.generate import Sampling, generate, item_seed
 from memorization.items import AuditItem, load_references
 from memorization.locality import embeddings as space
@@ -41,7 +41,7 @@ class Explorer:
     """Attacks images on one pipeline.
 
     Args:
-        pipe: of the Stable Diffusion 1/2 family.
+        pipe: of a known family whose prompts are equally long.
         settings: of the study.
         copies: the copy detector.
         size: (height, width) of the images the pipeline makes.
@@ -59,7 +59,7 @@ class Explorer:
         self.pipe, self.settings, self.copies, self.size, self.threshold = pipe, settings, copies, size, threshold
         self.sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
         self.points = StartingPoints(pipe, settings.ordinary or OTHER_CAPTIONS)
-        self.negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+        self.negative = empty_text(pipe)
         at_once = math.ceil(settings.starts / math.ceil(settings.starts / settings.micro_batch))
         self.attack = Dori(
             budgets=(settings.attack_steps,),
@@ -70,12 +70,12 @@ class Explorer:
 
     def caption(self, item: AuditItem) -> Tensor:
         """(L, D) float32 embedding of an item's caption."""
-        return encode_prompts(self.pipe, [item.suspect.caption], guidance=False).prompt_embeds[0].float().cpu()
+        return encoded(self.pipe, [item.suspect.caption]).prompt_embeds[0].float().cpu()
 
     def starts(self, count: int, first: int = 0) -> Tensor:
         """(count, L, D) Gaussian starts, from number ``first``; the same for every image."""
-        own = self.negative[0].float().cpu()
-        return torch.stack([self.points.start("gaussian", own=own, seed=self._seed(first + k)) for k in range(count)])
+        rows = [self.points.start("gaussian", own=self.negative, seed=self._seed(first + k)) for k in range(count)]
+        return torch.cat([row.prompt_embeds for row in rows])
 
     def _seed(self, k: int) -> int:
         return item_seed(self.settings.seed, "", "start", k)
@@ -87,7 +87,8 @@ class Explorer:
         if known.images is None:
             return Found(record | {"reason": known.reason}, None)
         starts = self.starts(self.settings.starts)
-        targets = [Target(known.images[0], start, self._seed(k)) for k, start in enumerate(starts)]
+        begun = unaccompanied(self.pipe, starts)
+        targets = [Target(known.images[0], begun.rows([k]), self._seed(k)) for k in range(len(starts))]
         found = self.attack(self.pipe, targets, checkpoints=checkpoints)
         triggers = torch.stack([trigger.embeddings[-1] for trigger in found])
         caption = self.caption(item)
@@ -106,9 +107,8 @@ class Explorer:
         """Median similarity over seeds of what each embedding generates; None where it is not a number."""
         n = self.settings.generations
         seeds = [item_seed(self.settings.seed, item.key, "evaluate", i) for i in range(n)] * len(embeds)
-        images = generate(
-            self.pipe, embeds.repeat_interleave(n, 0), self.negative, seeds, sampling=self.sampling
-        ).images
+        rows = unaccompanied(self.pipe, embeds).repeat(n)
+        images = generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling).images
         values = self.copies.similarity(images, references).amax(1).view(-1, n).tolist()
         return [round(median(row), 5) if all(math.isfinite(value) for value in row) else None for row in values]
 

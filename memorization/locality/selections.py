@@ -10,24 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from diffkit.conditioning import encode_prompts
+from diffkit.embeds import Embeds
+from memorization.embedded import encoded
 from memorization.locality.settings import LocalitySettings
 from memorization.mitigate import nemo, wanda
-from memorization.mitigate.layers import Mask, matching
+from memorization.mitigate.layers import Mask, feed_forward_layers, matching, value_layers
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-Selector = Callable[[Tensor], list[Mask]]  # (n, L, D) embeddings -> n selections
+Selector = Callable[[Embeds], list[Mask]]  # n rows of embeddings -> n selections
 
 
 def selector(pipe: Pipeline, method: str, ordinary: Sequence[str], settings: LocalitySettings) -> Selector:
     """What a method would select, as a function of embeddings.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        pipe: a pipeline of a known family.
         method: "nemo" or "wanda".
         ordinary: captions of nothing memorized, whose activations are the comparison of both methods.
         settings: of the study.
@@ -36,11 +35,11 @@ def selector(pipe: Pipeline, method: str, ordinary: Sequence[str], settings: Loc
 
 
 def _nemo(pipe: Pipeline, ordinary: Sequence[str], settings: LocalitySettings) -> Selector:
-    layers = matching(pipe, ("unet.*attn2.to_v",))
+    layers = matching(pipe, value_layers(pipe))
     known = nemo.statistics(pipe, layers, ordinary)
 
-    def choose(embeds: Tensor) -> list[Mask]:
-        values = nemo.activations(layers, embeds.to(pipe.device))
+    def choose(embeds: Embeds) -> list[Mask]:
+        values = nemo.activations(pipe, layers, embeds.to(pipe.device))
         rows = [{name: value[i] for name, value in values.items()} for i in range(len(embeds))]
         return [nemo.select(row, known, theta=settings.theta) for row in rows]
 
@@ -48,10 +47,10 @@ def _nemo(pipe: Pipeline, ordinary: Sequence[str], settings: LocalitySettings) -
 
 
 def _wanda(pipe: Pipeline, ordinary: Sequence[str], settings: LocalitySettings, base_captions: int = 32) -> Selector:
-    layers = matching(pipe, ("unet.*ff.net.2",))
+    layers = matching(pipe, feed_forward_layers(pipe))
     weights = {name: layer.weight for name, layer in layers.items()}
 
-    def norms(embeds: Tensor) -> wanda.Norms:
+    def norms(embeds: Embeds) -> wanda.Norms:
         return wanda.input_norms(
             pipe,
             layers,
@@ -62,11 +61,9 @@ def _wanda(pipe: Pipeline, ordinary: Sequence[str], settings: LocalitySettings, 
             micro_batch=settings.micro_batch,
         )
 
-    base = wanda.root_mean_square(
-        norms(encode_prompts(pipe, list(ordinary)[:base_captions], guidance=False).prompt_embeds)
-    )
+    base = wanda.root_mean_square(norms(encoded(pipe, list(ordinary)[:base_captions])))
 
-    def choose(embeds: Tensor) -> list[Mask]:
+    def choose(embeds: Embeds) -> list[Mask]:
         found = norms(embeds)
         rows = [{name: value[i] for name, value in found.items()} for i in range(len(embeds))]
         return [wanda.select(weights, row, base, sparsity=settings.sparsity) for row in rows]

@@ -22,7 +22,8 @@ class LocalitySettings:
         methods: whose selected weights are compared: "nemo", "wanda".
         theta: NeMo's, in deviations, one for all; ``sparsity``: Wanda's share of columns.
         noises: initial noises over which activation discrepancies are averaged.
-        patterns: layers whose activations are compared.
+        patterns: layers whose activations are compared; None = value projections of the text and the second
+            feed-forward linears, as the family names them.
         reached: share of starts that must succeed for an image to count as memorized here.
         threshold: of the copy detector; None = calibrated as in the audit.
         micro_batch: images generated, and triggers searched, at once.
@@ -46,7 +47,7 @@ class LocalitySettings:
     theta: float = 3.0
     sparsity: float = 0.01
     noises: int = 2
-    patterns: tuple[str, ...] = ("*attn2.to_v", "*ff.net.2")
+    patterns: tuple[str, ...] | None = None
     reached: float = 0.5
     copies: str = "tiled"
     threshold: float | None = None

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.console import progress, say
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
@@ -23,6 +22,7 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.starts import OTHER_CAPTIONS
 from memorization.audit import image_size, operating_point
 from memorization.copies import load_copy_detector
+from memorization.embedded import encoded
 from memorization.items import AuditItem, Gathered, data_digest, load_references
 from memorization.locality import embeddings as space
 from memorization.locality.groups import compare_members, make_groups
@@ -60,7 +60,7 @@ def study(
     """Run a study, or go on with the one in ``out``.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family; its safety checker is taken off.
+        pipe: a pipeline of a known family; its safety checker is taken off.
         gathered: suspects and controls, all with images.
         out: the run's folder.
         model: what the user called the model.
@@ -174,7 +174,7 @@ class _Work:
         if all(f"group:{name}" in self.run.done for name in wanted) or "compared" in self.run.done:
             return
         listed = list(self.settings.ordinary or OTHER_CAPTIONS)
-        ordinary = encode_prompts(self.pipe, listed[:members], guidance=False).prompt_embeds.float().cpu()
+        ordinary = encoded(self.pipe, listed[:members]).prompt_embeds.float().cpu()
         groups = make_groups(
             {item.key: self._load(item.key) for item in known},
             {item.key: self._load(item.key) for item in controls},

@@ -14,8 +14,8 @@ x and y_keep from data to keep, y_adv triggers found by DoRI on the model as it 
   target, which is the same loss with shifted noise, see :func:`redirected`. It takes away the basin that triggers
   lead into, whatever the embedding; without it the search soon finds the next one. Only at medium noise: at low
   noise every denoiser must keep what it sees, at high noise it cannot know which image it sees. Their target is the
-  mean of the image's surrogates, since one drawn at random would only be noise, and they weigh 1 - abar, which is
-  the error of x0 for a model of velocity.
+  mean of the image's surrogates, since one drawn at random would only be noise, and they weigh 1 - abar (sigma^2 of a
+  flow model), which is the error of x0 for a model of velocity.
 - Retention holds the unconditional branch: a tenth of its captions are empty.
 
 The published run says that LoRA failed; ``lora_rank`` lets one see.
@@ -143,22 +143,22 @@ class AdversarialSettings:
                 raise InputError(f"Expected {name} of 0 or more, got {getattr(self, name)}.")
 
 
-def redirected(begin: Tensor, end: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+def redirected(begin: Tensor, end: Tensor, noise: Tensor, ratio: Tensor) -> Tensor:
     """The noise that makes the noisy picture of ``begin`` a noisy picture of ``end``.
 
-    With s^2 = abar / (1 - abar): ``sqrt(abar) end + sqrt(1 - abar) noise'`` equals
-    ``sqrt(abar) begin + sqrt(1 - abar) noise`` for ``noise' = noise + s (begin - end)``. Training on (end, noise')
-    by the model's own law teaches it to go from the surroundings of ``begin`` to ``end``; for ``begin = end`` it is
-    the plain diffusion loss. The shift grows with s: keep the signal-to-noise ratio s^2 bounded.
+    With s the ratio of signal to noise, ``s^2 = abar / (1 - abar)`` or ``s = (1 - sigma) / sigma`` of a flow model:
+    ``sqrt(abar) end + sqrt(1 - abar) noise'`` equals ``sqrt(abar) begin + sqrt(1 - abar) noise`` for
+    ``noise' = noise + s (begin - end)``, and likewise under flow matching. Training on (end, noise') by the model's
+    own law teaches it to go from the surroundings of ``begin`` to ``end``; for ``begin = end`` it is the plain
+    diffusion loss. The shift grows with s: keep the signal-to-noise ratio s^2 bounded.
 
     Args:
-        begin: (B, C, h, w) latents whose noisy version the model sees.
-        end: (B, C, h, w) latents it shall predict.
-        noise: (B, C, h, w) standard normal.
-        abar: (B,) cumulative product of 1 - beta, in (0, 1).
+        begin: (B, ...) latents whose noisy version the model sees.
+        end: (B, ...) latents it shall predict.
+        noise: (B, ...) standard normal.
+        ratio: (B,) s, > 0.
     """
-    ratio = (abar / (1 - abar)).sqrt().view(-1, 1, 1, 1)
-    return noise + ratio * (begin - end)
+    return noise + ratio.view(-1, *[1] * (noise.ndim - 1)) * (begin - end)
 
 
 def rate_factor(update: int, updates: int, *, warmup: int = 20, floor: float = 0.1) -> float:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.console import progress, say
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.latents import encode_images
@@ -19,6 +19,7 @@ from diffkit.mitigation import apply, load_mitigation
 from diffkit.parallel import broadcast
 from diffkit.rewards import load_reward
 from memorization.copies import load_copy_detector
+from memorization.embedded import empty_text, encoded
 from memorization.generate import Sampling
 from memorization.mitigate.adversarial import AdversarialSettings
 from memorization.mitigate.retention import Retention, read_retention
@@ -44,18 +45,18 @@ class TrainingData:
     """All on the CPU, float32.
 
     Attributes:
-        memorized: (M, C, h, w) latents of every image of every suspect.
-        surrogates: M tensors (n, C, h, w), n >= 1.
-        captions: (M, L, D) embeddings of each image's caption.
-        empty: (1, L, D) of the empty caption.
+        memorized: (M, ...) latents of every image of every suspect, as the denoiser takes them.
+        surrogates: M tensors (n, ...), n >= 1.
+        captions: each image's caption, M rows.
+        empty: the empty caption, one row.
         retention: what is kept.
         figures: of the surrogates, for the card.
     """
 
     memorized: Tensor
     surrogates: list[Tensor]
-    captions: Tensor
-    empty: Tensor
+    captions: Embeds
+    empty: Embeds
     retention: Retention
     figures: dict[str, object]
 
@@ -104,15 +105,15 @@ def _prepare(
     made = load_surrogates(run, suspects)
     lent = retention.latents[: settings.surrogates]
     own = [_latents(pipe, part) if part is not None else lent for part in made]
-    captions = encode_prompts(pipe, [suspect.caption for suspect in suspects], guidance=False).prompt_embeds.float()
+    captions = encoded(pipe, [suspect.caption for suspect in suspects]).to("cpu", torch.float32)
     lacking = [suspect.id for suspect, part in zip(suspects, made, strict=True) if part is None]
     if lacking:
         say(f"No surrogate was accepted for {', '.join(lacking)}: retention images stand in.")
     return TrainingData(
         memorized=_latents(pipe, images),
         surrogates=[own[i] for i in owners],
-        captions=captions[owners].cpu(),
-        empty=encode_prompts(pipe, [""], guidance=False).prompt_embeds.float().cpu(),
+        captions=captions.rows(owners),
+        empty=empty_text(pipe).to("cpu", torch.float32),
         retention=retention,
         figures=_figures(run, suspects, lacking),
     )

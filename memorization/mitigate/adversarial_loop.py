@@ -16,16 +16,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from diffkit.conditioning import denoiser_call
 from diffkit.console import progress, say
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.families import family_of
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
-from diffkit.training_law import noised
+from diffkit.training_law import draw_timesteps, noised
 from memorization.generate import item_seed
 from memorization.mitigate.adversarial import AdversarialSettings, rate_factor, redirected
 from memorization.mitigate.adversarial_data import TrainingData, prepare
 from memorization.mitigate.checkpoint import Checkpoint, restore, save
+from memorization.mitigate.noise_levels import all_timesteps, ratio, x0_weight
 from memorization.mitigate.trainable import trainable
 from memorization.mitigate.trigger_pool import ANYTHING, TRIGGERS, Starts, TriggerPool
 from memorization.quality.losses import validation_losses
@@ -96,20 +99,25 @@ class Trainer:
         for weight in weights.values():
             zeros = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[weight] = {"step": torch.tensor(0.0), **zeros}
-        self.denoiser = getattr(pipe, family_of(pipe).denoiser)
+        self.family = family_of(pipe)
+        self.denoiser = getattr(pipe, self.family.denoiser)
         self.wrapped = self.accelerator.prepare_model(self.denoiser)
-        self.abar = pipe.scheduler.alphas_cumprod.float().to(pipe.device)
-        ratio = self.abar / (1 - self.abar)
-        within = (ratio >= settings.redirect_low) & (ratio <= settings.redirect_high)
-        self.medium = within.nonzero().flatten()  # timesteps of redirected samples
+        steps = all_timesteps(pipe.scheduler)
+        known = ratio(pipe.scheduler, steps).square()
+        within = (known >= settings.redirect_low) & (known <= settings.redirect_high)
+        self.medium = steps[within].to(pipe.device)  # timesteps of redirected samples
         if not len(self.medium):
             raise InputError("No timestep has a signal-to-noise ratio between redirect_low and redirect_high.")
         mine = slice(self.rank, None, self.accelerator.num_processes)
         self.memorized = data.memorized[mine].to(pipe.device)
         self.surrogates = [part.to(pipe.device) for part in data.surrogates[mine]]
         self.centres = torch.stack([part.mean(0) for part in self.surrogates])
+        if data.captions.layout != "fixed":
+            raise InputError(
+                f"Prompts of {self.family.name} differ in length; adversarial fine-tuning takes none such."
+            )
         self.pool = TriggerPool(
-            Starts(data.captions[mine].to(pipe.device), data.retention.embeds.to(pipe.device), settings.starts),
+            Starts(self._mine(data.captions), data.retention.embeds.to(pipe.device), settings.starts),
             searches=settings.searches,
             length=settings.search_length,
             learning_rate=settings.search_rate,
@@ -156,9 +164,9 @@ class Trainer:
         latents, noise, timesteps, embeds, begins = self._batch(generator)
         noisy, target = noised(self.pipe.scheduler, latents, noise, timesteps)
         n = self.settings.adversarial_batch
-        weights = torch.where(begins.to(self.abar.device), 1 - self.abar[timesteps[:n]], 1.0)
+        weights = torch.where(begins.to(noise.device), x0_weight(self.pipe.scheduler, timesteps[:n]), 1.0)
         with torch.enable_grad(), self.accelerator.autocast():
-            predicted = self.wrapped(noisy, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
+            predicted = self._predict(self.wrapped, noisy, timesteps, embeds)
             each = (predicted.float() - target).square().flatten(1).mean(1)
             loss = self.settings.adversarial_weight * (weights * each[:n]).mean() + each[n:].mean()
         if not torch.isfinite(loss):
@@ -175,54 +183,66 @@ class Trainer:
             float(each[n:].detach().mean()),
         )
 
-    def _memorized_loss(self, images: Tensor, embeddings: Tensor, generator: torch.Generator) -> Tensor:
+    def _predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, embeds: Embeds) -> Tensor:
+        """The denoiser's output, as the pipeline itself calls it, through a wrapper of it where there is one."""
+        call = denoiser_call(self.pipe, noisy, timesteps, embeds)
+        positional, named = self.family.inputs(self.pipe, call)
+        return self.family.output(denoiser(*positional, **named, return_dict=False), call)
+
+    def _memorized_loss(self, images: Tensor, embeddings: Embeds, generator: torch.Generator) -> Tensor:
         """(R,) diffusion losses of memorized images under their triggers, over some draws of noise."""
         draws = self.settings.search_draws
         clean = self.memorized[images].repeat_interleave(draws, 0)
         noise, timesteps = self._noise(clean.shape, generator), self._timesteps(len(clean), generator)
         noisy, target = noised(self.pipe.scheduler, clean, noise, timesteps)
         with self.accelerator.autocast():
-            words = embeddings.repeat_interleave(draws, 0)
-            predicted = self.denoiser(noisy, timesteps, encoder_hidden_states=words, return_dict=False)[0]
+            predicted = self._predict(self.denoiser, noisy, timesteps, embeddings.repeat(draws))
         found: Tensor = (predicted.float() - target).square().flatten(1).mean(1).view(-1, draws).mean(1)
         return found
 
-    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Embeds, Tensor]:
         """Latents, noise, timesteps and embeddings, adversarial rows first; which of those begin at the memory."""
         n, m = self.settings.adversarial_batch, len(self.memorized)
         images = torch.cat([torch.randperm(m, generator=generator) for _ in range(-(-n // m))])[:n]
         begins = torch.rand(n, generator=generator) < self.settings.redirect
         triggers, anything = (self.pool.embeddings(images, shares, generator) for shares in (TRIGGERS, ANYTHING))
-        embeds = torch.where(begins.view(-1, 1, 1).to(triggers.device), anything, triggers)
+        both = Embeds.cat([triggers, anything])
+        embeds = both.rows([i + n * int(begin) for i, begin in enumerate(begins.tolist())])
         picks = [int(torch.randint(len(self.surrogates[i]), (), generator=generator)) for i in images.tolist()]
         ends = torch.stack([self.surrogates[i][pick] for i, pick in zip(images.tolist(), picks, strict=True)])
-        ends = torch.where(begins.view(-1, 1, 1, 1).to(ends.device), self.centres[images], ends)
+        column = (-1, *[1] * (ends.ndim - 1))
+        ends = torch.where(begins.view(column).to(ends.device), self.centres[images], ends)
         noise = self._noise(ends.shape, generator)
         medium = self.medium[torch.randint(len(self.medium), (n,), generator=generator).to(noise.device)]
         timesteps = torch.where(begins.to(noise.device), medium, self._timesteps(n, generator))
         along = (torch.rand(n, generator=generator) / BETWEEN).clamp(max=1)
-        share = torch.where(begins, along, 0.0).view(-1, 1, 1, 1).to(ends)
-        noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, self.abar[timesteps])
+        share = torch.where(begins, along, 0.0).view(column).to(ends)
+        shift = ratio(self.pipe.scheduler, timesteps)
+        noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, shift)
         keep, said = self._retained(generator)
         return (
             torch.cat([ends, keep]),
             torch.cat([noise, self._noise(keep.shape, generator)]),
             torch.cat([timesteps, self._timesteps(len(keep), generator)]),
-            torch.cat([embeds, said]),
+            Embeds.cat([embeds, said]),
             begins,
         )
 
-    def _retained(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _retained(self, generator: torch.Generator) -> tuple[Tensor, Embeds]:
         """Latents and embeddings to keep; some of the captions empty."""
         kept = self.data.retention
         chosen = torch.randint(len(kept.latents), (self.settings.retention_batch,), generator=generator)
         silent = torch.rand(len(chosen), generator=generator) < EMPTY_SHARE
-        said = kept.embeds[chosen]
-        said[silent] = self.data.empty
+        known = Embeds.cat([kept.embeds, self.data.empty])  # the empty caption is the last row
+        said = known.rows(torch.where(silent, len(kept.embeds), chosen).tolist())
         return kept.latents[chosen].to(self.pipe.device), said.to(self.pipe.device)
 
     def _timesteps(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.abar), (n,), generator=generator).to(self.pipe.device)
+        return draw_timesteps(self.pipe.scheduler, n, generator).to(self.pipe.device)
+
+    def _mine(self, rows: Embeds) -> Embeds:
+        """This process's part of some rows."""
+        return rows.rows(range(self.rank, len(rows), self.accelerator.num_processes)).to(self.pipe.device)
 
     def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.randn(tuple(shape), generator=generator).to(self.pipe.device)

@@ -11,6 +11,7 @@ first change. The end token stays visible. It touches no weight, and does nothin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.families import family_of
 from diffkit.mitigation import Mitigation, Undo
+from memorization.embedded import empty_text
 from memorization.mitigate import Method
 
 if TYPE_CHECKING:
@@ -113,10 +114,15 @@ def _key(row: Tensor) -> bytes:
 
 
 def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
-    """Change the cross-attention of the denoiser, and listen to the encoding of prompts."""
+    """Change the cross-attention of the denoiser, and listen to the encoding of prompts.
+
+    Raises:
+        InputError: the family has no cross-attention of its own (joint attention), or one of another build.
+    """
+    refuse_joint(pipe)
     settings = mitigation.settings
     denoiser = getattr(pipe, family_of(pipe).denoiser)
-    empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    empty = empty_text(pipe).prompt_embeds
     listener = _Listener(empty, mask_padding=settings["mask_padding"])
     before, encode = dict(denoiser.attn_processors), pipe.encode_prompt
     own = vars(pipe).get("encode_prompt")  # another guard's
@@ -125,6 +131,7 @@ def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
         {n: _Processor(listener, settings["factor"]) if n in cross else p for n, p in before.items()}
     )
 
+    @functools.wraps(encode)
     def remember(prompt: str | list[str] | None = None, *rest: Any, **named: Any) -> Any:
         encoded = encode(prompt, *rest, **named)
         for text, row in zip([prompt] if isinstance(prompt, str) else prompt or [], encoded[0], strict=False):
@@ -142,8 +149,20 @@ def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
     return undo
 
 
+def refuse_joint(pipe: Pipeline) -> None:
+    """Refuse a family without the cross-attention of Stable Diffusion and SDXL.
+
+    Raises:
+        InputError: it is another family.
+    """
+    family = family_of(pipe)
+    if family.denoiser != "unet":
+        raise InputError(f"The attention guard changes the cross-attention of a U-Net; {family.name} has none.")
+
+
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AttentionGuardSettings) -> Mitigation:
     """A card; the guard works for every caption, the suspects are only named."""
+    refuse_joint(pipe)
     config = run.record["config"]
     return Mitigation(
         method="attention-guard",

@@ -94,5 +94,5 @@ def restore(
                 }
             for name, value in pool.state.tensors().items():
                 kept: Tensor = file.get_tensor(f"pool{accelerator.process_index}/{name}")
-                setattr(pool.state, name, kept.to(value.device))
+                pool.state.put(name, kept.to(value.device))
     return Checkpoint(**json.loads(told["state"]))

@@ -10,13 +10,52 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from diffkit.errors import InputError
+from diffkit.families import family_of
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-__all__ = ["Mask", "blocked", "matching", "size", "union"]
+__all__ = ["Mask", "blocked", "feed_forward_layers", "matching", "size", "union", "value_layers"]
 
 Mask = dict[str, Tensor]  # module, named from the pipeline -> bool, of its outputs (rows) or of its weights; True = off
+
+
+def value_layers(pipe: Pipeline) -> tuple[str, ...]:
+    """Patterns of the family's layers that make attention values of the text: NeMo's neurons.
+
+    ``attn2.to_v`` of cross-attention (U-Nets, PixArt, Sana), ``add_v_proj`` of joint attention (SD3, FLUX.1, Chroma,
+    Qwen-Image, the joint blocks of AuraFlow).
+
+    Raises:
+        InputError: text and image share their projections (Lumina 2, Z-Image), so that no layer is the text's alone.
+    """
+    part = family_of(pipe).denoiser
+    names = [name for name, _ in getattr(pipe, part).named_modules()]
+    for ending in ("add_v_proj", "attn2.to_v"):  # attn2 of SD3.5 is the image's own, beside the joint attention
+        if any(name.endswith(ending) for name in names):
+            return (f"{part}.*{ending}",)
+    raise InputError(
+        f"{type(pipe).__name__} has no value projection of the text alone; name layers with --set layers=PATTERN."
+    )
+
+
+def feed_forward_layers(pipe: Pipeline) -> tuple[str, ...]:
+    """Patterns of the family's second feed-forward linears: Wanda's weights.
+
+    ``ff.net.2``, and where the text has a stream of its own ``ff_context.net.2`` (SD3, FLUX.1). FLUX.1's single blocks
+    have one linear for attention and feed-forward together, which stays out.
+
+    Raises:
+        InputError: its feed-forward blocks are built otherwise.
+    """
+    part = family_of(pipe).denoiser
+    linear = [name for name, layer in getattr(pipe, part).named_modules() if isinstance(layer, nn.Linear)]
+    endings = [ending for ending in ("ff.net.2", "ff_context.net.2") if any(n.endswith(f".{ending}") for n in linear)]
+    if not endings:
+        raise InputError(
+            f"{type(pipe).__name__} has no feed-forward layers named ff.net.2; name some with --set layers=PATTERN."
+        )
+    return tuple(f"{part}.*.{ending}" for ending in endings)
 
 
 def matching(pipe: Pipeline, patterns: Sequence[str]) -> dict[str, nn.Linear]:

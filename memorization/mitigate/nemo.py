@@ -19,23 +19,30 @@ Where we differ from the authors' code, and why:
 - The smallest theta is tried before the search ends. Theirs lowers it and leaves without looking.
 - Latents below 44 pixels get a smaller MS-SSIM window (:mod:`.structure`). Theirs raises an error.
 - All cross-attention layers by default, not those of the down and middle blocks only: set ``layers``.
+- Joint-attention transformers, which the paper has not: the neurons are the value projections of the text stream
+  (``add_v_proj``), their activations those of one call of the denoiser.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffkit.conditioning import encode_prompts, predict_noise
+from diffkit.conditioning import initial_latents, predict_noise
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
-from diffkit.families import family_of
+from diffkit.families import family_of, pipe_denoiser
 from diffkit.seeds import generators
+from diffkit.solvers import is_flow
+from memorization.embedded import Embedded, as_embeds, encoded
+from memorization.maps import spatial
 from memorization.mitigate.layers import Mask, blocked
 from memorization.mitigate.structure import pairwise, similarity
+from memorization.steps import begin
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -50,10 +57,14 @@ __all__ = [
     "refine",
     "select",
     "statistics",
+    "text_outputs",
     "z_scores",
 ]
 
 STEP = 0.25  # by which theta falls from round to round
+BLOCK, NOISE, STEPS = 16, 0, 20  # of the call that shows a transformer's activations: rows, seed of the noise, steps
+
+Outputs = dict[str, Tensor]
 
 
 class Statistics(NamedTuple):
@@ -73,25 +84,68 @@ class Selected(NamedTuple):
 
 
 @torch.no_grad()
-def activations(layers: Mapping[str, nn.Linear], prompt_embeds: Tensor) -> dict[str, Tensor]:
-    """Mean over tokens of each output's absolute value: layer -> (n, out) float32, >= 0. No denoiser call.
+def text_outputs(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds: Embedded) -> Iterator[Outputs]:
+    """What value layers of the text give for some captions: layer -> (n, L, out), block after block of rows.
+
+    In a U-Net they take the text embedding as it is, and no denoiser call is needed. In a transformer they take what
+    the blocks before have made of it: the denoiser is called at the first step of a generation, on one fixed noise.
 
     Args:
-        layers: projections of the text embedding, e.g. by ``matching(pipe, ["unet.*attn2.to_v"])``.
-        prompt_embeds: (n, L, D).
+        pipe: a pipeline of a known family.
+        layers: e.g. by ``matching(pipe, value_layers(pipe))``.
+        prompt_embeds: n rows.
 
     Raises:
-        InputError: a layer that does not take the embeddings as they are.
+        InputError: a layer of a U-Net that does not take the embeddings as they are, or one that does not run.
     """
-    found = {}
-    for name, layer in layers.items():
-        if layer.in_features != prompt_embeds.shape[-1]:
-            raise InputError(
-                f"{name} takes {layer.in_features} numbers, the text embedding has {prompt_embeds.shape[-1]}; NeMo "
-                "needs layers that project the text embedding, such as unet.*attn2.to_v."
-            )
-        found[name] = layer(prompt_embeds.to(layer.weight)).float().abs().mean(1)
-    return found
+    rows = as_embeds(prompt_embeds)
+    if family_of(pipe).denoiser == "unet":
+        sequence = rows.prompt_embeds
+        for name, layer in layers.items():
+            if layer.in_features != sequence.shape[-1]:
+                raise InputError(
+                    f"{name} takes {layer.in_features} numbers, the text embedding has {sequence.shape[-1]}; NeMo "
+                    "needs layers that project the text embedding, such as unet.*attn2.to_v."
+                )
+        yield {name: layer(sequence.to(layer.weight)) for name, layer in layers.items()}
+        return
+    for first in range(0, len(rows), BLOCK):
+        block = rows.rows(range(first, min(first + BLOCK, len(rows)))).to(pipe.device, pipe_denoiser(pipe).dtype)
+        yield _heard(pipe, layers, block)
+
+
+def _heard(pipe: Pipeline, layers: Mapping[str, nn.Linear], block: Embeds) -> Outputs:
+    """Outputs of the layers in one call of the denoiser."""
+    heard: Outputs = {}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _module, _inputs, output: heard.__setitem__(name, output.detach())
+
+    noise = initial_latents(pipe, generators([NOISE]), dtype=torch.float32)
+    latents, timestep = begin(pipe, noise.to(pipe_denoiser(pipe).dtype), STEPS)
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        predict_noise(pipe, latents.expand(len(block), *latents.shape[1:]), timestep, block)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent := [name for name in layers if name not in heard]:
+        raise InputError(f"The layer {silent[0]!r} does not run in the denoiser; NeMo needs one that does.")
+    return heard
+
+
+def activations(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds: Embedded) -> dict[str, Tensor]:
+    """Mean over tokens of each output's absolute value: layer -> (n, out) float32, >= 0.
+
+    Args:
+        layers: see :func:`text_outputs`, with what it raises.
+        prompt_embeds: n rows.
+    """
+    blocks = [
+        {name: output.float().abs().mean(1) for name, output in found.items()}
+        for found in text_outputs(pipe, layers, prompt_embeds)
+    ]
+    return {name: torch.cat([block[name] for block in blocks]) for name in layers}
 
 
 @torch.no_grad()
@@ -106,8 +160,8 @@ def statistics(pipe: Pipeline, layers: Mapping[str, nn.Linear], captions: Sequen
     total = {name: torch.zeros(layer.out_features, dtype=torch.float64) for name, layer in layers.items()}
     square = {name: value.clone() for name, value in total.items()}
     for first in range(0, len(captions), 256):
-        embeds = encode_prompts(pipe, captions[first : first + 256], guidance=False).prompt_embeds
-        for name, values in activations(layers, embeds).items():
+        embeds = encoded(pipe, captions[first : first + 256])
+        for name, values in activations(pipe, layers, embeds).items():
             total[name] += values.double().sum(0).cpu()
             square[name] += values.double().square().sum(0).cpu()
     n = len(captions)
@@ -147,27 +201,27 @@ def select(values: Mapping[str, Tensor], known: Statistics, *, theta: float, top
 
 
 @torch.no_grad()
-def differences(pipe: Pipeline, prompt_embeds: Tensor, seeds: Sequence[int], *, steps: int = 20) -> Tensor:
+def differences(pipe: Pipeline, prompt_embeds: Embedded, seeds: Sequence[int], *, steps: int = 20) -> Tensor:
     """Noise difference ``eps(x_T, T, y) - x_T`` for each seed, without guidance: (S, C, h, w) float32.
 
     A model that predicts velocity v gives ``eps = sqrt(abar) v + sqrt(1 - abar) x_T``; one that predicts x0 gives
-    ``(x_T - sqrt(abar) x0) / sqrt(1 - abar)``.
+    ``(x_T - sqrt(abar) x0) / sqrt(1 - abar)``. Under flow matching x_T is the noise itself, so that this difference
+    would be 0: there it is the image that the first step points at, ``x_T - sigma v``, unpacked.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
-        prompt_embeds: (1, L, D) of one caption.
+        pipe: a pipeline of a known family.
+        prompt_embeds: one caption, one row.
         seeds: one noise each.
         steps: denoising steps of a generation; they decide which timestep is the first.
     """
-    scheduler, denoiser = pipe.scheduler, getattr(pipe, family_of(pipe).denoiser)
-    scheduler.set_timesteps(steps, device=pipe.device)
-    timestep = scheduler.timesteps[0]
-    side = denoiser.config.sample_size
-    shape = (denoiser.config.in_channels, *((side, side) if isinstance(side, int) else side))
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators(seeds)]).to(pipe.device)
-    scaled = scheduler.scale_model_input(noise * scheduler.init_noise_sigma, timestep)
-    rows = prompt_embeds.to(pipe.device, denoiser.dtype).expand(len(noise), -1, -1)
+    denoiser, scheduler = pipe_denoiser(pipe), pipe.scheduler
+    noise = initial_latents(pipe, generators(seeds), dtype=torch.float32)
+    scaled, timestep = begin(pipe, noise, steps)
+    rows = as_embeds(prompt_embeds).to(pipe.device, denoiser.dtype).expand(len(noise))
     output = predict_noise(pipe, scaled.to(denoiser.dtype), timestep, rows).float()
+    if is_flow(scheduler):
+        image = scaled.float() - timestep.float() / scheduler.config.num_train_timesteps * output
+        return spatial(pipe, image)
     abar = scheduler.alphas_cumprod[int(timestep.round())].to(output)
     kind = scheduler.config.prediction_type
     if kind == "v_prediction":
@@ -239,7 +293,7 @@ def refine(mask: Mask, remaining: Callable[[Mask], float], *, threshold: float) 
 def remaining_similarity(
     pipe: Pipeline,
     layers: Mapping[str, nn.Linear],
-    prompt_embeds: Tensor,
+    prompt_embeds: Embedded,
     seeds: Sequence[int],
     original: Tensor,
     *,

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffkit.conditioning import encode_prompts
 from diffkit.console import progress
 from diffkit.errors import InputError
 from diffkit.mitigation import Mitigation
 from diffkit.seeds import candidate_seed
+from memorization.embedded import Embedded, encoded
 from memorization.mitigate import Method
 from memorization.mitigate.captions import ordinary_captions
-from memorization.mitigate.layers import Mask, matching, size
+from memorization.mitigate.layers import Mask, matching, size, value_layers
 from memorization.mitigate.nemo import (
     Statistics,
     activations,
@@ -28,6 +28,7 @@ from memorization.mitigate.nemo import (
     remaining_similarity,
     select,
     statistics,
+    text_outputs,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class NemoSettings:
     """Settings of NeMo.
 
     Attributes:
-        layers: patterns of the layers, from the pipeline; linear layers that take the text embedding.
+        layers: patterns of the layers, from the pipeline; None = the text's value projections of the family.
         captions: text file of ordinary captions; None = the lab's training scenes.
         statistics: of how many of them the activations' mean and deviation are taken (the paper: 50,000).
         threshold: similarity at or below which a memory counts as broken (the paper: 0.428); None = mean plus one
@@ -62,7 +63,7 @@ class NemoSettings:
         steps: denoising steps of a generation.
     """
 
-    layers: tuple[str, ...] = ("unet.*attn2.to_v",)
+    layers: tuple[str, ...] | None = None
     captions: str | None = None
     statistics: int = 1000
     calibration: int = 100
@@ -111,17 +112,16 @@ def calibrate_threshold(pipe: Pipeline, captions: Sequence[str], seeds: Sequence
     """
     scores = []
     for caption in captions:
-        embeds = encode_prompts(pipe, [caption], guidance=False).prompt_embeds
-        scores.append(memorization_score(differences(pipe, embeds, seeds, steps=steps)))
+        scores.append(memorization_score(differences(pipe, encoded(pipe, [caption]), seeds, steps=steps)))
     every = torch.cat(scores)
     return min(float(every.mean() + every.std()), 0.99)
 
 
-def find_neurons(pipe: Pipeline, prompt_embeds: Tensor, search: Search, settings: NemoSettings) -> Found:
+def find_neurons(pipe: Pipeline, prompt_embeds: Embedded, search: Search, settings: NemoSettings) -> Found:
     """The neurons of one caption (or of any trigger in its place), by initial selection and refinement.
 
     Args:
-        prompt_embeds: (1, L, D).
+        prompt_embeds: one row.
     """
     nothing: Mask = {name: torch.zeros(layer.out_features).bool() for name, layer in search.layers.items()}
     maps = differences(pipe, prompt_embeds, search.seeds, steps=settings.steps)
@@ -133,7 +133,7 @@ def find_neurons(pipe: Pipeline, prompt_embeds: Tensor, search: Search, settings
     kept = [seed for seed, high in zip(search.seeds, above.tolist(), strict=True) if high or not settings.check]
     original = differences(pipe, prompt_embeds, kept, steps=settings.steps)
     remaining = remaining_similarity(pipe, search.layers, prompt_embeds, kept, original, steps=settings.steps)
-    values = {name: value[0] for name, value in activations(search.layers, prompt_embeds).items()}
+    values = {name: value[0] for name, value in activations(pipe, search.layers, prompt_embeds).items()}
     first = initial_selection(
         lambda theta, top_k: select(values, search.known, theta=theta, top_k=top_k),
         remaining,
@@ -151,17 +151,18 @@ def find_neurons(pipe: Pipeline, prompt_embeds: Tensor, search: Search, settings
 
 def ordinary_outputs(pipe: Pipeline, layers: dict[str, nn.Linear], captions: Sequence[str]) -> dict[str, Tensor]:
     """Mean over captions and tokens of each output, signed: layer -> (out,) float32 on the CPU."""
-    with torch.no_grad():
-        embeds = encode_prompts(pipe, captions, guidance=False).prompt_embeds
-        return {
-            name: layer(embeds.to(layer.weight)).float().flatten(0, 1).mean(0).cpu() for name, layer in layers.items()
-        }
+    blocks = [
+        {name: output.float().flatten(0, 1) for name, output in found.items()}
+        for found in text_outputs(pipe, layers, encoded(pipe, captions))
+    ]
+    return {name: torch.cat([block[name] for block in blocks]).mean(0).cpu() for name in layers}
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: NemoSettings) -> Mitigation:
     """A mask with each suspect's neurons as its own part; all of them together are what is applied by default."""
     config = run.record["config"]
-    layers = matching(pipe, settings.layers)
+    settings = replace(settings, layers=value_layers(pipe) if settings.layers is None else settings.layers)
+    layers = matching(pipe, settings.layers or ())
     captions = ordinary_captions(settings.captions, model=config["model"], n=settings.statistics)
     seeds = [candidate_seed(settings.seed, 0, index) for index in range(settings.seeds)]
     threshold = _threshold(pipe, captions, seeds, run, settings)
@@ -169,8 +170,7 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Ne
     left = [suspect for suspect in suspects if suspect.id not in run.done]
     with progress("NeMo", total=len(left)) as bar:
         for suspect in left:
-            embeds = encode_prompts(pipe, [suspect.caption], guidance=False).prompt_embeds
-            found = find_neurons(pipe, embeds, search, settings)
+            found = find_neurons(pipe, encoded(pipe, [suspect.caption]), search, settings)
             rows = {name: part.nonzero().flatten().tolist() for name, part in found.mask.items() if part.any()}
             run.write(suspect.id, found.record | {"rows": rows})
             bar.advance()

@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts, predict_noise
+from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
 from diffkit.errors import InputError
-from diffkit.families import family_of
+from diffkit.families import Family, family_of, pipe_denoiser
 from diffkit.mitigation import Mitigation, Undo
 from diffkit.seeds import generators
 from memorization.detect.noise_magnitude import noise_magnitude, noise_per_prediction
+from memorization.generate import STACKED
 from memorization.mitigate import Method
 from memorization.mitigate.captions import ordinary_captions
+from memorization.steps import begin
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -101,26 +103,43 @@ def soften(
 
 
 def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
-    """Listen to the denoiser: at the first step of a guided generation, optimise; later, hand over the result."""
+    """Listen to the denoiser: at the first step of a guided generation, optimise; later, hand over the result.
+
+    Raises:
+        InputError: the family does not ask with and without the caption in one batch.
+    """
+    family = refuse_unguided(pipe)
     settings, target = mitigation.settings, float(mitigation.figures["target"])
-    denoiser = getattr(pipe, family_of(pipe).denoiser)
     state: dict[str, Any] = {"original": None, "softened": None}
 
     def guard(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         embeds = named.get("encoder_hidden_states")
         if torch.is_grad_enabled() or embeds is None or not _is_guided(pipe, embeds):
             return None
-        sample, timestep = inputs[0], torch.as_tensor(inputs[1])
-        unconditional, conditional = embeds.chunk(2)
+        timestep = torch.as_tensor(named["timestep"] if "timestep" in named else inputs[1])
+        conditional = embeds.chunk(2)[1]
         if float(timestep.flatten()[0]) == float(pipe.scheduler.timesteps[0]):
             state["original"] = conditional.clone()
-            state["softened"] = _softened(pipe, sample, timestep, embeds, target, settings)
+            state["softened"] = _softened(pipe, inputs, named, timestep, target, settings)
         if state["original"] is None or not torch.equal(conditional, state["original"]):
             return None
-        return inputs, {**named, "encoder_hidden_states": torch.cat([unconditional, state["softened"].to(embeds)])}
+        both = torch.cat([embeds.chunk(2)[0], state["softened"].to(embeds)])
+        return inputs, {**named, "encoder_hidden_states": both}
 
-    handle = denoiser.register_forward_pre_hook(guard, with_kwargs=True)
+    handle = getattr(pipe, family.denoiser).register_forward_pre_hook(guard, with_kwargs=True)
     return handle.remove  # type: ignore[no-any-return]
+
+
+def refuse_unguided(pipe: Pipeline) -> Family:
+    """The pipeline's family, if it guides by one batch of both predictions.
+
+    Raises:
+        InputError: it does not.
+    """
+    family = family_of(pipe)
+    if family.guidance != STACKED:
+        raise InputError(f"The prompt guard works on both predictions of one batch; {family.name} makes no such.")
+    return family
 
 
 def _is_guided(pipe: Pipeline, embeds: Tensor) -> bool:
@@ -128,24 +147,38 @@ def _is_guided(pipe: Pipeline, embeds: Tensor) -> bool:
     return getattr(pipe, "_guidance_scale", 0) > 1 and len(embeds) % 2 == 0
 
 
-def _softened(pipe: Pipeline, sample: Tensor, timestep: Tensor, embeds: Tensor, target: float, settings: Any) -> Tensor:
-    unconditional, conditional = embeds.chunk(2)
-    latents = sample.chunk(2)[1]
-    denoiser = getattr(pipe, family_of(pipe).denoiser)
+def _half(value: Any, rows: int, which: int) -> Any:
+    """One half of the batch in every tensor that has ``rows`` rows; 0 = without the caption, 1 = with it."""
+    if isinstance(value, Tensor):
+        return value.chunk(2)[which] if value.ndim and len(value) == rows else value
+    if isinstance(value, dict):
+        return {name: _half(one, rows, which) for name, one in value.items()}
+    return value
+
+
+def _softened(
+    pipe: Pipeline, inputs: tuple[Any, ...], named: dict[str, Any], timestep: Tensor, target: float, settings: Any
+) -> Tensor:
+    embeds = named["encoder_hidden_states"]
+    denoiser = pipe_denoiser(pipe)
     scale = noise_per_prediction(pipe.scheduler, timestep)
 
-    def predict(rows: Tensor) -> Tensor:  # not by calling the module: whoever listens to it shall not hear the guard
-        output: Tensor = denoiser.forward(latents, timestep, encoder_hidden_states=rows, return_dict=False)[0]
+    def predict(sequence: Tensor, half: int) -> Tensor:  # not by a call: who listens to the module shall not hear it
+        rows = len(embeds)
+        mine = [_half(value, rows, half) for value in inputs]
+        others = {name: _half(value, rows, half) for name, value in named.items()}
+        others |= {"encoder_hidden_states": sequence, "return_dict": False}
+        output: Tensor = denoiser.forward(*mine, **others)[0]
         return output
 
-    empty = predict(unconditional)
+    empty = predict(embeds.chunk(2)[0], 0)
 
     def difference(rows: Tensor) -> Tensor:
-        return scale * noise_magnitude(predict(rows.to(embeds)), empty)
+        return scale * noise_magnitude(predict(rows.to(embeds), 1), empty)
 
     return soften(
         difference,
-        conditional,
+        embeds.chunk(2)[1],
         target=target,
         learning_rate=settings["learning_rate"],
         iterations=settings["iterations"],
@@ -155,26 +188,23 @@ def _softened(pipe: Pipeline, sample: Tensor, timestep: Tensor, embeds: Tensor, 
 @torch.no_grad()
 def calibrate_target(pipe: Pipeline, captions: Sequence[str], *, steps: int, seed: int) -> float:
     """Mean norm of the noise difference of ordinary captions at the first timestep, one noise each."""
-    denoiser, scheduler = getattr(pipe, family_of(pipe).denoiser), pipe.scheduler
-    scheduler.set_timesteps(steps, device=pipe.device)
-    timestep = scheduler.timesteps[0]
+    dtype = pipe_denoiser(pipe).dtype
     conditioning = encode_prompts(pipe, captions)
-    side = denoiser.config.sample_size
-    shape = (denoiser.config.in_channels, *((side, side) if isinstance(side, int) else side))
     found = []
     for index, generator in enumerate(generators(range(seed, seed + len(captions)))):
-        noise = torch.randn((1, *shape), generator=generator).to(pipe.device, denoiser.dtype)
-        scaled = scheduler.scale_model_input(noise * scheduler.init_noise_sigma, timestep)
+        noise = initial_latents(pipe, [generator], dtype=torch.float32).to(pipe.device, dtype)
+        scaled, timestep = begin(pipe, noise, steps)
         one = conditioning.rows([index])
-        assert one.negative_prompt_embeds is not None
-        with_text = predict_noise(pipe, scaled, timestep, one.prompt_embeds)
-        found.append(noise_magnitude(with_text, predict_noise(pipe, scaled, timestep, one.negative_prompt_embeds)))
-    return float(torch.cat(found).mean()) * noise_per_prediction(scheduler, timestep)
+        assert one.negative is not None
+        with_text = predict_noise(pipe, scaled, timestep, one.positive)
+        found.append(noise_magnitude(with_text, predict_noise(pipe, scaled, timestep, one.negative)))
+    return float(torch.cat(found).mean()) * noise_per_prediction(pipe.scheduler, timestep)
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: PromptGuardSettings) -> Mitigation:
     """A card with the target; the guard works for every caption, the suspects are only named."""
     config = run.record["config"]
+    refuse_unguided(pipe)
     target = settings.target
     if target is None:
         captions = ordinary_captions(settings.captions, model=config["model"], n=settings.calibration)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.latents import encode_images
 from diffkit.loading import LAB_MODELS
 from diffkit.prompts import Suspect, read_suspects
+from memorization.embedded import empty_text, encoded
 from memorization.generate import Sampling, generate, item_seed
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Retention(NamedTuple):
     """What is kept.
 
     Attributes:
-        latents: (N, C, h, w) float32 on the CPU.
-        embeds: (N, L, D) float32 of the captions, on the CPU.
+        latents: (N, ...) float32 on the CPU, as the denoiser takes them.
+        embeds: N rows of the captions, float32 on the CPU.
         validation: (V, 3, H, W) images that are not trained on.
         captions: the V captions of those.
         all_captions: the N training captions.
@@ -45,7 +46,7 @@ class Retention(NamedTuple):
     """
 
     latents: Tensor
-    embeds: Tensor
+    embeds: Embeds
     validation: Tensor
     captions: list[str]
     all_captions: list[str]
@@ -103,7 +104,7 @@ def read_retention(
         )
     kept = captions[validation:]
     latents = [encode_images(pipe, part).float().cpu() for part in images[validation:].split(CHUNK)]
-    embeds = encode_prompts(pipe, kept, guidance=False).prompt_embeds.float().cpu()
+    embeds = encoded(pipe, kept).to("cpu", torch.float32)
     return Retention(torch.cat(latents), embeds, images[:validation], captions[:validation], kept, source, left_out)
 
 
@@ -139,12 +140,12 @@ def _read(
 
 def _draw(pipe: Pipeline, run: Run, captions: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
     """One image a caption by the model itself; chunks that the run holds already are read back."""
-    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    negative = empty_text(pipe)
     files: list[str] = []
     for first in range(0, len(captions), CHUNK):
         key, part = f"retention:{first}", captions[first : first + CHUNK]
         if key not in run.done:
-            embeds = encode_prompts(pipe, part, guidance=False).prompt_embeds
+            embeds = encoded(pipe, part)
             seeds = [item_seed(seed, text, "retention", first + i) for i, text in enumerate(part)]
             images = generate(pipe, embeds, negative, seeds, sampling=sampling).images
             names = [run.save_image(f"retention-{first + i}", image) for i, image in enumerate(images)]

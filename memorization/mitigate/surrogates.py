@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.images import load_image
 from memorization.copies import CopyDetector
+from memorization.embedded import empty_text, encoded
 from memorization.generate import Sampling, generate, item_seed
 from memorization.mitigate import nemo
-from memorization.mitigate.layers import blocked, matching, union
+from memorization.mitigate.layers import blocked, matching, union, value_layers
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -78,10 +78,10 @@ class Surrogates(NamedTuple):
 
 def nemo_masks(pipe: Pipeline, suspects: Sequence[Suspect], ordinary: Sequence[str]) -> Pruning:
     """The neurons of any suspect's caption, against ordinary captions, at the thresholds of :data:`THETAS`."""
-    layers = matching(pipe, ["unet.*attn2.to_v"])
+    layers = matching(pipe, value_layers(pipe))
     known = nemo.statistics(pipe, layers, ordinary)
-    embeds = encode_prompts(pipe, [suspect.caption for suspect in suspects], guidance=False).prompt_embeds
-    rows = [dict(zip(layers, row, strict=True)) for row in zip(*nemo.activations(layers, embeds).values(), strict=True)]
+    found = nemo.activations(pipe, layers, encoded(pipe, [suspect.caption for suspect in suspects]))
+    rows = [dict(zip(layers, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
     def pruned(hardness: int) -> AbstractContextManager[object] | None:
         if hardness >= len(THETAS):
@@ -106,11 +106,11 @@ def make_surrogates(
 
     At each hardness ``n`` candidates are drawn, each with a seed of its own suspect, until ``n`` are accepted.
     """
-    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    negative = empty_text(pipe)
     for suspect in suspects:
         if suspect.id in skip:
             continue
-        embeds = encode_prompts(pipe, [suspect.caption], guidance=False).prompt_embeds.expand(n, -1, -1)
+        embeds = encoded(pipe, [suspect.caption]).expand(n)
         seeds = [item_seed(seed, suspect.id, "surrogate", i) for i in range(n)]
         floor = None
         if accept.score is not None:

@@ -11,16 +11,19 @@ warm-started perturbations is known from image classifiers ("free" adversarial t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from diffkit.embeds import Embeds
+from memorization.embedded import Embedded, as_embeds
+
 __all__ = ["ANYTHING", "TRIGGERS", "Searches", "Starts", "TriggerPool", "adam"]
 
-#: (noisy latents (R, C, h, w), timesteps (R,), embeddings (R, L, D), clean latents' rows) -> (R,) loss per draw.
-SearchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: (images (R,), R rows of embeddings) -> (R,) losses of the memorized images.
+SearchLoss = Callable[[Tensor, Embeds], Tensor]
 
 #: Where the embedding of a surrogate comes from, as shares that add up to 1: the plain caption, a point around a
 #: search's place on the line from its start, and that place. No start as it is: an ordinary caption shall go on giving
@@ -28,6 +31,7 @@ SearchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 TRIGGERS = {"caption": 0.25, "path": 0.35, "current": 0.4}
 #: The same where the memorized image itself is to be seen in the noise: whatever the embedding, fresh starts included.
 ANYTHING = {"caption": 0.15, "fresh": 0.25, "path": 0.3, "current": 0.3}
+BESIDE = "beside."
 ALONG = (0.5, 1.5)  # stretch of that line, 0 being the start and 1 where the search is
 
 
@@ -42,6 +46,7 @@ class Searches:
         second: (S, L, D) Adam's mean of their squares.
         ages: (S,) int64, steps done.
         lengths: (S,) int64, steps after which each begins anew.
+        beside: companions of each start, (S, ...), which no search moves.
     """
 
     starts: Tensor
@@ -50,16 +55,33 @@ class Searches:
     second: Tensor
     ages: Tensor
     lengths: Tensor
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by name, for a checkpoint."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        own = ("starts", "embeddings", "first", "second", "ages", "lengths")
+        return {name: getattr(self, name) for name in own} | {f"{BESIDE}{k}": v for k, v in self.beside.items()}
+
+    def put(self, name: str, value: Tensor) -> None:
+        """The inverse of :meth:`tensors`, one entry at a time."""
+        if name.startswith(BESIDE):
+            self.beside[name.removeprefix(BESIDE)] = value
+        else:
+            setattr(self, name, value)
+
+    def rows(self, rows: Tensor, sequences: Tensor) -> Embeds:
+        """Sequences (R, L, D) beside the companions of the searches at ``rows``."""
+        return Embeds(sequences, {name: value[rows] for name, value in self.beside.items()})
 
     @classmethod
-    def begin(cls, starts: Tensor, lengths: Tensor) -> Self:
+    def begin(cls, starts: Embedded, lengths: Tensor) -> Self:
         """Searches that have not moved yet."""
-        zeros = torch.zeros_like(starts)
-        return cls(starts, starts.clone(), zeros, zeros.clone(), torch.zeros_like(lengths), lengths)
+        begun = as_embeds(starts)
+        sequences = begun.prompt_embeds
+        zeros = torch.zeros_like(sequences)
+        ages = torch.zeros_like(lengths)
+        beside = {name: value.clone() for name, value in begun.companions.items()}
+        return cls(sequences, sequences.clone(), zeros, zeros.clone(), ages, lengths, beside)
 
 
 def adam(searches: Searches, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
@@ -80,24 +102,26 @@ class Starts:
     """Where a search may begin.
 
     Args:
-        captions: (M, L, D) the memorized images' own captions.
-        others: (N, L, D) ordinary captions.
+        captions: the memorized images' own captions, M rows.
+        others: ordinary captions, N rows.
         kinds: of "prompt", "other" and "gaussian", each equally likely.
     """
 
-    def __init__(self, captions: Tensor, others: Tensor, kinds: tuple[str, ...]) -> None:
-        self.captions, self.others, self.kinds = captions, others, kinds
-        self._mean, self._deviation = others.mean().cpu(), others.std().cpu()
+    def __init__(self, captions: Embedded, others: Embedded, kinds: tuple[str, ...]) -> None:
+        self.captions, self.others, self.kinds = as_embeds(captions), as_embeds(others), kinds
+        sequences = self.others.prompt_embeds
+        self._mean, self._deviation = sequences.mean().cpu(), sequences.std().cpu()
 
-    def draw(self, image: int, generator: torch.Generator) -> Tensor:
-        """One (L, D) start for that image; "gaussian" has the mean and deviation of the ordinary captions."""
+    def draw(self, image: int, generator: torch.Generator) -> Embeds:
+        """One start for that image, one row; the sequence of "gaussian" has the mean and deviation of the others'."""
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
+        own = self.captions.rows([image])
         if kind == "prompt":
-            return self.captions[image]
+            return own
         if kind == "other":
-            return self.others[int(torch.randint(len(self.others), (), generator=generator))]
-        noise = torch.randn(self.captions.shape[1:], generator=generator)
-        return (self._mean + self._deviation * noise).to(self.captions)
+            return self.others.rows([int(torch.randint(len(self.others), (), generator=generator))])
+        noise = torch.randn(own.prompt_embeds.shape[1:], generator=generator)
+        return own.replace((self._mean + self._deviation * noise).to(own.prompt_embeds)[None])
 
 
 class TriggerPool:
@@ -116,9 +140,9 @@ class TriggerPool:
     ) -> None:
         self.starts, self.learning_rate = starts, learning_rate
         self.images = len(starts.captions)
-        first = torch.stack([starts.draw(i % self.images, generator) for i in range(searches * self.images)])
+        first = Embeds.cat([starts.draw(i % self.images, generator) for i in range(searches * self.images)])
         turn = torch.arange(searches * self.images) // self.images
-        self.state = Searches.begin(first.float(), (length * (turn + 1) / searches).ceil().long())
+        self.state = Searches.begin(first.to(dtype=torch.float32), (length * (turn + 1) / searches).ceil().long())
 
     def __len__(self) -> int:
         return len(self.state.ages)
@@ -131,12 +155,12 @@ class TriggerPool:
         rows = [images + self.images * turns[images, turn] for turn, images in enumerate(order)]
         return torch.cat(rows)[:n]
 
-    def advance(self, rows: Tensor, loss: Callable[[Tensor, Tensor], Tensor], generator: torch.Generator) -> float:
+    def advance(self, rows: Tensor, loss: SearchLoss, generator: torch.Generator) -> float:
         """One step of the searches at ``rows``; what has reached its length begins anew first.
 
         Args:
             rows: (R,) distinct.
-            loss: (images (R,), embeddings (R, L, D)) -> (R,) diffusion losses of the memorized images.
+            loss: of the memorized images, one a row.
             generator: of new starts.
 
         Returns:
@@ -145,7 +169,7 @@ class TriggerPool:
         self._renew(rows, generator)
         with torch.enable_grad():
             embeddings = self.state.embeddings[rows].clone().requires_grad_(True)
-            losses = loss(rows % self.images, embeddings)
+            losses = loss(rows % self.images, self.state.rows(rows, embeddings))
             (gradient,) = torch.autograd.grad(losses.sum(), [embeddings])
         adam(self.state, rows, gradient, self.learning_rate)
         return float(losses.detach().mean())
@@ -153,24 +177,26 @@ class TriggerPool:
     def _renew(self, rows: Tensor, generator: torch.Generator) -> None:
         state = self.state
         for row in rows[(state.ages >= state.lengths)[rows]].tolist():
-            start = self.starts.draw(row % self.images, generator)
-            state.starts[row] = state.embeddings[row] = start.float()
+            start = self.starts.draw(row % self.images, generator).to(dtype=torch.float32)
+            state.starts[row] = state.embeddings[row] = start.prompt_embeds[0]
+            for name, value in start.companions.items():
+                state.beside[name][row] = value[0]
             state.first[row] = state.second[row] = 0.0
             state.ages[row] = 0
 
-    def embeddings(self, images: Tensor, shares: Mapping[str, float], generator: torch.Generator) -> Tensor:
-        """(n, L, D) training embeddings for these images, drawn by :data:`TRIGGERS` or :data:`ANYTHING`."""
-        return torch.stack([self._embedding(image, shares, generator) for image in images.tolist()])
+    def embeddings(self, images: Tensor, shares: Mapping[str, float], generator: torch.Generator) -> Embeds:
+        """Training embeddings for these images, one a row, drawn by :data:`TRIGGERS` or :data:`ANYTHING`."""
+        return Embeds.cat([self._embedding(image, shares, generator) for image in images.tolist()])
 
-    def _embedding(self, image: int, shares: Mapping[str, float], generator: torch.Generator) -> Tensor:
+    def _embedding(self, image: int, shares: Mapping[str, float], generator: torch.Generator) -> Embeds:
         kind = list(shares)[int(torch.multinomial(torch.tensor(list(shares.values())), 1, generator=generator))]
         if kind == "caption":
-            return self.starts.captions[image].float()
+            return self.starts.captions.rows([image]).to(dtype=torch.float32)
         if kind == "fresh":
-            return self.starts.draw(image, generator).float()
+            return self.starts.draw(image, generator).to(dtype=torch.float32)
         row = image + self.images * int(torch.randint(len(self) // self.images, (), generator=generator))
         begun, now = self.state.starts[row], self.state.embeddings[row]
-        if kind == "current":
-            return now
-        low, high = ALONG
-        return begun.lerp(now, low + (high - low) * float(torch.rand((), generator=generator)))
+        if kind == "path":
+            low, high = ALONG
+            now = begun.lerp(now, low + (high - low) * float(torch.rand((), generator=generator)))
+        return self.state.rows(torch.tensor([row]), now[None])

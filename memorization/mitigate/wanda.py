@@ -5,13 +5,14 @@ Chavhan et al., "Memorized Images in Diffusion Models share a Subspace that can 
 score of a weight is ``S = |W_ij| * ||x_j||``, with the norm of column j of the layer's input over tokens
 (:func:`input_norms`). In each output row the largest share of S under the target caption is taken, of it what scores
 higher than under base captions, and of that the union over the first timesteps (:func:`select`). Layers: the second
-linear of the feed-forward blocks, ``ff.net.2``.
+linear of the feed-forward blocks, ``ff.net.2``, and ``ff_context.net.2`` of joint-attention transformers.
 
 Where we differ from the authors' code, and why:
 
 - Base captions are ordinary ones by default (the root mean square over them), not "". Since ``|W|`` is the same on both
   sides, "scores higher" only compares the column norms, and against "" nearly every column passes.
-- Only the conditional half of a guided batch is counted; the unconditional half is the same for every caption.
+- Only the conditional half of a guided batch is counted; the unconditional half is the same for every caption. A
+  pipeline that does not make both halves in one batch is run without guidance.
 - Generation stops after the timesteps that are used, and everything is in memory: no files of masks.
 - The share is of columns and at least one. A ``margin`` above 1 asks for more than "higher than the base".
 """
@@ -26,9 +27,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from diffkit.conditioning import encode_prompts
+from diffkit.embeds import Embeds
 from diffkit.errors import InputError
-from diffkit.seeds import generators
+from memorization.embedded import Embedded, as_embeds, empty_text
+from memorization.generate import Sampling, call_arguments, halves, stopping
 from memorization.mitigate.layers import Mask
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def column_norms(inputs: Tensor) -> Tensor:
 def input_norms(
     pipe: Pipeline,
     layers: Mapping[str, nn.Linear],
-    prompt_embeds: Tensor,
+    prompt_embeds: Embedded,
     *,
     seed: int = 0,
     steps: int = 20,
@@ -64,9 +66,9 @@ def input_norms(
     """:func:`column_norms` of the denoiser layers' inputs at each of the first ``timesteps`` of a guided generation.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        pipe: a pipeline of a known family.
         layers: linear layers of the denoiser, named from the pipeline.
-        prompt_embeds: (n, L, D); all start at the same noise.
+        prompt_embeds: n rows; all start at the same noise.
         seed: of that noise.
         steps: denoising steps of a whole generation; it stops after ``timesteps`` of them.
         guidance: guidance scale.
@@ -79,9 +81,9 @@ def input_norms(
     """
     if not 1 <= timesteps <= steps:
         raise InputError(f"Expected 1 to {steps} timesteps of {steps} steps, got {timesteps}.")
-    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    negative = empty_text(pipe)  # before anybody listens
     parts: list[Norms] = []
-    for rows in prompt_embeds.split(micro_batch):
+    for rows in _blocks(prompt_embeds, micro_batch):
         heard: dict[str, list[Tensor]] = {name: [] for name in layers}
         with _listening(layers, partial(_keep_norms, heard)):
             _denoise(pipe, rows, negative, seed, steps, guidance, timesteps)
@@ -89,7 +91,9 @@ def input_norms(
             raise InputError(
                 f"The layer {silent[0]!r} does not run in every denoising step; Wanda needs one that does."
             )
-        parts.append({name: torch.stack([c[-len(rows) :] for c in calls], 1) for name, calls in heard.items()})
+        parts.append(
+            {name: torch.stack([c[-len(rows) :] for c in calls[:timesteps]], 1) for name, calls in heard.items()}
+        )
     return {name: torch.cat([part[name] for part in parts]) for name in layers}
 
 
@@ -101,7 +105,7 @@ def _keep_norms(heard: dict[str, list[Tensor]], name: str, inputs: Tensor) -> No
 def mean_inputs(
     pipe: Pipeline,
     layers: Mapping[str, nn.Linear],
-    prompt_embeds: Tensor,
+    prompt_embeds: Embedded,
     *,
     seed: int = 0,
     steps: int = 20,
@@ -109,7 +113,7 @@ def mean_inputs(
     micro_batch: int = 8,
 ) -> dict[str, Tensor]:
     """Mean of each input column over captions, tokens, all timesteps and both halves of guidance: layer -> (in,)."""
-    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    negative = empty_text(pipe)
     total = {name: torch.zeros(layer.in_features, dtype=torch.float64) for name, layer in layers.items()}
     rows_seen = dict.fromkeys(layers, 0)
 
@@ -118,7 +122,7 @@ def mean_inputs(
         total[name] += rows.float().sum(0).double().cpu()
         rows_seen[name] += len(rows)
 
-    for index, rows in enumerate(prompt_embeds.split(micro_batch)):
+    for index, rows in enumerate(_blocks(prompt_embeds, micro_batch)):
         with _listening(layers, add):
             _denoise(pipe, rows, negative, seed + index, steps, guidance, steps)
     return {name: (value / rows_seen[name]).float() for name, value in total.items()}
@@ -139,24 +143,22 @@ def _listening(layers: Mapping[str, nn.Linear], hear: Callable[[str, Tensor], No
             handle.remove()
 
 
+def _blocks(prompt_embeds: Embedded, size: int) -> Iterator[Embeds]:
+    rows = as_embeds(prompt_embeds)
+    for first in range(0, len(rows), size):
+        yield rows.rows(range(first, min(first + size, len(rows))))
+
+
 def _denoise(
-    pipe: Pipeline, rows: Tensor, negative: Tensor, seed: int, steps: int, guidance: float, timesteps: int
+    pipe: Pipeline, rows: Embeds, negative: Embeds, seed: int, steps: int, guidance: float, timesteps: int
 ) -> None:
-    """A guided generation that stops after the first ``timesteps``; the conditional half comes last in its batches."""
-
-    def stop(pipeline: Pipeline, index: int, _timestep: Tensor, _tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        pipeline._interrupt = index + 1 >= timesteps
-        return {}
-
-    pipe(
-        prompt_embeds=rows.to(pipe.device, pipe.dtype),
-        negative_prompt_embeds=negative.to(pipe.device, pipe.dtype).expand(len(rows), -1, -1),
-        generator=generators([seed] * len(rows)),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type="latent",
-        callback_on_step_end=stop,
-    )
+    """A generation that stops after the first ``timesteps``; the conditional half comes last in its batches."""
+    sampling = Sampling(steps, guidance, len(rows))
+    if halves(pipe, sampling) == "apart":
+        sampling = sampling._replace(guidance_scale=min(guidance, 1.0))
+    against = negative.to(pipe.device, pipe.dtype).expand(len(rows))
+    arguments = call_arguments(pipe, rows.to(pipe.device, pipe.dtype), against, [seed] * len(rows), sampling)
+    pipe(**arguments, output_type="latent", **stopping(pipe, timesteps))
 
 
 def root_mean_square(norms: Norms) -> Norms:

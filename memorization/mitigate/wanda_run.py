@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffkit.conditioning import encode_prompts
 from diffkit.console import progress
 from diffkit.errors import InputError
 from diffkit.images import load_image
@@ -20,10 +19,11 @@ from diffkit.mitigation import Mitigation, apply
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from diffkit.seeds import candidate_seed
 from memorization.copies.tiled import TiledCorrelation
+from memorization.embedded import empty_text, encoded
 from memorization.generate import Sampling, generate
 from memorization.mitigate import Method
 from memorization.mitigate.captions import ordinary_captions
-from memorization.mitigate.layers import Mask, matching, size
+from memorization.mitigate.layers import Mask, feed_forward_layers, matching, size
 from memorization.mitigate.wanda import Norms, input_norms, mean_inputs, root_mean_square, select
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class WandaSettings:
     """Settings of Wanda.
 
     Attributes:
-        layers: patterns of the denoiser's linear layers, from the pipeline.
+        layers: patterns of the denoiser's linear layers, from the pipeline; None = the second feed-forward linears.
         sparsity: share of each output row's columns that is looked at, per timestep. Of several, rising, each suspect
             gets the smallest that breaks its caption (the last where none does), as NeMo's search does; a single one is
             taken as it is, as published.
@@ -61,7 +61,7 @@ class WandaSettings:
         micro_batch: captions generated at once.
     """
 
-    layers: tuple[str, ...] = ("unet.*ff.net.2",)
+    layers: tuple[str, ...] | None = None
     sparsity: tuple[float, ...] = (0.01,)
     broken: float = 0.73
     generations: int = 3
@@ -95,14 +95,15 @@ class WandaSettings:
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: WandaSettings) -> Mitigation:
     """A mask with each suspect's weights as its own part; all of them together are what is applied by default."""
     config = run.record["config"]
-    layers = matching(pipe, settings.layers)
+    settings = replace(settings, layers=feed_forward_layers(pipe) if settings.layers is None else settings.layers)
+    layers = matching(pipe, settings.layers or ())
     captions: tuple[str, ...] = ("",)
     if settings.base == "ordinary" or settings.fill == "mean":
         captions = ordinary_captions(settings.captions, model=config["model"], n=settings.base_captions)
     pipe.set_progress_bar_config(disable=True)
     ordinary: dict[str, Tensor] = {}
     if settings.fill == "mean":
-        ordinary = mean_inputs(pipe, layers, _embeds(pipe, captions), **_sampling(settings))
+        ordinary = mean_inputs(pipe, layers, encoded(pipe, captions), **_sampling(settings))
     left = [suspect for suspect in suspects if suspect.id not in run.done]
     if left:
         base = root_mean_square(_norms(pipe, layers, ("",) if settings.base == "empty" else captions, settings))
@@ -179,17 +180,13 @@ def _images(pipe: Pipeline, suspect: Suspect, settings: WandaSettings) -> Tensor
     """(generations, 3, H, W) of the suspect's caption."""
     n = settings.generations
     seeds = [candidate_seed(settings.seed, 1, index) for index in range(n)]
-    embeds = _embeds(pipe, [suspect.caption]).expand(n, -1, -1)
+    embeds = encoded(pipe, [suspect.caption]).expand(n)
     sampling = Sampling(settings.steps, settings.guidance, n)
-    return generate(pipe, embeds, _embeds(pipe, [""]), seeds, sampling=sampling).images
+    return generate(pipe, embeds, empty_text(pipe), seeds, sampling=sampling).images
 
 
 def _flat(mask: Mask) -> dict[str, Tensor]:
     return {name: part.flatten().nonzero().flatten().int() for name, part in mask.items() if part.any()}
-
-
-def _embeds(pipe: Pipeline, captions: Sequence[str]) -> Tensor:
-    return encode_prompts(pipe, list(captions), guidance=False).prompt_embeds
 
 
 def _sampling(settings: WandaSettings) -> dict[str, Any]:
@@ -202,7 +199,7 @@ def _sampling(settings: WandaSettings) -> dict[str, Any]:
 
 
 def _norms(pipe: Pipeline, layers: dict[str, nn.Linear], captions: Sequence[str], settings: WandaSettings) -> Norms:
-    return input_norms(pipe, layers, _embeds(pipe, captions), timesteps=settings.timesteps, **_sampling(settings))
+    return input_norms(pipe, layers, encoded(pipe, captions), timesteps=settings.timesteps, **_sampling(settings))
 
 
 def _save_part(run: Run, suspect: str, mask: Mask) -> str:

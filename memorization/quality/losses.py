@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts, predict_noise
+from diffkit.conditioning import predict_noise
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
 from diffkit.training_law import noised, timestep_bins
+from memorization.embedded import empty_text, encoded
 from memorization.generate import item_seed
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Losses(NamedTuple):
 
     Attributes:
         loss: (V, bins) float32 on the CPU, mean squared error against the model's own training target.
-        unconditional: (V, bins, draws, C, h, w) float32 on the CPU, the predictions for the empty prompt.
+        unconditional: (V, bins, draws, ...) float32 on the CPU, the predictions for the empty prompt.
         bins: [low, high) training timesteps of each bin, from little noise to much.
     """
 
@@ -49,11 +50,12 @@ def validation_losses(
 ) -> Losses:
     """The diffusion loss of every image in every bin of timesteps, with and without its caption.
 
-    The timestep is drawn uniformly within its bin, so that the mean over the bins is the training loss under the
-    uniform law. Image i's noise and timesteps depend on ``seed``, i, bin and draw alone: two models see the same.
+    The timestep is drawn uniformly within its bin, so that the mean over the bins is the loss under the uniform law:
+    the training law of diffusion, and for a flow model one uniform in sigma. Image i's noise and timesteps depend on
+    ``seed``, i, bin and draw alone: two models see the same.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        pipe: a pipeline of a known family.
         images: (V, 3, H, W) in [0, 1].
         captions: V captions.
         bins: parts of the timestep range, of equal length.
@@ -68,8 +70,8 @@ def validation_losses(
         raise InputError(f"Expected one caption per validation image, got {len(images)} and {len(captions)}.")
     bounds = timestep_bins(int(pipe.scheduler.config.num_train_timesteps), bins)
     clean = torch.cat([encode_images(pipe, part) for part in images.split(micro_batch)]).float()
-    embeds = encode_prompts(pipe, list(captions), guidance=False).prompt_embeds
-    empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    embeds, empty = encoded(pipe, captions), empty_text(pipe)
+    size = (int(images.shape[-2]), int(images.shape[-1]))
     rows = [(i, b, d) for i in range(len(images)) for b in range(bins) for d in range(draws)]
     losses, blanks = [], []
     for first in range(0, len(rows), micro_batch):
@@ -81,9 +83,9 @@ def validation_losses(
             pipe.scheduler, clean[picked], torch.stack([n for _, n in drawn]).to(clean.device), timesteps
         )
         noisy = noisy.to(pipe.dtype)
-        predicted = predict_noise(pipe, noisy, timesteps, embeds[picked]).float()
+        predicted = predict_noise(pipe, noisy, timesteps, embeds.rows(picked), size=size).float()
         losses.append((predicted - target).square().flatten(1).mean(1).cpu())
-        blank = predict_noise(pipe, noisy, timesteps, empty.expand(len(part), -1, -1))
+        blank = predict_noise(pipe, noisy, timesteps, empty.expand(len(part)), size=size)
         blanks.append(blank.float().cpu())
     loss = torch.cat(losses).view(len(images), bins, draws).mean(2)
     return Losses(loss, torch.cat(blanks).unflatten(0, (len(images), bins, draws)), tuple(bounds))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import RewardLike, score_checked
 from memorization.copies import CopyDetector, load_copy_detector
+from memorization.embedded import empty_text, encoded
 from memorization.generate import Sampling, generate, item_seed
 from memorization.quality.losses import Losses, validation_losses
 from memorization.quality.settings import QualitySettings
@@ -37,7 +37,7 @@ class Snapshot:
     """What one model does with the prompts, kept to be compared with another state of it.
 
     Attributes:
-        images: (P, S, 3, H, W) float32 in [0, 1]; ``latents``: (P, S, C, h, w), the images as its VAE encodes them.
+        images: (P, S, 3, H, W) float32 in [0, 1]; ``latents``: (P, S, ...), the images as its VAE encodes them.
         similarity: (P,) mean pairwise similarity within a prompt, NaN with one seed; higher = less diverse.
         alignment: reward name -> (P, S) scores; ``higher_is_better`` gives their direction.
         losses: on the validation images.
@@ -79,7 +79,7 @@ def snapshot(
     """Generate from held-out prompts and measure; see :class:`Snapshot`.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family, in the state to be measured.
+        pipe: a pipeline of a known family, in the state to be measured.
         prompts: different, held out from whatever the mitigation was fitted on.
         rewards: text alignment, by registered name or as objects; none gives no alignment.
         copies: the detector that measures likeness within a prompt.
@@ -136,8 +136,7 @@ def pairwise_similarity(detector: CopyDetector, images: Tensor) -> Tensor:
 
 def _images(pipe: DiffusionPipeline, prompts: Sequence[str], settings: QualitySettings) -> Tensor:
     n = settings.seeds_per_prompt
-    embeds = encode_prompts(pipe, list(prompts), guidance=False).prompt_embeds.repeat_interleave(n, 0)
-    negative = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    embeds, negative = encoded(pipe, prompts).repeat(n), empty_text(pipe)
     seeds = [item_seed(settings.seed, prompt, "quality", i) for prompt in prompts for i in range(n)]
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
     with _unchecked(pipe):
