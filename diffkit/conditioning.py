@@ -20,6 +20,7 @@ __all__ = [
     "denoiser_call",
     "encode_prompts",
     "initial_latents",
+    "latent_shape",
     "predict_noise",
 ]
 
@@ -95,7 +96,8 @@ def encode_prompts(
     shaping = [name for name in family.encoding if name.removeprefix("negative_") not in texts]
     given = {name: given.get(name, stock_default(family, name)) for name in shaping}
     given["lora_scale"] = _lora_scale(options or {})
-    positive = _encode(pipe, family, texts, {**given, "clip_skip": clip_skip})
+    skip = given.get("clip_skip") if clip_skip is None else clip_skip
+    positive = _encode(pipe, family, texts, {**given, "clip_skip": skip})
     if not guidance:
         return Conditioning(positive)
     if negative_prompts is None and family.zeros_for_none and pipe.config.get("force_zeros_for_empty_prompt"):
@@ -240,10 +242,21 @@ def initial_latents(
     Args:
         generators: on the host; they advance.
         size: (height, width) in pixels; the model's own when None.
-        dtype: the precision to draw in; the denoiser's when None.
+        dtype: the precision to draw in; the one in which the pipeline draws when None.
     """
     family = family_of(pipe)
     shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else Size(*size))
-    precision = getattr(pipe, family.denoiser).dtype if dtype is None else dtype
+    precision = dtype or family.noise_dtype or getattr(pipe, family.denoiser).dtype
     drawn = [torch.randn((1, *shape), generator=generator, dtype=precision) for generator in generators]
     return family.pack(pipe, torch.cat(drawn)).to(pipe._execution_device)
+
+
+def latent_shape(pipe: Pipeline, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+    """Shape of one candidate's latents as the loop carries them: (C, h, w), or (tokens, C) where they are packed.
+
+    Args:
+        size: (height, width) in pixels; the model's own when None.
+    """
+    family = family_of(pipe)
+    shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else Size(*size))
+    return tuple(family.pack(pipe, torch.empty(1, *shape, device="meta")).shape[1:])

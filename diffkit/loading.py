@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,12 +16,14 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline
+from diffkit.families import FAMILIES, Pipeline
 
 __all__ = [
     "LAB_MODELS",
+    "first_line",
     "load_pipeline",
     "model_checksum",
+    "model_class",
     "quietly",
     "resolve_device",
     "resolve_dtype",
@@ -38,6 +42,7 @@ def load_pipeline(
     device: str = "auto",
     cls: type[DiffusionPipeline] | None = None,
     mitigation: str | Path | None = None,
+    lora: str | Path | None = None,
 ) -> Pipeline:
     """Load a pipeline.
 
@@ -49,10 +54,11 @@ def load_pipeline(
         device: as torch names it, or ``auto``: cuda, else mps, else cpu.
         cls: the class to load as; the one the model names by default.
         mitigation: folder of a :mod:`diffkit.mitigation` to apply; it must have been made for this very model.
+        lora: a fine-tune of the model to add to its weights: a ``.safetensors`` file, a folder with one, or a hub id.
 
     Raises:
-        InputError: the model, dtype or device does not exist, the weights are no safetensors, or the mitigation was
-            made for another model.
+        InputError: the model, LoRA, dtype or device does not exist, the weights are no safetensors, the LoRA does not
+            fit, or the mitigation was made for another model.
     """
     place = resolve_device(device)
     source = resolve_model(model)
@@ -67,18 +73,56 @@ def load_pipeline(
                 where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=local
             )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"Could not load the model {str(model)!r}: {reason}") from error
+        raise InputError(f"Could not load the model {str(model)!r}: {first_line(error)}") from error
     pipe = loaded.to(place)
+    if lora is not None:
+        from diffkit.lora import fuse_lora
+
+        fuse_lora(pipe, lora)
     if mitigation is not None:
         from diffkit.mitigation import apply
 
-        apply(pipe, mitigation, model_sha256=model_checksum(source))
+        apply(pipe, mitigation, model_sha256=model_checksum(source, lora))
     return pipe
 
 
-def model_checksum(model: str | Path) -> str | None:
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def model_class(source: Path | str, options: Mapping[str, Any] | None = None) -> Any:
+    """The stock pipeline class of a family that a folder or hub id names in its ``model_index.json``.
+
+    Args:
+        source: as :func:`resolve_model` returns it.
+        options: keyword arguments of ``from_pretrained``, of which those that say where to look are taken.
+
+    Raises:
+        InputError: the index cannot be had, or names a pipeline of no known family.
+    """
+    import diffusers
+
+    where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+    try:
+        index = DiffusionPipeline.load_config(
+            str(source), **{name: value for name, value in (options or {}).items() if name in where}
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"Could not load the model {str(source)!r}: {first_line(error)}") from error
+    name = index.get("_class_name")
+    found = getattr(diffusers, str(name), None)
+    if found is None or not any(family.pipeline in {base.__name__ for base in found.__mro__} for family in FAMILIES):
+        known = ", ".join(family.pipeline for family in FAMILIES)
+        raise InputError(f"The model {str(source)!r} is a {name}, of no known family; the families are: {known}.")
+    return found
+
+
+def model_checksum(model: str | Path, lora: str | Path | None = None) -> str | None:
     """Checksum of all files of a shipped or local model; None for a hub id, whose revision names its content.
+
+    With a LoRA the SHA-256 of ``<the model's> <the LoRA file's>``, both in hex.
 
     Raises:
         InputError: as :func:`resolve_model`.
@@ -86,7 +130,12 @@ def model_checksum(model: str | Path) -> str | None:
     from diffkit.runs import sha256_folder
 
     source = resolve_model(model)
-    return sha256_folder(source) if isinstance(source, Path) else None
+    own = sha256_folder(source) if isinstance(source, Path) else None
+    if lora is None or own is None:
+        return own
+    from diffkit.lora import lora_checksum
+
+    return sha256(f"{own} {lora_checksum(lora)}".encode()).hexdigest()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -80,7 +80,8 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
         merges=[],
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
     )
-    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer.chat_template = turns + "<|im_start|>assistant\n"
     return tokenizer
 
 
@@ -155,9 +156,10 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
         sample_size=16, patch_size=2, in_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         caption_projection_dim=16, joint_attention_dim=32, pooled_projection_dim=32, out_channels=8,
     )  # fmt: skip
+    texts = [clip(tokenizer, projection=16) for _ in range(2)]
     return StableDiffusion3Pipeline(
         vae=kl(8, shift=0.1), transformer=transformer, tokenizer=tokenizer, tokenizer_2=tokenizer,
-        tokenizer_3=t5_words, text_encoder=clip(tokenizer, projection=16), text_encoder_2=clip(tokenizer, projection=16),
+        tokenizer_3=t5_words, text_encoder=texts[0], text_encoder_2=texts[1],
         text_encoder_3=t5(t5_words, 32), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )  # fmt: skip
 

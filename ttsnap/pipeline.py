@@ -1,4 +1,4 @@
-"""TTSnapPipeline: a Stable Diffusion pipeline that tries many seeds and prunes the weak ones in mid-denoising.
+"""TTSnapPipeline: a text-to-image pipeline that tries many seeds and prunes the weak ones in mid-denoising.
 
 TTSnap (arXiv 2511.22242): N seeds are denoised together; after some steps the estimate x0 of each is decoded and
 scored, and only the best go on. Here on the unmodified stock pipeline, with exact cost and reproducible seeds: the
@@ -7,25 +7,26 @@ winner's image is the one that the stock pipeline makes from its seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL.Image import Image
 from torch import Tensor
 
 from diffkit.compute import Ledger, Prices
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline
-from diffkit.loading import quietly, resolve_model
+from diffkit.families import Autoencoder, Pipeline, family_of
+from diffkit.families.base import stock_default
+from diffkit.loading import first_line, model_class, quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.candidates import Noise
+from ttsnap.keywords import search_class, sort_keywords
 from ttsnap.preview import load_preview_vae
 from ttsnap.recipe import Recipe
 from ttsnap.request import Found, Request
@@ -35,6 +36,11 @@ from ttsnap.search import load_search
 from ttsnap.strategies.base import Strategy
 
 __all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Stock
+else:
+    _Stock = object  # the stock class of the family comes in by `search_class`
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -63,8 +69,11 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     recipes: list[Recipe | None] | None = None
 
 
-class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
-    """Stable Diffusion 1/2 with seed search.
+class TTSnapPipeline(_Stock):  # type: ignore[misc]
+    """A stock text-to-image pipeline with seed search, of any family in :data:`diffkit.families.FAMILIES`.
+
+    :meth:`from_pretrained` and :meth:`from_pipe` return an object that is both a ``TTSnapPipeline`` and of the stock
+    class: a ``FluxPipeline`` of FLUX.1, and so on. LoRA, offload and saving are the stock pipeline's own.
 
     Example:
         >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
@@ -97,7 +106,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
                 its hub id. Finished images are always decoded by the VAE.
 
         Raises:
-            InputError: there is no such model, reward or decoder.
+            InputError: there is no such model, reward or decoder, or the model is of no known family.
         """
         scorer = None if reward is None else load_reward(reward)
         pruning = None if schedule is None else choose(schedule)
@@ -105,8 +114,13 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         kwargs.setdefault("use_safetensors", True)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
-        with quietly():
-            pipe: Self = super().from_pretrained(str(source), **kwargs)
+        stock = model_class(source, kwargs)
+        try:
+            with quietly():
+                loaded: Any = stock.from_pretrained(str(source), **kwargs)
+        except (OSError, ValueError) as error:
+            raise InputError(f"Could not load the model {str(model)!r}: {first_line(error)}") from error
+        pipe = cls._of(loaded)
         pipe.reward, pipe.schedule = scorer, pruning
         pipe.preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
         return pipe
@@ -127,33 +141,56 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             kwargs: components to replace, as in diffusers; ``dtype`` casts if you ask for it.
 
         Raises:
-            InputError: no such decoder, or the pipeline has other components than Stable Diffusion 1/2.
+            InputError: no such decoder, or the pipeline is of no known family or has odd components.
         """
         scorer = getattr(pipeline, "reward", None) if reward is None else load_reward(reward)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        expected, _ = cls._get_signature_keys(cls)
-        parts = {**pipeline.components, **kwargs}
-        if odd := set(parts) ^ set(expected):
-            raise InputError(
-                f"{type(pipeline).__name__} cannot become a {cls.__name__}: they differ in {', '.join(sorted(odd))}; "
-                f"use a text-to-image pipeline of Stable Diffusion 1 or 2."
-            )
-        pipe = cls(**parts, requires_safety_checker=pipeline.config.get("requires_safety_checker", False))
-        for name in ("_progress_bar_config", "_all_hooks", "_offload_device", "_offload_gpu_id"):
-            if name in vars(pipeline):
-                setattr(pipe, name, getattr(pipeline, name))
+        pipe = cls._of(pipeline, **kwargs)
         pipe.reward = scorer
         pipe.schedule = getattr(pipeline, "schedule", None) if schedule is None else choose(schedule)
         preview = getattr(pipeline, "preview_vae", None) if preview_vae is None else preview_vae
         pipe.preview_vae = None if preview is None else load_preview_vae(preview, pipe)
         return pipe if dtype is None else pipe.to(dtype=dtype)
 
+    @classmethod
+    def _of(cls, pipeline: Pipeline, **components: Any) -> Self:
+        """A pipeline that shares everything with ``pipeline`` but its class and the replaced components.
+
+        Raises:
+            InputError: see :meth:`from_pipe`.
+        """
+        family_of(pipeline)
+        target = search_class(cast("Any", cls), cast("Any", type(pipeline)))
+        expected, optional = target._get_signature_keys(target)
+        parts = {**pipeline.components, **components}
+        if odd := set(parts) ^ set(expected):
+            raise InputError(
+                f"{type(pipeline).__name__} cannot become a {cls.__name__}: they differ in {', '.join(sorted(odd))}; "
+                f"use a text-to-image pipeline of a known family."
+            )
+        if components:
+            settings = {name: pipeline.config[name] for name in optional if name in pipeline.config}
+            pipe = target(**parts, **settings)
+            for name in ("_progress_bar_config", "_all_hooks", "_offload_device", "_offload_gpu_id"):
+                if name in vars(pipeline):
+                    setattr(pipe, name, getattr(pipeline, name))
+        else:
+            pipe = target.__new__(target)
+            vars(pipe).update(vars(pipeline), _probed=None)
+        return cast("Self", pipe)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a stock folder, which diffusers loads without this package; the reward is not part of it."""
-        stock = StableDiffusionPipeline(
-            **self.components, requires_safety_checker=self.config.get("requires_safety_checker", False)
-        )
-        stock.save_pretrained(save_directory, **kwargs)
+        stock: Any = next(base for base in type(self).__mro__ if not issubclass(base, TTSnapPipeline))
+        own: Any = stock.__new__(stock)
+        vars(own).update(vars(self))
+        own.save_pretrained(save_directory, **kwargs)
+
+    @property
+    def _stock_call(self) -> Callable[..., Any]:
+        """The stock pipeline's own call, on this pipeline."""
+        call: Callable[..., Any] = super().__call__
+        return call
 
     @torch.no_grad()
     def __call__(
@@ -162,8 +199,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         height: int | None = None,
         width: int | None = None,
         *,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -182,13 +219,12 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         share: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, object] | None = None,
-        guidance_rescale: float = 0.0,
-        clip_skip: int | None = None,
+        **keywords: object,
     ) -> TTSnapPipelineOutput | tuple[object, list[bool] | None]:
         """Search the best images of each prompt.
 
         Args:
+            num_inference_steps, guidance_scale, height, width: as in the stock pipeline, with its own defaults.
             num_images_per_prompt: how many winners.
             generator: one, which draws the candidates' seeds, or a list with one for each candidate of each prompt
                 (prompt by prompt; they are not advanced).
@@ -211,11 +247,16 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             previews: keep the decoded estimates of every look in the trace.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             return_dict: False gives ``(images, nsfw_content_detected)``, as in diffusers.
+            keywords: further keyword arguments of the family's own call: ``prompt_2``, ``true_cfg_scale``,
+                ``clip_skip``, ``cross_attention_kwargs`` and so on; None is the stock pipeline's default.
 
         Raises:
             InputError: bad input, before anything is computed.
             ScoringError: too few candidates could be scored.
         """
+        family = family_of(self)
+        extra, encoding = sort_keywords(family, keywords)
+        steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         pruning = choose(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
         request = Request(
@@ -223,8 +264,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             reward=self._scorer(reward),
             schedule=pruning,
             noise=Noise(generator, seed, seeds, first_prompt),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=steps,
+            guidance_scale=stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale,
             negative_prompts=negative_prompt,
             winners=num_images_per_prompt,
             num_candidates=num_candidates,
@@ -235,8 +276,8 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             micro_batch=micro_batch,
             previews=previews,
             share=share,
-            clip_skip=clip_skip,
-            extra={"cross_attention_kwargs": cross_attention_kwargs, "guidance_rescale": guidance_rescale},
+            extra=extra,
+            encoding=encoding,
             preview_vae=None if preview is None else load_preview_vae(preview, self),
             search=None if search is None else load_search(search, pruning if pruning.steps else None),
         )
@@ -251,7 +292,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         Raises:
             InputError: bad input, a strategy that cannot work here, or a budget that pays for nothing.
         """
-        self._probed = (request.reward, request.prices(self, super().__call__))
+        self._probed = (request.reward, request.prices(self, self._stock_call))
 
     @torch.no_grad()
     def carry_out(self, request: Request) -> Found:
@@ -262,7 +303,7 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
             ScoringError: too few candidates could be scored.
         """
         known = self._probed[1] if self._probed is not None and self._probed[0] is request.reward else None
-        found = request.carry_out(self, super().__call__, known)
+        found = request.carry_out(self, self._stock_call, known)
         self._probed = (request.reward, found.ledger.flops)
         self.maybe_free_model_hooks()
         return found
@@ -278,15 +319,18 @@ class TTSnapPipeline(StableDiffusionPipeline):  # type: ignore[misc]
         winners = [winner for prompt in found.winners for winner in prompt]
         images = torch.stack([winner.image for winner in winners])
         flagged: list[bool] | None = None
-        if output_type != "latent" and self.safety_checker is not None:
-            _, flagged = self.run_safety_checker(images * 2 - 1, self._execution_device, self.unet.dtype)
-            images[torch.tensor(flagged)] = 0.0
         if output_type == "latent":
             shown = torch.cat([winner.candidate.latents for winner in winners if winner.candidate.latents is not None])
-        elif output_type == "pt":
-            shown = images.to(self.vae.dtype)
         else:
-            shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
+            if getattr(self, "watermark", None) is not None:
+                images = self.watermark.apply_watermark(images * 2 - 1) / 2 + 0.5
+            if getattr(self, "safety_checker", None) is not None:
+                _, flagged = self.run_safety_checker(images * 2 - 1, self._execution_device, self.unet.dtype)
+                images[torch.tensor(flagged)] = 0.0
+            if output_type == "pt":
+                shown = images.to(self.vae.dtype)
+            else:
+                shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
         return TTSnapPipelineOutput(
             images=shown,
             seeds=[winner.candidate.seed for winner in winners],

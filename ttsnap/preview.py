@@ -44,7 +44,7 @@ def load_preview_vae(preview: Autoencoder | str | Path, pipe: Pipeline) -> Autoe
             raise InputError(f"Could not load the preview decoder {str(preview)!r}: {reason}") from error
     if not hasattr(preview, "decode") or not hasattr(preview, "config"):
         raise InputError(f"Expected an AutoencoderTiny, a folder or a hub id as preview decoder, got {preview!r}.")
-    own, its = pipe.vae.config.latent_channels, preview.config.latent_channels
+    own, its = (vae.config.get("latent_channels", vae.config.get("z_dim")) for vae in (pipe.vae, preview))
     if own != its:
         raise InputError(
             f"The preview decoder reads latents of {its} channels, the pipeline's have {own}; take the one made for "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffkit.conditioning import Conditioning
-from diffkit.families import Pipeline
+from diffkit.families import Pipeline, family_of
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, Denoising, run_segment
 
@@ -71,12 +71,13 @@ def replay(
     """The finished candidate of a recipe, for the first prompt of ``conditioning``.
 
     Args:
-        shape: of one candidate's latents, (1, C, h, w).
+        shape: of one candidate's noise before any packing, (1, C, h, w).
         calls: denoiser calls of the whole denoising.
         call: runs the stock pipeline, ``pipe`` itself by default.
     """
-    noise, generator = recipe.noise(shape, conditioning.prompt_embeds.dtype)
-    candidate = Candidate(0, 0, generator, recipe.seeds[0], latents=noise)
+    family = family_of(pipe)
+    noise, generator = recipe.noise(shape, family.noise_dtype or conditioning.prompt_embeds.dtype)
+    candidate = Candidate(0, 0, generator, recipe.seeds[0], latents=family.pack(pipe, noise))
     bounds = [0, *(step for step, _ in recipe.reseeded), calls]
     sources = [None, *generators(seed for _, seed in recipe.reseeded)]
     for start, stop, source in zip(bounds, bounds[1:], sources, strict=False):

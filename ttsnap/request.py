@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from torch.utils.flop_counter import FlopCounterMode
+
 from diffkit import parallel
 from diffkit.compute import Budget, Cost, Ledger, Prices, parse_budget, pipeline_flops
-from diffkit.conditioning import Conditioning, encode_prompts
+from diffkit.conditioning import Conditioning, encode_prompts, latent_shape
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline
+from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_guided
 from diffkit.micro_batch import auto_size
 from diffkit.rewards.base import Reward
 from diffkit.segments import Denoising, Plan, plan
@@ -49,7 +51,7 @@ class Request:
     schedule: PruningSchedule
     noise: Noise
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     negative_prompts: str | Sequence[str] | None = None
     winners: int = 1
     num_candidates: int | None = None
@@ -61,6 +63,7 @@ class Request:
     previews: bool = False
     clip_skip: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+    encoding: Mapping[str, object] = field(default_factory=dict)
     preview_vae: Autoencoder | None = None
     search: Strategy | None = None
     share: bool = False
@@ -106,14 +109,14 @@ class Request:
         size = self._size(pipe)
         probe = probe_reward(self.reward, self.prompts[0], size) if probed is None else Probe(probed.verify, 0)
         ledger.calibration_images += probe.images
-        with ledger.clock("text_encoder"):
+        with ledger.clock("text_encoder"), FlopCounterMode(display=False) as counter:
             conditioning = self._encode(pipe, ledger)
-        ledger.flops = self._prices(pipe, conditioning, size, probe.flop)
+        text = counter.get_total_flops() / ledger.encoded
+        ledger.flops = self._prices(pipe, conditioning, ledger, Prices(None, None, probe.flop, text))
         denoising = Denoising(
             self.num_inference_steps,
             self.guidance_scale,
-            self.height,
-            self.width,
+            *size,
             self.eta,
             self._micro_batch(pipe, fixed),
             "least",
@@ -160,15 +163,16 @@ class Request:
             raise InputError("Expected a prompt or a non-empty list of prompts, each a string.")
         if not isinstance(self.negative_prompts, str | None) and len(self.negative_prompts) != len(self.prompts):
             raise InputError(f"Got {len(self.negative_prompts)} negative prompts for {len(self.prompts)} prompts.")
-        steps = plan(pipe, self.num_inference_steps)
+        steps = plan(pipe, self.num_inference_steps, self._size(pipe), self.extra)
         self.schedule.resolve(steps.calls).validate(steps.calls)
         at_once = None if self.micro_batch == "auto" else self.micro_batch
         for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        cell = family_of(pipe).multiple(pipe)
         for name, pixels in (("height", self.height), ("width", self.width)):
-            if pixels is not None and (pixels < 8 or pixels % 8):
-                raise InputError(f"{name} must be a positive multiple of 8, got {pixels}.")
+            if pixels is not None and (pixels < cell or pixels % cell):
+                raise InputError(f"{name} must be a positive multiple of {cell}, got {pixels}.")
         return steps
 
     def _count(self) -> int:
@@ -235,35 +239,37 @@ class Request:
             ledger.budget |= {"spent": spent, "unspent": limit - spent}
 
     def _guided(self, pipe: Pipeline) -> bool:
-        return self.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+        return is_guided(pipe, self.guidance_scale, {**self.extra, "negative_prompt": self.negative_prompts})
 
     def _size(self, pipe: Pipeline) -> tuple[int, int]:
         """Height and width in pixels."""
-        side = pipe.unet.config.sample_size
-        own = (side, side) if isinstance(side, int) else tuple(side)
-        if not self.height or not self.width:
-            return own[0] * pipe.vae_scale_factor, own[1] * pipe.vae_scale_factor
-        return self.height, self.width
+        own = default_size(pipe)
+        return self.height or own.height, self.width or own.width
 
     def _encode(self, pipe: Pipeline, ledger: Ledger) -> Conditioning:
         guided, negatives = self._guided(pipe), self.negative_prompts
         ledger.encoded = len(set(self.prompts))
         if guided:
             ledger.encoded += 1 if isinstance(negatives, str | None) else len(set(negatives))
-        return encode_prompts(pipe, self.prompts, negatives, guidance=guided, clip_skip=self.clip_skip)
+        options = {**self.extra, **self.encoding}
+        return encode_prompts(pipe, self.prompts, negatives, guidance=guided, clip_skip=self.clip_skip, options=options)
 
-    def _prices(
-        self, pipe: Pipeline, conditioning: Conditioning, size: tuple[int, int], verify: float | None
-    ) -> Prices:
-        factor = pipe.vae_scale_factor
-        shape = (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor)
+    def _prices(self, pipe: Pipeline, conditioning: Conditioning, ledger: Ledger, known: Prices) -> Prices:
+        size = self._size(pipe)
+
+        def tried() -> None:
+            ledger.calibration_calls += 1
+
         return pipeline_flops(
             pipe,
-            shape,
-            conditioning.prompt_embeds,
+            latent_shape(pipe, size),
+            conditioning.positive,
             guidance=self._guided(pipe),
-            verify=verify,
+            verify=known.verify,
             preview=self.preview_vae,
+            size=size,
+            encode=known.encode,
+            on_trial=tried,
         )
 
     def _micro_batch(self, pipe: Pipeline, n: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffkit.compute import NOTHING, Cost, Ledger
 from diffkit.conditioning import Conditioning
 from diffkit.errors import ScoringError
-from diffkit.families import Autoencoder, Pipeline
+from diffkit.families import Autoencoder, Pipeline, Size, family_of
 from diffkit.latents import decode_latents
 from diffkit.micro_batch import MicroBatch
 from diffkit.parallel import everyone, interleave, processes, shard
@@ -21,6 +21,7 @@ from diffkit.segments import Candidate, Denoising, Plan, run_segment
 from diffkit.solvers import log_snr
 from ttsnap.candidates import Noise
 from ttsnap.looks import Look, StageTrace, Winner
+from ttsnap.recipe import Recipe
 from ttsnap.search import ranking
 
 __all__ = ["Engine", "Look", "StageTrace", "Winner"]
@@ -72,13 +73,16 @@ class Engine:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(1, C, h, w) of one candidate."""
-        unet, factor = self.pipe.unet.config, self.pipe.vae_scale_factor
-        side = unet.sample_size
-        own = (side, side) if isinstance(side, int) else tuple(side)
-        height, width = self.denoising.height, self.denoising.width
-        cells = (height // factor, width // factor) if height and width else own
-        return (1, unet.in_channels, *cells)
+        """(1, C, h, w) of one candidate's noise as the pipeline draws it, before any packing."""
+        family, size = family_of(self.pipe), self.denoising.size
+        return (1, *family.noise_shape(self.pipe, family.default_size(self.pipe) if size is None else Size(*size)))
+
+    def draw(self, recipe: Recipe) -> tuple[Tensor, torch.Generator]:
+        """A recipe's initial noise as the pipeline's loop carries it, and the generator that goes on from there."""
+        family = family_of(self.pipe)
+        dtype = family.noise_dtype or self.conditioning.prompt_embeds.dtype
+        noise, generator = recipe.noise(self.latent_shape, dtype)
+        return family.pack(self.pipe, noise), generator
 
     def denoise(self, alive: list[Candidate], start: int, stop: int) -> list[Candidate]:
         """Run candidates from call ``start`` to before call ``stop``; nothing is done where they are the same."""
@@ -197,7 +201,7 @@ class Engine:
 
     def decode(self, latents: Tensor, *, final: bool) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of latents; estimates by the preview decoder where there is one."""
-        return decode_latents(self.pipe, latents, None if final else self.preview_vae)
+        return decode_latents(self.pipe, latents, None if final else self.preview_vae, self.denoising.size)
 
     def _look(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
         """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""

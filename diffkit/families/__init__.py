@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from diffkit.errors import InputError
 from diffkit.families.aura_flow import AURA_FLOW
-from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Scheduler, Size, stock_class
+from diffkit.families.base import (
+    Autoencoder,
+    Call,
+    Family,
+    Inputs,
+    Pipeline,
+    Scheduler,
+    Size,
+    stock_class,
+    stock_default,
+)
 from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
 from diffkit.families.pixart_sana import PIXART_SIGMA, SANA
@@ -23,6 +35,7 @@ __all__ = [
     "Size",
     "default_size",
     "family_of",
+    "is_guided",
     "pipe_denoiser",
     "stock_class",
 ]
@@ -59,6 +72,18 @@ def family_of(pipe: Pipeline) -> Family:
 def pipe_denoiser(pipe: Pipeline) -> Pipeline:
     """The pipeline's denoiser, a U-Net or a transformer."""
     return getattr(pipe, family_of(pipe).denoiser)
+
+
+def is_guided(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, object] | None = None) -> bool:
+    """Whether the pipeline will predict for the negative prompt too: two rows of the denoiser for one image.
+
+    Args:
+        guidance_scale: the pipeline's own default when None.
+        options: further keyword arguments of the call, with ``negative_prompt`` where there is one.
+    """
+    family = family_of(pipe)
+    scale = stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale
+    return family.guided(pipe, 1.0 if scale is None else scale, options or {})
 
 
 def default_size(pipe: Pipeline) -> Size:

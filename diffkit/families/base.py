@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from diffkit.embeds import Embeds
@@ -71,8 +72,8 @@ class Call:
 class Inputs(NamedTuple):
     """Positional and keyword arguments of the denoiser."""
 
-    positional: tuple[Tensor, ...]
-    named: dict[str, object]
+    positional: tuple[object, ...]
+    named: Mapping[str, object]
 
 
 def _never(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
@@ -157,6 +158,7 @@ class Family:
         default_size: (pipeline) -> pixels when the call names none.
         multiple: (pipeline) -> what height and width must be multiples of.
         noise_shape: (pipeline, size) -> shape of one row of initial noise as the pipeline draws it.
+        noise_dtype: the precision in which the pipeline draws noise and carries latents; the prompts' own where None.
         pack: (pipeline, drawn noise) -> latents as the loop carries them.
         to_denoiser: (pipeline, latents as the VAE encodes them, VAE) -> latents as the loop carries them.
         to_vae: (pipeline, latents, VAE, size) -> the inverse, by the very expression of the pipeline's own decoding.
@@ -185,6 +187,7 @@ class Family:
     default_size: Callable[[Pipeline], Size] = _default_size
     multiple: Callable[[Pipeline], int] = lambda pipe: 8
     noise_shape: Callable[[Pipeline, Size], tuple[int, ...]] = _noise_shape
+    noise_dtype: torch.dtype | None = None
     pack: Callable[[Pipeline, Tensor], Tensor] = _as_it_is
     to_denoiser: Callable[[Pipeline, Tensor, Autoencoder], Tensor] = scaled
     to_vae: Callable[[Pipeline, Tensor, Autoencoder, Size], Tensor] = unscaled

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 
-from diffkit.families.base import Call, Family, Inputs, Pipeline, Size, keywords_of
+from diffkit.families.base import Call, Family, Inputs, Pipeline, Size
 from diffkit.families.flow import linear_sigmas, pack, packed, patches, shift_of_tokens, unpacked
 
 __all__ = ["CHROMA", "FLUX", "noise_shape", "true_guidance"]
 
 
-def true_guidance(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
-    """A second pass for the negative prompt: only at ``true_cfg_scale`` above 1, and with a negative prompt."""
-    scale = cast("float", options.get("true_cfg_scale", keywords_of(type(pipe))["true_cfg_scale"].default))
-    return scale > 1 and options.get("negative_prompt") is not None
+def true_guidance(default: float) -> Callable[[Pipeline, float, Mapping[str, object]], bool]:
+    """A second pass for the negative prompt: only at ``true_cfg_scale`` above 1, and with a negative prompt.
+
+    Args:
+        default: of ``true_cfg_scale``.
+    """
+
+    def guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
+        scale = cast("float", options.get("true_cfg_scale", default))
+        return scale > 1 and options.get("negative_prompt") is not None
+
+    return guided
 
 
 def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
@@ -62,7 +70,7 @@ FLUX = Family(
     denoiser="transformer",
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     inputs=_inputs,
-    guided=true_guidance,
+    guided=true_guidance(1.0),
     guidance="told to the denoiser; true_cfg_scale by a second pass",
     default_size=lambda pipe: Size(*[pipe.default_sample_size * pipe.vae_scale_factor] * 2),
     multiple=lambda pipe: int(pipe.vae_scale_factor * 2),

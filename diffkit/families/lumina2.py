@@ -87,6 +87,7 @@ def _steps_z(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
 
 Z_IMAGE = Family(
     name="Z-Image",
+    noise_dtype=torch.float32,
     pipeline="ZImagePipeline",
     denoiser="transformer",
     encoded=("prompt_embeds",),

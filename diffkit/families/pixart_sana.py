@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffkit.families.base import Call, Family, Inputs, Pipeline, Size
@@ -89,6 +90,7 @@ def _negative_of_sana(pipe: Pipeline, text: list[str] | None, options: Mapping[s
 SANA_BINS = {size: f"ASPECT_RATIO_{size * 32}_BIN" for size in (16, 32, 64, 128)}
 SANA = Family(
     name="Sana",
+    noise_dtype=torch.float32,
     pipeline="SanaPipeline",
     denoiser="transformer",
     encoded=ENCODED,

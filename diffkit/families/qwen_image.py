@@ -20,7 +20,7 @@ def _inputs(pipe: Pipeline, call: Call) -> Inputs:
     if pipe.transformer.config.guidance_embeds:
         device = call.latents.device
         guidance = torch.full([len(call.latents)], call.guidance_scale, device=device, dtype=torch.float32)
-    named = {
+    named: dict[str, object] = {
         "hidden_states": call.latents,
         "timestep": call.each_timestep().to(call.latents.dtype) / 1000,
         "guidance": guidance,
@@ -57,7 +57,7 @@ QWEN_IMAGE = Family(
     encoded=("prompt_embeds", MASK),
     layout="masked",
     inputs=_inputs,
-    guided=true_guidance,
+    guided=true_guidance(4.0),
     guidance="true_cfg_scale by a second pass, normalized",
     default_size=lambda pipe: Size(*[pipe.default_sample_size * pipe.vae_scale_factor] * 2),
     multiple=lambda pipe: int(pipe.vae_scale_factor * 2),

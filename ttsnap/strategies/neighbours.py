@@ -99,7 +99,7 @@ class Neighbours:
         if fresh.seed is None:
             raise InputError(f"{self.name} must be able to name the seeds of its noise; give seed= for the run.")
         recipe = Recipe((fresh.seed,), self.distance)
-        noise, generator = recipe.noise(engine.latent_shape, engine.conditioning.prompt_embeds.dtype)
+        noise, generator = engine.draw(recipe)
         if pivot is not None:
             noise = mix(pivot.noise, noise, self.distance)
             recipe = replace(recipe, seeds=(*pivot.recipe.seeds, fresh.seed))

@@ -1,0 +1,211 @@
+"""The contract of families, a row each, on tiny pipelines of the real classes; the stock pipeline is the reference."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from tiny_families import FAMILY_ROWS, family_pipeline
+
+from diffkit.conditioning import encode_prompts, initial_latents, latent_shape, predict_noise
+from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
+from diffkit.latents import decode_latents, encode_images
+from diffkit.seeds import generators
+from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.solvers import is_flow
+from ttsnap import TTSnapPipeline
+from ttsnap.keywords import sort_keywords
+
+STEPS, SEED, PROMPT = 4, 11, "a dog"
+NAMES = list(FAMILY_ROWS)
+SPOKEN = {"guidance_scale", "negative_prompt", "height", "width"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny models lose time on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3)) * 10
+
+
+@functools.cache
+def pipeline(name: str) -> Any:
+    return family_pipeline(name)
+
+
+def call_options(name: str, how: str = "guided") -> dict[str, Any]:
+    row = FAMILY_ROWS[name]
+    return {"num_inference_steps": STEPS, **row.options, **getattr(row, how)}
+
+
+def stock(pipe: Any, name: str, seed: int = SEED, how: str = "guided", output: str = "latent", prompt: str = PROMPT):
+    options = {**call_options(name, how), "generator": generators([seed])[0], "output_type": output}
+    return pipe(prompt, **options)[0]
+
+
+def parts(pipe: Any, name: str, how: str = "guided", micro_batch: int = 1):
+    """The conditioning and denoising that a search would make of the call's options."""
+    options = call_options(name, how)
+    extra, encoding = sort_keywords(family_of(pipe), {k: v for k, v in options.items() if k not in SPOKEN})
+    extra.pop("num_inference_steps")
+    negative, scale = options.get("negative_prompt"), options.get("guidance_scale")
+    guided = is_guided(pipe, scale, {**extra, "negative_prompt": negative})
+    conditioning = encode_prompts(pipe, [PROMPT, "cat"], negative, guidance=guided, options=encoding)
+    size = (options.get("height"), options.get("width"))
+    return conditioning, Denoising(STEPS, scale, *size, micro_batch=micro_batch, extra=extra)
+
+
+def search(pipe: Any, name: str, how: str = "guided", prompt: Any = PROMPT, **options: Any):
+    wanted = {"num_candidates": 3, "schedule": "1:0.4", "seed": 5, "micro_batch": 1, **options}
+    return TTSnapPipeline.from_pipe(pipe, reward=brightness)(prompt, **call_options(name, how), **wanted)
+
+
+def pixels(image: Any) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_every_family_has_a_row():
+    assert {family.name for family in FAMILIES} == {family_of(pipeline(name)).name for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["guided", "unguided"])
+def test_the_winner_is_the_stock_image_of_its_seed(name, how):
+    pipe = pipeline(name)
+    strict = search(pipe, name, how)
+    reference = pixels(stock(pipe, name, strict.seeds[0], how, "pil")[0])
+    assert np.array_equal(pixels(strict.images[0]), reference)
+    padded = search(pipe, name, how, micro_batch=4)
+    assert padded.seeds == strict.seeds
+    assert np.abs(pixels(padded.images[0]) - reference).max() <= 1
+    assert strict.ledger.rows_per_call == (2 if how == "guided" else 1)
+    assert None not in (strict.ledger.flops.call, strict.ledger.flops.decode, strict.ledger.flops.encode)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_suspended_and_resumed_at_every_step(name):
+    pipe = pipeline(name)
+    conditioning, denoising = parts(pipe, name)
+    uncut = stock(pipe, name)
+    for cuts in [[], *([cut] for cut in range(1, STEPS)), list(range(1, STEPS))]:
+        alive = [Candidate(0, 0, generators([SEED])[0])]
+        for start, stop in itertools.pairwise([0, *cuts, STEPS]):
+            alive = run_segment(pipe, alive, conditioning, denoising, start, stop)
+        assert torch.equal(alive[0].latents, uncut), cuts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_x0_is_right_and_so_are_the_denoisers_call_and_the_noise_levels(name):
+    """By hand from the stock pipeline's calls of its scheduler: x0 = (x - sigma noise) / signal, or x - sigma v."""
+    pipe = pipeline(name)
+    conditioning, denoising = parts(pipe, name, "unguided")
+    seen: list[tuple[Any, ...]] = []
+    own = pipe.scheduler.step
+
+    def step(output, timestep, sample, *args, **kwargs):
+        seen.append((output.float(), timestep, sample.float()))
+        return own(output, timestep, sample, *args, **kwargs)
+
+    pipe.scheduler.step = step
+    try:
+        stock(pipe, name, how="unguided")
+    finally:
+        del pipe.scheduler.step
+    estimates: list[torch.Tensor] = []
+    alive = [Candidate(0, 0, generators([SEED])[0])]
+    run_segment(pipe, alive, conditioning, denoising, 0, STEPS, on_estimate=lambda _, x0: estimates.append(x0.float()))
+    levels = plan(pipe, STEPS, denoising.size, denoising.extra).sigmas
+    for index, (output, timestep, sample) in enumerate(seen):
+        level = levels[index]
+        if is_flow(pipe.scheduler):
+            sigma = float(timestep) / 1000 if "FlowMatch" in type(pipe.scheduler).__name__ else level / (1 + level)
+            expected = sample - sigma * output
+            assert level == pytest.approx(min(sigma / (1 - sigma), 1000) if sigma < 1 else 1000, rel=1e-2)
+        else:
+            abar = float(pipe.scheduler.alphas_cumprod[int(timestep)])
+            scaled = "Euler" in type(pipe.scheduler).__name__
+            signal, spread = (1.0, level) if scaled else (abar**0.5, (1 - abar) ** 0.5)
+            v = pipe.scheduler.config.prediction_type == "v_prediction"
+            expected = signal * sample - spread * output if v else (sample - spread * output) / signal
+            assert level == pytest.approx(((1 - abar) / abar) ** 0.5, rel=1e-2)
+        scale = expected.abs().max()
+        assert (estimates[index] - expected).abs().max() < 2e-3 * scale, index
+    output, timestep, sample = seen[1]
+    given = sample / (levels[1] ** 2 + 1) ** 0.5 if name == "sdxl" else sample
+    with torch.no_grad():
+        again = predict_noise(
+            pipe, given, timestep, conditioning.rows([0]).positive, guidance_scale=denoising.guidance_scale,
+            size=denoising.size,
+        )  # fmt: skip
+    torch.testing.assert_close(again.float(), output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prediction_is_differentiable_in_the_text(name):
+    pipe = pipeline(name)
+    conditioning, denoising = parts(pipe, name)
+    text = conditioning.rows([0]).positive
+    embeds = text.prompt_embeds.clone().requires_grad_()
+    latents = initial_latents(pipe, generators([SEED]), denoising.size)
+    assert tuple(latents.shape) == (1, *latent_shape(pipe, denoising.size))
+    predicted = predict_noise(pipe, latents, torch.tensor(500.0), text.replace(embeds), size=denoising.size)
+    assert predicted.shape == latents.shape
+    predicted.square().sum().backward()
+    assert embeds.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_decoded_as_by_the_pipeline_and_encoded_back(name):
+    pipe = pipeline(name)
+    _, denoising = parts(pipe, name)
+    latents = stock(pipe, name)
+    with torch.no_grad():
+        decoded = decode_latents(pipe, latents, size=denoising.size)
+    assert torch.equal(decoded.clamp(0, 1), stock(pipe, name, output="pt").float())
+    assert encode_images(pipe, decoded).shape == latents.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_gives_numbers(name):
+    half = family_pipeline(name).to(dtype=torch.bfloat16)
+    out = search(half, name)
+    reference = pixels(stock(half, name, out.seeds[0], output="pil")[0])
+    assert np.array_equal(pixels(out.images[0]), reference)
+    assert np.isfinite(out.rewards[0])
+    assert all(np.isfinite(score) for look in out.trace for score in look.scores)
+    assert reference.std() > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_of_prompts_of_different_lengths(name):
+    pipe = pipeline(name)
+    out = search(pipe, name, prompt=[PROMPT, "cat at dog"])
+    for image, seed, prompt in zip(out.images, out.seeds, [PROMPT, "cat at dog"], strict=True):
+        assert np.array_equal(pixels(image), pixels(stock(pipe, name, seed, output="pil", prompt=prompt)[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lora_counts(name):
+    pipe = family_pipeline(name)
+    without = stock(pipe, name)
+    denoiser = pipe_denoiser(pipe)
+    targets = sorted({n for n, m in denoiser.named_modules() if isinstance(m, torch.nn.Linear) and "to_q" in n})
+    assert targets
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+        inject_adapter_in_model(config, denoiser)
+    out = search(pipe, name)
+    assert np.array_equal(pixels(out.images[0]), pixels(stock(pipe, name, out.seeds[0], output="pil")[0]))
+    assert not torch.equal(stock(pipe, name), without)

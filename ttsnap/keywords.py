@@ -1,0 +1,61 @@
+"""The keyword arguments of a family's own call: what a search carries, what shapes the text, what it must refuse."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from diffkit.errors import InputError
+from diffkit.families import Family, stock_class
+from diffkit.families.base import keywords_of
+
+__all__ = ["Keywords", "search_class", "sort_keywords"]
+
+REFUSED = {
+    "latents": "the noise comes from seeds or generators",
+    "timesteps": "the steps to look at are planned from num_inference_steps",
+    "sigmas": "the steps to look at are planned from num_inference_steps",
+    "output_type": "say it by itself",
+}
+REFUSED_PARTS = {
+    "embeds": "give the prompts as text, they are encoded once",
+    "attention_mask": "give the prompts as text, they are encoded once",
+    "ip_adapter": "image prompts are not carried through a search",
+    "callback": "a search calls the pipeline several times, in parts",
+}
+
+
+class Keywords(NamedTuple):
+    """Further keyword arguments of every call of the stock pipeline, and those that only shape the encoding."""
+
+    extra: dict[str, object]
+    encoding: dict[str, object]
+
+
+@functools.cache
+def search_class(mixin: Any, stock: Any) -> Any:
+    """The class that is both: ``mixin`` first, whose call searches, then the stock pipeline's class."""
+    if issubclass(stock, mixin):
+        return stock
+    return type(f"TTSnap{stock.__name__}", (mixin, stock), {"__module__": mixin.__module__, "__doc__": mixin.__doc__})
+
+
+def sort_keywords(family: Family, given: Mapping[str, object]) -> Keywords:
+    """Sort the further keyword arguments of a search; what is None counts as not given.
+
+    Raises:
+        InputError: the family's pipeline knows no such keyword, or a search cannot carry it.
+    """
+    known = keywords_of(stock_class(family))
+    sorted_ = Keywords({}, {})
+    for name, value in given.items():
+        if name not in known and name not in family.encoding:
+            raise InputError(f"{family.pipeline} takes no {name}; its own keywords are: {', '.join(known)}.")
+        if value is None:
+            continue
+        reason = REFUSED.get(name) or next((why for part, why in REFUSED_PARTS.items() if part in name), None)
+        if reason is not None:
+            raise InputError(f"A search takes no {name}: {reason}.")
+        (sorted_.encoding if name in family.encoding else sorted_.extra)[name] = value
+    return sorted_
