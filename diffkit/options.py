@@ -20,6 +20,7 @@ __all__ = [
     "Dtype",
     "Format",
     "Limit",
+    "Lora",
     "MicroBatch",
     "Mitigation",
     "Model",
@@ -45,6 +46,10 @@ Mitigation = Annotated[
     typer.Option(
         "--mitigation", file_okay=False, help="Folder of a mitigation to put on the model: `diffkit mitigate`."
     ),
+]
+Lora = Annotated[
+    str | None,
+    typer.Option("--lora", help="A fine-tune to put on the model: a .safetensors file, a folder with one, a hub id."),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub id.")]
 Dtype = Annotated[

@@ -21,6 +21,7 @@ from memorization.audit_schema import RECORD_SCHEMA, SUMMARY_SCHEMA
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
 from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
+from memorization.detect.fitting import refuse_misfits
 from memorization.effort import counted, effort
 from memorization.generate import round_trip
 from memorization.items import AuditItem, Gathered, data_digest, load_references, with_companions
@@ -59,6 +60,13 @@ class Applied(NamedTuple):
     folder: str
 
 
+class Adapter(NamedTuple):
+    """The LoRA in the pipeline's weights, which is what is audited: what the user called it, its file's checksum."""
+
+    name: str
+    sha256: str
+
+
 def audit(
     pipe: DiffusionPipeline,
     gathered: Gathered,
@@ -69,6 +77,7 @@ def audit(
     model_sha256: str | None = None,
     mitigation: Applied | None = None,
     reference: Reference | None = None,
+    lora: Adapter | None = None,
     save_triggers: bool = False,
 ) -> AuditResult:
     """Run an audit, or go on with the one in ``out``. Every process of a launch calls it alike; all get the summary.
@@ -84,11 +93,15 @@ def audit(
         model_sha256: checksum of the weights, if known.
         mitigation: what was applied to the pipeline.
         reference: attacked at the same suspects with the same starts and seeds; what it draws too proves nothing.
+        lora: what was fused into the pipeline's weights; for the record only.
         save_triggers: keep the embeddings found. They bring training images back: treat the files as sensitive.
 
     Raises:
-        InputError: another audit is in the folder, or another process is writing to it.
+        InputError: a detector that does not fit the model's family, a size the family does not make, another audit is
+            in the folder, or another process is writing to it.
     """
+    refuse_misfits(pipe, settings.detectors)
+    size = image_size(pipe, settings.size)
     items = with_companions(gathered.items, edits=settings.edits, reference=reference is not None)
     config = {
         "records": RECORD_SCHEMA,
@@ -101,6 +114,7 @@ def audit(
         "save_triggers": save_triggers,
         "settings": settings.to_json(),
     }
+    config |= {"lora": lora._asdict()} if lora else {}
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance |= {"mitigation_folder": mitigation.folder} if mitigation else {}
     provenance["processes"] = parallel.processes()
@@ -108,7 +122,6 @@ def audit(
     with open_shared(out, config=config, kind="audit", provenance=provenance) as run:
         _prepare(pipe)
         copies = load_copy_detector(settings.copies, pipe)
-        size = image_size(pipe, settings.size)
         point = operating_point(pipe, gathered.items, copies, settings, size)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
         own = [item for item in items if item.role != "reference"]
@@ -120,7 +133,7 @@ def audit(
             _measure_all(run, Path(out), other, there, settings, copies, save_triggers=False)
         if run is not None:
             records = {item.key: run.done[item.key] for item in items}
-            about = {name: config[name] for name in ("model", "model_sha256", "mitigation")}
+            about = {name: config.get(name) for name in ("model", "model_sha256", "lora", "mitigation")}
             summary = {"schema_version": SUMMARY_SCHEMA, **about, "reference_model": config["reference"]}
             summary |= summarise(
                 records,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,8 +44,8 @@ def detect(
     ] = "lab:controls",
     out: Out = None,
     detectors: Annotated[
-        str, typer.Option("--detectors", help="Names with commas, or all; options as in noise_magnitude:steps=1.")
-    ] = "seed_agreement,noise_magnitude,anisotropy",
+        str, typer.Option("--detectors", help="Names with commas, all or auto; options as in noise_magnitude:steps=1.")
+    ] = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="Noises for each caption; its score is their mean.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the generation that is judged.")] = 20,
     guidance: Annotated[float, typer.Option(min=0.0, help="Its guidance scale.")] = 3.0,
@@ -76,9 +77,9 @@ def detect(
     from memorization.detect.settings import DetectSettings
     from memorization.items import gather
 
-    names = registry.names() if detectors == "all" else [part.strip() for part in detectors.split(",") if part.strip()]
+    named = [part.strip() for part in detectors.split(",") if part.strip()]
     settings = DetectSettings(
-        detectors=tuple(names),
+        detectors={"all": tuple(registry.names()), "auto": DetectSettings().detectors}.get(detectors, tuple(named)),
         seeds=seeds,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -96,7 +97,8 @@ def detect(
         raise InputError("A detection needs a folder for its results: add --out runs/detect.")
     for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")
-    summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation)
+    any_fitting = detectors in ("all", "auto")
+    summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation, any_fitting)
     _show(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
@@ -117,15 +119,19 @@ def _run(
     device: str,
     out: Path,
     mitigation: Path | None,
+    any_fitting: bool,
 ) -> dict[str, Any]:
     from diffkit import parallel
     from diffkit.loading import load_pipeline, model_checksum
     from diffkit.runs import sha256_folder
+    from memorization.detect.fitting import fitting
     from memorization.detect.run import detect as run_detection
 
     checksum = model_checksum(model)
     parallel.processes()  # before the model: it gives each process its device
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation)
+    if any_fitting:
+        settings = replace(settings, detectors=fitting(pipe, settings.detectors))
     return run_detection(
         pipe,
         gathered,

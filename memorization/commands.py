@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from diffkit.options import (
     Dtype,
     Format,
     Limit,
+    Lora,
     MicroBatch,
     Mitigation,
     Model,
@@ -27,10 +28,6 @@ from diffkit.options import (
 )
 from memorization.cli_compare import compare
 from memorization.cli_detect import detect
-
-if TYPE_CHECKING:
-    from memorization.items import Gathered
-    from memorization.settings import AuditSettings
 
 app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
 
@@ -53,6 +50,7 @@ FAILING: dict[FailOn, tuple[str, ...]] = {
 def audit(
     context: typer.Context,
     model: Model = "lab",
+    lora: Lora = None,
     mitigation: Mitigation = None,
     suspects: Annotated[
         str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
@@ -79,14 +77,25 @@ def audit(
         str | None, typer.Option(help="Of the attacks, e.g. 0.01,0.03,0.1; the best counts. Default: each one's own.")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Pairs of noise and timestep per attack step.")] = 8,
+    pooled: Annotated[
+        Literal["fixed", "attacked"],
+        typer.Option(help="Pooled embeddings (SDXL, SD3, FLUX.1): as the starts have them, or attacked too."),
+    ] = "fixed",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width in pixels; the model's own by default.")
+    ] = None,
     detector: Annotated[
-        str, typer.Option(help="Detectors that score the captions alone, comma separated; or none.")
-    ] = "noise_magnitude",
+        str, typer.Option(help="Detectors that score the captions alone, comma separated; or none. auto: what fits.")
+    ] = "auto",
     edited_controls: Annotated[
         str, typer.Option(help="Attack edits of the suspects too: mirror, crop, shuffle, noise, or none.")
     ] = "none",
     reference_model: Annotated[
-        str | None, typer.Option(help="A model that cannot have seen the suspects; what it draws too proves nothing.")
+        str | None,
+        typer.Option(
+            help="A model that cannot have seen the suspects; what it draws too proves nothing. With --lora the model "
+            "without it by default; or none."
+        ),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Show which pixels of each template are fixed.")] = False,
     copies: Annotated[str, typer.Option(help="Copy detector.")] = "tiled",
@@ -123,6 +132,7 @@ def audit(
     from memorization.cli_show import show, show_plan
     from memorization.items import gather
     from memorization.settings import AuditSettings
+    from memorization.target import DEFAULT_DETECTORS, Place, run
 
     settings = AuditSettings(
         budgets=_numbers(budgets),
@@ -130,7 +140,9 @@ def audit(
         attacks=_names(attack),
         learning_rates=_rates(learning_rates),
         draws=draws,
-        detectors=() if detector == "none" else _names(detector),
+        pooled=pooled,
+        size=_size(size),
+        detectors={"none": (), "auto": DEFAULT_DETECTORS[:1]}.get(detector, _names(detector)),
         edits=() if edited_controls == "none" else _names(edited_controls),  # type: ignore[arg-type]  # checked there
         masks=masks,
         generations=generations,
@@ -146,74 +158,19 @@ def audit(
         micro_batch=read_micro_batch(micro_batch),
         other_captions=_other_captions(other_captions, model),
     )
+    place = Place(model, revision, dtype, device, mitigation, reference_model, lora)
     source = None if controls == "none" else controls
     gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        show_plan(gathered, settings, format, reference=reference_model is not None)
+        show_plan(gathered, settings, format, reference=place.reference() is not None)
         return
     if out is None:
         raise InputError("An audit needs a folder for its results: add --out runs/audit.")
     for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")
-    place = Place(model, revision, dtype, device, mitigation, reference_model)
-    summary = _run(gathered, settings, place, out, save_triggers)
+    summary = run(gathered, settings, place, out, save_triggers=save_triggers, any_detector=detector == "auto")
     show(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
-
-
-class Place(NamedTuple):
-    """Which models, and where they run."""
-
-    model: str
-    revision: str | None
-    dtype: str
-    device: str
-    mitigation: Path | None
-    reference_model: str | None
-
-
-def _run(gathered: Gathered, settings: AuditSettings, place: Place, out: Path, save_triggers: bool) -> dict[str, Any]:
-    from diffkit import parallel
-    from diffkit.loading import load_pipeline, model_checksum
-    from memorization.attacking import build_attacks
-    from memorization.audit import Applied, Reference
-    from memorization.audit import audit as run_audit
-    from memorization.detect import make_detector
-
-    for attack in settings.attacks:  # an unknown name is refused before a model is loaded or a folder made
-        build_attacks(attack, settings)
-    for detector in settings.detectors:
-        make_detector(detector)
-    parallel.processes()  # before the model: it gives each process its device
-    applied = reference = None
-    if place.mitigation is not None:
-        from diffkit.mitigation import read_card
-
-        card = read_card(place.mitigation)
-        applied = Applied(str(card["method"]), str(card["weights_sha256"]), str(place.mitigation))
-    if place.reference_model is not None:
-        other = place.reference_model
-        checksum = model_checksum(other)
-
-        def load() -> Any:
-            return load_pipeline(other, dtype=place.dtype, device=place.device)
-
-        reference = Reference(other, load, checksum)
-    pipe = load_pipeline(
-        place.model, revision=place.revision, dtype=place.dtype, device=place.device, mitigation=place.mitigation
-    )
-    result = run_audit(
-        pipe,
-        gathered,
-        out=out,
-        model=place.model if place.revision is None else f"{place.model}@{place.revision}",
-        settings=settings,
-        model_sha256=model_checksum(place.model),
-        mitigation=applied,
-        reference=reference,
-        save_triggers=save_triggers,
-    )
-    return result.summary
 
 
 def exit_code(summary: dict[str, Any], fail_on: FailOn) -> int:
@@ -241,6 +198,14 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"Expected budgets such as 0,1,10,25,50, got {text!r}.") from None
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    try:
+        height, width = (int(part) for part in text.lower().split("x")) if text is not None else (0, 0)
+    except ValueError:
+        raise InputError(f"Expected a size such as 512x768 (height x width), got {text!r}.") from None
+    return None if text is None else (height, width)
 
 
 def _other_captions(path: Path | None, model: str) -> tuple[str, ...] | None:

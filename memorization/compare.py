@@ -19,7 +19,7 @@ from memorization.controls import rate
 from memorization.scoring import Record, aggregate, of_role
 
 #: What may differ between the runs of one comparison.
-OWN_KEYS = ("model", "model_sha256", "mitigation", "save_triggers")
+OWN_KEYS = ("model", "model_sha256", "lora", "mitigation", "save_triggers")
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,14 @@ def write_page(run: Run, records: Mapping[str, Record], summary: Mapping[str, An
         Section("Assumptions and limits", (Notes(_limits(summary)),)),
     ]
     return write_report(
-        run, title=f"Memorization audit of {summary['model']}", summary=_stats(summary), sections=sections
+        run, title=f"Memorization audit of {audited(summary)}", summary=_stats(summary), sections=sections
     )
+
+
+def audited(summary: Mapping[str, Any]) -> str:
+    """The audited model in words."""
+    lora = summary.get("lora")
+    return str(summary["model"]) if lora is None else f"{summary['model']} with the LoRA {lora['name']}"
 
 
 def _stats(summary: Mapping[str, Any]) -> list[Stat]:

@@ -79,6 +79,7 @@ class TextSpace:
             raise InputError(f"The text encoder holds {self.slots} tokens of a prompt, got {k}.")
         accepted = inspect.signature(self._pipe.encode_prompt).parameters
         asked = {"device": self._pipe.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        asked |= dict.fromkeys(("prompt_2", "prompt_3"))  # the same text for every encoder
         options = {name: value for name, value in asked.items() if name in accepted}
         with self._in_place(vectors):
             found = self._pipe.encode_prompt(prompt=[" ".join([self._filler] * k)] * rows, **options)

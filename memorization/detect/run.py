@@ -15,6 +15,7 @@ from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from memorization.detect import Detector, make_detector
 from memorization.detect.captions import CaptionScore, score_by_all
+from memorization.detect.fitting import refuse_misfits
 from memorization.detect.settings import DetectSettings
 from memorization.detect.verdicts import summarise
 from memorization.generate import Sampling, item_seed
@@ -41,7 +42,7 @@ def detect(
     Every process of a launch calls it alike; all get the summary.
 
     Args:
-        pipe: a pipeline of the Stable Diffusion 1/2 family.
+        pipe: a pipeline of a known family.
         gathered: suspects and controls; their images are not read.
         out: the run's folder.
         model: what the user called the model.
@@ -50,7 +51,8 @@ def detect(
         mitigation: checksum or name of what was put on the model, if anything.
 
     Raises:
-        InputError: another run is in the folder, or another process is writing to it.
+        InputError: a detector that does not fit the model's family, another run is in the folder, or another process
+            is writing to it.
     """
     config = {
         "model": model,
@@ -63,6 +65,7 @@ def detect(
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance["processes"] = parallel.processes()
     chosen = {spec: make_detector(spec) for spec in settings.detectors}  # a wrong option is refused before anything
+    refuse_misfits(pipe, settings.detectors)
     summary: dict[str, Any] = {}
     with open_shared(out, config=config, kind="detect", provenance=provenance) as run:
         pipe.set_progress_bar_config(disable=True)
