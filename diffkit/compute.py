@@ -264,9 +264,29 @@ def pipeline_flops(
         encoder = pipe.text_encoder
         return type(encoder).forward(encoder, torch.zeros(1, length, dtype=torch.long, device=encoder.device))
 
+    def control() -> Callable[[], object]:
+        latents = torch.zeros(rows, *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
+        given = texts.rows([0] * rows).to(denoiser.device, denoiser.dtype)
+        call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), given, size=size)
+        positional, named = family.inputs(pipe, call)
+        image = torch.zeros(rows, 3, *call.size, device=denoiser.device, dtype=denoiser.dtype)
+
+        def forward() -> object:
+            module = _twin(pipe.controlnet)
+            many = len(module.nets) if hasattr(module, "nets") else 0
+            images, scale = ([image] * many, [1.0] * many) if many else (image, 1.0)
+            hints = {"controlnet_cond": images, "conditioning_scale": scale, "return_dict": False}
+            return type(module).forward(module, *positional, **named, **hints)
+
+        return forward
+
     shape = (*latent_shape, rows, length, width)
+    called = count_flops(denoiser, shape, call(), on_trial)
+    if family.control is not None:
+        steered = count_flops(pipe.controlnet, shape, control())
+        called = None if called is None or steered is None else called + steered
     return Prices(
-        call=count_flops(denoiser, shape, call(), on_trial),
+        call=called,
         decode=count_flops(pipe.vae, shape, decode(pipe.vae)),
         verify=verify,
         encode=count_flops(pipe.text_encoder, shape, read) if encode is None else encode,

@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -31,11 +32,14 @@ from diffusers import (
     SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from PIL import Image
 from tiny import NOISE, tiny_pipeline, tiny_tokenizer
 from transformers import (
     CLIPTextConfig,
@@ -301,6 +305,17 @@ def aura_flow() -> AuraFlowPipeline:
     )  # fmt: skip
 
 
+def with_control(pipe: Any, cls: Any) -> Any:
+    """The same pipeline, led by a ControlNet with weights of its own."""
+    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16))
+    with torch.no_grad():
+        for layer in [*control.controlnet_down_blocks, control.controlnet_mid_block, control.controlnet_cond_embedding]:
+            for weight in layer.parameters():
+                weight.normal_(std=0.2)
+    extra = {"requires_safety_checker": False} if "safety_checker" in pipe.components else {"add_watermarker": False}
+    return cls(**pipe.components, controlnet=control, **extra)
+
+
 def stable_diffusion_v() -> Any:
     """Predicts v."""
     pipe = tiny_pipeline("ddim")
@@ -328,12 +343,15 @@ class Row:
     unguided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
 
 
+CONTROL = {"image": Image.linear_gradient("L").resize((64, 64)).convert("RGB")}
 SMALL = {"height": 32, "width": 32}
 TRUE = {"true_cfg_scale": 3.0, "negative_prompt": "cat"}
 FAMILY_ROWS: dict[str, Row] = {
     "sd1": Row(lambda: tiny_pipeline("ddim")),
     "sd2-v": Row(stable_diffusion_v),
+    "sd1-controlnet": Row(lambda: with_control(tiny_pipeline("ddim"), StableDiffusionControlNetPipeline), CONTROL),
     "sdxl": Row(sdxl),
+    "sdxl-controlnet": Row(lambda: with_control(sdxl(), StableDiffusionXLControlNetPipeline), CONTROL),
     "sd3": Row(stable_diffusion_3, {"max_sequence_length": 8}),
     "flux": Row(flux, {**SMALL, "max_sequence_length": 8}, TRUE, {"guidance_scale": 2.5}),
     "chroma": Row(chroma, {**SMALL, "max_sequence_length": 8}),

@@ -53,6 +53,8 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
     winners: Annotated[int, typer.Option(min=1, help="Images to keep for each prompt.")] = 1,
     micro_batch: Annotated[
         str | None,
@@ -82,6 +84,7 @@ def generate(
         "negative": negative, "winners": winners, "seed": seed,
         "micro_batch": None if micro_batch is None else read_micro_batch(micro_batch),
     }  # fmt: skip
+    config |= {name: pixels for name, pixels in (("height", height), ("width", width)) if pixels is not None}
     if out is None:
         raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
     pipe = _load(config, device)
@@ -110,6 +113,7 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     """The pipeline, after everything that can be checked without it."""
     from diffkit import parallel
     from diffkit.compute import parse_budget
+    from diffkit.families import default_size
     from diffkit.loading import load_pipeline
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
@@ -125,7 +129,8 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     reward = load_reward(config["reward"])
     stock = load_pipeline(config["model"], revision=config["revision"], dtype=config["dtype"], device=device)
     pipe = TTSnapPipeline.from_pipe(stock, reward=reward)
-    calls = plan(pipe, config["steps"]).calls
+    own = default_size(pipe)
+    calls = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width))).calls
     schedule.resolve(calls).validate(calls)
     return pipe
 

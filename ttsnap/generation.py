@@ -105,7 +105,8 @@ def _search(pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, 
     try:
         found = pipe(
             prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
-            negative_prompt=config["negative"], num_images_per_prompt=config["winners"], seed=config["seed"],
+            negative_prompt=config["negative"], height=config.get("height"), width=config.get("width"),
+            num_images_per_prompt=config["winners"], seed=config["seed"],
             first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
             schedule=config["schedule"], micro_batch=config["micro_batch"], previews=True, share=share,
             return_dict=True,

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.families import Family, stock_class
+from diffkit.families import Family, Pipeline, stock_class
 from diffkit.families.base import keywords_of
 
-__all__ = ["Keywords", "search_class", "sort_keywords"]
+__all__ = ["Keywords", "control_size", "search_class", "sort_keywords"]
 
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
@@ -39,6 +39,21 @@ def search_class(mixin: Any, stock: Any) -> Any:
     if issubclass(stock, mixin):
         return stock
     return type(f"TTSnap{stock.__name__}", (mixin, stock), {"__module__": mixin.__module__, "__doc__": mixin.__doc__})
+
+
+def control_size(pipe: Pipeline, family: Family, extra: Mapping[str, object]) -> tuple[int, int] | None:
+    """(height, width) in pixels of the image that a ControlNet follows; None without a ControlNet.
+
+    Raises:
+        InputError: a ControlNet has no image, or a list of images.
+    """
+    if family.control is None:
+        return None
+    image = extra.get(family.control)
+    if image is None or isinstance(image, list | tuple):
+        raise InputError(f"A ControlNet follows one image, the same for every prompt; give it as {family.control}=.")
+    height, width = pipe.control_image_processor.get_default_height_width(image)
+    return int(height), int(width)
 
 
 def sort_keywords(family: Family, given: Mapping[str, object]) -> Keywords:

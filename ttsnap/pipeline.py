@@ -26,7 +26,7 @@ from diffkit.loading import first_line, model_class, quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.candidates import Noise
-from ttsnap.keywords import search_class, sort_keywords
+from ttsnap.keywords import control_size, search_class, sort_keywords
 from ttsnap.preview import load_preview_vae
 from ttsnap.recipe import Recipe
 from ttsnap.request import Found, Request
@@ -256,6 +256,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         """
         family = family_of(self)
         extra, encoding = sort_keywords(family, keywords)
+        if (controlled := control_size(self, family, extra)) is not None:
+            height, width = height or controlled[0], width or controlled[1]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         pruning = choose(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae

@@ -21,11 +21,12 @@ from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
 from diffkit.families.pixart_sana import PIXART_SIGMA, SANA
 from diffkit.families.qwen_image import QWEN_IMAGE
-from diffkit.families.stable_diffusion import SDXL, STABLE_DIFFUSION
+from diffkit.families.stable_diffusion import SDXL, SDXL_CONTROLNET, STABLE_DIFFUSION, STABLE_DIFFUSION_CONTROLNET
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 
 __all__ = [
     "FAMILIES",
+    "REFUSED_PIPELINES",
     "Autoencoder",
     "Call",
     "Family",
@@ -42,7 +43,9 @@ __all__ = [
 
 FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION,
+    STABLE_DIFFUSION_CONTROLNET,
     SDXL,
+    SDXL_CONTROLNET,
     STABLE_DIFFUSION_3,
     FLUX,
     CHROMA,
@@ -53,6 +56,14 @@ FAMILIES: tuple[Family, ...] = (
     QWEN_IMAGE,
     AURA_FLOW,
 )
+
+_DRAWN = "it draws noise when it encodes the control image, anew in every part of a denoising"
+REFUSED_PIPELINES = {
+    "StableDiffusion3ControlNetPipeline": _DRAWN,
+    "StableDiffusion3ControlNetInpaintingPipeline": _DRAWN,
+    "FluxControlNetPipeline": _DRAWN,
+    "FluxControlPipeline": _DRAWN,
+}
 
 
 def family_of(pipe: Pipeline) -> Family:
@@ -65,6 +76,9 @@ def family_of(pipe: Pipeline) -> Family:
     for family in FAMILIES:
         if family.pipeline in ancestors:
             return family
+    for name, reason in REFUSED_PIPELINES.items():
+        if name in ancestors:
+            raise InputError(f"A {name} cannot be cut in mid-denoising: {reason}.")
     known = ", ".join(family.pipeline for family in FAMILIES)
     raise InputError(f"{type(pipe).__name__} belongs to no known family of pipelines; use one of: {known}.")
 

@@ -171,6 +171,7 @@ class Family:
             for it as a negative prompt, where that is not what it returns for a prompt.
         zeros_for_none: whether zeros stand for a negative prompt that is not given, where the model's configuration
             says ``force_zeros_for_empty_prompt``.
+        control: keyword of the one image that a ControlNet follows; None where there is no ControlNet.
         fixed: keywords of the call that are always given beside the encoded prompts.
         refusals: (pipeline, further keyword arguments, size) -> why its denoising cannot be cut, or None.
         refused: what is refused, in words, for the table of families.
@@ -198,6 +199,7 @@ class Family:
     layout: Literal["fixed", "masked", "listed"] = "fixed"
     encode_negative: Callable[[Pipeline, list[str] | None, Mapping[str, object]], tuple[Any, ...]] | None = None
     zeros_for_none: bool = False
+    control: str | None = None
     fixed: Mapping[str, object] = field(default_factory=dict)
     refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
     refused: str = "nothing"

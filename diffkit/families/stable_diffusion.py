@@ -1,15 +1,16 @@
-"""Families with a U-Net: Stable Diffusion 1 and 2, SDXL."""
+"""Families with a U-Net: Stable Diffusion 1 and 2, SDXL, each alone or with ControlNet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Size
 
-__all__ = ["SDXL", "STABLE_DIFFUSION"]
+__all__ = ["SDXL", "SDXL_CONTROLNET", "STABLE_DIFFUSION", "STABLE_DIFFUSION_CONTROLNET"]
 
 
 def _guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
@@ -84,4 +85,33 @@ SDXL = Family(
     upcasts=True,
     refusals=_refusals_xl,
     refused="denoising_end",
+)
+
+
+def _refusals_control(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+    whole = {"control_guidance_start": ([0.0], 0.0), "control_guidance_end": ([1.0], 1.0)}
+    if any(name in options and options[name] not in values for name, values in whole.items()):
+        return (
+            "a ControlNet that works for a part of the steps counts the loop's own; leave control_guidance_start at 0 "
+            "and control_guidance_end at 1"
+        )
+    return _refusals_xl(pipe, options, size)
+
+
+# Taps and training see the U-Net without the ControlNet; segments run both.
+STABLE_DIFFUSION_CONTROLNET = replace(
+    STABLE_DIFFUSION,
+    name="Stable Diffusion 1/2 with ControlNet",
+    pipeline="StableDiffusionControlNetPipeline",
+    control="image",
+    refusals=_refusals_control,
+    refused="control_guidance_start and _end other than 0 and 1",
+)
+SDXL_CONTROLNET = replace(
+    SDXL,
+    name="SDXL with ControlNet",
+    pipeline="StableDiffusionXLControlNetPipeline",
+    control="image",
+    refusals=_refusals_control,
+    refused="control_guidance_start and _end other than 0 and 1, denoising_end",
 )
