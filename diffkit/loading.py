@@ -122,7 +122,7 @@ def model_class(source: Path | str, options: Mapping[str, Any] | None = None) ->
 def model_checksum(model: str | Path, lora: str | Path | None = None) -> str | None:
     """Checksum of all files of a shipped or local model; None for a hub id, whose revision names its content.
 
-    With a LoRA the SHA-256 of ``<the model's> <the LoRA file's>``, both in hex.
+    With a LoRA the SHA-256 of ``<the model's> <the LoRA file's>``, both in hex; a hub id stands for itself.
 
     Raises:
         InputError: as :func:`resolve_model`.
@@ -131,11 +131,11 @@ def model_checksum(model: str | Path, lora: str | Path | None = None) -> str | N
 
     source = resolve_model(model)
     own = sha256_folder(source) if isinstance(source, Path) else None
-    if lora is None or own is None:
+    if lora is None:
         return own
     from diffkit.lora import lora_checksum
 
-    return sha256(f"{own} {lora_checksum(lora)}".encode()).hexdigest()
+    return sha256(f"{own or source} {lora_checksum(lora)}".encode()).hexdigest()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -18,6 +18,7 @@ from diffkit.options import (
     Dtype,
     Format,
     Limit,
+    Lora,
     MicroBatch,
     Mitigation,
     Model,
@@ -57,6 +58,7 @@ def detect(
     micro_batch: MicroBatch = "16",
     limit: Limit = None,
     limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    lora: Lora = None,
     mitigation: Mitigation = None,
     seed: Seed = 0,
     revision: Revision = None,
@@ -98,7 +100,7 @@ def detect(
     for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")
     any_fitting = detectors in ("all", "auto")
-    summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation, any_fitting)
+    summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation, lora, any_fitting)
     _show(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
@@ -119,6 +121,7 @@ def _run(
     device: str,
     out: Path,
     mitigation: Path | None,
+    lora: str | None,
     any_fitting: bool,
 ) -> dict[str, Any]:
     from diffkit import parallel
@@ -127,9 +130,9 @@ def _run(
     from memorization.detect.fitting import fitting
     from memorization.detect.run import detect as run_detection
 
-    checksum = model_checksum(model)
+    checksum = model_checksum(model, lora)
     parallel.processes()  # before the model: it gives each process its device
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation)
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation, lora=lora)
     if any_fitting:
         settings = replace(settings, detectors=fitting(pipe, settings.detectors))
     return run_detection(

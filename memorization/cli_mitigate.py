@@ -9,7 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Revision
 
 if TYPE_CHECKING:
     from diffkit.mitigation import Mitigation
@@ -22,6 +22,7 @@ app = typer.Typer(add_completion=False)
 def mitigate(
     method: Annotated[str, typer.Argument(help="nemo, wanda, adversarial, prompt-guard, attention-guard, ...")],
     model: Model = "lab",
+    lora: Lora = None,
     suspects: Annotated[
         str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
     ] = "lab:planted",
@@ -67,9 +68,10 @@ def mitigate(
     from diffkit.mitigation import apply
     from memorization.mitigate.base import mitigate as run
 
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, lora=lora)
+    checksum = model_checksum(model, lora)
     name = model if revision is None else f"{model}@{revision}"
-    made = run(pipe, known, method=chosen, out=out, model=name, settings=settings, model_sha256=model_checksum(model))
+    made = run(pipe, known, method=chosen, out=out, model=name, settings=settings, model_sha256=checksum)
     if save_pipeline is not None:
         with apply(pipe, made):
             pipe.save_pretrained(save_pipeline, safe_serialization=True)
