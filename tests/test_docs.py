@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("script", ["readme_figures", "help_texts"])
+@pytest.mark.parametrize("script", ["readme_figures", "help_texts", "families_table"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     line = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--check"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)

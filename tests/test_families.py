@@ -6,6 +6,7 @@ import functools
 import itertools
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,28 @@ def pixels(image: Any) -> np.ndarray:
 
 def test_every_family_has_a_row():
     assert {family.name for family in FAMILIES} == {family_of(pipeline(name)).name for name in NAMES}
+
+
+FLOW_SIGMAS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("sd1")])  # its own are tested elsewhere
+def test_every_scheduler_of_the_table_can_be_cut(name):
+    pipe = family_pipeline(name)
+    first, flow = pipe.scheduler, is_flow(pipe.scheduler)
+    for scheduler in family_of(pipe).schedulers:
+        own = getattr(diffusers, scheduler)
+        if flow:
+            pipe.scheduler = own(**({} if scheduler.startswith("FlowMatch") else FLOW_SIGMAS))
+        else:
+            skips = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
+            pipe.scheduler = own.from_config(first.config, **skips)
+        conditioning, denoising = parts(pipe, name)
+        calls = plan(pipe, STEPS, denoising.size, denoising.extra).calls
+        alive = [Candidate(0, 0, generators([SEED])[0])]
+        for start, stop in itertools.pairwise([0, 1, 3, calls]):
+            alive = run_segment(pipe, alive, conditioning, denoising, start, stop)
+        assert torch.equal(alive[0].latents, stock(pipe, name)), scheduler
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -181,9 +204,11 @@ def test_images_are_decoded_as_by_the_pipeline_and_encoded_back(name):
     assert encode_images(pipe, decoded).shape == latents.shape
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_half_precision_gives_numbers(name):
-    half = family_pipeline(name).to(dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.bfloat16) for name in NAMES), ("sdxl", torch.float16), ("flux", torch.float16)]
+)
+def test_half_precision_gives_numbers(name, dtype):
+    half = family_pipeline(name).to(dtype=dtype)
     out = search(half, name)
     reference = pixels(stock(half, name, out.seeds[0], output="pil")[0])
     assert np.array_equal(pixels(out.images[0]), reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffkit.families.base import Call, Family, Inputs, Pipeline
+from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline
 
 __all__ = ["AURA_FLOW"]
 
@@ -21,6 +21,7 @@ AURA_FLOW = Family(
     denoiser="transformer",
     encoded=("prompt_embeds", "prompt_attention_mask", None, None),
     inputs=_inputs,
+    schedulers=FLOW,
     upcasts=True,
     encoding=frozenset({"max_sequence_length"}),
 )

@@ -15,6 +15,9 @@ from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 
 __all__ = [
+    "DIFFUSION",
+    "FLOW",
+    "FLOW_SHIFTED",
     "Autoencoder",
     "Call",
     "Family",
@@ -37,6 +40,18 @@ __all__ = [
 Pipeline: TypeAlias = Any  # a diffusers.DiffusionPipeline
 Scheduler: TypeAlias = Any  # a diffusers.SchedulerMixin
 Autoencoder: TypeAlias = Any  # a diffusers.AutoencoderKL or AutoencoderTiny
+
+
+DIFFUSION = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "PNDMScheduler",
+)
+FLOW = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+FLOW_SHIFTED = FLOW[:2]  # where the pipeline tells the scheduler how far to shift the noise levels
 
 
 class Size(NamedTuple):
@@ -148,6 +163,8 @@ class Family:
         name: how messages call it.
         pipeline: name of the stock class; its subclasses belong to the family too.
         denoiser: the pipeline's attribute that holds the denoiser.
+        schedulers: those that its pipeline works with and a search can cut; of the flow ones, UniPC and DPM++ with
+            ``use_flow_sigmas``.
         encoded: the keywords of what ``encode_prompt`` returns for the positive prompt, by position; None for what is
             not carried. The keyword of the negative prompt is the same after ``negative_``.
         inputs: (pipeline, call) -> the denoiser's arguments, just as the pipeline's loop gives them.
@@ -183,6 +200,7 @@ class Family:
     encoded: tuple[str | None, ...]
     inputs: Callable[[Pipeline, Call], Inputs]
     output: Callable[[Any, Call], Tensor] = _first_tensor
+    schedulers: tuple[str, ...] = DIFFUSION
     guided: Callable[[Pipeline, float, Mapping[str, object]], bool] = classifier_free
     guidance: str = "classifier-free, one batch of both"
     default_size: Callable[[Pipeline], Size] = _default_size
@@ -203,6 +221,11 @@ class Family:
     fixed: Mapping[str, object] = field(default_factory=dict)
     refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
     refused: str = "nothing"
+
+    @property
+    def prediction(self) -> str:
+        """What the denoiser predicts."""
+        return "velocity of a flow" if self.schedulers[0] == FLOW[0] else "noise, v or sample"
 
     @property
     def companions(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from diffkit.families.base import Call, Family, Inputs, Pipeline, Size
+from diffkit.families.base import FLOW_SHIFTED, Call, Family, Inputs, Pipeline, Size
 from diffkit.families.flow import linear_sigmas, pack, packed, patches, shift_of_tokens, unpacked
 
 __all__ = ["CHROMA", "FLUX", "noise_shape", "true_guidance"]
@@ -70,6 +70,7 @@ FLUX = Family(
     denoiser="transformer",
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     inputs=_inputs,
+    schedulers=FLOW_SHIFTED,
     guided=true_guidance(1.0),
     guidance="told to the denoiser; true_cfg_scale by a second pass",
     default_size=lambda pipe: Size(*[pipe.default_sample_size * pipe.vae_scale_factor] * 2),
@@ -98,6 +99,7 @@ CHROMA = Family(
     denoiser="transformer",
     encoded=("prompt_embeds", None, "prompt_attention_mask"),
     inputs=_inputs_chroma,
+    schedulers=FLOW_SHIFTED,
     guidance="classifier-free, a second pass",
     default_size=FLUX.default_size,
     multiple=FLUX.multiple,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkit.families.base import Call, Family, Inputs, Pipeline, Size, shifted, unshifted
+from diffkit.families.base import FLOW, FLOW_SHIFTED, Call, Family, Inputs, Pipeline, Size, shifted, unshifted
 from diffkit.families.flow import linear_sigmas, patches, shift_of_tokens
 
 __all__ = ["LUMINA2", "Z_IMAGE"]
@@ -54,6 +54,7 @@ LUMINA2 = Family(
     denoiser="transformer",
     encoded=("prompt_embeds", "prompt_attention_mask", None, None),
     inputs=_inputs_lumina,
+    schedulers=FLOW_SHIFTED,
     output=_negated,
     guidance="classifier-free, a second pass, normalized",
     multiple=lambda pipe: int(pipe.vae_scale_factor * 2),
@@ -93,6 +94,7 @@ Z_IMAGE = Family(
     encoded=("prompt_embeds",),
     layout="listed",
     inputs=_inputs_z,
+    schedulers=FLOW[:1],
     output=_stacked,
     guided=lambda pipe, guidance_scale, options: guidance_scale > 0,
     guidance="classifier-free from 0 on, one batch of both",

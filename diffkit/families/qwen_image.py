@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffkit.embeds import MASK
-from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Size
+from diffkit.families.base import FLOW_SHIFTED, Autoencoder, Call, Family, Inputs, Pipeline, Size
 from diffkit.families.flow import linear_sigmas, pack, patches, unpack
 from diffkit.families.flux import noise_shape, true_guidance
 
@@ -57,6 +57,7 @@ QWEN_IMAGE = Family(
     encoded=("prompt_embeds", MASK),
     layout="masked",
     inputs=_inputs,
+    schedulers=FLOW_SHIFTED,
     guided=true_guidance(4.0),
     guidance="true_cfg_scale by a second pass, normalized",
     default_size=lambda pipe: Size(*[pipe.default_sample_size * pipe.vae_scale_factor] * 2),

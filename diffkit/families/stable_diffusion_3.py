@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diffkit.families.base import Call, Family, Inputs, Pipeline, Size, shifted, unshifted
+from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline, Size, shifted, unshifted
 from diffkit.families.flow import shift_of_tokens
 
 __all__ = ["STABLE_DIFFUSION_3"]
@@ -44,6 +44,7 @@ STABLE_DIFFUSION_3 = Family(
     denoiser="transformer",
     encoded=("prompt_embeds", None, "pooled_prompt_embeds", None),
     inputs=_inputs,
+    schedulers=FLOW,
     multiple=lambda pipe: int(pipe.vae_scale_factor * pipe.patch_size),
     to_denoiser=shifted,
     to_vae=unshifted,
