@@ -131,8 +131,9 @@ def mitigations() -> str:
 
 
 def from_each(attack: Mapping[str, Any]) -> str:
-    """How many came back, start by start."""
-    return "; ".join(f"{start}: {of(row)}" for start, row in attack["from each start"].items())
+    """How many came back, start by start; by the better of two where that alone was kept."""
+    rows = attack.get("from each start", {"better of two": attack["brought back"]})
+    return "; ".join(f"{start}: {of(row)}" for start, row in rows.items())
 
 
 def locality() -> str:

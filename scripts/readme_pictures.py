@@ -1,0 +1,124 @@
+"""Draw the two pictures of the README from the lab.
+
+    python scripts/readme_pictures.py [--only search,audit]
+
+``docs/figures/search.png``: one search, what it saw at each look. ``docs/figures/audit.png``: four planted images, what
+their captions give before and after pruning, and what DoRI brings back. A few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from matplotlib.figure import Figure
+from measure_mitigations import full_strength
+from torch import Tensor
+
+from diffkit.embeds import Embeds
+from diffkit.images import load_image
+from diffkit.lab.measure import generate
+from diffkit.loading import load_pipeline, model_checksum
+from diffkit.mitigation import apply
+from diffkit.prompts import Suspect
+from memorization.attack.base import Target
+from memorization.attack.dori import Dori
+from memorization.attack.starts import StartingPoints
+from memorization.copies.tiled import TiledCorrelation
+from memorization.embedded import encoded
+from memorization.generate import Sampling
+from memorization.generate import generate as generate_from
+from memorization.mitigate import methods
+from memorization.mitigate.base import mitigate
+from ttsnap import TTSnapPipeline
+from ttsnap.pictures import look_figure
+from ttsnap.pipeline import TTSnapPipelineOutput
+
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
+PROMPT, SCHEDULE = "a red circle left of a blue square on gray", "3:0.5,6:0.5,10:0.5"
+SHOWN, STEPS, SEED = ("portrait", "cat", "cup", "cameraman"), 50, 3
+
+
+def search() -> None:
+    """One pruned search of 12 seeds."""
+    pipe = TTSnapPipeline.from_pretrained("lab", reward="lab-noise-aware")
+    found = pipe(
+        PROMPT, num_candidates=12, schedule=SCHEDULE, num_inference_steps=20, guidance_scale=3.0, seed=5, previews=True
+    )
+    look_figure(cast(TTSnapPipelineOutput, found).trace).savefig(FIGURES / "search.png")
+
+
+def attacked(pipe: Any, suspects: Sequence[Suspect]) -> Tensor:
+    """(n, 3, H, W): what DoRI brings back from an unrelated caption."""
+    points, empty = StartingPoints(pipe), encoded(pipe, [""])
+    targets = [
+        Target(load_image(one.images[0]), points.start("other", own=empty, seed=index), index)
+        for index, one in enumerate(suspects)
+    ]
+    found = Dori(budgets=(0, STEPS), micro_batch=len(targets))(pipe, targets)
+    rows = Embeds.cat([triggers.embeds.rows([1]) for triggers in found])
+    return generate_from(pipe, rows, empty, [SEED] * len(rows), sampling=Sampling(20, 3.0, len(rows))).images
+
+
+def audit() -> None:
+    """Four images, five columns."""
+    pipe, twin = load_pipeline("lab"), load_pipeline("lab-clean")
+    known = full_strength()
+    full = [one for one in known if one.images[0].stem in SHOWN]
+    captions, seeds = [one.caption for one in full], [SEED] * len(full)
+    method = methods.get("nemo")
+    with tempfile.TemporaryDirectory() as scratch:
+        made = mitigate(
+            pipe,
+            known,
+            method=method,
+            out=Path(scratch) / "nemo",
+            model="lab",
+            settings=method.settings(**dict(method.lab)),
+            model_sha256=model_checksum("lab"),
+        )
+        columns = {
+            "training image": torch.stack([load_image(one.images[0]) for one in full]),
+            "its caption": generate(pipe, captions, seeds),
+        }
+        with apply(pipe, made):
+            columns["its caption,\npruned (NeMo)"] = generate(pipe, captions, seeds)
+            columns[f"DoRI, {STEPS} steps,\npruned"] = attacked(pipe, full)
+        columns[f"DoRI, {STEPS} steps,\nmodel that never saw it"] = attacked(twin, full)
+    draw(columns)
+
+
+def draw(columns: dict[str, Tensor]) -> None:
+    """A row an image, the similarity to the training image under each picture."""
+    reference = next(iter(columns.values()))
+    rows = len(reference)
+    figure = Figure(figsize=(1.45 * len(columns), 1.5 * rows + 0.4), dpi=120, layout="constrained")
+    grid = figure.subplots(rows, len(columns), squeeze=False)
+    for place, (name, images) in enumerate(columns.items()):
+        for row in range(rows):
+            axes = grid[row][place]
+            axes.imshow(images[row].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            if place:
+                value = float(TiledCorrelation().similarity(images[row][None], reference[row][None]).max())
+                axes.set_xlabel(f"{value:.2f}", fontsize=8, color="#c2410c" if value >= 0.75 else "black", labelpad=2)
+        grid[0][place].set_title(name, fontsize=8)
+    figure.savefig(FIGURES / "audit.png")
+
+
+def main() -> None:
+    """Draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="search,audit")
+    chosen = parser.parse_args().only.split(",")
+    for name, make in (("search", search), ("audit", audit)):
+        if name in chosen:
+            make()
+
+
+if __name__ == "__main__":
+    main()
