@@ -19,11 +19,14 @@ from diffkit.conditioning import encode_prompts, initial_latents, latent_shape, 
 from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
 from diffkit.latents import decode_latents, encode_images
-from diffkit.seeds import generators
+from diffkit.rewards.base import as_reward
+from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
 from diffkit.solvers import is_flow
 from ttsnap import TTSnapPipeline
 from ttsnap.keywords import sort_keywords
+from ttsnap.recording.collect import collect
+from ttsnap.recording.recorder import Settings
 
 STEPS, SEED, PROMPT = 4, 11, "a dog"
 NAMES = list(FAMILY_ROWS)
@@ -342,3 +345,15 @@ def test_neighbours_mix_noise_of_packed_latents(name):
     out = search(pipe, name, num_candidates=None, schedule="", search="zero-order", budget="4x")
     assert np.isfinite(out.rewards[0])
     assert out.recipes[0] is not None or out.seeds[0] is not None
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_trajectories_are_recorded(name, tmp_path):
+    """The default texts of FLUX.1 have 512 tokens, so two seeds and two steps must do."""
+    pipe = pipeline(name)
+    settings = Settings(2, 2, 1.0, height=32, width=32, micro_batch=1)
+    found = collect(pipe, [PROMPT], {"brightness": as_reward(brightness)}, settings, out=tmp_path)
+    plain = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 32, "width": 32, "output_type": "pt"}
+    for index, score in enumerate(found[0].finals["brightness"].tolist()):
+        alone = pipe(PROMPT, **plain, generator=generators([candidate_seed(0, 0, index)])[0])[0]
+        assert float(score) == pytest.approx(float(brightness(alone.float(), [PROMPT])), abs=1e-3)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import save
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit import parallel
 from diffkit.compute import pipeline_flops
-from diffkit.conditioning import encode_prompts
+from diffkit.conditioning import encode_prompts, latent_shape
 from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
@@ -77,7 +78,7 @@ def collect(
         InputError: bad input, a recording of something else in the folder, or a reward that does not work.
     """
     _check(prompts, rewards)
-    steps = plan(pipe, settings.num_inference_steps)
+    steps = plan(pipe, settings.num_inference_steps, image_size(pipe, settings))
     settings = settings.resolved(steps)
     config = _config(prompts, rewards, settings, origin or {})
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
@@ -129,15 +130,20 @@ def _config(
 def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
     """Noise levels and counted prices; each reward is tried first, so that a wrong one is found at once."""
     pipe, settings = recorder.pipe, recorder.settings
-    size, factor = image_size(pipe, settings), pipe.vae_scale_factor
+    size = image_size(pipe, settings)
     verify = {name: probe_reward(reward, prompt, size).flop for name, reward in recorder.rewards.items()}
+    with FlopCounterMode(display=False) as counter:
+        text = encode_prompts(pipe, [prompt], guidance=False).positive
     flop = pipeline_flops(
         pipe,
-        (pipe.unet.config.in_channels, size[0] // factor, size[1] // factor),
-        encode_prompts(pipe, [prompt], guidance=False).prompt_embeds,
+        latent_shape(pipe, size),
+        text,
         guidance=guided(pipe, settings),
         verify=None,
         preview=recorder.preview_vae,
+        size=size,
+        encode=float(counter.get_total_flops()),
+        on_trial=lambda: None,
     )
     return {
         "device": str(pipe._execution_device),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from diffkit.conditioning import Conditioning, encode_prompts
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline
+from diffkit.families import Autoencoder, Pipeline, default_size, is_guided
 from diffkit.latents import decode_latents
 from diffkit.micro_batch import MicroBatch
 from diffkit.rewards.base import Reward, score_checked
@@ -73,16 +73,13 @@ class Settings:
 
 def image_size(pipe: Pipeline, settings: Settings) -> tuple[int, int]:
     """Height and width in pixels of what the pipeline makes."""
-    if settings.height and settings.width:
-        return settings.height, settings.width
-    side = pipe.unet.config.sample_size
-    height, width = (side, side) if isinstance(side, int) else side
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    own = default_size(pipe)
+    return settings.height or own.height, settings.width or own.width
 
 
 def guided(pipe: Pipeline, settings: Settings) -> bool:
     """Whether a denoiser call carries two rows for a candidate."""
-    return settings.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+    return is_guided(pipe, settings.guidance_scale, {"negative_prompt": settings.negative_prompt})
 
 
 def preview_side(rewards: Mapping[str, Reward]) -> int | None:
@@ -166,8 +163,7 @@ class Recorder:
         denoising = Denoising(
             settings.num_inference_steps,
             settings.guidance_scale,
-            settings.height,
-            settings.width,
+            *image_size(self.pipe, settings),
             micro_batch=size,
         )
         found = _Batch(len(batch), size, [texts[one.prompt] for one in batch])
@@ -184,7 +180,7 @@ class Recorder:
         prompts = [*found.prompts, *found.prompts[-1:] * (found.size - found.real)]
         vae = None if level is None else self.preview_vae
         with found.clock("decoder" if vae is None else "preview"):
-            images = decode_latents(self.pipe, padded, vae)
+            images = decode_latents(self.pipe, padded, vae, image_size(self.pipe, self.settings))
         for name, reward in self.rewards.items():
             with found.clock(f"verifier.{name}"):
                 values, reasons = score_checked(reward, images, prompts, level)
