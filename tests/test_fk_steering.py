@@ -133,7 +133,7 @@ def test_ddim_with_eta_is_steered():
 
 
 def test_copies_part_and_say_where_their_noise_comes_from():
-    result = counted().search(FKSteering(strength=200.0), "6x", prompts=["a dog"], winners=5)
+    result = counted().search(FKSteering(strength=200.0), "8x", prompts=["a dog"], winners=5)
     steering = result.notes["steering"]
     assert any(look["resampled"] for look in steering)
     looks = [look for look in result.trace if look.step < STEPS - 1]
