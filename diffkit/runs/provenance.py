@@ -20,6 +20,8 @@ PACKAGES = (
     "diffusers",
     "transformers",
     "accelerate",
+    "peft",
+    "open_clip_torch",
     "safetensors",
     "numpy",
     "scipy",
