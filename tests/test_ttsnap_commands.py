@@ -63,6 +63,7 @@ def test_a_prompt_that_cannot_be_scored_leaves_the_others_alone(folder, tmp_path
     assert result.exit_code == 3
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["failed"] == 1
+    assert summary["reward"]["name"]
     assert "returned nan" in summary["items"][0]["error"]
     assert summary["items"][1]["error"] is None
 

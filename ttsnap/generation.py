@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from diffkit import parallel
 from diffkit.console import is_quiet, say
 from diffkit.errors import ScoringError
+from diffkit.rewards.base import describe
 from diffkit.runs.shared import open_shared
 from ttsnap.candidates import Noise
 from ttsnap.pictures import contact_sheet, score_figure
@@ -65,7 +66,10 @@ def generate(
             return None
         items = [run.done[_key(index)] for index in range(len(prompts))]
         failed = sum(item["error"] is not None for item in items)
-        run.write_json("summary.json", {"prompts": len(items), "failed": failed, "items": items})
+        summary = {"prompts": len(items), "failed": failed, "items": items}
+        if pipe.reward is not None:
+            summary["reward"] = describe(pipe.reward)
+        run.write_json("summary.json", summary)
         return items
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Scores",
     "TrainableReward",
     "as_reward",
+    "describe",
     "score_checked",
 ]
 
@@ -127,6 +128,13 @@ def as_reward(reward: Reward | RewardFunction) -> Reward:
             f"Expected the name of a reward, a Reward, or a callable (images, prompts) -> scores, got {reward!r}."
         )
     return _CallableReward(reward)
+
+
+def describe(reward: Reward) -> dict[str, object]:
+    """What a record says of a reward: its card (preprocessing, licence, checksum of its weights) where it has one."""
+    card = getattr(reward, "card", None)
+    found: dict[str, object] = {"name": reward.name} if card is None else card()
+    return found
 
 
 class Scores(NamedTuple):
