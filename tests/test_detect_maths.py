@@ -13,7 +13,7 @@ from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
 from memorization.detect.anisotropy import anisotropy
-from memorization.detect.attention_maps import attention_probabilities, text_attention_layers, record_attention
+from memorization.detect.attention_maps import attention_probabilities, record_attention, text_attention_layers
 from memorization.detect.bright_ending import end_token_map, masked_magnitude
 from memorization.detect.captions import caption_score, end_tokens
 from memorization.detect.cross_attention import attention_entropy, token_entropy
