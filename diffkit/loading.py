@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants
 from transformers.utils import logging as transformers_logging
 
 from diffkit.errors import InputError
@@ -73,7 +74,7 @@ def load_pipeline(
                 where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=local
             )
     except (OSError, ValueError) as error:
-        raise InputError(f"Could not load the model {str(model)!r}: {first_line(error)}") from error
+        raise InputError(_not_loaded(model, error)) from error
     pipe = loaded.to(place)
     if lora is not None:
         from diffkit.lora import fuse_lora
@@ -84,6 +85,19 @@ def load_pipeline(
 
         apply(pipe, mitigation, model_sha256=model_checksum(source, lora))
     return pipe
+
+
+def _not_loaded(model: str | Path, error: Exception) -> str:
+    """One sentence; what a hub client says of caches and connections is put in words of what to do."""
+    said = first_line(error)
+    signs = ("not fully cached", "connect", "offline", *(["model_index.json"] if constants.HF_HUB_OFFLINE else []))
+    if isinstance(error, OSError) and "/" in str(model) and any(sign in said for sign in signs):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        return (
+            f"The model {str(model)!r} is not complete in the hub's cache, and {why}; connect once, or give the folder "
+            "of a download."
+        )
+    return f"Could not load the model {str(model)!r}: {said}"
 
 
 def first_line(error: BaseException) -> str:
@@ -110,7 +124,7 @@ def model_class(source: Path | str, options: Mapping[str, Any] | None = None) ->
             str(source), **{name: value for name, value in (options or {}).items() if name in where}
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"Could not load the model {str(source)!r}: {first_line(error)}") from error
+        raise InputError(_not_loaded(source, error)) from error
     name = index.get("_class_name")
     found = getattr(diffusers, str(name), None)
     if found is None or not any(family.pipeline in {base.__name__ for base in found.__mro__} for family in FAMILIES):
@@ -139,8 +153,10 @@ def model_checksum(model: str | Path, lora: str | Path | None = None) -> str | N
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """diffusers warns when a VAE is no AutoencoderKL; a tiny autoencoder is a legitimate choice."""
-    return "Expected types for vae" not in (text := record.getMessage()) or "AutoencoderTiny" not in text
+    """diffusers warns when a VAE is no AutoencoderKL (a tiny autoencoder is a legitimate choice), and of what is said
+    again in an error."""
+    text = record.getMessage()
+    return not ("Expected types for vae" in text and "AutoencoderTiny" in text) and "connect to the Hub" not in text
 
 
 @contextmanager
