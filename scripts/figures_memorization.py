@@ -286,20 +286,4 @@ def bench_dori() -> str:
     return f"{text} ({found['threads']} thread). `--micro-batch` bounds the memory."
 
 
-def line() -> str:
-    """The whole line: what each model still shows, and how long each command took."""
-    found = read("line")
-    if not found:
-        return MISSING
-    took = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found["seconds"].items())
-    runs = found["compare"]["runs"]
-    names = list(next(iter(runs.values()))["verdicts"])
-    rows = [
-        [model, *(str(one["verdicts"][name]) for name in names), str(one["controls_flagged"]["count"])]
-        for model, one in runs.items()
-    ]
-    text = table(["model", *names, "controls flagged"], rows)
-    return f"{text}\n\n{found['compare']['suspects']} suspects. Minutes on two cores: {took}."
-
-
-BLOCKS = (lab, audit, detectors, ladder, bench_dori, mitigations, adversarial, locality, line, kill_line)
+BLOCKS = (lab, audit, detectors, ladder, bench_dori, mitigations, adversarial, locality, kill_line)
