@@ -18,9 +18,9 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-# A process for each core, each with one thread: small networks gain little from a second one.
+# A process for each core (four at most: each takes some 2 GB), each with one thread: a second gains small networks little.
 tests: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit("diffkit needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
