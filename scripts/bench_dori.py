@@ -135,7 +135,7 @@ def bench(images: int, steps: int, processes: int) -> dict[str, Any]:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         batched[str(rows)] = {"seconds": spent.wall, "cpu seconds": spent.cpu, "peak memory so far, MiB": memory}
     best = min(batched, key=lambda rows: batched[rows]["seconds"])
-    with frozen(pipe.unet):  # after the searches: its largest block would hide their peak memory
+    with frozen(pipe):  # after the searches: its largest block would hide their peak memory
         profile = {"one step of one image, ms": where(pipe, given), "per row, ms": per_row(pipe)}
     apart = separately(images, steps, processes)
     flops = count_flops(pipe.unet, ("one row",), lambda: one_row(pipe))
