@@ -275,15 +275,16 @@ def bench_dori() -> str:
     found = read("bench_dori")
     if not found:
         return MISSING
-    apart = found["ratio to singles in processes of their own"]
-    processor = found["ratio in processor time"]
-    text = (
-        f"One search of {found['images']} images at once, {found['steps']} steps: {processor:.2f} of the processor "
-        "time of as many single searches one after the other in one process"
+    alone = found["singles in one process"]["seconds"] / found["images"]
+    apart = found["singles in processes of their own"]
+    start = sum(apart["seconds each"]) / apart["run"] - alone
+    return (
+        f"One search of {found['images']} images at once, {found['steps']} steps: "
+        f"{found['ratio to singles in one process']:.2f} of the time of as many single searches one after the other in "
+        f"one process ({found['threads']} threads; {found['ratio in processor time']:.2f} of the processor time). One in "
+        f"a process of its own adds {start:.1f} s of starting Python and loading the model to every image. "
+        "`--micro-batch` bounds the memory."
     )
-    if apart:
-        text += f", {apart:.2f} of the time of single searches that each start Python and load the model"
-    return f"{text} ({found['threads']} thread). `--micro-batch` bounds the memory."
 
 
 BLOCKS = (lab, audit, detectors, ladder, bench_dori, mitigations, adversarial, locality, kill_line)
