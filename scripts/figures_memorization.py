@@ -281,8 +281,8 @@ def bench_dori() -> str:
     return (
         f"One search of {found['images']} images at once, {found['steps']} steps: "
         f"{found['ratio to singles in one process']:.2f} of the time of as many single searches one after the other in "
-        f"one process ({found['threads']} threads; {found['ratio in processor time']:.2f} of the processor time). One in "
-        f"a process of its own adds {start:.1f} s of starting Python and loading the model to every image. "
+        f"one process ({found['threads']} threads; {found['ratio in processor time']:.2f} of the processor time). One "
+        f"in a process of its own adds {start:.1f} s of starting Python and loading the model to every image. "
         "`--micro-batch` bounds the memory."
     )
 
