@@ -217,11 +217,7 @@ def adversarial() -> str:
     full = found["adversarial"]
     each = [
         [name.replace(", seed 0, full images", ""), *(attack_cell(cells[budget]) for budget in ("50", "150"))]
-        for name, cells in full["attacks"].items()
-    ]
-    before = [
-        [name.replace(", seed 0, full images", ""), *(attack_cell(cells[budget]) for budget in ("50", "150"))]
-        for name, cells in full["unmitigated"].items()
+        for name, cells in (full["unmitigated"] | full["attacks"]).items()
     ]
     n = full["scene accuracy"]["change"]["n"]
     return (
@@ -229,7 +225,7 @@ def adversarial() -> str:
         + f"\n\nImages of full strength, verbatim; {n} held-out scenes. Drift: distance in latents from the image of "
         + "the same prompt and seed before, over the mean distance of two seeds. Each attack, images brought back and "
         + "the highest similarity (0.75 counts as a copy):\n\n"
-        + table(["all weights, attack", "at 50 steps", "at 150 steps"], [*before, *each])
+        + table(["all weights, attack", "at 50 steps", "at 150 steps"], each)
     )
 
 
