@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 
 from diffkit.errors import InputError
 from diffkit.families import FAMILIES, Pipeline
+from diffkit.lab import assets
 
 __all__ = [
-    "LAB_MODELS",
     "first_line",
     "load_pipeline",
     "model_checksum",
@@ -31,7 +31,6 @@ __all__ = [
     "resolve_model",
 ]
 
-LAB_MODELS = ("lab", "lab-clean")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -181,9 +180,7 @@ def resolve_model(model: str | Path) -> Path | str:
     Raises:
         InputError: it looks like a path that is not there, or is a folder without ``model_index.json``.
     """
-    if isinstance(model, str) and model in LAB_MODELS:
-        from diffkit.lab import assets
-
+    if isinstance(model, str) and model in assets.MODELS:
         folder = Path(assets.model_path(model))
         if not (folder / "model_index.json").is_file():
             raise InputError(f"The weights of {model!r} are not at {folder}; make them with `diffkit lab train`.")

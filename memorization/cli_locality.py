@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Revision, Seed
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _run(
 def _ordinary(path: Path | None, model: str) -> tuple[str, ...]:
     from memorization.mitigate.captions import ordinary_captions
 
-    if path is None and model.partition("@")[0] not in ("lab", "lab-clean"):
+    if path is None and model.partition("@")[0] not in LAB_MODELS:
         raise InputError("Locality compares with captions of nothing memorized: give a text file, --ordinary FILE.")
     return ordinary_captions(None if path is None else str(path), model=model, n=1000)
 

@@ -16,6 +16,7 @@ from diffkit.cli import app
 from diffkit.images import load_image
 from diffkit.lab import assets, judge, measure, planted, world
 from diffkit.lab.train.denoiser import TEXT_LENGTH, new_tokenizer
+from diffkit.lab.train.loop import bf16_where_fast
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_suspects
 from diffkit.rewards import load_reward
@@ -120,3 +121,10 @@ def test_every_word_of_the_lab_is_one_token() -> None:
     captions += [scene.caption for scene in world.sample_scenes(50, seed=0)]
     assert all(len(tokenizer.tokenize(text)) == len(text.split()) <= TEXT_LENGTH - 2 for text in captions)
     assert len(tokenizer.tokenize("zebra, 42!")) > 3
+
+
+@pytest.mark.parametrize(("known", "expected"), [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)])
+def test_training_uses_bfloat16_only_where_the_processor_has_it(monkeypatch, known: dict, expected: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    with bf16_where_fast():
+        assert torch.is_autocast_enabled("cpu") is expected

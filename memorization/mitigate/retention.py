@@ -15,8 +15,8 @@ from torch import Tensor
 from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.images import load_image
+from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.latents import encode_images
-from diffkit.loading import LAB_MODELS
 from diffkit.prompts import Suspect, read_suspects
 from memorization.embedded import empty_text, encoded
 from memorization.generate import Sampling, generate, item_seed

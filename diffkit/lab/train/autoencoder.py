@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffkit.lab import textures, world
-from diffkit.lab.train.loop import train
+from diffkit.lab.train.loop import bf16_where_fast, train
 
 LATENT_CHANNELS = 4
 
@@ -39,7 +39,7 @@ def train_autoencoder(folder: Path, *, steps: int = 3000, batch: int = 24, seed:
 
     def loss_at(step: int) -> Tensor:
         images = _batch(leaves, batch, seed=seed * 7919 + step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_where_fast():
             latents = vae.encoder(images * 2 - 1)
             noisy = latents + 0.03 * torch.randn_like(latents)
             decoded = (vae.decoder(noisy) + 1) / 2

@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffkit.lab import assets, planted, world
 from diffkit.lab.train.autoencoder import new_autoencoder
-from diffkit.lab.train.loop import train
+from diffkit.lab.train.loop import bf16_where_fast, train
 from diffkit.runs.files import write_bytes_atomically
 
 TEXT_LENGTH = 16
@@ -141,7 +141,7 @@ class Examples(NamedTuple):
 @torch.no_grad()
 def encode_examples(pipe: StableDiffusionPipeline, images: Tensor, captions: Sequence[str]) -> Examples:
     """Latents and token ids of (N, 3, 64, 64) images in [0, 1] and their captions."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with bf16_where_fast():
         latents = torch.cat([pipe.vae.encode(part * 2 - 1).latents.float() for part in images.split(64)])
     padded = pipe.tokenizer(
         list(captions), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
@@ -181,7 +181,7 @@ def diffusion_loss(pipe: StableDiffusionPipeline, batch: Examples) -> Tensor:
     empty = pipe.tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt").input_ids
     ids = torch.where(torch.rand(n, 1) < 0.1, empty, batch.ids)
     noisy = pipe.scheduler.add_noise(batch.latents, noise, timesteps)
-    with torch.autocast("cpu", torch.bfloat16):
+    with bf16_where_fast():
         words = pipe.text_encoder(ids)[0]
         predicted = pipe.unet(noisy, timesteps, words).sample
     return F.mse_loss(predicted.float(), pipe.scheduler.get_velocity(batch.latents, noise, timesteps))

@@ -23,6 +23,12 @@ def cosine(step: int, steps: int, *, warmup: int = 100, floor: float = 0.02) -> 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * along))
 
 
+def bf16_where_fast() -> torch.autocast:
+    """Mixed precision on processors with bfloat16 instructions; elsewhere it would be some 80 times slower."""
+    known = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(known.get("avx512_bf16") or known.get("bf16")))
+
+
 def train(
     name: str,
     *,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffkit.lab.train.denoiser import Examples
-from diffkit.lab.train.loop import train
+from diffkit.lab.train.loop import bf16_where_fast, train
 
 WIDTH = 16
 
@@ -50,7 +50,7 @@ def estimates(pipe: StableDiffusionPipeline, examples: Examples, *, seed: int) -
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(pipe.scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
         noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_where_fast():
             velocity = pipe.unet(noisy, timesteps, pipe.text_encoder(ids)[0]).sample.float()
         signal = pipe.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         found.append(signal.sqrt() * noisy - (1 - signal).sqrt() * velocity)
@@ -70,12 +70,12 @@ def train_preview(
     chosen = Examples(scenes.latents[:2000], scenes.ids[:2000])
     clean = chosen.latents / pipe.vae.config.scaling_factor
     inputs = torch.cat([estimates(pipe, chosen, seed=seed), clean])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), bf16_where_fast():
         wanted = torch.cat([pipe.vae.decoder(part).clamp(-1, 1).bfloat16() for part in inputs.split(64)])
 
     def loss_at(step: int) -> Tensor:
         drawn = torch.randint(len(inputs), (batch,))
-        with torch.autocast("cpu", torch.bfloat16):
+        with bf16_where_fast():
             shown = preview.decoder(inputs[drawn])
         return F.l1_loss(shown.float(), wanted[drawn].float())
 
