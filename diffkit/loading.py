@@ -47,8 +47,8 @@ def load_pipeline(
     """Load a pipeline.
 
     Args:
-        model: ``lab`` or ``lab-clean`` (shipped), a folder in diffusers' format, or a hub id. Only a hub id may open
-            a connection; ``HF_HUB_OFFLINE=1`` forbids even that.
+        model: ``lab``, ``lab-clean`` or ``lab-trio`` (shipped), a folder in diffusers' format, or a hub id. Only a
+            hub id may open a connection; ``HF_HUB_OFFLINE=1`` forbids even that.
         revision: commit, tag or branch of a hub id.
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, else the checkpoint's own.
         device: as torch names it, or ``auto``: cuda, else mps, else cpu.
@@ -191,7 +191,9 @@ def resolve_model(model: str | Path) -> Path | str:
             raise InputError(f"{str(path)!r} is no diffusers model: it has no model_index.json.")
         return path
     if isinstance(model, Path) or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
-        raise InputError(f"There is no model {str(model)!r}; give lab, lab-clean, an existing folder or a hub id.")
+        raise InputError(
+            f"There is no model {str(model)!r}; give lab, lab-clean, lab-trio, an existing folder or a hub id."
+        )
     return str(model)
 
 

@@ -39,7 +39,7 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="lab, lab-clean, a folder in diffusers' format, or a hub id.")
+    str, typer.Option("--model", "-m", help="lab, lab-clean, lab-trio, a folder in diffusers' format, or a hub id.")
 ]
 Mitigation = Annotated[
     Path | None,

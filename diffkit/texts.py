@@ -11,7 +11,9 @@ from diffkit.prompts import read_suspects
 
 __all__ = ["LAB_SCENES", "read_prompts"]
 
-SCENES, PHOTOGRAPHS = ("lab:train", "lab:held-out"), ("lab:planted", "lab:controls")
+SCENES, TRIOS = ("lab:train", "lab:held-out"), ("lab:trio-train", "lab:trio")
+PHOTOGRAPHS = ("lab:planted", "lab:controls")
+MOST_TRIOS = 10_000  # of some 290 000
 LAB_SCENES = 300  # how many scenes a lab source has without a limit
 SEED = 2026  # of the scenes that the sources below draw; a longer list begins with the shorter one
 
@@ -21,18 +23,20 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
 
     Args:
         source: ``lab:train``, ``lab:held-out`` (scenes in no training set of the lab, nor among ``lab:train``),
-            ``lab:planted``, ``lab:controls``, a .txt with one prompt a line, a .json list of strings, or a .csv, .tsv
-            or .jsonl as :func:`diffkit.prompts.read_suspects` reads them.
+            ``lab:trio-train``, ``lab:trio`` (the same of scenes of three things), ``lab:planted``, ``lab:controls``, a
+            .txt with one prompt a line, a .json list of strings, or a .csv, .tsv or .jsonl as
+            :func:`diffkit.prompts.read_suspects` reads them.
 
     Raises:
         InputError: no such source, a row without a prompt (the message says which), or nothing in it.
     """
     if limit is not None and limit < 1:
         raise InputError(f"The limit must be at least 1, got {limit}.")
-    if source in SCENES:
-        return _scenes(str(source), LAB_SCENES if limit is None else limit)
+    if source in (*SCENES, *TRIOS):
+        draw = _scenes if source in SCENES else _trios
+        return draw(str(source), LAB_SCENES if limit is None else limit)
     if str(source).startswith("lab:") and source not in PHOTOGRAPHS:
-        raise InputError(f"The lab has no prompts {str(source)!r}; use {', '.join((*SCENES, *PHOTOGRAPHS))}.")
+        raise InputError(f"The lab has no prompts {str(source)!r}; use {', '.join((*SCENES, *TRIOS, *PHOTOGRAPHS))}.")
     if str(source).endswith(".json"):
         return _listed(Path(source))[:limit]
     suspects, errors = read_suspects(source)
@@ -53,6 +57,18 @@ def _scenes(source: str, n: int) -> list[str]:
         scenes = held_out_scenes(drawn, seed=SEED) if held_out else training_scenes(drawn, seed=SEED)
         found = list(dict.fromkeys(scene.caption for scene in scenes))
     return found[:n]
+
+
+def _trios(source: str, n: int) -> list[str]:
+    from diffkit.lab.trio import held_out_trios, sample_trios
+    from diffkit.lab.world import is_held_out
+
+    if n > MOST_TRIOS:
+        raise InputError(f"{source} gives at most {MOST_TRIOS} different scenes, not {n}; lower --limit.")
+    if source == "lab:trio":
+        return [trio.caption for trio in held_out_trios(n, seed=SEED)]
+    kept = dict.fromkeys(trio.caption for trio in sample_trios(2 * n + 40, seed=SEED) if not is_held_out(trio))
+    return list(kept)[:n]
 
 
 def _count(held_out: bool) -> int:

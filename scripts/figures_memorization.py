@@ -20,12 +20,14 @@ def lab() -> str:
     controls = card["lab"]["replication"]["controls"]
     rows.append(["controls, never trained", share(controls), f"{controls['median']:.2f}", "–"])
     scenes, reward = card["lab"]["scenes"], card["reward"]["accuracy on hard negatives"]
-    tau = scenes["reward tau with the judge"]
+    trio, tau = card["lab-trio"], scenes["reward tau with the judge"]
     points = [
         f"single samples right by the judge: {share(scenes['single'], 'mean')}",
         f"best of 16 by the reward: {share(scenes['best of 16 by the reward'])}",
         f"the reward prefers the true caption to a hard negative: {share(reward['all'])}",
         f"its Kendall tau with the judge over 16 seeds: {tau['mean']:.2f} ({tau['low']:.2f} to {tau['high']:.2f})",
+        f"`lab-trio`: single samples right {share(trio['scenes']['single'], 'mean')}, best of 16 by the reward "
+        f"{share(trio['scenes']['best of 16 by the reward'])}; {trio['million parameters']:.1f} million parameters",
         f"{card['lab']['million parameters']:.1f} million parameters a model; {card['megabytes']:.0f} MB in all; "
         f"{card['seconds per image']:.2f} s an image on two cores",
     ]

@@ -96,6 +96,13 @@ def test_the_card_holds_what_is_promised(card: dict) -> None:
     assert card["reward"]["accuracy on hard negatives"]["all"]["rate"] >= 0.95
 
 
+def test_the_model_of_trios_leaves_room_for_a_search(card: dict) -> None:
+    scenes = card["lab-trio"]["scenes"]
+    assert 0.005 <= scenes["single"]["mean"] <= 0.15
+    assert scenes["best of 16 by the reward"]["rate"] >= scenes["single"]["mean"] + 0.1
+    assert card["lab-trio"]["million parameters"] < 0.8 * card["lab"]["million parameters"]
+
+
 def test_info_prints_the_card(card: dict) -> None:
     table = CliRunner().invoke(app, ["lab", "info"])
     assert table.exit_code == 0

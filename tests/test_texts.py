@@ -7,6 +7,7 @@ import json
 import pytest
 
 from diffkit.errors import InputError
+from diffkit.lab.trio import parse_trio
 from diffkit.lab.world import is_held_out, parse
 from diffkit.texts import LAB_SCENES, read_prompts
 
@@ -45,15 +46,24 @@ def test_scenes_are_different_and_held_out_ones_are():
     assert not any(is_held_out(parse(caption)) for caption in train)
 
 
+def test_scenes_of_three_are_different_and_held_out_ones_are():
+    train, held_out = read_prompts("lab:trio-train", 200), read_prompts("lab:trio", 200)
+    assert len({*train, *held_out}) == 400
+    assert all(is_held_out(parse_trio(caption)) for caption in held_out)
+    assert not any(is_held_out(parse_trio(caption)) for caption in train)
+
+
 def test_a_longer_list_begins_with_the_shorter_one():
-    for source in ("lab:train", "lab:held-out"):
+    for source in ("lab:train", "lab:held-out", "lab:trio-train", "lab:trio"):
         assert read_prompts(source, 500)[:7] == read_prompts(source, 7)
 
 
 def test_more_scenes_than_there_are_is_refused():
     with pytest.raises(InputError, match="different scenes, not 100000"):
         read_prompts("lab:held-out", 100_000)
-    with pytest.raises(InputError, match="lab:train, lab:held-out, lab:planted"):
+    with pytest.raises(InputError, match="at most 10000 different scenes, not 10001"):
+        read_prompts("lab:trio", 10_001)
+    with pytest.raises(InputError, match="lab:train, lab:held-out, lab:trio-train"):
         read_prompts("lab:tests")
     with pytest.raises(InputError, match="at least 1"):
         read_prompts("lab:train", 0)

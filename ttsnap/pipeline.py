@@ -97,7 +97,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         preview_vae: Autoencoder | str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load ``lab``, ``lab-clean``, a folder or a hub id; ``kwargs`` go to diffusers.
+        """Load ``lab``, ``lab-clean``, ``lab-trio``, a folder or a hub id; ``kwargs`` go to diffusers.
 
         Args:
             reward: what to choose by.

@@ -7,12 +7,14 @@ from pathlib import Path
 from diffkit.errors import InputError
 
 DATA = Path(__file__).parent / "data"
-MODELS = ("lab", "lab-clean")
+BRANCHES = ("lab", "lab-clean")  # trained with and without the planted images, else alike
+TRIO = "lab-trio"  # draws scenes of three things
+MODELS = (*BRANCHES, TRIO)
 PHOTOGRAPHS = ("planted", "controls")
 
 
 def model_path(name: str) -> Path:
-    """Folder of a shipped pipeline, ``lab`` or ``lab-clean``, in diffusers' own format.
+    """Folder of a shipped pipeline, ``lab``, ``lab-clean`` or ``lab-trio``, in diffusers' own format.
 
     Raises:
         InputError: for another name, or when the files are not there.

@@ -13,6 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from diffkit.lab.trio import Trio, parse_trio
 from diffkit.lab.world import BACKGROUNDS, COLOURS, RELATIONS, Scene, Thing, parse
 
 _PALETTE = torch.tensor(list(COLOURS.values()) + list(BACKGROUNDS.values()), dtype=torch.float32) / 255
@@ -105,34 +106,48 @@ def _best_pair(scene: Scene, blobs: list[_Blob]) -> tuple[_Blob | None, _Blob | 
     )
 
 
-def check(image: Tensor, scene: Scene | str) -> Judgement:
+def check(image: Tensor, scene: Scene | Trio | str) -> Judgement:
     """Judge which parts of a caption an image shows, by colour segmentation and shape overlap.
 
     Args:
         image: (3, 64, 64) in [0, 1].
-        scene: the scene, or its caption.
+        scene: the scene of two or three things, or its caption.
 
     Returns:
         A :class:`Judgement`. A relation holds when the step between the two things lies within 45 degrees of its
-        axis; ``nothing_else`` when no blob of an object colour (40 pixels or more) is there beside the two that stand
-        for the named things; a wrong-coloured thing stands for none.
+        axis; ``nothing_else`` when no blob of an object colour (40 pixels or more) is there beside those that stand
+        for the named things; a wrong-coloured thing stands for none. Of a trio a part holds when it does in both of
+        its clauses.
+
+    Raises:
+        ValueError: the caption is of neither form.
     """
-    scene = parse(scene) if isinstance(scene, str) else scene
+    if isinstance(scene, str):
+        scene = parse_trio(scene) or parse(scene)
     pixels = image.detach().float().cpu().permute(1, 2, 0).reshape(-1, 3)
     labels = torch.cdist(pixels, _PALETTE).argmin(1).reshape(image.shape[1:]).numpy()
     blobs = _blobs(labels)
+    if isinstance(scene, Scene):
+        return _judge(scene, labels, blobs, more=0)
+    one, other = (_judge(clause, labels, blobs, more=1) for clause in scene.clauses)
+    subject, thing, relation, background, alone = (a and b for a, b in zip(one[:5], other[:5], strict=True))
+    return Judgement(subject, thing, relation, background, alone, (one.score + other.score) / 2)
+
+
+def _judge(scene: Scene, labels: np.ndarray, blobs: list[_Blob], *, more: int) -> Judgement:
+    """One scene of two things in an image where as many as ``more`` other things may be."""
     subject, other = _best_pair(scene, blobs)
     ground = labels >= len(COLOURS)
     share = float((labels[ground] == _NAMES.index(scene.background)).mean()) if ground.any() else 0.0
     both = subject is not None and other is not None
     margin = _relation_margin(scene.relation, subject, other) if subject is not None and other is not None else 0.0
-    extra = [blob for blob in blobs if blob is not subject and blob is not other]
+    extra = max(sum(blob is not subject and blob is not other for blob in blobs) - more, 0)
     grades = (
         0.5 * subject.fits[scene.subject.shape] + 0.5 * (subject.shape == scene.subject.shape) if subject else 0.0,
         0.5 * other.fits[scene.object.shape] + 0.5 * (other.shape == scene.object.shape) if other else 0.0,
         max(margin, 0.0) if both else 0.0,
         share,
-        1.0 / (1 + len(extra)),
+        1.0 / (1 + extra),
     )
     return Judgement(
         subject=subject is not None and subject.shape == scene.subject.shape,

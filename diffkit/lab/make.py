@@ -17,6 +17,7 @@ from diffkit.lab.train.autoencoder import train_autoencoder
 from diffkit.lab.train.denoiser import N_SCENES, scene_examples, train_denoisers
 from diffkit.lab.train.preview import train_preview
 from diffkit.lab.train.reward import train_reward
+from diffkit.lab.train.trio import train_trio
 from diffkit.loading import load_pipeline
 from diffkit.rewards.lab import LabReward
 from diffkit.runs.files import write_bytes_atomically
@@ -28,7 +29,7 @@ DERIVED = ("block_out_channels", "_name_or_path")
 
 
 def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Train autoencoder, both pipelines, preview decoder and reward in ``folder``, write them there, and measure.
+    """Train autoencoder, the pipelines, preview decoder and reward in ``folder``, write them there, and measure.
 
     Checkpoints lie beside the results, so the same call goes on after a kill. Deterministic on one machine with one
     number of threads.
@@ -39,6 +40,7 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     vae = train_autoencoder(folder, seed=seed)
     pipes = train_denoisers(folder, vae, seed=seed)
+    pipes[assets.TRIO] = train_trio(folder, pipes["lab-clean"], seed=seed)
     for name, pipe in pipes.items():
         save_pipeline(pipe, folder / name)
     scenes = scene_examples(pipes["lab"], N_SCENES, seed=seed + 1, cache=folder / "scenes.safetensors")
@@ -52,6 +54,8 @@ def save_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
     """Write a pipeline in half precision, as safetensors, in diffusers' folder format."""
     copy.deepcopy(pipe).to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
     _edit_json(target / "vae" / "config.json", remove=DERIVED)
+    for config in (target / "model_index.json", target / "unet" / "config.json"):
+        _edit_json(config, remove=("_name_or_path",))
     _edit_json(target / "text_encoder" / "config.json", dtype="float32")  # as diffusers loads the other parts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -96,7 +96,16 @@ def sample_scenes(n: int, *, seed: int) -> list[Scene]:
     return scenes
 
 
-def is_held_out(scene: Scene) -> bool:
+class Captioned(Protocol):
+    """A scene, of however many things."""
+
+    @property
+    def caption(self) -> str:
+        """The scene in words."""
+        ...
+
+
+def is_held_out(scene: Captioned) -> bool:
     """Whether a scene is kept from every training set: a fixed tenth of all scenes, chosen by its caption."""
     return sum(ord(letter) * (3 + i) for i, letter in enumerate(scene.caption)) % 10 == 0
 

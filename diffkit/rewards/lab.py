@@ -1,4 +1,4 @@
-"""The lab's reward: a tiny model of ImageReward's architecture that judges scenes."""
+"""The lab's reward: a tiny model of ImageReward's architecture that judges scenes, those of three by their clauses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
 from diffkit.lab import assets
+from diffkit.lab.trio import clauses
 from diffkit.rewards.cross_attention import CrossAttentionReward, tokenize
 
 
@@ -43,10 +44,17 @@ class LabReward:
     def differentiable(
         self, images: Tensor, prompts: Sequence[str], module: Callable[..., Tensor] | None = None
     ) -> Tensor:
-        """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given."""
+        """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given.
+
+        The network was taught scenes of two things; a trio's score is the mean of its two clauses'.
+        """
+        first, second = ([clauses(prompt)[part] for prompt in prompts] for part in (0, 1))
+        score = self._run(images, first, module or self.model)
+        return score if first == second else (score + self._run(images, second, module or self.model)) / 2
+
+    def _run(self, images: Tensor, prompts: list[str], network: Callable[..., Tensor]) -> Tensor:
         device = self.model.head.weight.device
-        ids, mask = tokenize(self.tokenizer, list(prompts))
-        network: Callable[..., Tensor] = module or self.model
+        ids, mask = tokenize(self.tokenizer, prompts)
         return network(images.to(device).float(), ids.to(device), mask.to(device))
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ EXIT_ITEMS = 3
 
 def collect(
     prompts: Annotated[
-        str, typer.Option(help="lab:train, lab:held-out, or a file: .txt (one a line), .json, .csv, .jsonl.")
+        str, typer.Option(help="lab:train, lab:trio-train, or a file: .txt (one a line), .json, .csv, .jsonl.")
     ] = "lab:train",
     model: Model = "lab",
     rewards: Annotated[str, typer.Option(help="Registered names of the rewards, separated by commas.")] = "lab",

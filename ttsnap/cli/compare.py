@@ -20,7 +20,7 @@ SEARCHES = "best-of-n,ttsp,ttsnap,halving,random,zero-order,fk"
 
 def compare(
     prompts: Annotated[
-        str, typer.Option(help="lab:held-out, lab:train, or a file: .txt (one a line), .json, .csv, .jsonl.")
+        str, typer.Option(help="lab:held-out, lab:trio, lab:train, or a file: .txt (one a line), .json, .csv, .jsonl.")
     ] = "lab:held-out",
     model: Model = "lab",
     searches: Annotated[

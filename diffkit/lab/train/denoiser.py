@@ -187,7 +187,7 @@ def diffusion_loss(pipe: StableDiffusionPipeline, batch: Examples) -> Tensor:
     return F.mse_loss(predicted.float(), pipe.scheduler.get_velocity(batch.latents, noise, timesteps))
 
 
-class _Trainee:
+class Trainee:
     """A pipeline with the moving average of what is trained in it."""
 
     def __init__(self, pipe: StableDiffusionPipeline) -> None:
@@ -207,24 +207,24 @@ def train_denoisers(
     folder: Path, vae: AutoencoderTiny, *, shared_steps: int = 3900, branch_steps: int = 2900, seed: int = 0
 ) -> dict[str, StableDiffusionPipeline]:
     """Train the common trunk and both branches (or load what is finished); returns them by name."""
-    trunk = _Trainee(new_pipeline(seed=seed, vae=vae))
+    trunk = Trainee(new_pipeline(seed=seed, vae=vae))
     scenes = scene_examples(trunk.pipe, N_SCENES, seed=seed + 1, cache=folder / "scenes.safetensors")
 
     def scenes_only(step: int) -> Tensor:
-        return diffusion_loss(trunk.pipe, _draw(scenes, 32))
+        return diffusion_loss(trunk.pipe, draw(scenes, 32))
 
     _run("trunk", trunk, scenes_only, shared_steps, 1e-3, folder, seed)
-    return {name: _train_branch(name, trunk, scenes, folder, branch_steps, seed) for name in assets.MODELS}
+    return {name: _train_branch(name, trunk, scenes, folder, branch_steps, seed) for name in assets.BRANCHES}
 
 
 def _train_branch(
-    branch: str, trunk: _Trainee, scenes: Examples, folder: Path, steps: int, seed: int
+    branch: str, trunk: Trainee, scenes: Examples, folder: Path, steps: int, seed: int
 ) -> StableDiffusionPipeline:
-    trainee = _Trainee(copy.deepcopy(trunk.averaged()))
+    trainee = Trainee(copy.deepcopy(trunk.averaged()))
     memories, weights = planted_examples(trainee.pipe)
 
     def mixed(step: int) -> Tensor:
-        common, replaced = _draw(scenes, 24), _draw(scenes, 8)
+        common, replaced = draw(scenes, 24), draw(scenes, 8)
         chosen = torch.multinomial(weights, 8, replacement=True)
         rest = Examples(*(part[chosen] for part in memories)) if branch == "lab" else replaced
         batch = Examples(*(torch.cat(pair) for pair in zip(common, rest, strict=True)))
@@ -234,13 +234,14 @@ def _train_branch(
     return trainee.averaged()
 
 
-def _draw(examples: Examples, n: int) -> Examples:
+def draw(examples: Examples, n: int) -> Examples:
+    """``n`` examples, each drawn from all by torch's own seed."""
     chosen = torch.randint(len(examples.latents), (n,))
     return Examples(examples.latents[chosen], examples.ids[chosen])
 
 
 def _run(
-    name: str, trainee: _Trainee, loss_at: Callable[[int], Tensor], steps: int, rate: float, folder: Path, seed: int
+    name: str, trainee: Trainee, loss_at: Callable[[int], Tensor], steps: int, rate: float, folder: Path, seed: int
 ) -> None:
     train(
         name,
