@@ -60,15 +60,13 @@ def _scenes(source: str, n: int) -> list[str]:
 
 
 def _trios(source: str, n: int) -> list[str]:
-    from diffkit.lab.trio import held_out_trios, sample_trios
-    from diffkit.lab.world import is_held_out
+    from diffkit.lab.trio import held_out_trios, training_trios
 
     if n > MOST_TRIOS:
         raise InputError(f"{source} gives at most {MOST_TRIOS} different scenes, not {n}; lower --limit.")
     if source == "lab:trio":
         return [trio.caption for trio in held_out_trios(n, seed=SEED)]
-    kept = dict.fromkeys(trio.caption for trio in sample_trios(2 * n + 40, seed=SEED) if not is_held_out(trio))
-    return list(kept)[:n]
+    return list(dict.fromkeys(trio.caption for trio in training_trios(2 * n, seed=SEED)))[:n]
 
 
 def _count(held_out: bool) -> int:

@@ -48,7 +48,8 @@ class LabReward:
 
         The network was taught scenes of two things; a trio's score is the mean of its two clauses'.
         """
-        first, second = ([clauses(prompt)[part] for prompt in prompts] for part in (0, 1))
+        pairs = [clauses(prompt) for prompt in prompts]
+        first, second = ([pair[part] for pair in pairs] for part in (0, 1))
         score = self._run(images, first, module or self.model)
         return score if first == second else (score + self._run(images, second, module or self.model)) / 2
 
