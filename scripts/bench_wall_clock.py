@@ -1,6 +1,7 @@
 """Seconds at which TTSnap on the lab reaches the mean reward of best-of-N, against best-of-N's own seconds.
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
+    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab [--json docs/figures/wall_clock_trio.json]
 
 One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost.
 """
@@ -16,12 +17,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from diffkit.lab.world import held_out_scenes
+from diffkit.lab import trio, world
 from diffkit.stats import bootstrap_mean
 from ttsnap import TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
 
-SHARES = (0.125, 0.25, 0.5)  # of best-of-N's counted cost
+CAPTIONS = {"lab": world.held_out_scenes, "lab-trio": trio.held_out_trios}
 
 
 def search(pipe: TTSnapPipeline, caption: str, index: int, **options: Any) -> tuple[float, float]:
@@ -34,25 +35,26 @@ def search(pipe: TTSnapPipeline, caption: str, index: int, **options: Any) -> tu
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=CAPTIONS, default="lab")
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--shares", default="0.125,0.25,0.5", help="of best-of-N's counted cost")
+    parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--preview-vae", help="decoder of the estimates, e.g. lab")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(2)
-    pipe = TTSnapPipeline.from_pretrained("lab", reward="lab-noise-aware")
+    pipe = TTSnapPipeline.from_pretrained(given.model, reward=f"{given.model}-noise-aware")
     pipe.set_progress_bar_config(disable=True)
-    captions = [scene.caption for scene in held_out_scenes(given.prompts, seed=77)]
+    captions = [scene.caption for scene in CAPTIONS[given.model](given.prompts, seed=77)]
     ways: dict[str, dict[str, Any]] = {f"best of {given.n}": {"num_candidates": given.n}}
-    for share in SHARES:
-        ways[f"{share * given.n:g}x"] = {"budget": f"{share * given.n:g}x", "schedule": "lab"}
-        if given.preview_vae:
-            ways[f"{share * given.n:g}x"]["preview_vae"] = given.preview_vae
+    for budget in (f"{float(share) * given.n:g}x" for share in given.shares.split(",")):
+        ways[budget] = {"budget": budget, "schedule": given.model, "preview_vae": given.preview_vae}
     search(pipe, captions[0], 0, num_candidates=2)  # warm up
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for index, caption in enumerate(captions):
         for name, options in ways.items():
-            found[name].append(search(pipe, caption, index, **options))
+            found[name].append(search(pipe, caption, index, micro_batch=given.micro_batch, **options))
     best = next(iter(found.values()))
     seconds = float(np.mean([s for _, s in best]))
     rows = []

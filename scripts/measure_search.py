@@ -1,6 +1,7 @@
 """Best-of-N, pruning by the plain reward and TTSnap at equal counted cost on many held-out scenes of the lab.
 
     python scripts/measure_search.py [--budgets 4x,16x] [--prompts 200] [--json docs/figures/search.json]
+    python scripts/measure_search.py --model lab-trio [--budgets 16x] [--json docs/figures/search_trio.json]
 
 Every budget is one run of ``diffkit ttsnap compare``; it resumes where it was cut.
 """
@@ -16,13 +17,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCHES = "best-of-n,ttsp,ttsnap"
+WAYS = {
+    "lab": ["--prompts", "lab:held-out", "--noise-aware", "lab-noise-aware"],
+    "lab-trio": ["--prompts", "lab:trio", "--noise-aware", "lab-trio-noise-aware", "--preview-vae", "lab",
+                 "--micro-batch", "16"],
+}  # fmt: skip
 
 
-def compare(budget: str, prompts: int, processes: int, out: Path) -> list[dict[str, Any]]:
+def compare(model: str, budget: str, prompts: int, processes: int, out: Path) -> list[dict[str, Any]]:
     """Run (or resume) one comparison; returns a row a search."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    line += ["-m", "diffkit", "ttsnap", "compare", "--prompts", "lab:held-out", "--limit", str(prompts)]
-    line += ["--searches", SEARCHES, "--budget", budget, "--schedule", "lab", "--out", str(out)]
+    line += ["-m", "diffkit", "ttsnap", "compare", "--model", model, *WAYS[model], "--limit", str(prompts)]
+    line += ["--searches", SEARCHES, "--budget", budget, "--schedule", model, "--out", str(out)]
     subprocess.run(line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     rows: list[dict[str, Any]] = json.loads((out / "summary.json").read_text())
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
@@ -31,6 +37,7 @@ def compare(budget: str, prompts: int, processes: int, out: Path) -> list[dict[s
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=WAYS, default="lab")
     parser.add_argument("--budgets", default="4x,16x")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
@@ -38,7 +45,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = {
-        budget: compare(budget, given.prompts, given.processes, given.out / f"compare{budget.removesuffix('x')}")
+        budget: compare(given.model, budget, given.prompts, given.processes, given.out / f"{given.model}-{budget}")
         for budget in given.budgets.split(",")
     }
     text = json.dumps(found, indent=1)

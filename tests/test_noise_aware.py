@@ -14,7 +14,7 @@ from diffkit.errors import InputError
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import NoiseAwareReward, TrainableReward, score_checked
 from tests.tiny_trajectories import SIDE, tiny_reward
-from ttsnap import noise_aware
+from ttsnap import shipped
 from ttsnap.distillation.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
 from ttsnap.noise_aware import CLEAN_MARGIN, Calibration, NoiseAware, load_lab, weights_digest
 
@@ -211,7 +211,7 @@ def test_refusals(base, images):
 
 
 def test_the_lab_names_it_and_says_when_it_is_missing(monkeypatch, tmp_path):
-    assert "lab-noise-aware" in REWARDS.names()
-    monkeypatch.setattr(noise_aware, "LAB", tmp_path)
+    assert {"lab-noise-aware", "lab-trio-noise-aware"} <= set(REWARDS.names())
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     with pytest.raises(InputError, match="missing from this installation"):
         load_lab()

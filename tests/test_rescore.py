@@ -77,10 +77,6 @@ def test_the_command_refuses_another_kind_of_file(collected: Path, tmp_path: Pat
 
 
 def test_the_command_prints_a_row_a_step(collected: Path, tmp_path: Path) -> None:
-    from ttsnap.noise_aware import LAB
-
-    if not (LAB / "config.json").is_file():
-        pytest.skip("the lab's distilled reward is not in this installation")
     out = tmp_path / "rewards.npz"
     done = CliRunner().invoke(app, ["ttsnap", "rescore", str(collected), "--out", str(out), "--format", "json"])
     assert done.exit_code == 0, done.output

@@ -27,13 +27,13 @@ from diffkit.rewards import load_reward
 from diffkit.rewards.base import TrainableReward
 from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.distillation.backends import Backend, build, load_trainable
+from ttsnap.shipped import NOISE_AWARE, shipped
 
-__all__ = ["Calibration", "NoiseAware", "load_lab", "weights_digest"]
+__all__ = ["Calibration", "NoiseAware", "load_lab", "load_lab_trio", "weights_digest"]
 
 SCHEMA_VERSION = 1
 CLEAN_MARGIN = 1.0  # in log-SNR: an estimate this much cleaner than the cleanest trained level is scored plainly
 SAME_LEVEL = 1e-3  # in log-SNR
-LAB = Path(__file__).parent / "lab" / "noise_aware"
 
 
 class Calibration(NamedTuple):
@@ -261,14 +261,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_lab() -> NoiseAware:
-    """The distilled reward of the lab that ships with the package: the registered reward ``lab-noise-aware``.
+    """What was distilled on ``lab``: the registered reward ``lab-noise-aware``.
 
     Raises:
         InputError: this installation lacks it.
     """
-    if not (LAB / "config.json").is_file():
-        raise InputError(
-            "The lab's distilled reward is missing from this installation: make one with 'diffkit ttsnap collect' and "
-            "'diffkit ttsnap distill', and load its folder with ttsnap.noise_aware.NoiseAware.from_pretrained."
-        )
-    return NoiseAware.from_pretrained(LAB)
+    return NoiseAware.from_pretrained(shipped("lab", NOISE_AWARE))
+
+
+def load_lab_trio() -> NoiseAware:
+    """What was distilled on ``lab-trio``: the registered reward ``lab-trio-noise-aware``.
+
+    Raises:
+        InputError: this installation lacks it.
+    """
+    return NoiseAware.from_pretrained(shipped("lab-trio", NOISE_AWARE))

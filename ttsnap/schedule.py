@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from diffkit.compute import Cost
 from diffkit.errors import InputError, unknown_name
+from ttsnap.shipped import NAMES, SCHEDULE, shipped
 
 __all__ = ["PruningSchedule", "Stage", "candidates_for", "choose"]
 
@@ -200,9 +201,6 @@ def choose(text: str | Path | PruningSchedule | None) -> PruningSchedule:
 
 
 def _shipped(name: str) -> PruningSchedule:
-    from ttsnap.fitting.fitted import shipped, shipped_names
-
-    path = shipped(name.strip())
-    if path is None:
-        raise unknown_name("schedule", name, shipped_names())
-    return PruningSchedule.from_json(path)
+    if name.strip() not in NAMES:
+        raise unknown_name("schedule", name, NAMES)
+    return PruningSchedule.from_json(shipped(name.strip(), SCHEDULE))

@@ -21,13 +21,13 @@ from numpy.typing import ArrayLike, NDArray
 from diffkit.compute import Prices
 from diffkit.errors import InputError
 from diffkit.runs.files import write_bytes_atomically
+from ttsnap.shipped import NAMES, REWARDS, shipped
 
 __all__ = ["RewardTensor", "load_tensor", "places", "save_npz", "tensor_keys"]
 
 Floats = NDArray[np.float64]
 PLAIN, AWARE, LOOKS, FINAL = "_base", "_noise_aware", "_looks", "_final"  # endings of arrays in an .npz
 PUBLISHED_AWARE = "_naft"  # ending of the published folders of noise-aware rewards
-LAB = Path(__file__).parent / "lab" / "rewards.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +189,7 @@ def save_npz(path: str | Path, *tensors: RewardTensor) -> None:
 
 def _located(path: str | Path) -> Path:
     """The shipped rewards by their name, everything else as a path; a folder called so is ``./lab``."""
-    if path != "lab":
-        return Path(path)
-    if not LAB.is_file():
-        raise InputError("The lab's rewards are missing from this installation; record some by diffkit ttsnap collect.")
-    return LAB
+    return shipped(path, REWARDS) if isinstance(path, str) and path in NAMES else Path(path)
 
 
 def _is_collected(path: Path) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffkit.errors import InputError
@@ -137,14 +136,3 @@ def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
         tuple(Expected(**{name: float(one[name]) for name in Expected._fields}) for one in content["expected"]),
         content["gain"], content["low"], content["high"], str(content["reason"]), dict(content["info"]),
     )  # fmt: skip
-
-
-def shipped(name: str) -> Path | None:
-    """The file of a schedule that comes with the package, None when there is no such name."""
-    path = Path(__file__).parents[1] / name / "schedule.json"
-    return path if name in shipped_names() and path.is_file() else None
-
-
-def shipped_names() -> Sequence[str]:
-    """The names of the schedules that come with the package."""
-    return sorted(path.parent.name for path in Path(__file__).parents[1].glob("*/schedule.json"))
