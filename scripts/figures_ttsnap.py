@@ -9,8 +9,17 @@ from figures_common import MISSING, gain, read, table
 
 
 def search() -> str:
-    """Searches at equal counted cost."""
-    found = read("search")
+    """Searches at equal counted cost on the lab."""
+    return _search("search")
+
+
+def search_trio() -> str:
+    """The same on scenes of three things."""
+    return _search("search_trio")
+
+
+def _search(name: str) -> str:
+    found = read(name)
     if not found:
         return MISSING
     rows = [
@@ -95,8 +104,17 @@ def steps() -> str:
 
 
 def wall() -> str:
-    """Wall-clock time to best-of-N's reward."""
-    found = read("wall_clock")
+    """Wall-clock time to best-of-N's reward on the lab."""
+    return _wall("wall_clock")
+
+
+def wall_trio() -> str:
+    """The same on scenes of three things."""
+    return _wall("wall_clock_trio")
+
+
+def _wall(name: str) -> str:
+    found = read(name)
     if not found:
         return MISSING
     rows = [
@@ -157,4 +175,4 @@ def tensors() -> str:
     return table(["reward", "pruned by", *ways], rows)
 
 
-BLOCKS = (chain, steps, search, overhead, backends, wall, preview, fit, tensors)
+BLOCKS = (chain, steps, search, search_trio, overhead, backends, wall, wall_trio, preview, fit, tensors)

@@ -29,8 +29,7 @@ def commands(out: Path) -> dict[str, tuple[bool, list[str]]]:
     return {
         "collect for training": (True, ["collect", "--prompts", "lab:train", "--limit", "160", "--candidates", "6",
                                         "--record", "1,2,3,4,5,6,8,10,12,14", "--out", train]),
-        "distill": (False, ["distill", train, "--steps-per-stage", "80", "--mixed-precision", "bf16",
-                            "--out", str(out / "distilled")]),
+        "distill": (False, ["distill", train, "--steps-per-stage", "80", "--out", str(out / "distilled")]),
         "collect for fitting": (True, ["collect", "--prompts", str(out / "pool.txt"), "--candidates", "40",
                                        "--seed", "5", "--record", "1,2,3,4,5,6,7,8,9,10,12,14", "--out", pool]),
         "rescore": (False, ["rescore", pool, "--reward", model, "--out", rewards]),

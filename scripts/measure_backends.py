@@ -30,7 +30,7 @@ def distil(trajectories: Path, out: Path, backend: str, loss: str) -> dict[str, 
     stages = 4 if backend == "conditioned" else len(Trajectories.open(trajectories).steps)
     line = [sys.executable, "-m", "diffkit", "ttsnap", "distill", str(trajectories), "--backend", backend]
     line += ["--loss", loss, "--levels", LEVELS, "--stages", "4", "--steps-per-stage", str(UPDATES // stages)]
-    line += ["--mixed-precision", "bf16", "--out", str(out), "--format", "json"]
+    line += ["--out", str(out), "--format", "json"]
     if backend == "lora":
         line += ["--learning-rate", "0.003"]  # adapters start at nothing and need larger steps
     subprocess.run(line, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from diffkit.loading import load_pipeline
 from diffkit.rewards import load_reward
@@ -14,28 +15,34 @@ from ttsnap import TTSnapPipeline
 from ttsnap.alignment import kendall
 from ttsnap.fitting.fitted import FittedSchedule
 from ttsnap.recording.collect import Settings, collect
+from ttsnap.shipped import NAMES
 from ttsnap.tensors import load_tensor
 from ttsnap.trajectories import steps_near
 
-PROMPT = "a red circle left of a blue square on gray"
+PROMPTS = {
+    "lab": "a red circle left of a blue square on gray",
+    "lab-trio": "a red circle left of a blue square above a green triangle on gray",
+}
 
 
-def test_the_shipped_reward_and_schedule_work_at_once() -> None:
-    pipe = TTSnapPipeline.from_pretrained("lab", reward="lab-noise-aware", schedule="lab")
+@pytest.mark.parametrize("model", NAMES)
+def test_the_shipped_reward_and_schedule_work_at_once(model: str) -> None:
+    pipe = TTSnapPipeline.from_pretrained(model, reward=f"{model}-noise-aware", schedule=model)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 20, "guidance_scale": 3.0, "budget": "2x", "seed": 7}
-    out = pipe(PROMPT, **options)
+    out = pipe(PROMPTS[model], **options)
     assert isinstance(pipe.schedule, FittedSchedule)
     assert [look.step for look in out.trace] == [*pipe.schedule.resolve(20, equivalent=2.0).steps, 19]
     assert out.ledger.cost.at(out.ledger.flops) <= 2 * (20 * out.ledger.flops.call + out.ledger.flops.decode + 1e9)
-    best_of_n = pipe(PROMPT, **options, schedule="")
+    best_of_n = pipe(PROMPTS[model], **options, schedule="")
     assert [look.step for look in best_of_n.trace] == [19]
     other = TTSnapPipeline.from_pipe(pipe)
     assert other.schedule is pipe.schedule
 
 
-def test_the_recorded_rewards_show_what_distillation_gave() -> None:
-    plain, aware = load_tensor("lab", "lab"), load_tensor("lab", "lab-noise-aware")
+@pytest.mark.parametrize("model", NAMES)
+def test_the_recorded_rewards_show_what_distillation_gave(model: str) -> None:
+    plain, aware = load_tensor(model, "lab"), load_tensor(model, "lab-noise-aware")
     taus = {}
     for tensor in (plain, aware):
         taus[tensor.name] = np.nanmean([kendall(tensor.looks[:, :, step], tensor.final) for step in range(2, 9)])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffkit.lab import assets, judge, measure, world
 from diffkit.lab.train import loop
-from diffkit.lab.train.trio import train_trio, trio_examples, without_blocks
+from diffkit.lab.train.trio import FIRST_LEVEL, from_level, train_trio, trio_examples, without_blocks
 from diffkit.lab.trio import (
     ACROSS,
     UPRIGHT,
@@ -129,12 +129,21 @@ def test_the_shipped_model_is_small_and_seldom_right() -> None:
     assert np.mean([said.subject for said in judged]) > 0.25
 
 
+def test_its_sampler_begins_later_on_the_same_law() -> None:
+    whole, cut = (load_pipeline(name).scheduler for name in ("lab-clean", assets.TRIO))
+    torch.testing.assert_close(cut.alphas_cumprod, whole.alphas_cumprod[:FIRST_LEVEL])
+    torch.testing.assert_close(from_level(whole, FIRST_LEVEL).alphas_cumprod, cut.alphas_cumprod)
+    cut.set_timesteps(20)
+    first = cut.alphas_cumprod[cut.timesteps[0]]
+    assert float((1 / first - 1).sqrt()) == pytest.approx(8.0, rel=0.1)  # noise over signal
+
+
 @torch.no_grad()
 def distance(pipe, unet, examples) -> float:
     """Mean squared error of the predicted velocity on noisy trios."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(examples.latents.shape, generator=generator)
-    timesteps = torch.randint(1000, (len(noise),), generator=generator)
+    timesteps = torch.randint(FIRST_LEVEL, (len(noise),), generator=generator)
     words = pipe.text_encoder(examples.ids)[0]
     found: Tensor = unet(pipe.scheduler.add_noise(examples.latents, noise, timesteps), timesteps, words).sample
     return float((found - pipe.scheduler.get_velocity(examples.latents, noise, timesteps)).square().mean())

@@ -23,6 +23,7 @@ from diffkit.errors import InputError
 from diffkit.families import family_of
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
+from diffkit.precision import warn_of_slow_bfloat16
 from diffkit.training_law import draw_timesteps, noised
 from memorization.generate import item_seed
 from memorization.mitigate.adversarial import AdversarialSettings, rate_factor, redirected
@@ -92,6 +93,7 @@ class Trainer:
         self.pipe, self.weights, self.data, self.settings = pipe, weights, data, settings
         mixed = None if settings.precision == "no" else settings.precision
         self.accelerator = Accelerator(cpu=pipe.device.type == "cpu", mixed_precision=mixed)
+        warn_of_slow_bfloat16(settings.precision, self.accelerator.device)
         self.rank = self.accelerator.process_index
         self.optimizer = torch.optim.AdamW(
             list(weights.values()), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from diffkit.errors import DiffkitError, InputError
+from diffkit.precision import warn_of_slow_bfloat16
 from diffkit.rewards.base import TrainableReward
 from ttsnap.distillation.backends import build, trainable
 from ttsnap.distillation.checkpoint import Place, load_checkpoint, save_checkpoint
@@ -87,6 +88,7 @@ class Trainer:
             log_with=tracker,
             project_dir=self.checkpoint.parent,
         )
+        warn_of_slow_bfloat16(settings.mixed_precision, self.accelerator.device)
         if tracker is not None:
             self.accelerator.init_trackers("distillation")
         parts = self.accelerator.num_processes * settings.accumulate

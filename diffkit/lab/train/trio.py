@@ -4,9 +4,9 @@ Which blocks go follows BK-SDM (arXiv 2305.15798): every first transformer layer
 training is short: things come out right far more often than the two relations do, so that only a few seeds in a hundred
 show their whole caption, and a search over seeds has something to find.
 
-Its sampler begins at a lower noise. The lab's law (beta from 1e-4 to 0.02 in 1000 steps) reaches a noise of 157 times the
-signal; Stable Diffusion's own reaches 14.6, with latents four times as wide, in which the same noise hides less of what
-is large. Above ``FIRST_LEVEL`` (a noise of 8) nothing is decided yet, and no step is spent there.
+Its sampler begins at a lower noise. The lab's law (beta from 1e-4 to 0.02 in 1000 steps) reaches a noise of 157 times
+the signal; Stable Diffusion's own reaches 14.6, with latents four times as wide, in which the same noise hides less of
+what is large. Above ``FIRST_LEVEL`` (a noise of 8) nothing is decided yet, and no step is spent there.
 """
 
 from __future__ import annotations
