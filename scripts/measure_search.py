@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SEARCHES = "best-of-n,ttsp,ttsnap"
 WAYS = {
     "lab": ["--prompts", "lab:held-out", "--noise-aware", "lab-noise-aware"],
-    "lab-trio": ["--prompts", "lab:trio", "--noise-aware", "lab-trio-noise-aware", "--preview-vae", "lab",
-                 "--micro-batch", "16"],
+    "lab-trio": ["--prompts", "lab:trio", "--reward", "lab-trio", "--noise-aware", "lab-trio-noise-aware",
+                 "--preview-vae", "lab", "--micro-batch", "16"],
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffkit.errors import InputError
 from diffkit.lab import assets, judge, measure, world
 from diffkit.lab.train import loop
 from diffkit.lab.train.trio import FIRST_LEVEL, from_level, train_trio, trio_examples, without_blocks
@@ -96,25 +97,33 @@ def test_a_fourth_thing_is_something_else() -> None:
 
 
 def test_the_reward_is_the_mean_of_the_clauses_and_prefers_the_truth() -> None:
-    reward, trios = load_reward("lab"), held_out_trios(40, seed=4)
+    reward, plain, trios = load_reward("lab-trio"), load_reward("lab"), held_out_trios(40, seed=4)
     images = draw_trios(trios, seed=4)
     truth = reward.score(images, [trio.caption for trio in trios])
-    parts = [reward.score(images, [trio.clauses[part].caption for trio in trios]) for part in (0, 1)]
+    parts = [plain.score(images, [trio.clauses[part].caption for trio in trios]) for part in (0, 1)]
     torch.testing.assert_close(truth, (parts[0] + parts[1]) / 2)
     negatives = [wrong(trio) for trio in trios]
     hits = [truth > reward.score(images, [changed[way].caption for changed in negatives]) for way in range(5)]
     assert torch.stack(hits).float().mean() >= 0.95
-    mixed = reward.score(images[:2], [trios[0].caption, trios[1].clauses[0].caption])
-    torch.testing.assert_close(mixed, torch.stack([truth[0], parts[0][1]]))
+    two = [trio.clauses[0].caption for trio in trios]
+    torch.testing.assert_close(reward.score(images, two), parts[0])
+    assert reward.flops_per_image == 2 * plain.flops_per_image
 
 
-def test_the_noise_aware_reward_reads_trios_too() -> None:
-    aware = load_reward("lab-noise-aware")
+def test_the_reward_of_two_things_refuses_three() -> None:
+    for name in ("lab", "lab-noise-aware"):
+        with pytest.raises(InputError, match="take lab-trio"):
+            load_reward(name).score(torch.zeros(2, 3, 64, 64), [CAPTION, CAPTION])
+
+
+def test_the_noise_aware_reward_reads_clauses() -> None:
+    aware = load_reward("lab-trio-noise-aware")
     assert isinstance(aware, NoiseAware)
+    assert aware.flops_per_image > 1.5 * load_reward("lab").flops_per_image
     trios = held_out_trios(4, seed=5)
     images = draw_trios(trios, seed=5)
-    found = aware.score_estimates(images, [trio.caption for trio in trios], -5.0)
-    parts = [aware.score_estimates(images, [trio.clauses[part].caption for trio in trios], -5.0) for part in (0, 1)]
+    found = aware.score_estimates(images, [trio.caption for trio in trios], -2.0)
+    parts = [aware.score_estimates(images, [trio.clauses[part].caption for trio in trios], -2.0) for part in (0, 1)]
     torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
 
 

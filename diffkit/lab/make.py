@@ -19,7 +19,6 @@ from diffkit.lab.train.preview import train_preview
 from diffkit.lab.train.reward import train_reward
 from diffkit.lab.train.trio import train_trio
 from diffkit.loading import load_pipeline
-from diffkit.rewards.lab import LabReward
 from diffkit.runs.files import write_bytes_atomically
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _edit_json(path: Path, *, remove: tuple[str, ...] = (), **values: object) ->
 def write_card(folder: Path) -> dict[str, Any]:
     """Measure the models that lie in ``folder`` and write ``card.json`` there."""
     pipes = {name: load_pipeline(folder / name) for name in assets.MODELS}
-    card = measure(pipes, LabReward(folder / "reward"), folder)
+    card = measure(pipes, folder)
     write_bytes_atomically(folder / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     return card
 

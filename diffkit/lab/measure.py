@@ -22,6 +22,7 @@ from diffkit.lab.train.examples import hard_negatives
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompts import Suspect, read_suspects
 from diffkit.rewards.base import Reward
+from diffkit.rewards.lab import LabReward, LabTrioReward
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -210,25 +211,26 @@ def million_parameters(pipe: StableDiffusionPipeline) -> float:
     return int(sum(parameter.numel() for part in parts for parameter in part.parameters())) / 1e6
 
 
-def measure_model(name: str, pipe: StableDiffusionPipeline, reward: Reward, folder: Path) -> dict[str, Any]:
-    """How well it draws 40 held-out scenes of its kind, and its size."""
-    draw = trio.held_out_trios if name == assets.TRIO else world.held_out_scenes
+def measure_model(name: str, pipe: StableDiffusionPipeline, folder: Path) -> dict[str, Any]:
+    """How well it draws 40 held-out scenes of its kind, by the judge and the reward of that kind, and its size."""
+    draw, kind = (trio.held_out_trios, LabTrioReward) if name == assets.TRIO else (world.held_out_scenes, LabReward)
     return {
-        "scenes": scenes(pipe, reward, [scene.caption for scene in draw(40, seed=5)]),
+        "scenes": scenes(pipe, kind(folder / "reward"), [scene.caption for scene in draw(40, seed=5)]),
         "megabytes": megabytes(folder / name),
         "million parameters": million_parameters(pipe),
     }
 
 
-def measure(models: dict[str, StableDiffusionPipeline], reward: Reward, folder: Path) -> dict[str, Any]:
-    """All figures of the card, for the models by name; ``folder`` holds the files whose size is told."""
+def measure(models: dict[str, StableDiffusionPipeline], folder: Path) -> dict[str, Any]:
+    """All figures of the card, for the models by name; ``folder`` holds them and the reward."""
     card: dict[str, Any] = {"settings": {"steps": STEPS, "guidance": GUIDANCE, "replicated above": REPLICATED}}
     for name, pipe in models.items():
         log.info("measuring %s", name)
         card[name] = {} if name == assets.TRIO else {"replication": replication(pipe)}
-        card[name] |= measure_model(name, pipe, reward, folder)
+        card[name] |= measure_model(name, pipe, folder)
     card["autoencoder limit"] = autoencoder_limit(models["lab"])
-    card["reward"] = {"accuracy on hard negatives": reward_accuracy(reward), "megabytes": megabytes(folder / "reward")}
+    right = reward_accuracy(LabReward(folder / "reward"))
+    card["reward"] = {"accuracy on hard negatives": right, "megabytes": megabytes(folder / "reward")}
     card["seconds per image"] = seconds_per_image(models["lab"])
     card["megabytes"] = megabytes(folder)
     return card

@@ -20,6 +20,7 @@ REWARDS: Registry[Callable[..., Reward]] = Registry(
     "diffkit.rewards",
     {
         "lab": "diffkit.rewards.lab:load",
+        "lab-trio": "diffkit.rewards.lab:load_trio",
         "aesthetic": "diffkit.rewards.aesthetic:load",
         "clip-score": "diffkit.rewards.clip_score:load",
         "ensemble": "diffkit.rewards.ensemble:load",

@@ -1,4 +1,4 @@
-"""The lab's reward: a tiny model of ImageReward's architecture that judges scenes, those of three by their clauses."""
+"""The lab's rewards: a tiny model of ImageReward's architecture that judges scenes, those of three by their clauses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
 from diffkit.lab import assets
-from diffkit.lab.trio import clauses
+from diffkit.lab.trio import clauses, parse_trio
 from diffkit.rewards.cross_attention import CrossAttentionReward, tokenize
 
 
@@ -46,17 +46,16 @@ class LabReward:
     ) -> Tensor:
         """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given.
 
-        The network was taught scenes of two things; a trio's score is the mean of its two clauses'.
+        Raises:
+            InputError: a caption names three things.
         """
-        pairs = [clauses(prompt) for prompt in prompts]
-        first, second = ([pair[part] for pair in pairs] for part in (0, 1))
-        score = self._run(images, first, module or self.model)
-        return score if first == second else (score + self._run(images, second, module or self.model)) / 2
-
-    def _run(self, images: Tensor, prompts: list[str], network: Callable[..., Tensor]) -> Tensor:
+        for prompt in prompts:
+            if parse_trio(prompt) is not None:
+                raise InputError(f"The reward {self.name!r} reads scenes of two things, not {prompt!r}; for those of "
+                                 f"three take lab-trio or lab-trio-noise-aware.")  # fmt: skip
         device = self.model.head.weight.device
         ids, mask = tokenize(self.tokenizer, prompts)
-        return network(images.to(device).float(), ids.to(device), mask.to(device))
+        return (module or self.model)(images.to(device).float(), ids.to(device), mask.to(device))
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -70,6 +69,29 @@ class LabReward:
         return self.differentiable(images, prompts).float()
 
 
+class LabTrioReward(LabReward):
+    """The same of scenes of three things: the mean of the scores of a caption's two clauses, so two passes an image.
+
+    A caption of another form counts as both clauses.
+    """
+
+    name = "lab-trio"
+
+    def differentiable(
+        self, images: Tensor, prompts: Sequence[str], module: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given."""
+        pairs = [clauses(prompt) for prompt in prompts]
+        first, second = (super(LabTrioReward, self).differentiable(images, [pair[part] for pair in pairs], module)
+                         for part in (0, 1))  # fmt: skip
+        return (first + second) / 2
+
+
 def load() -> LabReward:
-    """The shipped reward."""
+    """The shipped reward ``lab``."""
     return LabReward()
+
+
+def load_trio() -> LabTrioReward:
+    """The shipped reward ``lab-trio``."""
+    return LabTrioReward()
