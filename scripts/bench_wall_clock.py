@@ -1,9 +1,11 @@
 """Seconds at which TTSnap on the lab reaches the mean reward of best-of-N, against best-of-N's own seconds.
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
-    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab [--json docs/figures/wall_clock_trio.json]
+    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.96 --prompts 24 \\
+        [--json docs/figures/wall_clock_trio.json]
 
-One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost.
+One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost,
+and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in such rounds.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from diffkit.lab import trio, world
 from diffkit.stats import bootstrap_mean
 from ttsnap import TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
+from ttsnap.strategies.rounds import Rounds
 
 CAPTIONS = {"lab": world.held_out_scenes, "lab-trio": trio.held_out_trios}
 
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--shares", default="0.125,0.25,0.5", help="of best-of-N's counted cost")
+    parser.add_argument("--enough", type=float, help="reward at which a search in rounds ends")
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--preview-vae", help="decoder of the estimates, e.g. lab")
     parser.add_argument("--json", type=Path)
@@ -49,7 +53,13 @@ def main() -> None:
     captions = [scene.caption for scene in CAPTIONS[given.model](given.prompts, seed=77)]
     ways: dict[str, dict[str, Any]] = {f"best of {given.n}": {"num_candidates": given.n}}
     for budget in (f"{float(share) * given.n:g}x" for share in given.shares.split(",")):
-        ways[budget] = {"budget": budget, "schedule": given.model, "preview_vae": given.preview_vae}
+        ways[f"TTSnap {budget}"] = {"budget": budget, "schedule": given.model, "preview_vae": given.preview_vae}
+    if given.enough is not None:
+        whole = f"{given.n}x"
+        ways[f"TTSnap until {given.enough:g}"] = {
+            "budget": whole, "search": Rounds(given.enough, schedule=given.model), "preview_vae": given.preview_vae,
+        }  # fmt: skip
+        ways[f"best-of-N until {given.enough:g}"] = {"budget": whole, "search": Rounds(given.enough)}
     search(pipe, captions[0], 0, num_candidates=2)  # warm up
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for index, caption in enumerate(captions):
@@ -71,7 +81,7 @@ def main() -> None:
                 "share of time": took / seconds,
             }
         )
-    reached = [row for row in rows[1:] if row["difference"] >= 0]
+    reached = [row for row in rows if "TTSnap" in str(row["way"]) and row["difference"] >= 0]
     figures = {"n": given.prompts, "preview decoder": given.preview_vae, "rows": rows,
                "first to reach": min(reached, key=lambda row: row["seconds"]) if reached else None}  # fmt: skip
     text = json.dumps(figures, indent=1)

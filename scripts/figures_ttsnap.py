@@ -131,6 +131,27 @@ def _wall(name: str) -> str:
     return table(head, rows) + f"\n\n{found['n']} held-out scenes, one process, two threads, interleaved."
 
 
+def first_level() -> str:
+    """Sampling lab-trio from the lab's own first level of noise and from its own."""
+    found = read("first_level")
+    if not found:
+        return MISSING
+    rows = [
+        [
+            f"{row['noise']:.1f}",
+            f"{100 * row['right']:.1f} % ({100 * row['interval'][0]:.1f} to {100 * row['interval'][1]:.1f})",
+            str(row["calls to the look"]),
+        ]
+        for row in found["rows"]
+    ]
+    said = (
+        f"{found['n']} held-out scenes, {found['seeds']} seeds each; {found['right with both']:.0f} images are right "
+        f"from both, {found['right with either']:.0f} from either."
+    )
+    head = ["noise over signal at the first call", "single samples right", "calls to the noise of the first look"]
+    return table(head, rows) + "\n\n" + said
+
+
 def preview() -> str:
     """The preview decoder."""
     found = read("preview")
@@ -175,4 +196,4 @@ def tensors() -> str:
     return table(["reward", "pruned by", *ways], rows)
 
 
-BLOCKS = (chain, steps, search, search_trio, overhead, backends, wall, wall_trio, preview, fit, tensors)
+BLOCKS = (chain, steps, search, search_trio, overhead, backends, wall, wall_trio, first_level, preview, fit, tensors)

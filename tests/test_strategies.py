@@ -23,8 +23,10 @@ from ttsnap.candidates import Noise
 from ttsnap.recipe import Recipe, mix, replay
 from ttsnap.request import Request
 from ttsnap.search import SEARCHES, load_search
+from ttsnap.strategies.base import Plain
 from ttsnap.strategies.halving import halving_schedule
 from ttsnap.strategies.neighbours import Neighbours
+from ttsnap.strategies.rounds import Rounds
 
 PROMPTS, STEPS, SEED = ["a dog", "cat"], 6, 7
 SCHEDULE = PruningSchedule.parse("1:0.4,3:0.5")
@@ -266,3 +268,43 @@ def test_the_pipeline_takes_a_search_by_name():
     assert out.ledger.budget["unspent"] >= 0
     with pytest.raises(InputError, match="give one, for example budget"):
         pipe(PROMPTS, num_inference_steps=STEPS, search="zero-order")
+
+
+def in_rounds(enough: float, **options):
+    """Two rounds at the cost of best-of-5 each."""
+    return counted().search(Rounds(enough, rounds=2, schedule=SCHEDULE), "10x", **options)
+
+
+def test_rounds_go_on_until_the_winner_is_good_enough_for_its_prompt():
+    first = counted().search("ttsnap", "5x")
+    scores = [winner.score for [winner] in first.winners]
+    found = in_rounds(sum(scores) / 2)
+    assert functools.reduce(Cost.plus, found.spent) == found.ledger.cost
+    assert found.ledger.denoiser_rows == sum(counted().rows)
+    assert found.notes["rounds"] == [1 if score > sum(scores) / 2 else 2 for score in scores]
+    better, other = (int(pick(scores)) for pick in (np.argmax, np.argmin))
+    assert found.spent[better] == first.spent[better]
+    assert found.winners[better][0].candidate.seed == first.winners[better][0].candidate.seed
+    assert found.spent[other] == first.spent[other].plus(first.spent[other])
+    assert found.winners[other][0].score >= scores[other]
+    seeds = [seed for look in found.trace if look.prompt == other and look.step == 1 for seed in look.seeds]
+    assert len(seeds) == len(set(seeds)) == 2 * len(first.trace[0].candidates)
+
+
+def test_rounds_without_an_end_stay_inside_the_budget_and_keep_the_best():
+    found = in_rounds(100.0, winners=2)
+    assert found.notes["rounds"] == [2, 2]
+    assert all(spent.at(found.ledger.flops) <= 10 * Cost(STEPS, 1, 1).at(found.ledger.flops) for spent in found.spent)
+    for prompt, winners in enumerate(found.winners):
+        finals = [score for look in found.trace if (look.prompt, look.step) == (prompt, STEPS - 1)
+                  for score in look.scores]  # fmt: skip
+        assert [winner.score for winner in winners] == sorted(finals, reverse=True)[:2]
+
+
+def test_rounds_refuse_what_never_stops():
+    with pytest.raises(InputError, match="enough is a reward"):
+        Rounds(math.nan)
+    with pytest.raises(InputError, match="at least one round"):
+        Rounds(1.0, rounds=0)
+    with pytest.raises(InputError, match="needs a reward that knows noise"):
+        counted().search(Rounds(1.0, schedule=SCHEDULE), "8x", reward=Plain(Brightness()))

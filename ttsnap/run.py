@@ -146,14 +146,14 @@ class Engine:
         return self._look(alive, keep=self.winners, log_snr=None)
 
     def finish(self, alive: Sequence[Candidate]) -> list[list[Winner]]:
-        """Score finished candidates and return the winners of each prompt, best first.
+        """Score finished candidates and return the winners of each prompt that has some, best first.
 
         Raises:
             ScoringError: too few candidates of a prompt could be scored.
         """
         look = self.judge(alive)
         winners = []
-        for prompt in range(len(self.prompts)):
+        for prompt in sorted({one.prompt for one in alive}):
             rows = self.rows(alive, prompt)
             best = [rows[position] for position in self.rank([look.scores[row] for row in rows])[: self.winners]]
             self.record(prompt, alive, look, [alive[row] for row in best], needed=self.winners)

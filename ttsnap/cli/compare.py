@@ -32,7 +32,7 @@ def compare(
         str, typer.Option(help="Judge of estimates: a registered name, a folder that distill wrote, or none.")
     ] = "lab-noise-aware",
     schedule: Annotated[
-        str, typer.Option(help="For ttsnap and ttsp: 2:0.4,6:0.4,11:0.5 (the default), lab, or a file that fit wrote.")
+        str, typer.Option(help="For ttsnap, ttsp: 2:0.4,6:0.4,11:0.5 (the default), lab, lab-trio, or a file of fit.")
     ] = "",
     plain_schedule: Annotated[str | None, typer.Option(help="Another schedule for ttsp.")] = None,
     index: Annotated[Path | None, typer.Option(help="The file that fit --rule index wrote, for index.")] = None,

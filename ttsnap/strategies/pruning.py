@@ -23,19 +23,20 @@ PUBLISHED = PruningSchedule((2, 6, 11), (0.4, 0.4, 0.5))
 
 
 def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candidate]) -> list[list[Winner]]:
-    """Winners of each prompt, best first; every prompt has the same number of ``candidates``.
+    """Winners of each prompt that has candidates, best first; all that have some have the same number.
 
     Raises:
         ScoringError: too few candidates of a prompt could be scored.
     """
-    n = len(candidates) // len(engine.prompts)
+    prompts = sorted({one.prompt for one in candidates})
+    n = len(candidates) // len(prompts)
     stages = schedule.stages(n, engine.plan.calls)
     alive = list(candidates)
     for stage, target in zip(stages[:-1], schedule.survivors(n), strict=True):
         alive = engine.denoise(alive, stage.start, stage.stop)
         look = engine.estimate(alive)
         passed: list[Candidate] = []
-        for prompt in range(len(engine.prompts)):
+        for prompt in prompts:
             rows = engine.rows(alive, prompt)
             scores = [look.scores[row] for row in rows]
             kept = top_k(scores, target, higher_is_better=engine.reward.higher_is_better)
