@@ -1,11 +1,12 @@
 """Seconds at which TTSnap on the lab reaches the mean reward of best-of-N, against best-of-N's own seconds.
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
-    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.96 --prompts 24 \\
+    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.98,0.97 --prompts 24 \\
         [--json docs/figures/wall_clock_trio.json]
 
 One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost,
-and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in such rounds.
+and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in rounds that end at the
+first of these rewards.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--shares", default="0.125,0.25,0.5", help="of best-of-N's counted cost")
-    parser.add_argument("--enough", type=float, help="reward at which a search in rounds ends")
+    parser.add_argument("--enough", default="", help="rewards at which a search in rounds ends")
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--preview-vae", help="decoder of the estimates, e.g. lab")
     parser.add_argument("--json", type=Path)
@@ -54,12 +55,12 @@ def main() -> None:
     ways: dict[str, dict[str, Any]] = {f"best of {given.n}": {"num_candidates": given.n}}
     for budget in (f"{float(share) * given.n:g}x" for share in given.shares.split(",")):
         ways[f"TTSnap {budget}"] = {"budget": budget, "schedule": given.model, "preview_vae": given.preview_vae}
-    if given.enough is not None:
-        whole = f"{given.n}x"
-        ways[f"TTSnap until {given.enough:g}"] = {
-            "budget": whole, "search": Rounds(given.enough, schedule=given.model), "preview_vae": given.preview_vae,
-        }  # fmt: skip
-        ways[f"best-of-N until {given.enough:g}"] = {"budget": whole, "search": Rounds(given.enough)}
+    enough = [float(reward) for reward in given.enough.split(",") if reward]
+    for reward in enough:
+        rounds = Rounds(reward, schedule=given.model)
+        ways[f"TTSnap until {reward:g}"] = {"budget": f"{given.n}x", "search": rounds, "preview_vae": given.preview_vae}
+    for reward in enough[:1]:
+        ways[f"best-of-N until {reward:g}"] = {"budget": f"{given.n}x", "search": Rounds(reward)}
     search(pipe, captions[0], 0, num_candidates=2)  # warm up
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for index, caption in enumerate(captions):
