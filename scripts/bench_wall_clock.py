@@ -1,12 +1,12 @@
 """Seconds at which TTSnap on the lab reaches the mean reward of best-of-N, against best-of-N's own seconds.
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
-    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.98,0.97 --prompts 24 \\
-        [--json docs/figures/wall_clock_trio.json]
+    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.98,0.97 \\
+        --prompts 24 [--json docs/figures/wall_clock_trio.json]
 
 One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost,
-and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in rounds that end at the
-first of these rewards.
+and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in rounds that end
+at the first of these rewards.
 """
 
 from __future__ import annotations
