@@ -25,6 +25,7 @@ __all__ = [
     "Mitigation",
     "Model",
     "Out",
+    "PreviewVae",
     "Revision",
     "Seed",
 ]
@@ -65,6 +66,10 @@ MicroBatch = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", file_okay=False, help="The run's folder; the same command resumes there."),
+]
+PreviewVae = Annotated[
+    str | None,
+    typer.Option("--preview-vae", help="A small decoder for estimates: an AutoencoderTiny's folder or hub id, or lab."),
 ]
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How the result is written to stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input, say what would be done, and stop.")]

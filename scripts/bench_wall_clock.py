@@ -1,8 +1,8 @@
 """Seconds at which TTSnap on the lab reaches the mean reward of best-of-N, against best-of-N's own seconds.
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
-    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.98,0.97 \\
-        --prompts 24 [--json docs/figures/wall_clock_trio.json]
+    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.97 \\
+        --prompts 48 --scenes 78 [--json docs/figures/wall_clock_trio.json]
 
 One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost,
 and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in rounds that end
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--model", choices=CAPTIONS, default="lab")
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--scenes", type=int, default=77, help="seed that draws the captions")
     parser.add_argument("--shares", default="0.125,0.25,0.5", help="of best-of-N's counted cost")
     parser.add_argument("--enough", default="", help="rewards at which a search in rounds ends")
     parser.add_argument("--micro-batch", type=int)
@@ -51,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(2)
     pipe = TTSnapPipeline.from_pretrained(given.model, reward=f"{given.model}-noise-aware")
     pipe.set_progress_bar_config(disable=True)
-    captions = [scene.caption for scene in CAPTIONS[given.model](given.prompts, seed=77)]
+    captions = [scene.caption for scene in CAPTIONS[given.model](given.prompts, seed=given.scenes)]
     ways: dict[str, dict[str, Any]] = {f"best of {given.n}": {"num_candidates": given.n}}
     for budget in (f"{float(share) * given.n:g}x" for share in given.shares.split(",")):
         ways[f"TTSnap {budget}"] = {"budget": budget, "schedule": given.model, "preview_vae": given.preview_vae}

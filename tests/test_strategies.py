@@ -301,6 +301,31 @@ def test_rounds_without_an_end_stay_inside_the_budget_and_keep_the_best():
         assert [winner.score for winner in winners] == sorted(finals, reverse=True)[:2]
 
 
+class Tired(Brightness):
+    """Scores the finished images of one round, and no more."""
+
+    def __init__(self, images):
+        self.left = images
+
+    def score(self, images, prompts):
+        self.left -= len(images)
+        return super().score(images, prompts) * (1.0 if self.left >= 0 else math.nan)
+
+    def score_estimates(self, images, prompts, log_snr):
+        return images.mean((1, 2, 3))
+
+
+def test_a_round_that_cannot_be_scored_leaves_what_the_earlier_ones_found():
+    first = counted().search("ttsnap", "5x")
+    finals = sum(len(look.candidates) for look in first.trace if look.step == STEPS - 1)
+    found = in_rounds(100.0, reward=Tired(1 + finals))  # one is tried before the search
+    assert found.notes["rounds"] == [1, 1]
+    assert [w.candidate.seed for [w] in found.winners] == [w.candidate.seed for [w] in first.winners]
+    assert functools.reduce(Cost.plus, found.spent) == found.ledger.cost
+    with pytest.raises(ScoringError, match="could be scored"):
+        in_rounds(100.0, reward=Tired(1))
+
+
 def test_rounds_refuse_what_never_stops():
     with pytest.raises(InputError, match="enough is a reward"):
         Rounds(math.nan)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, tiny_vae
 from typer.testing import CliRunner
 
 from diffkit.cli import app
@@ -58,6 +58,43 @@ def test_winners_are_saved_with_what_makes_them_again(folder, tmp_path):
     assert "guidance" in other.stderr
 
 
+def test_a_prompt_whose_winner_is_good_enough_costs_no_more(folder, tmp_path):
+    def searched(enough):
+        more = ["--budget", "8x", "--enough", enough, "--rounds", "2", "--schedule", "", "--format", "json"]
+        result = command(folder, tmp_path / enough, *more)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    every = searched("1")  # a white image
+    scores = sorted(item["winners"][0]["reward"] for item in every)
+    assert [item["candidates"] for item in every] == [8, 8]
+    assert [item["candidates"] for item in searched(str(scores[0] - 0.5))] == [4, 4]
+    for item in every:
+        finals = [score for look in item["trace"] for score in look["scores"]]
+        assert len(finals) == 8
+        assert item["winners"][0]["reward"] == max(finals)
+        assert Image.open(tmp_path / "1" / item["scores"]).size[0] > 100
+
+
+def test_a_preview_decoder_is_only_for_looks(folder, tmp_path):
+    tiny_vae().save_pretrained(tmp_path / "decoder")
+    more = ["--candidates", "4", "--schedule", "1:0.5", "--preview-vae", str(tmp_path / "decoder"), "--format", "json"]
+    result = command(folder, tmp_path / "run", *more)
+    assert result.exit_code == 0, result.output
+    ledgers = [item["ledger"] for item in json.loads(result.stdout)]
+    assert [(one["previewed"], one["decoded"]) for one in ledgers] == [(4, 2), (4, 2)]
+
+
+def test_a_distilled_reward_is_described_by_its_card(tmp_path):
+    more = ["--model", "lab", "--reward", "lab-noise-aware", "--candidates", "2", "--schedule", "1:0.5", "--steps", "3"]
+    result = CliRunner().invoke(app, ["ttsnap", "generate", "a red circle on gray", *more, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    described = json.loads((tmp_path / "summary.json").read_text())["reward"]
+    assert described["name"] == "lab-noise-aware"
+    assert described["base"]["name"] == "lab"
+    assert described["tau"]
+
+
 def test_a_prompt_that_cannot_be_scored_leaves_the_others_alone(folder, tmp_path):
     result = command(folder, tmp_path / "run", "--candidates", "2", prompts=("unscorable", "cat"))
     assert result.exit_code == 3
@@ -74,6 +111,9 @@ def test_a_prompt_that_cannot_be_scored_leaves_the_others_alone(folder, tmp_path
         (["--schedule", "9:0.5"], ("a",), "before its last one"),
         (["--budget", "4x", "--candidates", "3"], ("a",), "leave out --candidates"),
         (["--budget", "much"], ("a",), "Cannot read the budget"),
+        (["--enough", "1"], ("a",), "say the most it may cost with --budget"),
+        (["--enough", "nan", "--budget", "8x"], ("a",), "enough is a reward at which to stop"),
+        (["--preview-vae", "./nothing"], ("a",), "preview decoder"),
         ([], (), "There is no prompt"),
     ],
 )

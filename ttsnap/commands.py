@@ -9,7 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
 from ttsnap.cli.distill import distill
@@ -50,6 +50,11 @@ def generate(
     schedule: Annotated[
         str, typer.Option(help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5, or a .json file; none is best-of-N.")
     ] = "",
+    enough: Annotated[
+        float | None, typer.Option(help="Reward at which a prompt is done; the budget is then the most it may cost.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --enough: equal parts of the budget, on fresh seeds.")] = 4,
+    preview_vae: PreviewVae = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
@@ -84,7 +89,10 @@ def generate(
         "negative": negative, "winners": winners, "seed": seed,
         "micro_batch": None if micro_batch is None else read_micro_batch(micro_batch),
     }  # fmt: skip
-    config |= {name: pixels for name, pixels in (("height", height), ("width", width)) if pixels is not None}
+    optional = {"height": height, "width": width, "preview_vae": preview_vae, "enough": enough}
+    config |= {name: value for name, value in optional.items() if value is not None}
+    if enough is not None:
+        config["rounds"] = rounds
     if out is None:
         raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
     pipe = _load(config, device)
@@ -119,6 +127,7 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     from diffkit.segments import plan
     from ttsnap.pipeline import TTSnapPipeline
     from ttsnap.schedule import choose
+    from ttsnap.strategies.rounds import Rounds
 
     parallel.processes()  # before the model: it gives each process its device
     schedule = choose(config["schedule"])
@@ -126,9 +135,13 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
         parse_budget(config["budget"])
         if config["candidates"] is not None:
             raise InputError("--budget chooses the number of candidates; leave out --candidates.")
+    if "enough" in config:
+        if config["budget"] is None:
+            raise InputError("--enough stops a search early; say the most it may cost with --budget, for example 64x.")
+        Rounds(config["enough"], config["rounds"], schedule)
     reward = load_reward(config["reward"])
     stock = load_pipeline(config["model"], revision=config["revision"], dtype=config["dtype"], device=device)
-    pipe = TTSnapPipeline.from_pipe(stock, reward=reward)
+    pipe = TTSnapPipeline.from_pipe(stock, reward=reward, preview_vae=config.get("preview_vae"))
     own = default_size(pipe)
     calls = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width))).calls
     schedule.resolve(calls).validate(calls)

@@ -19,6 +19,7 @@ from ttsnap.candidates import Noise
 from ttsnap.pictures import contact_sheet, score_figure
 from ttsnap.request import Request
 from ttsnap.schedule import PruningSchedule
+from ttsnap.strategies.rounds import Rounds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,18 +113,23 @@ def _search(pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, 
             negative_prompt=config["negative"], height=config.get("height"), width=config.get("width"),
             num_images_per_prompt=config["winners"], seed=config["seed"],
             first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
-            schedule=config["schedule"], micro_batch=config["micro_batch"], previews=True, share=share,
-            return_dict=True,
+            schedule=config["schedule"], search=_rounds(config), micro_batch=config["micro_batch"], previews=True,
+            share=share, return_dict=True,
         )  # fmt: skip
     except ScoringError as error:
         return _Searched({**item, "error": str(error)}, [], {})
     out = cast("TTSnapPipelineOutput", found)  # return_dict
     item["winners"] = [{"seed": seed, "reward": score} for seed, score in zip(out.seeds, out.rewards, strict=True)]
-    item["candidates"] = len(out.trace[0].candidates)
+    item["candidates"] = len({index for look in out.trace for index in look.candidates})
     item["trace"] = [look.to_dict() for look in out.trace]
     item["ledger"] = out.ledger.to_dict()
-    figures = {"scores": score_figure(out.trace, title=prompt), "looks": contact_sheet(out.trace)}
+    figures = {"scores": score_figure(out.trace, title=prompt, winners=out.seeds), "looks": contact_sheet(out.trace)}
     return _Searched(item, list(cast("list[Image]", out.images)), figures)
+
+
+def _rounds(config: Mapping[str, Any]) -> Rounds | None:
+    """The search of ``--enough``; None without it."""
+    return Rounds(config["enough"], config["rounds"], config["schedule"]) if "enough" in config else None
 
 
 def _keep(run: Run, key: str, found: _Searched) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -15,13 +16,24 @@ __all__ = ["contact_sheet", "look_figure", "score_figure"]
 KEPT, DROPPED, WINNER = "#1f5fa8", "#b9bec6", "#c2410c"
 
 
-def score_figure(trace: Sequence[StageTrace], *, title: str) -> Image.Image:
-    """Every candidate's score at every look of one prompt: grey until dropped, blue while kept, orange for winners."""
+def score_figure(
+    trace: Sequence[StageTrace], *, title: str, winners: Sequence[int | None] | None = None
+) -> Image.Image:
+    """Every candidate's score at every look of one prompt: grey until dropped, blue while kept, orange for winners.
+
+    Args:
+        winners: their seeds; those that the last look kept by default.
+    """
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    winners = set(trace[-1].survivors)
-    finalists = set(trace[-1].candidates)
-    for index in trace[0].candidates:
+    seeds = {index: seed for look in trace for index, seed in zip(look.candidates, look.seeds, strict=True)}
+    best = {index for index, seed in seeds.items()
+            if (index in trace[-1].survivors if winners is None else seed in winners)}  # fmt: skip
+    looked: Counter[int] = Counter()
+    for look in trace:
+        looked[look.step] += len(look.candidates)
+    finalists = {index for look in trace if look.step == max(looked) for index in look.candidates}
+    for index in seeds:
         points = [
             (look.step, score)
             for look in trace
@@ -29,10 +41,10 @@ def score_figure(trace: Sequence[StageTrace], *, title: str) -> Image.Image:
         ]
         if not points:
             continue
-        colour = WINNER if index in winners else KEPT if index in finalists else DROPPED
+        colour = WINNER if index in best else KEPT if index in finalists else DROPPED
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=colour,
-                  zorder=3 if index in winners else 2 if index in finalists else 1)  # fmt: skip
-    axes.set_xticks([look.step for look in trace], [f"{look.step}\n{len(look.candidates)} left" for look in trace])
+                  zorder=3 if index in best else 2 if index in finalists else 1)  # fmt: skip
+    axes.set_xticks(list(looked), [f"{step}\n{count} left" for step, count in looked.items()])
     axes.set(xlabel="look after step", ylabel="reward of the estimate")
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     buffer = io.BytesIO()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -131,10 +131,10 @@ def as_reward(reward: Reward | RewardFunction) -> Reward:
 
 
 def describe(reward: Reward) -> dict[str, object]:
-    """What a record says of a reward: its card (preprocessing, licence, checksum of its weights) where it has one."""
+    """What a record says of a reward: its name, and its card (preprocessing, checksums, tau) where it has one."""
     card = getattr(reward, "card", None)
-    found: dict[str, object] = {"name": reward.name} if card is None else card()
-    return found
+    said: Mapping[str, object] = card() if callable(card) else card or {}
+    return {"name": reward.name, **said}
 
 
 class Scores(NamedTuple):

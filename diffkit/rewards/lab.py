@@ -54,7 +54,7 @@ class LabReward:
                 raise InputError(f"The reward {self.name!r} reads scenes of two things, not {prompt!r}; for those of "
                                  f"three take lab-trio or lab-trio-noise-aware.")  # fmt: skip
         device = self.model.head.weight.device
-        ids, mask = tokenize(self.tokenizer, prompts)
+        ids, mask = tokenize(self.tokenizer, list(prompts))
         return (module or self.model)(images.to(device).float(), ids.to(device), mask.to(device))
 
     @torch.no_grad()

@@ -10,7 +10,20 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, MicroBatch, Model, Out, Revision, Seed
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Limit,
+    MicroBatch,
+    Model,
+    Out,
+    PreviewVae,
+    Revision,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -36,9 +49,7 @@ def collect(
     ] = "all",
     micro_batch: MicroBatch = "8",
     previews: Annotated[bool, typer.Option(help="Keep the estimates' pictures, which training needs.")] = True,
-    preview_vae: Annotated[
-        str | None, typer.Option(help="A small decoder for the estimates: a folder or hub id of an AutoencoderTiny.")
-    ] = None,
+    preview_vae: PreviewVae = None,
     seed: Seed = 0,
     out: Out = None,
     limit: Limit = None,

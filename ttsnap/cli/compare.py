@@ -9,7 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, Revision, Seed
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 
 if TYPE_CHECKING:
     from diffkit.rewards.base import Reward
@@ -42,9 +42,7 @@ def compare(
     eta: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="DDIM's share of noise; fk takes 1 where it is 0.")
     ] = 0.0,
-    preview_vae: Annotated[
-        str | None, typer.Option(help="A small decoder for the estimates: a folder or hub id of an AutoencoderTiny.")
-    ] = None,
+    preview_vae: PreviewVae = None,
     group: Annotated[int, typer.Option(min=1, help="Prompts searched at once; they share micro-batches.")] = 4,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Candidates run at once.")] = None,
     seed: Seed = 0,

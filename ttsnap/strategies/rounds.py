@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffkit.errors import InputError
+from diffkit.errors import InputError, ScoringError
 from ttsnap.run import Engine, Winner
 from ttsnap.schedule import PruningSchedule, choose
 from ttsnap.strategies.base import affordable_count, resolved
@@ -35,7 +35,7 @@ class Rounds:
         InputError: ``enough`` is not finite, there is no round, or no such schedule.
 
     Example:
-        >>> pipe(caption, budget="64x", search=Rounds(0.96, rounds=4, schedule="lab-trio"))
+        >>> pipe(caption, budget="64x", search=Rounds(0.97, rounds=4, schedule="lab-trio"))
     """
 
     enough: float
@@ -60,7 +60,11 @@ class Rounds:
         ttsnap(choose(self.schedule)).check(engine)
 
     def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
-        """Round after round; ``engine.notes["rounds"]`` tells how many each prompt took."""
+        """Round after round; ``engine.notes["rounds"]`` tells how many each prompt took.
+
+        Raises:
+            ScoringError: too few candidates could be scored before each prompt had its winners.
+        """
         share = limit / self.rounds
         schedule = resolved(engine, share, choose(self.schedule))
         engine.notes["schedule"] = str(schedule)
@@ -74,7 +78,13 @@ class Rounds:
             ]
             if not batch:
                 break
-            for found in prune(engine, schedule, batch):
+            try:
+                round_of_winners = prune(engine, schedule, batch)
+            except ScoringError:
+                if not all(winners):
+                    raise
+                break  # what the earlier rounds found stands
+            for found in round_of_winners:
                 prompt = found[0].candidate.prompt
                 taken[prompt] += 1
                 both = winners[prompt] + found
