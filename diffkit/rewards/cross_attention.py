@@ -47,8 +47,14 @@ class CrossAttentionReward(nn.Module):
         return states
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W) in [0, 1] with token ids (B, L); higher is better."""
-        scores: Tensor = self.head(self.encode_texts(ids, mask, self.encode_images(images))[:, 0]).squeeze(-1)
+        """Scores (B,) of images (B, 3, H, W) in [0, 1] with token ids (B, L); higher is better.
+
+        With K texts an image, ids and mask (B, K, L), the mean of their K scores; the image is encoded once.
+        """
+        texts = ids.shape[1] if ids.dim() == 3 else 1
+        patches = self.encode_images(images).repeat_interleave(texts, dim=0)
+        states = self.encode_texts(ids.flatten(0, -2), mask.flatten(0, -2), patches)
+        scores: Tensor = self.head(states[:, 0]).view(len(images), texts).mean(1)
         return scores
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

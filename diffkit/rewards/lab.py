@@ -70,7 +70,7 @@ class LabReward:
 
 
 class LabTrioReward(LabReward):
-    """The same of scenes of three things: the mean of the scores of a caption's two clauses, so two passes an image.
+    """The same of scenes of three things: the mean of the scores of a caption's two clauses; the image is encoded once.
 
     A caption of another form counts as both clauses.
     """
@@ -81,10 +81,10 @@ class LabTrioReward(LabReward):
         self, images: Tensor, prompts: Sequence[str], module: Callable[..., Tensor] | None = None
     ) -> Tensor:
         """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given."""
-        pairs = [clauses(prompt) for prompt in prompts]
-        first, second = (super(LabTrioReward, self).differentiable(images, [pair[part] for pair in pairs], module)
-                         for part in (0, 1))  # fmt: skip
-        return (first + second) / 2
+        both = [clause for prompt in prompts for clause in clauses(prompt)]
+        device = self.model.head.weight.device
+        ids, mask = (part.unflatten(0, (len(prompts), 2)).to(device) for part in tokenize(self.tokenizer, both))
+        return (module or self.model)(images.to(device).float(), ids, mask)
 
 
 def load() -> LabReward:

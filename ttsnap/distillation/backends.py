@@ -54,13 +54,14 @@ class NoiseNorm(nn.Module):
         self.modulation = nn.Linear(WIDTH, 2 * norm.normalized_shape[-1])
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        self.embedding: Tensor | None = None  # (B, 64), there while the network runs
+        self.embedding: Tensor | None = None  # (B, 64), there while the network runs; several rows may share a level
 
     def forward(self, states: Tensor) -> Tensor:
         normed: Tensor = self.norm(states)
         if self.embedding is None:
             return normed
-        scale, shift = self.modulation(self.embedding).chunk(2, dim=-1)
+        of_rows = self.modulation(self.embedding).repeat_interleave(len(states) // len(self.embedding), dim=0)
+        scale, shift = of_rows.chunk(2, dim=-1)
         shape = (len(states), *[1] * (states.dim() - 2), states.shape[-1])
         modulated: Tensor = normed * (1 + scale.view(shape)) + shift.view(shape)
         return modulated
