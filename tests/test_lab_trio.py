@@ -107,7 +107,7 @@ def test_the_reward_is_the_mean_of_the_clauses_and_prefers_the_truth() -> None:
     assert torch.stack(hits).float().mean() >= 0.95
     two = [trio.clauses[0].caption for trio in trios]
     torch.testing.assert_close(reward.score(images, two), parts[0])
-    assert reward.flops_per_image == 2 * plain.flops_per_image
+    assert reward.flops_per_image < 1.3 * plain.flops_per_image, "the image is encoded once"
 
 
 def test_the_reward_of_two_things_refuses_three() -> None:
@@ -119,7 +119,7 @@ def test_the_reward_of_two_things_refuses_three() -> None:
 def test_the_noise_aware_reward_reads_clauses() -> None:
     aware = load_reward("lab-trio-noise-aware")
     assert isinstance(aware, NoiseAware)
-    assert aware.flops_per_image > 1.5 * load_reward("lab").flops_per_image
+    assert aware.flops_per_image < 1.3 * load_reward("lab").flops_per_image
     trios = held_out_trios(4, seed=5)
     images = draw_trios(trios, seed=5)
     found = aware.score_estimates(images, [trio.caption for trio in trios], -2.0)
