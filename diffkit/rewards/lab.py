@@ -49,13 +49,17 @@ class LabReward:
         Raises:
             InputError: a caption names three things.
         """
+        device = self.model.head.weight.device
+        ids, mask = self._tokens(prompts)
+        return (module or self.model)(images.to(device).float(), ids.to(device), mask.to(device))
+
+    def _tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, L), as the network takes them."""
         for prompt in prompts:
             if parse_trio(prompt) is not None:
                 raise InputError(f"The reward {self.name!r} reads scenes of two things, not {prompt!r}; for those of "
                                  f"three take lab-trio or lab-trio-noise-aware.")  # fmt: skip
-        device = self.model.head.weight.device
-        ids, mask = tokenize(self.tokenizer, list(prompts))
-        return (module or self.model)(images.to(device).float(), ids.to(device), mask.to(device))
+        return tokenize(self.tokenizer, list(prompts))
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -77,14 +81,10 @@ class LabTrioReward(LabReward):
 
     name = "lab-trio"
 
-    def differentiable(
-        self, images: Tensor, prompts: Sequence[str], module: Callable[..., Tensor] | None = None
-    ) -> Tensor:
-        """Scores (B,) with gradient of images (B, 3, H, W) in [0, 1], by ``module`` if one is given."""
-        both = [clause for prompt in prompts for clause in clauses(prompt)]
-        device = self.model.head.weight.device
-        ids, mask = (part.unflatten(0, (len(prompts), 2)).to(device) for part in tokenize(self.tokenizer, both))
-        return (module or self.model)(images.to(device).float(), ids, mask)
+    def _tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, 2, L): both clauses of each."""
+        ids, mask = tokenize(self.tokenizer, [clause for prompt in prompts for clause in clauses(prompt)])
+        return ids.unflatten(0, (len(prompts), 2)), mask.unflatten(0, (len(prompts), 2))
 
 
 def load() -> LabReward:
