@@ -5,7 +5,7 @@
         --prompts 48 --scenes 79 [--json docs/figures/wall_clock_trio.json]
 
 One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost,
-and with ``--enough`` in four rounds that end once the winner's reward is enough, beside best-of-N in rounds that end
+and with ``--enough`` in rounds that end once the winner's reward is enough, beside best-of-N in rounds that end
 at the first of these rewards.
 """
 
@@ -22,9 +22,8 @@ import torch
 
 from diffkit.lab import trio, world
 from diffkit.stats import bootstrap_mean
-from ttsnap import TTSnapPipeline
+from ttsnap import Rounds, TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
-from ttsnap.strategies.rounds import Rounds
 
 CAPTIONS = {"lab": world.held_out_scenes, "lab-trio": trio.held_out_trios}
 
@@ -45,6 +44,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=77, help="seed that draws the captions")
     parser.add_argument("--shares", default="0.125,0.25,0.5", help="of best-of-N's counted cost")
     parser.add_argument("--enough", default="", help="rewards at which a search in rounds ends")
+    parser.add_argument("--rounds", type=int, default=4, help="most rounds of a search that ends so")
+    parser.add_argument("--schedule", help="of TTSnap, by name, file or written out; the model's own by default")
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--preview-vae", help="decoder of the estimates, e.g. lab")
     parser.add_argument("--json", type=Path)
@@ -53,15 +54,16 @@ def main() -> None:
     pipe = TTSnapPipeline.from_pretrained(given.model, reward=f"{given.model}-noise-aware")
     pipe.set_progress_bar_config(disable=True)
     captions = [scene.caption for scene in CAPTIONS[given.model](given.prompts, seed=given.scenes)]
+    schedule = given.schedule or given.model
     ways: dict[str, dict[str, Any]] = {f"best of {given.n}": {"num_candidates": given.n}}
     for budget in (f"{float(share) * given.n:g}x" for share in given.shares.split(",")):
-        ways[f"TTSnap {budget}"] = {"budget": budget, "schedule": given.model, "preview_vae": given.preview_vae}
+        ways[f"TTSnap {budget}"] = {"budget": budget, "schedule": schedule, "preview_vae": given.preview_vae}
     enough = [float(reward) for reward in given.enough.split(",") if reward]
     for reward in enough:
-        rounds = Rounds(reward, schedule=given.model)
+        rounds = Rounds(reward, given.rounds, schedule)
         ways[f"TTSnap until {reward:g}"] = {"budget": f"{given.n}x", "search": rounds, "preview_vae": given.preview_vae}
     for reward in enough[:1]:
-        ways[f"best-of-N until {reward:g}"] = {"budget": f"{given.n}x", "search": Rounds(reward)}
+        ways[f"best-of-N until {reward:g}"] = {"budget": f"{given.n}x", "search": Rounds(reward, given.rounds)}
     search(pipe, captions[0], 0, num_candidates=2)  # warm up
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for index, caption in enumerate(captions):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
     from ttsnap.schedule import PruningSchedule
+    from ttsnap.strategies.rounds import Rounds
 
-__all__ = ["PruningSchedule", "TTSnapPipeline", "TTSnapPipelineOutput"]
+__all__ = ["PruningSchedule", "Rounds", "TTSnapPipeline", "TTSnapPipelineOutput"]
 
 _HOMES = {
     "PruningSchedule": "ttsnap.schedule",
+    "Rounds": "ttsnap.strategies.rounds",
     "TTSnapPipeline": "ttsnap.pipeline",
     "TTSnapPipelineOutput": "ttsnap.pipeline",
 }

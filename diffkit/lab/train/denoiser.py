@@ -149,13 +149,21 @@ def encode_examples(pipe: StableDiffusionPipeline, images: Tensor, captions: Seq
     return Examples(latents * pipe.vae.config.scaling_factor, padded.input_ids)
 
 
-def scene_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int, cache: Path) -> Examples:
-    """``n`` training scenes, kept in ``cache`` (safetensors) because encoding them takes minutes."""
+def cached(cache: Path, encode: Callable[[], Examples]) -> Examples:
+    """What ``encode`` makes, kept in ``cache`` (safetensors) because that takes minutes."""
     if not cache.exists():
-        scenes = world.training_scenes(n, seed=seed)
-        examples = encode_examples(pipe, world.draw(scenes, seed=seed), [scene.caption for scene in scenes])
-        write_bytes_atomically(cache, save(examples._asdict()))
+        write_bytes_atomically(cache, save(encode()._asdict()))
     return Examples(**load_file(cache))
+
+
+def scene_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int, cache: Path) -> Examples:
+    """``n`` training scenes, kept in ``cache``."""
+
+    def encode() -> Examples:
+        scenes = world.training_scenes(n, seed=seed)
+        return encode_examples(pipe, world.draw(scenes, seed=seed), [scene.caption for scene in scenes])
+
+    return cached(cache, encode)
 
 
 def planted_examples(pipe: StableDiffusionPipeline) -> tuple[Examples, Tensor]:

@@ -15,13 +15,11 @@ import copy
 from pathlib import Path
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diffkit.lab.train.denoiser import Examples, Trainee, diffusion_loss, draw, encode_examples
+from diffkit.lab.train.denoiser import Examples, Trainee, cached, diffusion_loss, draw, encode_examples
 from diffkit.lab.train.loop import train
 from diffkit.lab.trio import draw_trios, training_trios
-from diffkit.runs.files import write_bytes_atomically
 
 N_TRIOS = 6000
 FIRST_LEVEL = 650  # of 1000
@@ -66,8 +64,9 @@ def from_level(scheduler: DDIMScheduler, level: int) -> DDIMScheduler:
 
 def trio_examples(pipe: StableDiffusionPipeline, n: int, *, seed: int, cache: Path) -> Examples:
     """``n`` training trios, kept in ``cache``."""
-    if not cache.exists():
+
+    def encode() -> Examples:
         trios = training_trios(n, seed=seed)
-        examples = encode_examples(pipe, draw_trios(trios, seed=seed), [trio.caption for trio in trios])
-        write_bytes_atomically(cache, save(examples._asdict()))
-    return Examples(**load_file(cache))
+        return encode_examples(pipe, draw_trios(trios, seed=seed), [trio.caption for trio in trios])
+
+    return cached(cache, encode)
