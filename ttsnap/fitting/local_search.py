@@ -114,7 +114,15 @@ def search_budget(
             if neighbour is not None and bench.better(neighbour, current, budget):
                 current = neighbour
         found.append(current)
-    return max(found, key=lambda one: bench.mean(one, budget))
+    return _without_idle_looks(bench, max(found, key=lambda one: bench.mean(one, budget)), budget)
+
+
+def _without_idle_looks(bench: Bench, schedule: PruningSchedule, budget: float) -> PruningSchedule:
+    """The schedule without the looks that drop nobody at this budget, unless it is better with them."""
+    counts = bench.counts(schedule, budget)
+    useful = [at for at, (before, after) in enumerate(itertools.pairwise(counts)) if after < before]
+    lean = PruningSchedule(tuple(schedule.steps[at] for at in useful), tuple(schedule.keep[at] for at in useful))
+    return schedule if bench.better(schedule, lean, budget) else lean
 
 
 def _starts(allowed: Sequence[int], calls: int) -> list[PruningSchedule]:
