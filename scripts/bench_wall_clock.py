@@ -2,7 +2,7 @@
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
     python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --enough 0.97 \\
-        --prompts 48 --scenes 79 [--json docs/figures/wall_clock_trio.json]
+        --prompts 64 --scenes 81 [--json docs/figures/wall_clock_trio.json]
 
 One process, one machine, the searches of each prompt one after the other; TTSnap at some shares of best-of-N's cost,
 and with ``--enough`` in rounds that end once the winner's reward is enough, beside best-of-N in rounds that end

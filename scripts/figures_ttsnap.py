@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from figures_common import MISSING, gain, read, table
+from figures_common import MISSING, ROOT, gain, read, table
 
 
 def search() -> str:
@@ -86,6 +87,25 @@ def chain() -> str:
     return (
         f"A smaller version of it, from an empty folder to a served pipeline, took {found['minutes in all']:.0f} "
         f"minutes on two cores (`scripts/lab_search.py`; minutes: {parts})."
+    )
+
+
+def taught_trio() -> str:
+    """What distillation gave the reward that ships for scenes of three things, from its card."""
+    card = json.loads((ROOT / "ttsnap" / "lab-trio" / "noise_aware" / "card.json").read_text())
+    levels = sorted(card["tau"], key=lambda level: int(level["step"]))
+
+    def shown(level: Mapping[str, Any], key: str) -> str:
+        low, high = level[f"{key}_interval"]
+        return f"{level[key]:.2f} ({low:.2f} to {high:.2f})"
+
+    rows = [[str(level["step"]), *(shown(level, key) for key in ("before", "after", "gain"))] for level in levels]
+    early = [level["gain"] for level in levels if 2 <= level["step"] <= 8]
+    prompts = card["prompts"]
+    head = ["look after step", "tau of the plain reward", "tau of the taught reward", "gain"]
+    return table(head, rows) + (
+        f"\n\nOn {prompts['held_out']} captions held out, {card['candidates']} seeds each (taught on "
+        f"{prompts['trained']}); mean gain of the looks after steps 2 to 8: {sum(early) / len(early):.2f}."
     )
 
 
@@ -196,4 +216,7 @@ def tensors() -> str:
     return table(["reward", "pruned by", *ways], rows)
 
 
-BLOCKS = (chain, steps, search, search_trio, overhead, backends, wall, wall_trio, first_level, preview, fit, tensors)
+BLOCKS = (
+    chain, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, first_level, preview, fit,
+    tensors,
+)  # fmt: skip

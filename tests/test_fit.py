@@ -98,6 +98,17 @@ def test_budget_is_never_overrun_and_shares_mean_what_was_counted():
         assert sizes[1:] == schedule.survivors(sizes[0])
 
 
+def test_a_look_that_drops_nobody_is_left_out():
+    """Such looks cost what further candidates could have cost; small counts round many shares to them."""
+    tensor = telling(prompts=12)
+    bench = Bench.of(tensor, PRICES, resamples=6, seed=0)
+    idle = PruningSchedule((2, 4, 5), (0.15, 0.98, 0.97))
+    assert bench.counts(idle, 40.0)[1:] == [bench.counts(idle, 40.0)[1]] * 3
+    found = search_budget(bench, 40.0, np.random.default_rng(0), tries=0, starts=[idle])
+    assert bench.mean(idle, 40.0) > max(bench.mean(one, 40.0) for one in (BEST_OF_N, PruningSchedule((1,), (0.15,))))
+    assert all(after < before for before, after in itertools.pairwise(bench.counts(found, 40.0)))
+
+
 def test_search_reaches_the_best_of_all_single_cuts():
     """Against brute force over every step and number of survivors."""
     tensor, budget = telling(prompts=10), 30.0

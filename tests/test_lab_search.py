@@ -40,7 +40,7 @@ def test_the_shipped_reward_and_schedule_work_at_once(model: str) -> None:
     assert other.schedule is pipe.schedule
 
 
-@pytest.mark.parametrize(("model", "gain"), [("lab", 0.10), ("lab-trio", 0.03)])
+@pytest.mark.parametrize(("model", "gain"), [("lab", 0.10), ("lab-trio", 0.10)])
 def test_the_recorded_rewards_show_what_distillation_gave(model: str, gain: float) -> None:
     plain, aware = load_tensor(model, model), load_tensor(model, f"{model}-noise-aware")
     taus = {}
