@@ -133,6 +133,20 @@ def wall_trio() -> str:
     return _wall("wall_clock_trio")
 
 
+def rounds() -> str:
+    """The search in rounds against best-of-64, in a sentence."""
+    found = read("wall_clock_trio")
+    if not found:
+        return MISSING
+    row = next(row for row in found["rows"] if row["way"].startswith("TTSnap until"))
+    low, high = row["interval"]
+    return (
+        f"In rounds, until its reward is {row['way'].split()[-1]}, TTSnap takes {row['share of time']:.2f} of the "
+        f"time of best-of-64 there, at a mean reward of {row['difference']:+.4f} over it (95 % interval {low:+.4f} to "
+        f"{high:+.4f}, {found['n']} held-out scenes)."
+    )
+
+
 def _wall(name: str) -> str:
     found = read(name)
     if not found:
@@ -217,6 +231,6 @@ def tensors() -> str:
 
 
 BLOCKS = (
-    chain, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, first_level, preview, fit,
-    tensors,
+    chain, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, rounds, first_level, preview,
+    fit, tensors,
 )  # fmt: skip
