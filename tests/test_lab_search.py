@@ -40,13 +40,13 @@ def test_the_shipped_reward_and_schedule_work_at_once(model: str) -> None:
     assert other.schedule is pipe.schedule
 
 
-@pytest.mark.parametrize(("model", "gain"), [("lab", 0.10), ("lab-trio", 0.10)])
-def test_the_recorded_rewards_show_what_distillation_gave(model: str, gain: float) -> None:
+@pytest.mark.parametrize("model", ["lab", "lab-trio"])
+def test_the_recorded_rewards_show_what_distillation_gave(model: str) -> None:
     plain, aware = load_tensor(model, model), load_tensor(model, f"{model}-noise-aware")
     taus = {}
     for tensor in (plain, aware):
         taus[tensor.name] = np.nanmean([kendall(tensor.looks[:, :, step], tensor.final) for step in range(2, 9)])
-    assert taus[aware.name] - taus[plain.name] >= gain
+    assert taus[aware.name] - taus[plain.name] >= 0.10
 
 
 def test_taught_at_20_steps_it_ranks_better_than_the_plain_reward_at_12(tmp_path: Path) -> None:

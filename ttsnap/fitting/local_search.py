@@ -193,5 +193,5 @@ def search_budgets(
         advance()
     for index in reversed(range(len(budgets) - 1)):
         if bench.better(found[index + 1], found[index], budgets[index]):
-            found[index] = found[index + 1]
+            found[index] = _without_idle_looks(bench, found[index + 1], budgets[index])
     return found
