@@ -40,11 +40,11 @@ commands: Registry[typer.Typer | Callable[..., Any]] = Registry(
     "command",
     "diffkit.commands",
     {
-        "audit": "memorization.commands:app",
+        "audit": "memorization.cli.audit:app",
         "demo": "diffkit.demo:demo",
         "lab": "diffkit.lab.commands:app",
-        "locality": "memorization.cli_locality:app",
-        "ttsnap": "ttsnap.commands:app",
+        "locality": "memorization.cli.locality:app",
+        "ttsnap": "ttsnap.cli.app:app",
     },
 )
 

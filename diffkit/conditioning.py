@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffkit.embeds import MASK, Embeds
 from diffkit.errors import InputError
 from diffkit.families import Call, Family, Pipeline, Size, family_of
 from diffkit.families.base import size_of_latents, stock_default
+from diffkit.prompt_embeds import MASK, Embeds
 
 __all__ = [
     "Conditioning",

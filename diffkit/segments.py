@@ -24,8 +24,8 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
+from diffkit.scheduler_window import restored, window
 from diffkit.solvers import State, gather_states, noise_levels, solver_of, split_state
-from diffkit.window import restored, window
 
 __all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "run_segment"]
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from diffkit.console import say, write_json, write_table
 
 if TYPE_CHECKING:
+    from memorization.auditing.settings import AuditSettings
     from memorization.items import Gathered
-    from memorization.settings import AuditSettings
 
 
 def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, reference: bool) -> None:
     """How much would be done, on stdout."""
-    from memorization.attacking import build_attacks
+    from memorization.auditing.attack_suite import build_attacks
     from memorization.items import with_companions
 
     items = with_companions(gathered.items, edits=settings.edits, reference=reference)

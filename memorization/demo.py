@@ -15,9 +15,9 @@ def demonstrate(folder: Path) -> Demonstration:
     from diffkit.lab.world import training_scenes
     from diffkit.loading import load_pipeline
     from diffkit.runs import sha256_folder
-    from memorization.audit import audit
+    from memorization.auditing.run import audit
+    from memorization.auditing.settings import AuditSettings
     from memorization.items import gather
-    from memorization.settings import AuditSettings
 
     settings = AuditSettings(
         budgets=(0, 10, 25),

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from diffkit.console import Bar
 from diffkit.families import pipe_denoiser
-from memorization.detect import listens
-from memorization.generate import is_guided
+from memorization.detection import listens
+from memorization.generation import is_guided
 from memorization.items import AuditItem
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from memorization.measure import Measurer
+    from memorization.auditing.measure import Measurer
 
 BACKWARD = 3  # a row with its gradient costs about as much as three without
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.prompts import RowError, Suspect, read_suspects
-from memorization.settings import EditName
+from diffkit.suspects import RowError, Suspect, read_suspects
+from memorization.auditing.settings import EditName
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def gather(
     """Read suspects and controls.
 
     Args:
-        suspects: what :func:`diffkit.prompts.read_suspects` takes.
+        suspects: what :func:`diffkit.suspects.read_suspects` takes.
         controls: the same, or None; without controls no attack verdict can be given.
         limit: only the first so many suspects; ``limit_controls``: only the first so many controls.
 
@@ -110,8 +110,8 @@ def load_references(item: AuditItem, size: tuple[int, int]) -> References:
     import torch
 
     from diffkit.images import load_image
-    from memorization.edits import edit
-    from memorization.generate import item_seed
+    from memorization.edited_controls import edit
+    from memorization.generation import item_seed
 
     if not item.suspect.images:
         return References(None, "no image to compare with")

@@ -8,10 +8,10 @@ from statistics import median
 from typing import Any
 
 from diffkit.stats import auc
-from memorization.controls import ControlCheck, Scores, rate
-from memorization.scoring import Aggregate, Outcome, Record, aggregate, of_role
-from memorization.settings import AuditSettings
-from memorization.survival import kaplan_meier, log_rank, median_work, work_to_threshold
+from memorization.auditing.aggregate import Aggregate, Outcome, Record, aggregate, of_role
+from memorization.auditing.controls import ControlCheck, Scores, rate
+from memorization.auditing.kaplan_meier import kaplan_meier, log_rank, median_work, work_to_threshold
+from memorization.auditing.settings import AuditSettings
 
 
 def by_rung(

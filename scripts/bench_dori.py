@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.compute import count_flops
+from diffkit.flops import count_flops
 from diffkit.images import load_image
 from diffkit.latents import encode_images
 from diffkit.loading import load_pipeline
-from diffkit.prompts import read_suspects
+from diffkit.suspects import read_suspects
 from memorization.attack.base import Target
 from memorization.attack.dori import Dori
 from memorization.attack.objective import frozen, objective

@@ -33,7 +33,7 @@ from torch import Tensor
 from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
 from diffkit.families import pipe_denoiser
 from diffkit.seeds import candidate_seed, generators
-from diffkit.training_law import noised
+from diffkit.training_objective import noised
 from ttsnap import TTSnapPipeline
 
 PROMPT, SCHEDULE = "a cat", "2:0.4,6:0.4,11:0.5"

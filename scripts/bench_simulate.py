@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from ttsnap.accounting import Accounting
-from ttsnap.curves import budget_curves
-from ttsnap.strategies.pruning import PUBLISHED
-from ttsnap.tensors import RewardTensor, load_tensor
+from ttsnap.evaluation.accounting import Accounting
+from ttsnap.evaluation.budget_curves import budget_curves
+from ttsnap.reward_tensor import RewardTensor, load_tensor
+from ttsnap.search.strategies.pruning import PUBLISHED
 
 RUNS = 5
 REWARDS = ("imagereward", "pickscore", "hpsv2")

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from diffkit.texts import read_prompts
+from diffkit.prompts import read_prompts
 from ttsnap import TTSnapPipeline
-from ttsnap.noise_aware import NoiseAware
+from ttsnap.noise_aware.reward import NoiseAware
 
 ROOT = Path(__file__).resolve().parents[1]
 

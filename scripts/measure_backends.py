@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsnap.trajectories import Trajectories
+from ttsnap.trajectories.dataset import Trajectories
 
 ROOT = Path(__file__).resolve().parents[1]
 EARLY = (2, 3, 4, 5, 6, 8)

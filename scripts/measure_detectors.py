@@ -30,14 +30,14 @@ from diffkit.conditioning import encode_prompts
 from diffkit.images import load_image
 from diffkit.lab import planted, world
 from diffkit.loading import load_pipeline
-from diffkit.prompts import read_suspects
 from diffkit.stats import auc, clopper_pearson
+from diffkit.suspects import read_suspects
 from memorization.copies import load_copy_detector
-from memorization.detect import make_detector
-from memorization.detect.calibrate import calibrate, threshold_at
-from memorization.detect.captions import score_captions
-from memorization.detect.curvature_difference import mask_for
-from memorization.generate import Sampling, generate
+from memorization.detection import make_detector
+from memorization.detection.calibrate import calibrate, threshold_at
+from memorization.detection.curvature_difference import mask_for
+from memorization.detection.score_captions import score_captions
+from memorization.generation import Sampling, generate
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTORS = (

@@ -24,18 +24,18 @@ from diffkit.console import progress
 from diffkit.images import load_image
 from diffkit.lab import planted
 from diffkit.loading import load_pipeline
-from diffkit.prompts import Suspect, read_suspects
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.stats import clopper_pearson
+from diffkit.suspects import Suspect, read_suspects
 from memorization.attack import attacks
 from memorization.attack.base import Target
 from memorization.attack.checkpoint import Checkpoints
+from memorization.attack.initialization import StartingPoints
 from memorization.attack.ladder import RUNGS, weakest
-from memorization.attack.starts import StartingPoints
 from memorization.attack.transfer import conditions, transfer
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generate import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate, item_seed
 
 THRESHOLD, SAMPLING, SEED = 0.75, Sampling(20, 3.0, 16), 0
 RATES = (0.01, 0.03, 0.1)

@@ -15,7 +15,7 @@ from typing import Any
 from diffkit.lab import planted, world
 from diffkit.loading import load_pipeline, model_checksum
 from memorization.items import Gathered, gather
-from memorization.locality.page import plots
+from memorization.locality.report import plots
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.study import study
 

@@ -26,17 +26,17 @@ from diffkit.lab import planted, world
 from diffkit.lab.measure import accuracy_change, generate, scene_correct
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import Mitigation, apply
-from diffkit.prompts import Suspect, read_suspects
 from diffkit.runs import Run
 from diffkit.stats import clopper_pearson
+from diffkit.suspects import Suspect, read_suspects
 from memorization.attack.base import Target
 from memorization.attack.dori import Dori
-from memorization.attack.starts import StartingPoints
+from memorization.attack.initialization import StartingPoints
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generate import Sampling, item_seed
-from memorization.generate import generate as generate_from
-from memorization.mitigate import methods
-from memorization.mitigate.base import mitigate
+from memorization.generation import Sampling, item_seed
+from memorization.generation import generate as generate_from
+from memorization.mitigation import methods
+from memorization.mitigation.run import mitigate
 
 THRESHOLD = 0.75  # the audit's operating point
 SEEDS, SCENES, SCENE_SEEDS = 5, 40, 4

@@ -18,11 +18,11 @@ from diffkit.images import save_png
 from diffkit.lab import world
 from diffkit.lab.assets import model_path
 from diffkit.loading import load_pipeline
-from diffkit.prompts import read_suspects
 from diffkit.runs import sha256_folder
-from memorization.audit import audit
+from diffkit.suspects import read_suspects
+from memorization.auditing.run import audit
+from memorization.auditing.settings import AuditSettings
 from memorization.items import gather
-from memorization.settings import AuditSettings
 
 PLANTED = ("cat", "cup", "portrait", "pagoda")
 SETTINGS = AuditSettings(

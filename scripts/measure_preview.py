@@ -18,7 +18,7 @@ import numpy as np
 
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import kendall
-from ttsnap.trajectories import Trajectories
+from ttsnap.trajectories.dataset import Trajectories
 
 ROOT = Path(__file__).resolve().parents[1]
 REWARD = "lab-noise-aware"

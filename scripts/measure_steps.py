@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from diffkit.loading import load_pipeline
+from diffkit.prompts import read_prompts
 from diffkit.rewards import load_reward
 from diffkit.segments import plan
 from diffkit.stats import bootstrap_mean
-from diffkit.texts import read_prompts
 from ttsnap.alignment import kendall
-from ttsnap.recording.collect import Settings, collect
-from ttsnap.trajectories import steps_near
+from ttsnap.trajectories.collect import Settings, collect
+from ttsnap.trajectories.dataset import steps_near
 
 AWARE, PLAIN = "lab-noise-aware", "lab"
 LEVELS = (-8.2, -7.3, -6.5, -5.7, -5.0, -3.6)  # log-SNR of the steps 2, 3, 4, 5, 6 and 8 of 20

@@ -19,24 +19,24 @@ from matplotlib.figure import Figure
 from measure_mitigations import full_strength
 from torch import Tensor
 
-from diffkit.embeds import Embeds
 from diffkit.images import load_image
 from diffkit.lab.measure import generate
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import apply
-from diffkit.prompts import Suspect
+from diffkit.prompt_embeds import Embeds
+from diffkit.suspects import Suspect
 from memorization.attack.base import Target
 from memorization.attack.dori import Dori
-from memorization.attack.starts import StartingPoints
+from memorization.attack.initialization import StartingPoints
 from memorization.copies.tiled import TiledCorrelation
-from memorization.embedded import encoded
-from memorization.generate import Sampling
-from memorization.generate import generate as generate_from
-from memorization.mitigate import methods
-from memorization.mitigate.base import mitigate
+from memorization.generation import Sampling
+from memorization.generation import generate as generate_from
+from memorization.mitigation import methods
+from memorization.mitigation.run import mitigate
+from memorization.text_embeddings import encoded
 from ttsnap import TTSnapPipeline
-from ttsnap.pictures import look_figure
 from ttsnap.pipeline import TTSnapPipelineOutput
+from ttsnap.plots.search import look_figure
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 PROMPT, SCHEDULE = "a red circle left of a blue square on gray", "3:0.5,6:0.5,10:0.5"

@@ -20,16 +20,16 @@ from diffkit.errors import InputError
 from diffkit.images import save_png
 from diffkit.loading import load_pipeline
 from diffkit.mitigation import Mitigation, apply, load_mitigation
-from diffkit.prompts import Suspect, read_suspects
 from diffkit.runs.shared import open_shared
-from diffkit.training_law import noised
+from diffkit.suspects import Suspect, read_suspects
+from diffkit.training_objective import noised
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generate import Sampling
-from memorization.mitigate.adversarial import METHOD, AdversarialSettings, rate_factor, redirected
-from memorization.mitigate.base import mitigate, parse_settings
-from memorization.mitigate.retention import read_retention
-from memorization.mitigate.surrogates import Acceptance, make_surrogates, nemo_masks
-from memorization.mitigate.trainable import trainable
+from memorization.generation import Sampling
+from memorization.mitigation.adversarial.method import METHOD, AdversarialSettings, rate_factor, redirected
+from memorization.mitigation.adversarial.retention import read_retention
+from memorization.mitigation.adversarial.surrogates import Acceptance, make_surrogates, nemo_masks
+from memorization.mitigation.adversarial.trainable_weights import trainable
+from memorization.mitigation.run import mitigate, parse_settings
 from tests.tiny import SCHEDULERS, tiny_pipeline
 
 #: A run of seconds on the tiny model.

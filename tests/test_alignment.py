@@ -23,9 +23,9 @@ from ttsnap.alignment import (
     top_count,
     top_select,
 )
-from ttsnap.schedule import PruningSchedule
-from ttsnap.simulate import replay
-from ttsnap.tensors import RewardTensor
+from ttsnap.evaluation.simulate import replay
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 
 def pair(seed: int, shape=(3, 4, 9), ties=False):

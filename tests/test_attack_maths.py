@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from tiny import SCHEDULERS, tiny_pipeline
 from torch import Tensor
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import Target
 from memorization.attack.hard_tokens import HardTokens, nearest
 from memorization.attack.low_rank import LowRank
 from memorization.attack.norm_bounded import NormBounded, project
 from memorization.attack.objective import Objective, frozen, objective
 from memorization.attack.soft_tokens import SoftTokens4
-from memorization.attack.text_space import TextSpace, typeable
+from memorization.attack.token_embeddings import TextSpace, typeable
 from memorization.attack.words import Words, choose
 
 

@@ -17,12 +17,12 @@ from diffkit.cli import app
 from diffkit.errors import InputError, Interrupted
 from diffkit.images import save_png
 from diffkit.lab import textures
-from memorization.audit import AuditResult, audit
-from memorization.commands import exit_code
-from memorization.generate import item_seed
+from memorization.auditing.measure import Measurer
+from memorization.auditing.run import AuditResult, audit
+from memorization.auditing.settings import AuditSettings
+from memorization.cli.audit import exit_code
+from memorization.generation import item_seed
 from memorization.items import Gathered, gather
-from memorization.measure import Measurer
-from memorization.settings import AuditSettings
 
 SETTINGS = AuditSettings(
     budgets=(0, 1, 2),
@@ -178,7 +178,7 @@ def test_the_bar_ends_where_it_should(
     sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The work announced before the first batch is the work done."""
-    from memorization import audit as module
+    from memorization.auditing import run as module
 
     seen: dict[str, int] = {}
 

@@ -19,11 +19,11 @@ from diffkit.lab import textures
 from diffkit.loading import model_checksum
 from diffkit.mitigation import Mitigation, save_mitigation
 from memorization.attack.checkpoint import FileCheckpoint
-from memorization.audit import Applied, AuditResult, Reference, audit
-from memorization.edits import edit
-from memorization.generate import item_seed
+from memorization.auditing.run import Applied, AuditResult, Reference, audit
+from memorization.auditing.settings import AuditSettings
+from memorization.edited_controls import edit
+from memorization.generation import item_seed
 from memorization.items import Gathered, gather
-from memorization.settings import AuditSettings
 
 SETTINGS = AuditSettings(
     attacks=("dori", "soft-tokens-1"),

@@ -20,10 +20,10 @@ from diffkit.errors import InputError
 from diffkit.images import save_png
 from diffkit.lab import textures
 from diffkit.loading import model_checksum
-from memorization.audit import audit
-from memorization.compare import changes, mcnemar, read_runs, summarise_comparison
+from memorization.auditing.run import audit
+from memorization.auditing.settings import AuditSettings
+from memorization.comparison.paired import changes, mcnemar, read_runs, summarise_comparison
 from memorization.items import gather
-from memorization.settings import AuditSettings
 
 SETTINGS = AuditSettings(
     budgets=(0, 1),

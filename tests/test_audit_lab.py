@@ -8,9 +8,9 @@ import pytest
 
 from diffkit.lab import assets
 from diffkit.loading import load_pipeline
-from memorization.audit import AuditResult, audit
+from memorization.auditing.run import AuditResult, audit
+from memorization.auditing.settings import AuditSettings
 from memorization.items import gather
-from memorization.settings import AuditSettings
 
 pytestmark = pytest.mark.skipif(
     not (assets.DATA / "lab").is_dir(), reason="the lab's weights are not built; run 'diffkit lab train'"

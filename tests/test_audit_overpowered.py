@@ -16,11 +16,11 @@ import pytest
 from diffkit.images import save_png
 from diffkit.lab import assets, world
 from diffkit.loading import load_pipeline
-from diffkit.prompts import read_suspects
-from memorization.audit import AuditResult, audit
+from diffkit.suspects import read_suspects
+from memorization.auditing.aggregate import conclude
+from memorization.auditing.run import AuditResult, audit
+from memorization.auditing.settings import AuditSettings
 from memorization.items import gather
-from memorization.scoring import conclude
-from memorization.settings import AuditSettings
 
 pytestmark = pytest.mark.skipif(
     not (assets.DATA / "lab").is_dir(), reason="the lab's weights are not built; run 'diffkit lab train'"

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
-from ttsnap.tensors import load_tensor
-from ttsnap.trajectories import Trajectories
+from ttsnap.reward_tensor import load_tensor
+from ttsnap.trajectories.dataset import Trajectories
 
 
 @REWARDS.register("collect-red")

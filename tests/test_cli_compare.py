@@ -19,9 +19,9 @@ from diffkit.lab.world import draw, held_out_scenes
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import generators
-from ttsnap.comparison.compare import _judged
-from ttsnap.comparison.contenders import Told, read_contenders
-from ttsnap.comparison.report import difference_figure, summarise, table_rows
+from ttsnap.evaluation.compare import _judged
+from ttsnap.evaluation.compare_report import difference_figure, summarise, table_rows
+from ttsnap.evaluation.contenders import Told, read_contenders
 
 PROMPTS = ["a dog", "cat", "a red circle left of a blue square on gray"]
 SEARCHES = "best-of-n,ttsp,ttsnap,halving,zero-order,fk"

@@ -13,15 +13,15 @@ from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
 from diffkit.cli import app
-from diffkit.compute import Prices
+from diffkit.flops import Prices
 from diffkit.rewards.base import as_reward
-from ttsnap.curves import budget_curves
-from ttsnap.fitting.fitted import Entry, FittedSchedule
-from ttsnap.recording.collect import collect
-from ttsnap.recording.recorder import Settings
-from ttsnap.schedule import PruningSchedule
-from ttsnap.tensors import RewardTensor, load_tensor, save_npz
-from ttsnap.trajectories import Trajectories
+from ttsnap.evaluation.budget_curves import budget_curves
+from ttsnap.reward_tensor import RewardTensor, load_tensor, save_npz
+from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.trajectories.collect import collect
+from ttsnap.trajectories.dataset import Trajectories
+from ttsnap.trajectories.recorder import Settings
 
 PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 

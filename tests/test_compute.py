@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffkit.compute import Budget, Cost, Ledger, Prices, count_flops, parse_budget, pipeline_flops
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
+from diffkit.flops import Budget, Cost, Ledger, Prices, count_flops, parse_budget, pipeline_flops
 
 
 @pytest.mark.parametrize(

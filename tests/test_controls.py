@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memorization.controls import Scores, check_controls
-from memorization.verdicts import judge
+from memorization.auditing.controls import Scores, check_controls
+from memorization.auditing.verdicts import judge
 
 LOW = {0: 0.1, 10: 0.2, 50: 0.3}
 HIGH = {0: 0.1, 10: 0.9, 50: 0.9}

@@ -9,8 +9,8 @@ from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
 from diffkit.seeds import generators
-from memorization.detect.noise_magnitude import NoiseMagnitude, noise_magnitude, noise_per_prediction
-from memorization.generate import Sampling, generate
+from memorization.detection.noise_magnitude import NoiseMagnitude, noise_magnitude, noise_per_prediction
+from memorization.generation import Sampling, generate
 
 
 def test_noise_magnitude_by_hand() -> None:

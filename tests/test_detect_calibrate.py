@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from diffkit.errors import InputError
 from diffkit.stats import clopper_pearson, tpr_at_fpr
-from memorization.detect.calibrate import calibrate, threshold_at
+from memorization.detection.calibrate import calibrate, threshold_at
 
 scores = st.floats(-5, 5).map(lambda value: round(value, 1))  # ties on purpose
 

@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler
 from tiny import NOISE, tiny_pipeline
 
 from diffkit.errors import InputError
-from memorization.detect import Detector, detectors, listens, make_detector
-from memorization.detect.captions import score_by_all, score_captions
-from memorization.generate import Sampling, generate
+from memorization.detection import Detector, detectors, listens, make_detector
+from memorization.detection.score_captions import score_by_all, score_captions
+from memorization.generation import Sampling, generate
 
 SAMPLING = Sampling(num_inference_steps=3, guidance_scale=3.0, micro_batch=3)
 CAPTIONS = ["a cat", "dog at a cat"]

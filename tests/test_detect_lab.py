@@ -7,9 +7,9 @@ import pytest
 from diffkit.lab import planted, world
 from diffkit.loading import load_pipeline
 from diffkit.stats import auc
-from memorization.detect import make_detector
-from memorization.detect.captions import score_captions
-from memorization.generate import Sampling
+from memorization.detection import make_detector
+from memorization.detection.score_captions import score_captions
+from memorization.generation import Sampling
 
 SAMPLING = Sampling(num_inference_steps=10, guidance_scale=3.0, micro_batch=9)
 

@@ -12,18 +12,18 @@ from scipy.stats import entropy
 from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
-from memorization.detect.anisotropy import anisotropy
-from memorization.detect.attention_maps import attention_probabilities, record_attention, text_attention_layers
-from memorization.detect.bright_ending import end_token_map, masked_magnitude
-from memorization.detect.captions import caption_score, end_tokens
-from memorization.detect.cross_attention import attention_entropy, token_entropy
-from memorization.detect.curvature_difference import curvature_map, hutchinson_diagonal, mask_for, proxy_map
-from memorization.detect.noise_magnitude import NoiseMagnitude
-from memorization.detect.probe import as_noise, batches, epsilon, timesteps
-from memorization.detect.seed_agreement import agreement
-from memorization.detect.sharpness import Sharpness, sharpness
-from memorization.embedded import as_embeds
-from memorization.generate import Sampling
+from memorization.detection.anisotropy import anisotropy
+from memorization.detection.attention_maps import attention_probabilities, record_attention, text_attention_layers
+from memorization.detection.bright_ending import end_token_map, masked_magnitude
+from memorization.detection.cross_attention import attention_entropy, token_entropy
+from memorization.detection.curvature_difference import curvature_map, hutchinson_diagonal, mask_for, proxy_map
+from memorization.detection.denoiser_queries import as_noise, batches, epsilon, timesteps
+from memorization.detection.noise_magnitude import NoiseMagnitude
+from memorization.detection.score_captions import caption_score, end_tokens
+from memorization.detection.seed_agreement import agreement
+from memorization.detection.sharpness import Sharpness, sharpness
+from memorization.generation import Sampling
+from memorization.text_embeddings import as_embeds
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from diffkit.errors import InputError
 from diffkit.loading import load_pipeline
-from memorization.cli_detect import detect as command
-from memorization.detect.run import detect
-from memorization.detect.settings import DetectSettings
-from memorization.detect.verdicts import summarise
+from memorization.cli.detect import detect as command
+from memorization.detection.run import detect
+from memorization.detection.settings import DetectSettings
+from memorization.detection.summary import summarise
 from memorization.items import Gathered, gather
 
 QUICK = DetectSettings(detectors=("anisotropy", "noise_magnitude"), seeds=2, num_inference_steps=2, micro_batch=4)

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from diffkit.errors import DiffkitError, InputError
 from diffkit.solvers import log_snr
 from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
-from ttsnap.distill import distill, plain_limit
-from ttsnap.distillation.curriculum import Settings, Stage, choose_steps, curriculum
-from ttsnap.distillation.held_out import LevelTau, taus
-from ttsnap.distillation.trainer import Trainer
-from ttsnap.noise_aware import NoiseAware
-from ttsnap.trajectories import Trajectories
+from ttsnap.noise_aware.curriculum import Settings, Stage, choose_steps, curriculum
+from ttsnap.noise_aware.distill import distill, plain_limit
+from ttsnap.noise_aware.held_out import LevelTau, taus
+from ttsnap.noise_aware.reward import NoiseAware
+from ttsnap.noise_aware.trainer import Trainer
+from ttsnap.trajectories.dataset import Trajectories
 
 PROMPTS, CANDIDATES = 24, 6
 LEARN = Settings(steps=(0, 1), stages=2, steps_per_stage=50, batch=24, learning_rate=3e-3, held_out=0.34, rank=4)
@@ -162,7 +162,7 @@ def test_mistake_9_validation_drops_nobody(found, base, tmp_path):
         seen.extend(prompts)
         return images.mean((1, 2, 3))
 
-    from ttsnap.distillation.held_out import predictions
+    from ttsnap.noise_aware.held_out import predictions
 
     scores = predictions(trainer.estimates, predict, trainer.held_out, 0, 0.0)
     assert scores.shape == (8, CANDIDATES)

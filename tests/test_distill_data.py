@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from diffkit.errors import InputError
 from tests.tiny_trajectories import tiny_reward, tiny_trajectories
+from ttsnap.cli.app import app
 from ttsnap.cli.distill import parse_levels
-from ttsnap.commands import app
-from ttsnap.distill import distill
-from ttsnap.distillation.curriculum import Settings, choose_steps
-from ttsnap.distillation.data import draw, preference_loss, split_prompts, spread_within_prompts, standardised, stream
-from ttsnap.distillation.held_out import calibrate, compare_level, taus
-from ttsnap.distillation.trainer import Trainer
+from ttsnap.noise_aware.curriculum import Settings, choose_steps
+from ttsnap.noise_aware.data import draw, preference_loss, split_prompts, spread_within_prompts, standardised, stream
+from ttsnap.noise_aware.distill import distill
+from ttsnap.noise_aware.held_out import calibrate, compare_level, taus
+from ttsnap.noise_aware.trainer import Trainer
 
 PROMPTS, CANDIDATES = 24, 6
 SHORT = Settings(steps=(0, 1), stages=2, steps_per_stage=6, batch=12, learning_rate=3e-3, held_out=0.34)

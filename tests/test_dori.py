@@ -7,11 +7,11 @@ import torch
 from attack_table import targets
 from tiny import SCHEDULERS, tiny_pipeline
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.dori import Dori, dori
-from memorization.attack.starts import STARTS, StartingPoints, read_starts
+from memorization.attack.initialization import STARTS, StartingPoints, read_starts
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

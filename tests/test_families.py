@@ -24,9 +24,9 @@ from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
 from diffkit.solvers import is_flow
 from ttsnap import TTSnapPipeline
-from ttsnap.keywords import sort_keywords
-from ttsnap.recording.collect import collect
-from ttsnap.recording.recorder import Settings
+from ttsnap.search.pipeline_kwargs import sort_keywords
+from ttsnap.trajectories.collect import collect
+from ttsnap.trajectories.recorder import Settings
 
 STEPS, SEED, PROMPT = 4, 11, "a dog"
 NAMES = list(FAMILY_ROWS)

@@ -8,11 +8,11 @@ from scipy.stats import kendalltau
 
 from diffkit.errors import InputError
 from ttsnap.alignment import FRACTIONS, top_count
-from ttsnap.curves import budget_curves
-from ttsnap.plots.curve_figure import budget_figure, schedule_figure
-from ttsnap.plots.figures import label_ends, tau_by_noise, top_select_curves
-from ttsnap.schedule import PruningSchedule
-from ttsnap.tensors import RewardTensor
+from ttsnap.evaluation.budget_curves import budget_curves
+from ttsnap.plots.alignment import label_ends, tau_by_noise, top_select_curves
+from ttsnap.plots.budget import budget_figure, schedule_figure
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 SIGMAS = (float("inf"), 4.0, 2.0, 1.0, 0.5, 0.1)
 

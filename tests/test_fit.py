@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from diffkit.compute import Prices
 from diffkit.errors import InputError
-from ttsnap.accounting import allot
+from diffkit.flops import Prices
 from ttsnap.alignment import expected_best_of_n
+from ttsnap.cli.app import app
 from ttsnap.cli.fit import fit as command
-from ttsnap.commands import app
-from ttsnap.fit import fit
-from ttsnap.fitting.fitted import FittedSchedule
+from ttsnap.evaluation.accounting import allot
+from ttsnap.fitting.fit_schedule import fit
 from ttsnap.fitting.index_check import best_of_n_at
 from ttsnap.fitting.index_fit import IndexBook
 from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budget
-from ttsnap.schedule import PruningSchedule, choose
-from ttsnap.tensors import RewardTensor, save_npz
+from ttsnap.reward_tensor import RewardTensor, save_npz
+from ttsnap.schedules.fitted_schedule import FittedSchedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule, choose
 
 CALLS = 8
 PRICES = Prices(1.0, 0.2, 0.1)

@@ -12,9 +12,9 @@ from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.mitigation import Mitigation, apply
 from diffkit.seeds import generators
-from memorization.detect.noise_magnitude import record_noise_differences
-from memorization.mitigate.attention_guard import AttentionGuardSettings, rescale
-from memorization.mitigate.prompt_guard import PromptGuardSettings, soften
+from memorization.detection.noise_magnitude import record_noise_differences
+from memorization.mitigation.attention_guard import AttentionGuardSettings, rescale
+from memorization.mitigation.prompt_guard import PromptGuardSettings, soften
 from tests.tiny import tiny_pipeline
 
 

@@ -59,7 +59,8 @@ def test_nobody_imports_the_tests_or_scripts() -> None:
 def test_command_modules_load_nothing_heavy() -> None:
     light = [ROOT / "diffkit" / f"{name}.py" for name in LIGHT]
     light += [ROOT / package / "__init__.py" for package in ("memorization", "ttsnap")]
-    light += [ROOT / package / "commands.py" for package in ("memorization", "ttsnap", "diffkit/lab")]
+    light += [*(ROOT / "memorization" / "cli").glob("*.py"), ROOT / "ttsnap" / "cli" / "app.py"]
+    light.append(ROOT / "diffkit" / "lab" / "commands.py")
     light.append(ROOT / "diffkit" / "demo.py")
     for path in light:
         assert not {name.split(".")[0] for name in imported(path, at_import=True)} & HEAVY, path

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from diffkit.compute import Prices
 from diffkit.errors import InputError
+from diffkit.flops import Prices
 from ttsnap.alignment import expected_best_of_n
+from ttsnap.evaluation.simulate import simulate
 from ttsnap.fitting.index_fit import IndexBook, calibrate, fit_index, replay_index
-from ttsnap.fitting.index_rule import IndexRule
-from ttsnap.fitting.score_model import ScoreModel, index_offsets
-from ttsnap.schedule import PruningSchedule
-from ttsnap.simulate import simulate
-from ttsnap.tensors import RewardTensor
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.index_rule import IndexRule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.schedules.score_model import ScoreModel, index_offsets
 
 CALLS, LOOKS = 10, (1, 3, 6)
 PRICES = Prices(1.0, 0.0, 0.0)

@@ -9,12 +9,12 @@ import pytest
 from test_strategies import PROMPTS, STEPS, Counted
 from tiny import tiny_pipeline
 
-from diffkit.compute import Cost
 from diffkit.errors import InputError
+from diffkit.flops import Cost
 from diffkit.seeds import generators
 from ttsnap.fitting.index_fit import IndexBook
-from ttsnap.fitting.score_model import ScoreModel
-from ttsnap.strategies.index import IndexSearch
+from ttsnap.schedules.score_model import ScoreModel
+from ttsnap.search.strategies.index import IndexSearch
 
 LOOKS = (1, 3)
 

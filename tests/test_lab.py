@@ -18,8 +18,8 @@ from diffkit.lab import assets, judge, measure, planted, world
 from diffkit.lab.train.denoiser import TEXT_LENGTH, new_tokenizer
 from diffkit.lab.train.loop import bf16_where_fast
 from diffkit.loading import load_pipeline
-from diffkit.prompts import read_suspects
 from diffkit.rewards import load_reward
+from diffkit.suspects import read_suspects
 
 JUDGED = Path(__file__).parent / "data" / "judged"
 FULL = [s for s in read_suspects("lab:planted")[0] if (s.kind, s.extra["strength"]) == ("verbatim", "full")]

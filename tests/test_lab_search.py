@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from diffkit.loading import load_pipeline
+from diffkit.prompts import read_prompts
 from diffkit.rewards import load_reward
 from diffkit.segments import plan
-from diffkit.texts import read_prompts
 from ttsnap import TTSnapPipeline
 from ttsnap.alignment import kendall
-from ttsnap.fitting.fitted import FittedSchedule
-from ttsnap.recording.collect import Settings, collect
-from ttsnap.shipped import NAMES
-from ttsnap.tensors import load_tensor
-from ttsnap.trajectories import steps_near
+from ttsnap.assets import NAMES
+from ttsnap.reward_tensor import load_tensor
+from ttsnap.schedules.fitted_schedule import FittedSchedule
+from ttsnap.trajectories.collect import Settings, collect
+from ttsnap.trajectories.dataset import steps_near
 
 PROMPTS = {
     "lab": "a red circle left of a blue square on gray",

@@ -26,7 +26,7 @@ from diffkit.lab.trio import (
 )
 from diffkit.loading import load_pipeline
 from diffkit.rewards import load_reward
-from ttsnap.noise_aware import NoiseAware
+from ttsnap.noise_aware.reward import NoiseAware
 
 CAPTION = "a red circle left of a blue square above a green triangle on gray"
 

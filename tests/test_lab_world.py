@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffkit.lab import assets, judge, planted, textures, world
 from diffkit.lab.train import examples
-from diffkit.prompts import read_suspects
+from diffkit.suspects import read_suspects
 
 scenes = st.integers(0, 2**31 - 1).map(lambda seed: world.sample_scenes(1, seed=seed)[0])
 

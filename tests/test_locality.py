@@ -16,7 +16,7 @@ from diffkit.cli import app
 from diffkit.errors import InputError, Interrupted
 from memorization.items import Gathered, gather
 from memorization.locality.groups import make_groups
-from memorization.locality.page import plots
+from memorization.locality.report import plots
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.study import study
 from tests.tiny import tiny_pipeline

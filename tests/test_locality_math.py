@@ -14,9 +14,9 @@ from scipy.spatial.distance import pdist, squareform
 
 from diffkit.errors import InputError
 from memorization.locality import embeddings as space
-from memorization.locality.agreement import agreements, chance_iou, iou, sampled_iou
-from memorization.locality.lines import points
-from memorization.locality.nulls import NOTHING, across, against, off_diagonal_mean, within
+from memorization.locality.bootstrap import NOTHING, across, against, off_diagonal_mean, within
+from memorization.locality.interpolation import points
+from memorization.locality.mask_overlap import agreements, chance_iou, iou, sampled_iou
 from memorization.locality.settings import LocalitySettings
 
 

@@ -19,27 +19,27 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from diffkit.conditioning import initial_latents
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.families import default_size
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import Mitigation, apply
-from diffkit.prompts import Suspect
+from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
+from diffkit.suspects import Suspect
 from memorization.attack import attacks
 from memorization.attack.base import Target, Triggers
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.dori import Dori
 from memorization.attack.objective import Objective, frozen, objective
-from memorization.commands import app
-from memorization.detect import detectors, make_detector
-from memorization.detect.captions import score_by_all
-from memorization.detect.fitting import fitting, refuse_misfits
-from memorization.embedded import empty_text, encoded
-from memorization.generate import Sampling, generate
-from memorization.mitigate import methods
-from memorization.mitigate.base import mitigate, parse_settings
-from memorization.mitigate.layers import feed_forward_layers, value_layers
+from memorization.cli.audit import app
+from memorization.detection import detectors, make_detector
+from memorization.detection.compatibility import fitting, refuse_misfits
+from memorization.detection.score_captions import score_by_all
+from memorization.generation import Sampling, generate
+from memorization.mitigation import methods
+from memorization.mitigation.layers import feed_forward_layers, value_layers
+from memorization.mitigation.run import mitigate, parse_settings
+from memorization.text_embeddings import empty_text, encoded
 
 SIZES: dict[str, tuple[int, int] | None] = {"sdxl": (64, 64), "sd3": (64, 64), "flux": (32, 32)}
 FAMILIES = list(SIZES)
@@ -215,7 +215,7 @@ class TestDetectors:
 
     def test_joint_attention_is_the_blocks_own(self) -> None:
         """Over text keys alone: softmax of the joint logits, given that a query looks at the text."""
-        from memorization.detect.attention_maps import joint_probabilities
+        from memorization.detection.attention_maps import joint_probabilities
 
         layer = family_pipeline("sd3").transformer.transformer_blocks[0].attn
         hidden, text = torch.randn(1, 6, 16), torch.randn(1, 4, 16)

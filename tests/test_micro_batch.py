@@ -18,14 +18,14 @@ from diffkit.errors import InputError
 from diffkit.images import save_png
 from diffkit.lab import textures
 from diffkit.micro_batch import MicroBatch, OutOfMemory, is_out_of_memory, read_micro_batch
-from memorization.audit import audit
-from memorization.detect.run import detect
-from memorization.detect.settings import DetectSettings
+from memorization.auditing.run import audit
+from memorization.auditing.settings import AuditSettings
+from memorization.detection.run import detect
+from memorization.detection.settings import DetectSettings
 from memorization.items import Gathered, gather
-from memorization.settings import AuditSettings
 from ttsnap import TTSnapPipeline
-from ttsnap.recording.collect import collect
-from ttsnap.recording.recorder import Settings
+from ttsnap.trajectories.collect import collect
+from ttsnap.trajectories.recorder import Settings
 
 WORDS = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 
@@ -217,7 +217,7 @@ def test_the_command_line_says_what_to_do(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("ttsnap.generation.generate", fail)
+    monkeypatch.setattr("ttsnap.cli.generate_run.generate", fail)
     arguments = ["ttsnap", "generate", "cat", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 70

@@ -16,13 +16,13 @@ from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply, load_mitigation
-from diffkit.prompts import Suspect, read_suspects
 from diffkit.seeds import candidate_seed, generators
-from memorization.cli_mitigate import app
+from diffkit.suspects import Suspect, read_suspects
+from memorization.cli.mitigate import app
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generate import Sampling, generate
-from memorization.mitigate import methods
-from memorization.mitigate.base import mitigate, parse_settings
+from memorization.generation import Sampling, generate
+from memorization.mitigation import methods
+from memorization.mitigation.run import mitigate, parse_settings
 from tests.test_imports import HEAVY, ROOT, imported
 
 
@@ -245,5 +245,5 @@ def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None
 
 
 def test_the_command_module_loads_nothing_heavy() -> None:
-    for name in ("memorization/cli_mitigate.py", "memorization/mitigate/__init__.py"):
+    for name in ("memorization/cli/mitigate.py", "memorization/mitigation/__init__.py"):
         assert not {module.split(".")[0] for module in imported(ROOT / name, at_import=True)} & HEAVY, name

@@ -14,10 +14,10 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from diffkit.conditioning import encode_prompts, predict_noise
 from diffkit.errors import InputError
-from memorization.mitigate import nemo, wanda
-from memorization.mitigate.layers import blocked, matching, size, union
-from memorization.mitigate.nemo_run import calibrate_threshold
-from memorization.mitigate.structure import Scales, pairwise, scales_for, similarity, unit_range
+from memorization.mitigation import nemo, wanda
+from memorization.mitigation.latent_ssim import Scales, pairwise, scales_for, similarity, unit_range
+from memorization.mitigation.layers import blocked, matching, size, union
+from memorization.mitigation.nemo_method import calibrate_threshold
 from tests.tiny import tiny_pipeline
 
 CAPTIONS = ["a dog", "the cat sat", "dog at cat", "a", "b c d e"]

@@ -14,9 +14,9 @@ from diffkit.errors import InputError
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import NoiseAwareReward, TrainableReward, score_checked
 from tests.tiny_trajectories import SIDE, tiny_reward
-from ttsnap import shipped
-from ttsnap.distillation.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
-from ttsnap.noise_aware import CLEAN_MARGIN, Calibration, NoiseAware, load_lab, weights_digest
+from ttsnap import assets
+from ttsnap.noise_aware.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
+from ttsnap.noise_aware.reward import CLEAN_MARGIN, Calibration, NoiseAware, load_lab, weights_digest
 
 LEVELS = (2.0, -1.0, -4.0)
 PROMPTS = ["a dog", "cat at", "dog", "at at"]
@@ -212,6 +212,6 @@ def test_refusals(base, images):
 
 def test_the_lab_names_it_and_says_when_it_is_missing(monkeypatch, tmp_path):
     assert {"lab-noise-aware", "lab-trio-noise-aware"} <= set(REWARDS.names())
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
     with pytest.raises(InputError, match="missing from this installation"):
         load_lab()

@@ -12,12 +12,12 @@ from test_ttsnap_pipeline import engine_of
 from tiny import tiny_pipeline, tiny_vae
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffkit.compute import Budget, Cost, Prices
 from diffkit.errors import InputError
+from diffkit.flops import Budget, Cost, Prices
 from diffkit.latents import decode_latents
 from diffkit.seeds import generators
 from ttsnap import PruningSchedule, TTSnapPipeline
-from ttsnap.budget import affordable, time_prices
+from ttsnap.search.budget import affordable, time_prices
 
 PROMPT, STEPS = "a dog", 6
 OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "seed": 7}

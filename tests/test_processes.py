@@ -177,7 +177,7 @@ def test_searches_by_name_are_shared_too(model, tmp_path):
 @pytest.mark.parametrize("kill", [True, False])
 def test_a_search_that_lost_a_process_goes_on_alone(kill, model, alone, tmp_path):
     out = tmp_path / "generate"
-    trouble = Trouble(1, "ttsnap.run", "score_checked", 25, kill)  # in its second prompt
+    trouble = Trouble(1, "ttsnap.search.session", "score_checked", 25, kill)  # in its second prompt
     ended = launch(2, command, *generate(model, out), folder=tmp_path / "logs", trouble=trouble)
     assert ended.codes == [70, -9 if kill else 70]
     assert "Another process of this launch has ended" in ended.err[0]
@@ -189,7 +189,7 @@ def test_a_search_that_lost_a_process_goes_on_alone(kill, model, alone, tmp_path
 
 def test_an_audit_that_lost_a_process_goes_on_alone(model, suspects, alone, tmp_path):
     out = tmp_path / "audit"
-    trouble = Trouble(1, "memorization.measure", "Measurer._measurement", 2, kill=True)  # after the attack
+    trouble = Trouble(1, "memorization.auditing.measure", "Measurer._measurement", 2, kill=True)  # after the attack
     ended = launch(2, command, *audit(model, suspects, out), folder=tmp_path / "logs", trouble=trouble)
     assert ended.codes == [70, -9]
     assert "the same command goes on" in ended.err[0]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffkit.errors import InputError
-from diffkit.prompts import read_suspects
+from diffkit.suspects import read_suspects
 
 HOSTILE = ' He said ""no"" <b>twice</b>; then, "left" | <script>alert(1)</script>\nand came back '
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from diffkit.errors import InputError
-from ttsnap.recording.published_images import PublishedImages
-from ttsnap.recording.published_rewards import read_yaml_rewards
+from ttsnap.trajectories.published_images import PublishedImages
+from ttsnap.trajectories.published_rewards import read_yaml_rewards
 
 STEPS = (0, 2, 3)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffkit.conditioning import encode_prompts, predict_noise
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
-from diffkit.training_law import noised, timestep_bins
+from diffkit.training_objective import noised, timestep_bins
 from memorization.quality import (
     QualityBudget,
     QualitySettings,
@@ -170,7 +170,7 @@ def test_flow_models_and_impossible_bins_are_refused(pipe) -> None:
 
 def test_the_loss_is_the_training_loss(pipe) -> None:
     """One image, its noise and timestep from the documented seed: against the plain formula."""
-    from memorization.generate import item_seed
+    from memorization.generation import item_seed
 
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = validation_losses(pipe, image, ["dog"], bins=20, draws=1).loss

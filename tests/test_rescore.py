@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.rewards import load_reward
 from diffkit.solvers import log_snr
-from ttsnap.recording.rescore import rescore
-from ttsnap.tensors import load_tensor, save_npz
-from ttsnap.trajectories import Trajectories
+from ttsnap.reward_tensor import load_tensor, save_npz
+from ttsnap.trajectories.dataset import Trajectories
+from ttsnap.trajectories.rescore import rescore
 
 
 class Brightness:

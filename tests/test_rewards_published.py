@@ -266,7 +266,7 @@ def test_prompts_are_a_list(rewards):
 
 def test_it_can_be_distilled(rewards):
     """The noise-aware back-ends copy the network, so what they make must score like it until it is trained."""
-    from ttsnap.distillation.backends import BACKENDS, build
+    from ttsnap.noise_aware.backends import BACKENDS, build
 
     for reward in rewards.values():
         for backend in BACKENDS:

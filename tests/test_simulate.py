@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffkit.compute import Prices
 from diffkit.errors import InputError
+from diffkit.flops import Prices
 from diffkit.rewards.combine import mean_ranks, pareto, pareto_fronts, rank_sum, z_sum
-from ttsnap.accounting import PUBLISHED_PRICES, allot, fractional_cost
-from ttsnap.curves import PUBLISHED_BUDGETS, budget_curves, parse_budgets
-from ttsnap.schedule import PruningSchedule
-from ttsnap.search import ranking
-from ttsnap.simulate import draw_orders, replay, simulate
-from ttsnap.tensors import RewardTensor, load_tensor
+from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot, fractional_cost
+from ttsnap.evaluation.budget_curves import PUBLISHED_BUDGETS, budget_curves, parse_budgets
+from ttsnap.evaluation.simulate import draw_orders, replay, simulate
+from ttsnap.reward_tensor import RewardTensor, load_tensor
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.registry import ranking
 
 PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 # Gains in % of shared/data/README.md: published accounting and right charges, noise-aware and plain rewards.
@@ -96,7 +96,7 @@ def test_mistake_5_prompts_have_subsets_of_their_own_from_a_seed() -> None:
 def test_chunks_do_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     one = tensor((9, 12, 5), ties=True)
     whole = replay(one, PruningSchedule((1, 2), (0.5, 0.5)), 8, resamples=6, seed=2)
-    monkeypatch.setattr("ttsnap.simulate.CHUNK", 100)
+    monkeypatch.setattr("ttsnap.evaluation.simulate.CHUNK", 100)
     parts = replay(one, PruningSchedule((1, 2), (0.5, 0.5)), 8, resamples=6, seed=2)
     np.testing.assert_array_equal(whole.winners, parts.winners)
     np.testing.assert_array_equal(

@@ -12,21 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_pipeline, tiny_vae
 
-from diffkit.compute import Cost
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
+from diffkit.flops import Cost
 from diffkit.latents import decode_latents
 from diffkit.seeds import generators
 from diffkit.segments import Denoising
 from ttsnap import PruningSchedule, TTSnapPipeline
-from ttsnap.candidates import Noise
 from ttsnap.recipe import Recipe, mix, replay
-from ttsnap.request import Request
-from ttsnap.search import SEARCHES, load_search
-from ttsnap.strategies.base import Plain
-from ttsnap.strategies.halving import halving_schedule
-from ttsnap.strategies.neighbours import Neighbours
-from ttsnap.strategies.rounds import Rounds
+from ttsnap.search.noise import Noise
+from ttsnap.search.registry import SEARCHES, load_search
+from ttsnap.search.request import Request
+from ttsnap.search.strategies.base import Plain
+from ttsnap.search.strategies.noise_search import Neighbours
+from ttsnap.search.strategies.rounds import Rounds
+from ttsnap.search.strategies.successive_halving import halving_schedule
 
 PROMPTS, STEPS, SEED = ["a dog", "cat"], 6, 7
 SCHEDULE = PruningSchedule.parse("1:0.4,3:0.5")

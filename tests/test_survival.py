@@ -10,7 +10,7 @@ from scipy import stats
 
 from diffkit.errors import InputError
 from diffkit.stats import clopper_pearson
-from memorization.survival import Work, kaplan_meier, log_rank, median_work, work_to_threshold
+from memorization.auditing.kaplan_meier import Work, kaplan_meier, log_rank, median_work, work_to_threshold
 
 works = st.lists(st.builds(Work, st.integers(1, 9).map(float), st.booleans()), min_size=1, max_size=30)
 

@@ -9,7 +9,7 @@ import pytest
 from diffkit.errors import InputError
 from diffkit.lab.trio import parse_trio
 from diffkit.lab.world import is_held_out, parse
-from diffkit.texts import LAB_SCENES, read_prompts
+from diffkit.prompts import LAB_SCENES, read_prompts
 
 
 def test_files_of_each_kind(tmp_path):

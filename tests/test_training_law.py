@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import NOISE
 
 from diffkit.solvers import PURE_NOISE, StepCall, noise_levels, tweedie
-from diffkit.training_law import draw_timesteps, noised
+from diffkit.training_objective import draw_timesteps, noised
 
 CLEAN, NOISY = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)), torch.randn(3, 4, 5, 5)
 PACKED = CLEAN.flatten(2).transpose(1, 2)

@@ -25,9 +25,9 @@ from diffkit.runs import Run
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, run_segment
 from diffkit.solvers import log_snr
-from ttsnap.recording.collect import collect
-from ttsnap.recording.recorder import Recorder, Settings, preview_side, small
-from ttsnap.trajectories import Trajectories, shard_name, steps_near
+from ttsnap.trajectories.collect import collect
+from ttsnap.trajectories.dataset import Trajectories, shard_name, steps_near
+from ttsnap.trajectories.recorder import Recorder, Settings, preview_side, small
 
 PROMPTS = ["a dog", "cat at dog", "dog", "at a cat"]
 STEPS, GUIDANCE = 5, 3.0

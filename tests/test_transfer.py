@@ -9,7 +9,7 @@ from tiny import tiny_pipeline
 from diffkit.errors import InputError
 from memorization.attack.transfer import SAMPLERS, Condition, Transferred, conditions, sampler, transfer
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generate import Sampling
+from memorization.generation import Sampling
 
 
 def test_every_condition_is_the_stock_pipeline_under_it() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memorization.mitigate.trigger_pool import ANYTHING, TRIGGERS, Searches, Starts, TriggerPool, adam
+from memorization.mitigation.adversarial.trigger_pool import ANYTHING, TRIGGERS, Searches, Starts, TriggerPool, adam
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -14,16 +14,16 @@ import torch
 from diffusers import DiffusionPipeline, HeunDiscreteScheduler, StableDiffusionPipeline
 from tiny import NOISE, tiny_pipeline
 
-from diffkit.compute import Budget, Ledger, Prices
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
+from diffkit.flops import Budget, Ledger, Prices
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Denoising, plan
 from ttsnap import PruningSchedule, TTSnapPipeline
-from ttsnap.budget import affordable, time_prices
-from ttsnap.fitting.fitted import Entry, FittedSchedule
-from ttsnap.run import Engine
+from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
+from ttsnap.search.budget import affordable, time_prices
+from ttsnap.search.session import Engine
 
 PROMPT, STEPS, SEED = "a dog", 6, 7
 OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0}

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffkit.compute import Cost, Prices
 from diffkit.errors import InputError
-from ttsnap.schedule import PruningSchedule, candidates_for, choose
-from ttsnap.search import best_of_n, ranking, top_k
+from diffkit.flops import Cost, Prices
+from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for, choose
+from ttsnap.search.registry import best_of_n, ranking, top_k
 
 CALLS = 20
 SHARES = st.integers(1, 100).map(lambda hundredths: hundredths / 100)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from memorization.controls import Scores
-from memorization.verdicts import Finding, Rung, judge_ladder
+from memorization.auditing.controls import Scores
+from memorization.auditing.verdicts import Finding, Rung, judge_ladder
 
 LOW, HIGH = {0: 0.1, 10: 0.2}, {0: 0.1, 10: 0.9}
 

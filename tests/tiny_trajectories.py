@@ -13,7 +13,7 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from diffkit.rewards.cross_attention import CrossAttentionReward
 from diffkit.rewards.lab import LabReward
 from tests.tiny import LENGTH, tiny_tokenizer
-from ttsnap.trajectories import Trajectories, shard_name
+from ttsnap.trajectories.dataset import Trajectories, shard_name
 
 SIDE, WIDTH = 16, 32
 SIGMAS = (8.0, 4.0, 2.0, 1.0, 0.5)  # of five denoiser calls

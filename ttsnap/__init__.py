@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
-    from ttsnap.schedule import PruningSchedule
-    from ttsnap.strategies.rounds import Rounds
+    from ttsnap.schedules.pruning_schedule import PruningSchedule
+    from ttsnap.search.strategies.rounds import Rounds
 
 __all__ = ["PruningSchedule", "Rounds", "TTSnapPipeline", "TTSnapPipelineOutput"]
 
 _HOMES = {
-    "PruningSchedule": "ttsnap.schedule",
-    "Rounds": "ttsnap.strategies.rounds",
+    "PruningSchedule": "ttsnap.schedules.pruning_schedule",
+    "Rounds": "ttsnap.search.strategies.rounds",
     "TTSnapPipeline": "ttsnap.pipeline",
     "TTSnapPipelineOutput": "ttsnap.pipeline",
 }

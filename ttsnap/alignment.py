@@ -19,7 +19,7 @@ from scipy.special import gammaln
 
 from diffkit.rewards.combine import mean_ranks
 from diffkit.stats import Interval
-from ttsnap.tensors import places
+from ttsnap.reward_tensor import places
 
 __all__ = [
     "FRACTIONS", "TopSelect", "Utilisation", "bootstrap_ratio", "budget_utilisation", "expected_best_of_n", "kendall",

@@ -18,22 +18,22 @@ from diffusers.utils import BaseOutput
 from PIL.Image import Image
 from torch import Tensor
 
-from diffkit.compute import Ledger, Prices
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
+from diffkit.flops import Ledger, Prices
 from diffkit.loading import first_line, model_class, quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
-from ttsnap.candidates import Noise
-from ttsnap.keywords import control_size, search_class, sort_keywords
-from ttsnap.preview import load_preview_vae
 from ttsnap.recipe import Recipe
-from ttsnap.request import Found, Request
-from ttsnap.run import StageTrace
-from ttsnap.schedule import PruningSchedule, choose
-from ttsnap.search import load_search
-from ttsnap.strategies.base import Strategy
+from ttsnap.schedules.pruning_schedule import PruningSchedule, choose
+from ttsnap.search.noise import Noise
+from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
+from ttsnap.search.preview_decoder import load_preview_vae
+from ttsnap.search.registry import load_search
+from ttsnap.search.request import Found, Request
+from ttsnap.search.session import StageTrace
+from ttsnap.search.strategies.base import Strategy
 
 __all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
 
@@ -238,7 +238,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
                 ``"3.2TFLOP"`` or ``"40s"``.
             reward: another reward for this call.
             preview_vae: another decoder of estimates for this call.
-            search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.SEARCHES``:
+            search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.registry.SEARCHES``:
                 ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
             micro_batch: how many candidates run at once; 1 is the strict mode, in which winners are bit-equal to the
                 stock pipeline's images; ``auto`` begins with many and halves them when memory runs out.

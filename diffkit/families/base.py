@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 
 __all__ = [
     "DIFFUSION",
@@ -183,7 +183,7 @@ class Family:
         upcasts: whether the pipeline decodes in float32 where the VAE is in half precision and says ``force_upcast``.
         steps: (pipeline, number, size) -> what the pipeline gives to ``scheduler.set_timesteps``.
         encoding: keywords of the call that only shape the encoding of prompts.
-        layout: see :class:`diffkit.embeds.Embeds`.
+        layout: see :class:`diffkit.prompt_embeds.Embeds`.
         encode_negative: (pipeline, [text], keywords that shape the encoding) -> what ``encode_prompt`` would return
             for it as a negative prompt, where that is not what it returns for a prompt.
         zeros_for_none: whether zeros stand for a negative prompt that is not given, where the model's configuration

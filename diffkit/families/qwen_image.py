@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffkit.embeds import MASK
 from diffkit.families.base import FLOW_SHIFTED, Autoencoder, Call, Family, Inputs, Pipeline, Size
 from diffkit.families.flow import linear_sigmas, pack, patches, unpack
 from diffkit.families.flux import noise_shape, true_guidance
+from diffkit.prompt_embeds import MASK
 
 __all__ = ["QWEN_IMAGE"]
 

@@ -20,9 +20,9 @@ from diffkit.images import load_image
 from diffkit.lab import assets, judge, planted, trio, world
 from diffkit.lab.train.examples import hard_negatives
 from diffkit.latents import decode_latents, encode_images
-from diffkit.prompts import Suspect, read_suspects
 from diffkit.rewards.base import Reward
 from diffkit.rewards.lab import LabReward, LabTrioReward
+from diffkit.suspects import Suspect, read_suspects
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffkit.compute import count_flops
 from diffkit.errors import InputError
+from diffkit.flops import count_flops
 from diffkit.loading import resolve_device, resolve_dtype
 from diffkit.rewards.preprocessing import Preprocessing
 from diffkit.rewards.weights import digest

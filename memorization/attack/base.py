@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
 from memorization.attack.checkpoint import Checkpoint, Checkpoints, Unsaved, digest
-from memorization.embedded import Embedded, as_row
+from memorization.text_embeddings import Embedded, as_row
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

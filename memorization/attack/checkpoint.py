@@ -22,7 +22,7 @@ from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import pipe_denoiser
 from diffkit.runs.files import write_bytes_atomically
-from memorization.embedded import encoded
+from memorization.text_embeddings import encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -10,8 +10,8 @@ by Adam at rate 0.1, 8 fresh draws of (noise, t) a step, 50 steps, without guida
 The authors' code was not public when this was written. Chosen by us: the autoencoder's posterior mean as ``x``; the
 embedding and Adam in float32 whatever the model's precision; no weight decay; all token positions move; the model's
 own target and timestep law, in place of noise and uniform timesteps, where a model was trained otherwise
-(:mod:`diffkit.training_law`). A pooled embedding beside the sequence (SDXL, SD3, FLUX) stays what the start has, or is
-attacked by choice.
+(:mod:`diffkit.training_objective`). A pooled embedding beside the sequence (SDXL, SD3, FLUX) stays what the start has,
+or is attacked by choice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import Batch
 from memorization.attack.checkpoint import Checkpoint
 from memorization.attack.gradient import Beside, EmbeddingAttack, Space, descend
 from memorization.attack.objective import Denoiser, Objective
-from memorization.embedded import Embedded, as_embeds
+from memorization.text_embeddings import Embedded, as_embeds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

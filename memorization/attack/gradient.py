@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import Attack, Batch, Found
 from memorization.attack.checkpoint import Checkpoint, State, Unsaved
 from memorization.attack.objective import Objective, frozen, objective
-from memorization.embedded import pooled_names, tensors
+from memorization.text_embeddings import pooled_names, tensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

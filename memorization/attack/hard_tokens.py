@@ -5,10 +5,10 @@ projected to the nearest token vectors, the gradient is taken *there*, and it mo
 is a CLIP similarity, ours the diffusion loss of the target image, as UnlearnDiffAtk and P4D have it for concepts.
 AdamW at rate 0.1 with weight decay 0.1, as published; nearest by Euclidean distance between normalised vectors.
 
-Where we differ: only tokens that survive being typed (:func:`memorization.attack.text_space.typeable`), so that the
-text found *is* the attack; the best prompt seen so far is kept, judged by its loss on draws fixed for the image, since
-projected prompts jump; the number of tokens is at most what the encoder holds. With several text encoders a token is a
-word that is one token in each, and the nearest one is that of the largest sum of cosines.
+Where we differ: only tokens that survive being typed (:func:`memorization.attack.token_embeddings.typeable`), so that
+the text found *is* the attack; the best prompt seen so far is kept, judged by its loss on draws fixed for the image,
+since projected prompts jump; the number of tokens is at most what the encoder holds. With several text encoders a token
+is a word that is one token in each, and the nearest one is that of the largest sum of cosines.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import FORWARD, Batch
 from memorization.attack.checkpoint import State
 from memorization.attack.gradient import GradientAttack, Space
 from memorization.attack.objective import Draws, Objective
-from memorization.attack.text_space import TextSpace
+from memorization.attack.token_embeddings import TextSpace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

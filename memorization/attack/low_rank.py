@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import Batch
 from memorization.attack.gradient import Beside, EmbeddingAttack, Pooled, Space
 from memorization.attack.objective import Objective

@@ -4,7 +4,7 @@ The rows of a step, one for each draw of each image, go through the denoiser in 
 of the blocks add up to the gradient of the whole, so memory is bounded by the block and not by images or draws.
 
 The target is the model's own (noise, velocity, flow velocity) and so is the law of its timesteps
-(:mod:`diffkit.training_law`). A denoiser that is told a guidance scale is told its pipeline's default one, as the
+(:mod:`diffkit.training_objective`). A denoiser that is told a guidance scale is told its pipeline's default one, as the
 usual scripts for its fine-tuning do.
 """
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.conditioning import predict_noise
-from diffkit.embeds import Embeds
 from diffkit.families import pipe_denoiser
 from diffkit.latents import encode_images
-from diffkit.training_law import draw_timesteps, noised, timesteps_at
-from memorization.embedded import Embedded, as_embeds
+from diffkit.prompt_embeds import Embeds
+from diffkit.training_objective import draw_timesteps, noised, timesteps_at
+from memorization.text_embeddings import Embedded, as_embeds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
+from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import Batch
 from memorization.attack.gradient import GradientAttack, Space
 from memorization.attack.objective import Objective
-from memorization.attack.text_space import TextSpace
+from memorization.attack.token_embeddings import TextSpace
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -20,8 +20,8 @@ from diffkit.errors import InputError, unknown_name
 from diffkit.solvers import is_flow
 from diffkit.stats import clopper_pearson
 from memorization.copies import CopyDetector
-from memorization.embedded import Embedded, as_embeds, empty_text
-from memorization.generate import Sampling, generate
+from memorization.generation import Sampling, generate
+from memorization.text_embeddings import Embedded, as_embeds, empty_text
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

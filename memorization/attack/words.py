@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
+from diffkit.prompt_embeds import Embeds
 from diffkit.solvers import is_flow
 from memorization.attack.base import FORWARD, Attack, Batch, Found
 from memorization.attack.checkpoint import Checkpoint, State
 from memorization.attack.objective import Draws, Objective, frozen, objective
-from memorization.attack.text_space import TextSpace
-from memorization.embedded import empty_text
+from memorization.attack.token_embeddings import TextSpace
+from memorization.text_embeddings import empty_text
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from diffkit.conditioning import initial_latents, predict_noise
-from diffkit.embeds import Embeds
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, family_of, pipe_denoiser
+from diffkit.prompt_embeds import Embeds
+from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
 from diffkit.taps import activations
-from memorization.embedded import Embedded, as_embeds
-from memorization.mitigate.layers import feed_forward_layers, value_layers
-from memorization.steps import begin
+from memorization.mitigation.layers import feed_forward_layers, value_layers
+from memorization.text_embeddings import Embedded, as_embeds
 
 
 @torch.no_grad()

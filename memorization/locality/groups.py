@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memorization.embedded import unaccompanied
 from memorization.locality import embeddings as space
 from memorization.locality.activations import discrepancies
-from memorization.locality.agreement import agreements
-from memorization.locality.selections import Selector
+from memorization.locality.mask_overlap import agreements
 from memorization.locality.settings import LocalitySettings
+from memorization.locality.weight_selection import Selector
+from memorization.text_embeddings import unaccompanied
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline

@@ -19,19 +19,19 @@ from diffkit.console import progress, say
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.attack.checkpoint import Checkpoints
-from memorization.attack.starts import OTHER_CAPTIONS
-from memorization.audit import image_size, operating_point
+from memorization.attack.initialization import OTHER_CAPTIONS
+from memorization.auditing.run import image_size, operating_point
+from memorization.auditing.settings import AuditSettings
 from memorization.copies import load_copy_detector
-from memorization.embedded import encoded
 from memorization.items import AuditItem, Gathered, data_digest, load_references
 from memorization.locality import embeddings as space
+from memorization.locality.explore import Explorer
 from memorization.locality.groups import compare_members, make_groups
-from memorization.locality.measure import Explorer
-from memorization.locality.page import write_page
-from memorization.locality.selections import Selector, selector
+from memorization.locality.report import write_page
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.summary import memorized, summarise
-from memorization.settings import AuditSettings
+from memorization.locality.weight_selection import Selector, selector
+from memorization.text_embeddings import encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

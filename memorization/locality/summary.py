@@ -10,8 +10,8 @@ from statistics import fmean, median
 from typing import Any
 
 from memorization.items import AuditItem
-from memorization.locality.beside import Record, compared_groups, shown
-from memorization.locality.nulls import within
+from memorization.locality.bootstrap import within
+from memorization.locality.null_comparison import Record, compared_groups, shown
 from memorization.locality.settings import LocalitySettings
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffkit.errors import InputError
-from diffkit.prompts import read_suspects
+from diffkit.suspects import read_suspects
 
 
 @dataclass(frozen=True)

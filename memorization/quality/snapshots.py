@@ -15,10 +15,10 @@ from diffkit.latents import encode_images
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import RewardLike, score_checked
 from memorization.copies import CopyDetector, load_copy_detector
-from memorization.embedded import empty_text, encoded
-from memorization.generate import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate, item_seed
 from memorization.quality.losses import Losses, validation_losses
 from memorization.quality.settings import QualitySettings
+from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

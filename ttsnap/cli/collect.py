@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffkit.families import Pipeline
     from diffkit.rewards.base import Reward
     from diffkit.segments import Plan
-    from ttsnap.recording.recorder import Settings
+    from ttsnap.trajectories.recorder import Settings
 
 EXIT_ITEMS = 3
 
@@ -70,12 +70,12 @@ def collect(
     from diffkit import parallel
     from diffkit.loading import load_pipeline
     from diffkit.micro_batch import read_micro_batch
+    from diffkit.prompts import read_prompts
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
-    from diffkit.texts import read_prompts
-    from ttsnap.preview import load_preview_vae
-    from ttsnap.recording.collect import Settings
-    from ttsnap.recording.collect import collect as carry_out
+    from ttsnap.search.preview_decoder import load_preview_vae
+    from ttsnap.trajectories.collect import Settings
+    from ttsnap.trajectories.collect import collect as carry_out
 
     at_once = read_micro_batch(micro_batch)
     texts = read_prompts(prompts, limit)
@@ -111,7 +111,7 @@ def _steps(text: str, steps: Plan) -> tuple[int, ...] | None:
 
     ``every 2`` keeps each second step, counted so that the last one is among them.
     """
-    from ttsnap.trajectories import steps_near
+    from ttsnap.trajectories.dataset import steps_near
 
     words = text.strip().lower().split(maxsplit=1)
     try:

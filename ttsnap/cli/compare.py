@@ -63,15 +63,15 @@ def compare(
     if out is None:
         raise InputError("There is no folder for the results; give one with --out, for example --out runs/compare.")
     from diffkit import parallel
-    from diffkit.compute import parse_budget
+    from diffkit.flops import parse_budget
     from diffkit.loading import load_pipeline
-    from diffkit.texts import read_prompts
-    from ttsnap.comparison.compare import Settings
-    from ttsnap.comparison.compare import compare as carry_out
-    from ttsnap.comparison.contenders import read_contenders
+    from diffkit.prompts import read_prompts
+    from ttsnap.evaluation.compare import Settings
+    from ttsnap.evaluation.compare import compare as carry_out
+    from ttsnap.evaluation.contenders import read_contenders
     from ttsnap.pipeline import TTSnapPipeline
-    from ttsnap.preview import load_preview_vae
-    from ttsnap.schedule import choose
+    from ttsnap.schedules.pruning_schedule import choose
+    from ttsnap.search.preview_decoder import load_preview_vae
 
     parse_budget(budget)
     texts = read_prompts(prompts, limit)
@@ -107,8 +107,8 @@ def _reward(name: str, noise_aware: str) -> Reward:
     """The plain reward, with the judge of estimates beside it where there is one."""
     from diffkit.rewards import load_reward
     from diffkit.rewards.base import NoiseAwareReward
-    from ttsnap.comparison.contenders import Told
-    from ttsnap.noise_aware import NoiseAware
+    from ttsnap.evaluation.contenders import Told
+    from ttsnap.noise_aware.reward import NoiseAware
 
     plain = load_reward(name)
     if noise_aware == "none":
@@ -133,7 +133,7 @@ def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | 
 
 
 def _show(rows: list[dict[str, Any]], out: Path, format: str) -> None:
-    from ttsnap.comparison.report import table_rows
+    from ttsnap.evaluation.compare_report import table_rows
 
     if format == "json":
         write_json(rows)

@@ -12,7 +12,7 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Out, Seed
 
 if TYPE_CHECKING:
-    from ttsnap.distillation.held_out import LevelTau
+    from ttsnap.noise_aware.held_out import LevelTau
 
 
 def distill(
@@ -59,8 +59,8 @@ def distill(
         raise InputError("There is no folder for the reward; give one with --out, for example --out runs/distilled.")
     from diffkit.rewards import load_reward
     from diffkit.rewards.base import TrainableReward
-    from ttsnap.distillation.curriculum import Settings, choose_steps, curriculum
-    from ttsnap.trajectories import Trajectories
+    from ttsnap.noise_aware.curriculum import Settings, choose_steps, curriculum
+    from ttsnap.trajectories.dataset import Trajectories
 
     settings = Settings(
         backend=backend, loss=loss, standardise=standardise, steps=parse_levels(levels), stages=stages, epochs=epochs,
@@ -79,7 +79,7 @@ def distill(
         return
     from accelerate import PartialState
 
-    from ttsnap.distill import distill as carry_out
+    from ttsnap.noise_aware.distill import distill as carry_out
 
     done = carry_out(found, base, settings, out, tracker=tracker)
     if PartialState().is_main_process:

@@ -13,9 +13,9 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
 
 if TYPE_CHECKING:
-    from diffkit.compute import Prices
-    from ttsnap.fitting.fitted import FittedSchedule
-    from ttsnap.tensors import RewardTensor
+    from diffkit.flops import Prices
+    from ttsnap.reward_tensor import RewardTensor
+    from ttsnap.schedules.fitted_schedule import FittedSchedule
 
 HEADERS = ["budget", "best-of", "candidates", "schedule", "best-of-N", "reward", "difference", "95 % interval"]
 
@@ -48,8 +48,8 @@ def fit(
     finished candidates. When nothing beats best-of-N on held-out prompts, the file holds best-of-N.
     Exit codes: 0 done; 2 wrong input.
     """
-    from ttsnap.fit import fit as fit_schedule
-    from ttsnap.tensors import load_tensor
+    from ttsnap.fitting.fit_schedule import fit as fit_schedule
+    from ttsnap.reward_tensor import load_tensor
 
     if out is None or out.suffix != ".json":
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
@@ -105,7 +105,7 @@ def _fit_index(
 
 def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
     """The given costs, or those that were counted when the rewards were recorded."""
-    from diffkit.compute import Prices
+    from diffkit.flops import Prices
 
     if call is not None and verify is not None:
         if call <= 0:
@@ -121,7 +121,7 @@ def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -
 
 def budgets_of(text: str, prices: Prices, calls: int) -> list[float]:
     """The budgets in the unit of the prices; ``2x:16x:2`` counts finished candidates."""
-    from ttsnap.curves import parse_budgets
+    from ttsnap.evaluation.budget_curves import parse_budgets
 
     budgets = parse_budgets(text.replace("x", ""))
     if "x" not in text:

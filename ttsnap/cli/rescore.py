@@ -29,10 +29,10 @@ def rescore(
     Exit codes: 0 done; 2 wrong input.
     """
     from diffkit.rewards import load_reward
-    from ttsnap.noise_aware import NoiseAware
-    from ttsnap.recording.rescore import rescore as score_anew
-    from ttsnap.tensors import save_npz
-    from ttsnap.trajectories import Trajectories
+    from ttsnap.noise_aware.reward import NoiseAware
+    from ttsnap.reward_tensor import save_npz
+    from ttsnap.trajectories.dataset import Trajectories
+    from ttsnap.trajectories.rescore import rescore as score_anew
 
     if out is None or out.suffix != ".npz":
         raise InputError("There is no file for the rewards; give one that ends in .npz with --out.")

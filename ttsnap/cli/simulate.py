@@ -13,9 +13,9 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
 
 if TYPE_CHECKING:
-    from diffkit.compute import Prices
-    from ttsnap.curves import BudgetCurve
-    from ttsnap.tensors import RewardTensor
+    from diffkit.flops import Prices
+    from ttsnap.evaluation.budget_curves import BudgetCurve
+    from ttsnap.reward_tensor import RewardTensor
 
 HEADERS = ["budget", "best-of", "reward", "candidates", "schedule", "reward", "difference", "95 % interval",
            "best survives", "unspent"]  # fmt: skip
@@ -55,11 +55,11 @@ def simulate(
     4000 by the published costs, else what best-of-2 to best-of-20 cost.
     Exit codes: 0 done; 2 wrong input.
     """
-    from ttsnap.accounting import PUBLISHED_PRICES
     from ttsnap.cli.fit import budgets_of
-    from ttsnap.curves import budget_curves
-    from ttsnap.schedule import choose
-    from ttsnap.tensors import load_tensor
+    from ttsnap.evaluation.accounting import PUBLISHED_PRICES
+    from ttsnap.evaluation.budget_curves import budget_curves
+    from ttsnap.reward_tensor import load_tensor
+    from ttsnap.schedules.pruning_schedule import choose
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"Cannot draw into {str(plot)!r}; end it in .png, .svg or .pdf.")
@@ -82,7 +82,7 @@ def simulate(
             accounting=accounting, resamples=resamples, seed=seed, combine=combine, advance=bar.advance,
         )  # fmt: skip
     if plot is not None:
-        from ttsnap.plots.curve_figure import save_curves
+        from ttsnap.plots.budget import save_curves
 
         save_curves(plot, curves, finished=one if "x" in wanted else None)
     if format == "json":
@@ -95,8 +95,8 @@ def simulate(
 
 
 def _prices(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
-    from ttsnap.accounting import PUBLISHED_PRICES
     from ttsnap.cli.fit import prices_of
+    from ttsnap.evaluation.accounting import PUBLISHED_PRICES
 
     if call is None and verify is None and rewards.prices is None:
         return PUBLISHED_PRICES
@@ -105,8 +105,8 @@ def _prices(rewards: RewardTensor, call: float | None, verify: float | None) -> 
 
 def _finished(prices: Prices, calls: int) -> float:
     """What one candidate without pruning costs."""
-    from ttsnap.accounting import fractional_cost
-    from ttsnap.schedule import PruningSchedule
+    from ttsnap.evaluation.accounting import fractional_cost
+    from ttsnap.schedules.pruning_schedule import PruningSchedule
 
     return fractional_cost(PruningSchedule(), calls, prices)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from diffkit.compute import Prices
 from diffkit.errors import InputError
+from diffkit.flops import Prices
 from ttsnap.alignment import expected_best_of_n
 from ttsnap.fitting.index_fit import fit_index, replay_index
-from ttsnap.tensors import RewardTensor
+from ttsnap.reward_tensor import RewardTensor
 
 __all__ = ["best_of_n_at", "held_out_differences"]
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffkit.compute import Prices
 from diffkit.errors import InputError
-from ttsnap.fitting.index_rule import IndexRule
-from ttsnap.fitting.score_model import INDEX_STEPS, ScoreModel, price_table
-from ttsnap.simulate import draw_orders
-from ttsnap.tensors import RewardTensor
+from diffkit.flops import Prices
+from ttsnap.evaluation.simulate import draw_orders
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.index_rule import IndexRule
+from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel, price_table
 
 __all__ = ["CAP", "CAUTION", "IndexBook", "IndexReplay", "calibrate", "fit_index", "replay_index"]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from diffkit.compute import Prices
 from diffkit.errors import InputError
-from ttsnap.accounting import allot
-from ttsnap.schedule import PruningSchedule
-from ttsnap.simulate import draw_orders, simulate
-from ttsnap.tensors import RewardTensor
+from diffkit.flops import Prices
+from ttsnap.evaluation.accounting import allot
+from ttsnap.evaluation.simulate import draw_orders, simulate
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 __all__ = ["BEST_OF_N", "Bench", "search_budget", "search_budgets"]
 
@@ -38,7 +38,7 @@ class Bench:
     """Values of schedules on one tensor, always on the same subsets.
 
     Attributes:
-        orders: (P, R, N), see :func:`ttsnap.simulate.draw_orders`.
+        orders: (P, R, N), see :func:`ttsnap.evaluation.simulate.draw_orders`.
     """
 
     tensor: RewardTensor

@@ -1,0 +1,1 @@
+"""The audit: models, measurement, controls, verdicts, summary and report."""

@@ -1,0 +1,192 @@
+"""Attack a group of items by every rung of the ladder, and generate from what was found."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.micro_batch import MicroBatch
+from diffkit.prompt_embeds import Embeds
+from memorization.attack import attacks
+from memorization.attack.base import Attack, Target, Triggers
+from memorization.attack.checkpoint import Checkpoints
+from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints, read_starts
+from memorization.auditing.settings import AuditSettings
+from memorization.copies import CopyDetector
+from memorization.generation import Sampling, generate, item_seed
+from memorization.items import AuditItem, References
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+GRADIENT_ROWS = 64  # where the attacks begin when memory decides
+CHECKPOINT_EVERY = 10  # attack steps; what a kill may cost
+
+
+class Attacked(NamedTuple):
+    """What one attack from one start found for one item.
+
+    Attributes:
+        triggers: by budget.
+        images: (budgets, 3, H, W) the most similar image at each budget.
+        similarity: budgets x generations.
+    """
+
+    triggers: Triggers
+    images: Tensor
+    similarity: list[list[float]]
+
+
+#: rung -> variant ("other", or "other@0.03" where several learning rates are tried) -> result, of one item
+Attempts = dict[str, dict[str, Attacked]]
+
+
+class Job(NamedTuple):
+    """One item from one start."""
+
+    item: AuditItem
+    start: str
+    images: Tensor
+    target: Target
+
+
+class Ladder:
+    """All attacks of an audit on one pipeline.
+
+    Args:
+        pipe: the audited pipeline, or the reference.
+        settings: the audit's settings.
+        copies: the copy detector.
+        negative: the empty caption, one row.
+        checkpoints: folder for the states of unfinished searches; None = none are kept.
+
+    Attributes:
+        images: how many are generated at once.
+        gradients: how many rows of an attack go through the denoiser at once, where memory decides.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        settings: AuditSettings,
+        copies: CopyDetector,
+        negative: Embeds,
+        checkpoints: Path | None = None,
+    ) -> None:
+        self.pipe, self.settings, self.copies, self.negative = pipe, settings, copies, negative
+        self.images = MicroBatch.of(settings.micro_batch, pipe.device, what="images to generate")
+        self.gradients = MicroBatch(GRADIENT_ROWS, adaptive=self.images.adaptive, what="rows to differentiate")
+        self.starts = read_starts(settings.starts)
+        self.points = StartingPoints(pipe, settings.other_captions or OTHER_CAPTIONS)
+        self.rungs = {name: build_attacks(name, settings) for name in settings.attacks}
+        self.checkpoints = Checkpoints(checkpoints, every=CHECKPOINT_EVERY) if checkpoints is not None else None
+
+    def sampling(self, at_once: int | None = None) -> Sampling:
+        """How images are generated, ``at_once`` or as many as fit at present."""
+        settings = self.settings
+        at_once = at_once or self.images.size
+        return Sampling(settings.num_inference_steps, settings.guidance_scale, at_once, settings.size)
+
+    def cost(self) -> int:
+        """Sample gradients spent on one item by all rungs, learning rates and starts."""
+        return sum(one.cost()[-1] for rung in self.rungs.values() for one in rung.values()) * len(self.starts)
+
+    def attack(
+        self, items: Sequence[AuditItem], own: Sequence[Embeds], references: Sequence[References]
+    ) -> dict[str, Attempts]:
+        """Attack every item that has an image, from every start, by every rung: by the items' keys.
+
+        Args:
+            items: one group.
+            own: for each its encoded caption, one row.
+            references: for each its images.
+        """
+        jobs = [
+            self._job(item, start, embeds, known.images)
+            for item, embeds, known in zip(items, own, references, strict=True)
+            for start in self.starts
+            if known.images is not None
+        ]
+        results: dict[str, Attempts] = {}
+        for rung, variants in self.rungs.items() if jobs else ():
+            for rate, attack in variants.items():
+                for job, attacked in zip(jobs, self._attempt(attack, jobs), strict=True):
+                    variant = f"{job.start}{rate}"
+                    results.setdefault(job.item.key, {}).setdefault(rung, {})[variant] = attacked
+        return results
+
+    def clear(self) -> None:
+        """Delete the states of finished searches; what they led to is in the journal by now."""
+        if self.checkpoints is not None:
+            self.checkpoints.clear()
+
+    def _job(self, item: AuditItem, start: str, own: Embeds, images: Tensor) -> Job:
+        seed = item_seed(self.settings.seed, item.seed_key, f"attack:{start}")
+        (name,) = read_starts([start])
+        text = self.points.text(name, own=item.suspect.caption, seed=seed)
+        return Job(item, start, images, Target(images[0], self.points.start(name, own=own, seed=seed), seed, text))
+
+    def _attempt(self, attack: Attack, jobs: Sequence[Job]) -> list[Attacked]:
+        found = self._search(attack, [job.target for job in jobs])
+        n, k = self.settings.attack_generations, len(self.settings.budgets)
+        seeds = [
+            item_seed(self.settings.seed, job.item.seed_key, "evaluate", i)
+            for job in jobs
+            for _ in range(k)
+            for i in range(n)
+        ]
+        rows = Embeds.cat([triggers.embeds for triggers in found]).repeat(n)
+        images = self.images.fit(
+            lambda size: generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling(size))
+        ).images.split(n * k)
+        return [
+            self._judged(triggers, made.unflatten(0, (k, n)), job.images)
+            for job, triggers, made in zip(jobs, found, images, strict=True)
+        ]
+
+    def _search(self, attack: Attack, targets: Sequence[Target]) -> list[Triggers]:
+        if not self.gradients.adaptive:
+            return attack(self.pipe, targets, checkpoints=self.checkpoints)
+
+        def search(rows: int) -> list[Triggers]:
+            attack.rows = rows
+            return attack(self.pipe, targets, checkpoints=self.checkpoints)
+
+        return self.gradients.fit(search)
+
+    def _judged(self, triggers: Triggers, made: Tensor, references: Tensor) -> Attacked:
+        likeness = torch.tensor(similarities(self.copies, made.flatten(0, 1), references)).view(made.shape[:2])
+        best = made[torch.arange(len(made)), likeness.nan_to_num(nan=-2.0).argmax(1)]
+        return Attacked(triggers, best.clone(), likeness.tolist())
+
+
+def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:
+    """An attack at each learning rate: "@rate" -> attack; a single "" where there is nothing to choose."""
+    make = attacks.get(name)
+    taken = inspect.signature(make).parameters
+    common = {
+        "budgets": settings.budgets,
+        "micro_batch": settings.items_at_once * len(settings.starts),
+        **({"draws": settings.draws} if "draws" in taken else {}),
+        **({"pooled": settings.pooled} if "pooled" in taken else {}),
+    }
+    rates = settings.learning_rates if "learning_rate" in taken else None
+    if rates is None:
+        return {"": make(**common)}
+    return {f"@{rate:g}" if len(rates) > 1 else "": make(**common, learning_rate=rate) for rate in rates}
+
+
+def similarities(copies: CopyDetector, images: Tensor, references: Tensor) -> list[float]:
+    """Similarity of each image to the reference it resembles most; NaN where the detector failed."""
+    return [float(value) for value in copies.similarity(images, references).amax(1)]
+
+
+def best_variant(variants: dict[str, Attacked], index: int) -> str:
+    """The start and learning rate with the highest median at a budget, by its index."""
+    return max(variants, key=lambda name: median(variants[name].similarity[index]))

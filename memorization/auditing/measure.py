@@ -1,0 +1,217 @@
+"""Measure a small group of items: generate from their captions, score these, attack, generate from what was found.
+
+Groups, batches and slots have constant sizes, and every draw has a seed of its own item, so that a result depends
+neither on who else is audited nor on where an interrupted run was taken up again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import ScoringError
+from diffkit.prompt_embeds import Embeds
+from memorization.attack.base import Triggers
+from memorization.auditing.attack_suite import Attempts, Ladder, best_variant, similarities
+from memorization.auditing.settings import AuditSettings
+from memorization.copies import CopyDetector
+from memorization.detection import Detector, listens, make_detector
+from memorization.detection.curvature_difference import mask_for
+from memorization.detection.score_captions import CaptionScore, caption_score, score_captions
+from memorization.generation import Generated, Sampling, generate, item_seed, round_trip
+from memorization.items import AuditItem, References, load_references
+from memorization.text_embeddings import empty_text, encoded
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+TEMPLATES = ("template", "TM")
+
+
+class Measurement(NamedTuple):
+    """What the journal keeps of one item, its pictures by name, and its triggers by rung and variant."""
+
+    record: dict[str, Any]
+    pictures: dict[str, Tensor]
+    triggers: dict[str, dict[str, Triggers]]
+
+
+class Measurer:
+    """Measures groups of items on one model.
+
+    Args:
+        pipe: the audited pipeline, or the reference.
+        settings: the audit's settings.
+        copies: the copy detector.
+        size: (height, width) of the images the pipeline makes.
+        checkpoints: folder for unfinished searches.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        settings: AuditSettings,
+        copies: CopyDetector,
+        size: tuple[int, int],
+        checkpoints: Path | None = None,
+    ) -> None:
+        self.pipe, self.settings, self.copies, self.size = pipe, settings, copies, size
+        self.detectors: dict[str, Detector] = {name: make_detector(name) for name in settings.detectors}
+        self.negative = empty_text(pipe)
+        self.ladder = Ladder(pipe, settings, copies, self.negative, checkpoints)
+        self.images = self.ladder.images
+
+    @property
+    def sampling(self) -> Sampling:
+        """How images are generated at present."""
+        return self.ladder.sampling()
+
+    def measure(self, items: Sequence[AuditItem]) -> list[Measurement]:
+        """Measure all items of a group."""
+        own = [encoded(self.pipe, [item.suspect.caption]) for item in items]
+        references = [load_references(item, self.size) for item in items]
+        generated, heard = self._from_captions(items, own)
+        scores = self._detect(items, heard)
+        attacked = self.ladder.attack(items, own, references)
+        rows = zip(items, references, generated, scores, strict=True)
+        return [
+            self._measurement(item, known, made, said, attacked.get(item.key, {})) for item, known, made, said in rows
+        ]
+
+    def _seeds(self, item: AuditItem) -> list[int]:
+        return [item_seed(self.settings.seed, item.seed_key, "caption", i) for i in range(self.settings.generations)]
+
+    def _from_captions(
+        self, items: Sequence[AuditItem], own: Sequence[Embeds]
+    ) -> tuple[list[Tensor], dict[str, list[CaptionScore]]]:
+        """Images of every item, and what the first detector that can listen to their generation has heard."""
+        n = self.settings.generations
+        seeds = [seed for item in items for seed in self._seeds(item)]
+        embeds = Embeds.cat(own).repeat(n)
+        name, listener = next(((name, one) for name, one in self.detectors.items() if listens(one)), ("", None))
+        made: Generated = self.images.fit(
+            lambda size: generate(
+                self.pipe, embeds, self.negative, seeds, sampling=self.ladder.sampling(size), detector=listener
+            )
+        )
+        if made.scores is None:
+            return list(made.images.split(n)), {}
+        half = self.pipe.dtype != torch.float32
+        return list(made.images.split(n)), {name: [caption_score(x, half_precision=half) for x in made.scores.split(n)]}
+
+    def _detect(
+        self, items: Sequence[AuditItem], heard: dict[str, list[CaptionScore]]
+    ) -> list[dict[str, CaptionScore]]:
+        """For every item each detector's score of its caption; the same seeds as the images where it listened."""
+        captions, seeds = [item.suspect.caption for item in items], [self._seeds(item) for item in items]
+        found = {name: heard.get(name) or self._scored(captions, one, seeds) for name, one in self.detectors.items()}
+        return [{name: scores[index] for name, scores in found.items()} for index in range(len(items))]
+
+    def _scored(
+        self, captions: Sequence[str], detector: Detector, seeds: Sequence[Sequence[int]]
+    ) -> list[CaptionScore]:
+        return self.images.fit(
+            lambda size: score_captions(self.pipe, captions, detector, seeds, sampling=self.ladder.sampling(size))
+        )
+
+    def _measurement(
+        self, item: AuditItem, known: References, made: Tensor, said: Mapping[str, CaptionScore], attacked: Attempts
+    ) -> Measurement:
+        reason, similarity, ceiling = known.reason, None, None
+        try:
+            if known.images is not None:
+                drawn = round_trip(self.pipe, known.images[:1])
+                ceiling = _finite(similarities(self.copies, drawn, known.images[:1]))
+                similarity = _finite(similarities(self.copies, made, known.images))
+                for result in (one for variants in attacked.values() for one in variants.values()):
+                    _finite([value for row in result.similarity for value in row])
+        except ScoringError as error:
+            reason, similarity, attacked = str(error), None, {}
+        pictures, best = self._pictures(known, made, similarity, attacked)
+        mask, unmasked = self._mask(item)
+        pictures |= mask
+        record = {
+            "id": item.suspect.id,
+            "role": item.role,
+            "of": item.of,
+            "edit": item.edit,
+            "prompt": item.suspect.caption,
+            "kind": item.suspect.kind,
+            "reason": reason,
+            "seeds": self._seeds(item),
+            "ceiling": _rounded(ceiling),
+            "caption": _rounded(similarity),
+            "detectors": {name: _score(score) for name, score in said.items()},
+            "attack": _curves(attacked),
+            "best": best,
+            "mask": unmasked,
+            "sample_gradients": self.ladder.cost() if known.images is not None else 0,
+        }
+        found = {rung: {name: one.triggers for name, one in tried.items()} for rung, tried in attacked.items()}
+        return Measurement(record, pictures, found)
+
+    def _pictures(
+        self, known: References, made: Tensor, similarity: list[float] | None, attacked: Attempts
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, dict[str, Any]]]]:
+        """The most similar image by caption and by each rung at each budget, and what start and figure it has."""
+        pictures: dict[str, Tensor] = {}
+        best: dict[str, dict[str, dict[str, Any]]] = {}
+        if known.images is not None:
+            pictures["original"] = known.images[0]
+        if bool(made.isfinite().all()):
+            pictures["caption"] = made[_best(similarity)]
+        for rung, variants in attacked.items():
+            for index, budget in enumerate(self.settings.budgets):
+                if budget > 0:
+                    start = best_variant(variants, index)
+                    likeness = max(variants[start].similarity[index])
+                    best.setdefault(rung, {})[str(budget)] = {"start": start, "similarity": round(likeness, 5)}
+                    pictures[f"{rung}-{budget}"] = variants[start].images[index]
+        return pictures, best
+
+    def _mask(self, item: AuditItem) -> tuple[dict[str, Tensor], str | None]:
+        """Which pixels of a template the memory fixes, as a picture; or why there is none."""
+        if not self.settings.masks or item.role != "suspect" or item.suspect.kind not in TEMPLATES:
+            return {}, None
+        try:
+            seeds, caption = self._seeds(item), item.suspect.caption
+            seen = self.images.fit(
+                lambda size: mask_for(self.pipe, caption, seeds, sampling=self.ladder.sampling(size))
+            )
+        except ScoringError as error:
+            return {}, str(error)
+        return {"mask": seen.clamp(0, 1).expand(3, -1, -1)}, None
+
+
+def _finite(values: list[float]) -> list[float]:
+    if not all(math.isfinite(value) for value in values):
+        raise ScoringError("similarity is not a number: the generated image is broken (try --dtype float32)")
+    return values
+
+
+def _curves(attacked: Attempts) -> dict[str, dict[str, list[list[float] | None]]] | None:
+    """Rung -> variant -> similarities, budgets x generations."""
+    return {
+        rung: {name: [_rounded(row) for row in one.similarity] for name, one in variants.items()}
+        for rung, variants in attacked.items()
+    } or None
+
+
+def _score(score: CaptionScore) -> dict[str, Any]:
+    """A detector's score as JSON values: mean over seeds, each seed's, and why it is unknown."""
+    known = [None if value is None else round(value, 6) for value in score.scores]
+    return {"value": None if score.value is None else round(score.value, 6), "scores": known, "reason": score.reason}
+
+
+def _best(similarity: Sequence[float] | None) -> int:
+    return max(range(len(similarity)), key=lambda i: similarity[i]) if similarity else 0
+
+
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
+    """Five decimals: enough for any table."""
+    return [round(value, 5) for value in values] if values is not None else None

@@ -1,0 +1,249 @@
+"""The audit's report: what was found, beside the pictures, with the controls and the limits in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffkit.report import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Notes,
+    Paragraph,
+    Picture,
+    Section,
+    Stat,
+    Table,
+    Tone,
+    write_report,
+)
+from diffkit.report.html import CellLike
+from diffkit.report.plots import budget_curves, histogram
+from diffkit.runs import Run
+from memorization.auditing.aggregate import detector_values, of_role, scores
+from memorization.auditing.report_sections import edit_blocks, reference_blocks, rung_table, work_blocks
+
+Record = Mapping[str, Any]
+TONES: dict[str, Tone] = {
+    "replicated": "bad",
+    "retained": "bad",
+    "not shown": "plain",
+    "inconclusive": "warn",
+    "could not be scored": "muted",
+}
+MEANING = {
+    "replicated": "The caption alone gives the image: the median similarity over the seeds reaches the threshold.",
+    "retained": "The caption does not, but an attack at the pre-set budget does, and the controls do not.",
+    "not shown": "Neither did, at this budget. A stronger attack may still bring the image back.",
+    "inconclusive": "The controls are too few, come back, or do not set this suspect apart; the reference model "
+    "draws it too; or no copy could be seen.",
+    "could not be scored": "No image to compare with, or its scoring failed; counted in every total.",
+}
+
+
+def write_page(run: Run, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Path:
+    """Write report.html of a finished audit.
+
+    Args:
+        run: the open run.
+        records: journal records by key, in the order of the items.
+        summary: the content of summary.json.
+    """
+    sections: list[Section | Block] = [
+        Section("Suspects", (_suspect_table(run.folder, records, summary),)),
+        Section("Suspects against controls", _comparison(records, summary)),
+        Section("Work until an image is back", work_blocks(summary)),
+        *([Section("Edited suspects", edit_blocks(records, summary))] if summary["edits"] else []),
+        *([Section("Reference model", reference_blocks(summary))] if summary["reference"] else []),
+        Section("Controls", (_control_table(run.folder, records, summary),), folded=True),
+        Section("Copy detector", (_operating_point(summary["operating_point"]),)),
+        Section("What could not be scored", (_unscored(records, summary),)),
+        Section("Assumptions and limits", (Notes(_limits(summary)),)),
+    ]
+    return write_report(
+        run, title=f"Memorization audit of {audited(summary)}", summary=_stats(summary), sections=sections
+    )
+
+
+def audited(summary: Mapping[str, Any]) -> str:
+    """The audited model in words."""
+    lora = summary.get("lora")
+    return str(summary["model"]) if lora is None else f"{summary['model']} with the LoRA {lora['name']}"
+
+
+def _stats(summary: Mapping[str, Any]) -> list[Stat]:
+    stats = [
+        Stat(verdict, f"{count} of {summary['suspects']}", _interval(summary["rates"][verdict]), TONES[verdict])
+        for verdict, count in summary["verdicts"].items()
+    ]
+    clusters = summary["clusters"]
+    if clusters["n"] < summary["suspects"]:
+        known = sum(clusters["verdicts"][verdict] for verdict in ("replicated", "retained"))
+        detail = f"{known} of them replicated or retained; near-duplicates have one vote"
+        stats.append(Stat("different images", str(clusters["n"]), detail))
+    controls = summary["controls"]
+    flagged = controls["flagged"]
+    tone: Tone = "warn" if controls["failure"] or flagged["count"] else "good"
+    stats.append(Stat("controls flagged", f"{flagged['count']} of {flagged['n']}", _interval(flagged), tone))
+    return stats
+
+
+def _interval(rate: Mapping[str, Any]) -> str:
+    if rate["share"] is None:
+        return "nothing to count"
+    low, high = rate["interval"]
+    return f"{rate['share']:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+
+
+def _suspect_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
+    names = summary["settings"]["detectors"]
+    rows: list[list[CellLike]] = []
+    for finding in summary["findings"]:
+        record = records[finding["key"]]
+        seeds = f"{finding['seeds_at_threshold']} of {finding['seeds']} seeds" if finding["seeds"] else ""
+        p = None if finding["p"] is None else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.3f}")
+        highest = max((one["similarity_max"] or -1 for one in finding["rungs"].values()), default=-1)
+        budget = f"at {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
+        rows.append(
+            [
+                Cell(finding["verdict"], TONES[finding["verdict"]], finding["reason"]),
+                Cell(record["id"], detail=record["prompt"]),
+                _pictures(folder, record, summary),
+                Cell(_figure(finding["caption"]), detail=seeds),
+                Cell(_figure(finding["similarity"]), detail=budget),
+                finding["rung"],
+                p,
+                *(_figure(record["detectors"][name]["value"]) for name in names),
+            ]
+        )
+    headers = ["verdict", "suspect", "original, by caption, by attack", "by caption", "by attack", "weakest rung", "p"]
+    shown = "Similarities are medians over seeds; the pictures are the most similar ones."
+    if any("mask" in record["pictures"] for record in records.values()):
+        shown += " A mask is bright where the caption fixes the pixels of a template (curvature difference)."
+    return Table([*headers, *(name.replace("_", " ") for name in names)], rows, shown)
+
+
+def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
+    settings, controls = summary["settings"], summary["controls"]
+    rows: list[list[CellLike]] = []
+    for key, record in records.items():
+        if record["role"] == "control":
+            measured = scores(key, record, settings["budgets"], summary["rung"])
+            curve = measured.curve or {}
+            tone: Tone = "bad" if key in controls["flagged_keys"] else "plain"
+            rows.append(
+                [
+                    Cell(record["id"], tone, record["prompt"]),
+                    _pictures(folder, record, summary),
+                    _figure(measured.caption),
+                    *(_figure(curve.get(budget)) for budget in settings["budgets"]),
+                ]
+            )
+    budgets = [f"attack {budget}" for budget in settings["budgets"]]
+    return Table(["control", "original, by caption, by attack", "by caption", *budgets], rows)
+
+
+def _pictures(folder: Path, record: Record, summary: Mapping[str, Any]) -> list[Picture]:
+    budget, rung = str(summary["budget"] or max(summary["settings"]["budgets"])), summary["rung"]
+    best = record["best"].get(rung, {}).get(budget, {})
+    labels = {
+        "original": "original",
+        "caption": f"caption {_figure(max(record['caption'], default=None) if record['caption'] else None)}",
+        f"{rung}-{budget}": f"attack {_figure(best.get('similarity'))}",
+        "mask": "mask",
+    }
+    return [
+        Picture.of(folder / record["pictures"][name], f"{record['id']}: {name}", label)
+        for name, label in labels.items()
+        if name in record["pictures"]
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _comparison(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    if len(summary["rungs"]) > 1:
+        blocks.append(rung_table(summary))
+    for name, rung in summary["rungs"].items():
+        blocks += _rung(name, rung, records, summary)
+    for name, detector in summary["detectors"].items():
+        if detector["auc"] is not None:
+            values = {f"{role}s": detector_values(of_role(records, role), name) for role in ("suspect", "control")}
+            plot = histogram(values, xlabel=name.replace("_", " "))
+            caption = f"Without any image or attack: AUC of suspects against controls {detector['auc']:.2f}."
+            blocks.append(Figure.of(f"Detector: {name.replace('_', ' ')}", plot, caption))
+    return tuple(blocks)
+
+
+def _rung(name: str, rung: Mapping[str, Any], records: Mapping[str, Record], summary: Mapping[str, Any]) -> list[Block]:
+    """One attack: what its controls allow, the curves, the table."""
+    settings, controls = summary["settings"], rung["controls"]
+    budgets, threshold = settings["budgets"], summary["operating_point"]["threshold"]
+    curves: dict[str, list[list[float]]] = {"suspect": [], "control": []}
+    for role, group in curves.items():
+        for key, record in of_role(records, role).items():
+            curve = scores(key, record, budgets, name).curve
+            if curve is not None:
+                group.append([curve[budget] for budget in budgets])
+    figure = budget_curves(budgets, curves["suspect"], curves["control"], threshold=threshold)
+    said = f"The pre-set budget of {name} is {rung['budget']} steps: the largest at which at most "
+    said += f"{settings['alpha']:.0%} of the controls come back." if rung["budget"] else ""
+    if controls["failure"]:
+        said = f"No verdict rests on {name}: {controls['failure']}."
+    said += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
+    return [Paragraph(said), Figure.of(f"Similarity under the attack {name}", figure), _budget_table(rung)]
+
+
+def _budget_table(rung: Mapping[str, Any]) -> Table:
+    rows: list[list[CellLike]] = []
+    for row in rung["attack"]:
+        groups = [row["suspects"], row["controls"]]
+        shares = [None if g is None else Cell(f"{g['count']} of {g['n']}", detail=_interval(g)) for g in groups]
+        medians = [_figure(row["suspect_median"]), _figure(row["control_median"])]
+        rows.append([row["budget"], *shares, *medians, _figure(row["auc"])])
+    return Table(["budget", "suspects back", "controls back", "suspect median", "control median", "AUC"], rows)
+
+
+def _operating_point(point: Mapping[str, Any]) -> Facts:
+    facts: dict[str, object] = {name: point[name] for name in ("detector", "preprocessing", "threshold", "source")}
+    if "tpr" in point:
+        low, high = point["tpr_interval"]
+        facts["copies found"] = f"{point['tpr']:.1%} of {point['copies']} ({low:.1%} to {high:.1%})"
+        low, high = point["fpr_interval"]
+        facts["non-copies flagged"] = f"{point['fpr']:.2%} of {point['non_copies']} ({low:.2%} to {high:.2%})"
+        facts["copies found at 1 % false alarms"] = f"{point['tpr_at_1_fpr']:.1%}"
+        facts["AUC"] = f"{point['auc']:.4f}"
+        facts["by way of copying"] = ", ".join(f"{way} {share:.0%}" for way, share in point["by_distortion"].items())
+    return Facts(facts)
+
+
+def _unscored(records: Mapping[str, Record], summary: Mapping[str, Any]) -> Block:
+    lines = [f"{row['source']}, row {row['row']}: {row['reason']}" for row in summary["unreadable"]]
+    lines += [f"{key}: {record['reason']}" for key, record in records.items() if record["reason"]]
+    lines += [f"{key}, mask: {record['mask']}" for key, record in records.items() if record["mask"]]
+    for name, detector in summary["detectors"].items():
+        lines += [f"{name}: {reason}" for reason in detector["reasons"]]
+    return Notes(lines, "warn") if lines else Paragraph("Everything was scored.")
+
+
+def _limits(summary: Mapping[str, Any]) -> Sequence[str]:
+    settings = summary["settings"]
+    return [
+        *(f"{verdict.capitalize()}: {meaning}" for verdict, meaning in MEANING.items()),
+        "No verdict means that an image is not in the model, and none is legal advice: each says what these attacks "
+        "showed at this budget.",
+        "The controls are taken to be images the model has not seen, alike in kind to the suspects. If they are easier "
+        "or harder to draw than the suspects, the p-values say less than they seem to.",
+        "The pre-set budget is chosen on the same controls that give the p-values.",
+        f"The attack starts at: {', '.join(settings['starts'])}; the best start counts, suspects and controls alike."
+        " DoRI moves the text encoder's output, which no user of a hosted model can do.",
+        "Where a suspect has several images, the attack aims at the first and the similarity is to the closest.",
+        "The copy detector compares whole pictures; it does not see mirrored or turned copies, and of a template only "
+        "what is common to the whole picture.",
+    ]

@@ -1,0 +1,224 @@
+"""``diffkit audit``: which of these images does the model hold?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from diffkit.console import say
+from diffkit.errors import InputError
+from diffkit.lab.assets import MODELS as LAB_MODELS
+from diffkit.micro_batch import read_micro_batch
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Limit,
+    Lora,
+    MicroBatch,
+    Mitigation,
+    Model,
+    Out,
+    Revision,
+    Seed,
+)
+from memorization.cli.compare import compare
+from memorization.cli.detect import detect
+
+app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
+
+app.command("compare")(compare)
+app.command("detect")(detect)
+
+EXIT_FAIL_ON, EXIT_ITEMS = 1, 3
+
+FailOn = Literal["never", "replicated", "retained", "inconclusive"]
+#: What each level of --fail-on includes.
+FAILING: dict[FailOn, tuple[str, ...]] = {
+    "never": (),
+    "replicated": ("replicated",),
+    "retained": ("replicated", "retained"),
+    "inconclusive": ("replicated", "retained", "inconclusive"),
+}
+
+
+@app.callback(invoke_without_command=True)
+def audit(
+    context: typer.Context,
+    model: Model = "lab",
+    lora: Lora = None,
+    mitigation: Mitigation = None,
+    suspects: Annotated[
+        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
+    ] = "lab:planted",
+    controls: Annotated[
+        str, typer.Option("--controls", "-c", help="Images the model cannot have seen, in the same forms; or none.")
+    ] = "lab:controls",
+    out: Out = None,
+    budgets: Annotated[str, typer.Option(help="Attack steps at which to look, from 0.")] = "0,1,10,25,50",
+    starts: Annotated[str, typer.Option(help="Where the attack begins: other, gaussian, prompt.")] = "other,gaussian",
+    generations: Annotated[int, typer.Option(min=1, help="Images from each caption.")] = 10,
+    attack_generations: Annotated[int, typer.Option(min=1, help="Images from each trigger and budget.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    alpha: Annotated[float, typer.Option(help="Level of the pre-set budget and of the corrected p-values.")] = 0.05,
+    correction: Annotated[
+        Literal["bh", "holm", "none"], typer.Option(help="For many suspects: Benjamini-Hochberg, Holm, or none.")
+    ] = "bh",
+    attack: Annotated[
+        str,
+        typer.Option(help="Attacks, comma separated: words, soft-tokens-4, dori, ... The weakest that works is named."),
+    ] = "dori",
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Of the attacks, e.g. 0.01,0.03,0.1; the best counts. Default: each one's own.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Pairs of noise and timestep per attack step.")] = 8,
+    pooled: Annotated[
+        Literal["fixed", "attacked"],
+        typer.Option(help="Pooled embeddings (SDXL, SD3, FLUX.1): as the starts have them, or attacked too."),
+    ] = "fixed",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width in pixels; the model's own by default.")
+    ] = None,
+    detector: Annotated[
+        str, typer.Option(help="Detectors that score the captions alone, comma separated; or none. auto: what fits.")
+    ] = "auto",
+    edited_controls: Annotated[
+        str, typer.Option(help="Attack edits of the suspects too: mirror, crop, shuffle, noise, or none.")
+    ] = "none",
+    reference_model: Annotated[
+        str | None,
+        typer.Option(
+            help="A model that cannot have seen the suspects; what it draws too proves nothing. With --lora the model "
+            "without it by default; or none."
+        ),
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Show which pixels of each template are fixed.")] = False,
+    copies: Annotated[str, typer.Option(help="Copy detector.")] = "tiled",
+    threshold: Annotated[float | None, typer.Option(help="Its threshold; calibrated by default.")] = None,
+    other_captions: Annotated[
+        Path | None, typer.Option(help="Text file of unrelated captions to begin at, one a line.", dir_okay=False)
+    ] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="Exit 1 if a suspect is this or worse.")] = "never",
+    save_triggers: Annotated[
+        bool, typer.Option("--save-triggers", help="Keep the embeddings found. They bring images back: sensitive.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Suspects or controls attacked at once.")] = 4,
+    micro_batch: MicroBatch = "16",
+    limit: Limit = None,
+    limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    seed: Seed = 0,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Audit a model for images it has memorized.
+
+    Each suspect is generated from its caption and attacked, by text embeddings (DoRI) unless --attack names others;
+    the same attack runs on the controls, and what counts is what the controls do not show. Needs a folder, --out; the
+    same command resumes there. Several processes share the work under accelerate launch. To see several audits side by
+    side: diffkit audit compare.
+    Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from memorization.auditing.models import DEFAULT_DETECTORS, Place, run
+    from memorization.auditing.settings import AuditSettings
+    from memorization.cli_show import show, show_plan
+    from memorization.items import gather
+
+    settings = AuditSettings(
+        budgets=_numbers(budgets),
+        starts=_names(starts),
+        attacks=_names(attack),
+        learning_rates=_rates(learning_rates),
+        draws=draws,
+        pooled=pooled,
+        size=_size(size),
+        detectors={"none": (), "auto": DEFAULT_DETECTORS[:1]}.get(detector, _names(detector)),
+        edits=() if edited_controls == "none" else _names(edited_controls),  # type: ignore[arg-type]  # checked there
+        masks=masks,
+        generations=generations,
+        attack_generations=attack_generations,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        alpha=alpha,
+        correction=correction,
+        copies=copies,
+        threshold=threshold,
+        seed=seed,
+        items_at_once=batch,
+        micro_batch=read_micro_batch(micro_batch),
+        other_captions=_other_captions(other_captions, model),
+    )
+    place = Place(model, revision, dtype, device, mitigation, reference_model, lora)
+    source = None if controls == "none" else controls
+    gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
+    if dry_run:
+        show_plan(gathered, settings, format, reference=place.reference() is not None)
+        return
+    if out is None:
+        raise InputError("An audit needs a folder for its results: add --out runs/audit.")
+    for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    summary = run(gathered, settings, place, out, save_triggers=save_triggers, any_detector=detector == "auto")
+    show(summary, out, format)
+    raise typer.Exit(exit_code(summary, fail_on))
+
+
+def exit_code(summary: dict[str, Any], fail_on: FailOn) -> int:
+    """1 when a verdict of the asked-for level occurs, else 3 when something could not be scored, else 0."""
+    from memorization.auditing.summary import items_in_error
+
+    if any(summary["verdicts"][verdict] for verdict in FAILING[fail_on]):
+        return EXIT_FAIL_ON
+    return EXIT_ITEMS if items_in_error(summary) else 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _rates(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"Expected learning rates such as 0.01,0.03,0.1, got {text!r}.") from None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"Expected budgets such as 0,1,10,25,50, got {text!r}.") from None
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    try:
+        height, width = (int(part) for part in text.lower().split("x")) if text is not None else (0, 0)
+    except ValueError:
+        raise InputError(f"Expected a size such as 512x768 (height x width), got {text!r}.") from None
+    return None if text is None else (height, width)
+
+
+def _other_captions(path: Path | None, model: str) -> tuple[str, ...] | None:
+    """Captions from a file; for the lab held-out scenes, since it knows no other words; else the built-in ones."""
+    if path is not None:
+        if not path.is_file():
+            raise InputError(f"There is no file {path} with unrelated captions.")
+        lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not lines:
+            raise InputError(f"{path} holds no captions.")
+        return lines
+    if model not in LAB_MODELS:
+        return None
+    from diffkit.lab.world import training_scenes
+
+    return tuple(scene.caption for scene in training_scenes(8, seed=2024))

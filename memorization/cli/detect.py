@@ -1,0 +1,208 @@
+"""``diffkit audit detect``: which captions does the model know by heart? No images are needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.micro_batch import read_micro_batch
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Limit,
+    Lora,
+    MicroBatch,
+    Mitigation,
+    Model,
+    Out,
+    Revision,
+    Seed,
+)
+
+if TYPE_CHECKING:
+    from memorization.detection.settings import DetectSettings
+    from memorization.items import Gathered
+
+EXIT_FLAGGED, EXIT_ITEMS = 1, 3
+CAPTION_WIDTH = 48
+
+
+def detect(
+    model: Model = "lab",
+    suspects: Annotated[
+        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
+    ] = "lab:planted",
+    controls: Annotated[
+        str, typer.Option("--controls", "-c", help="Captions the model cannot know by heart, same forms; or none.")
+    ] = "lab:controls",
+    out: Out = None,
+    detectors: Annotated[
+        str, typer.Option("--detectors", help="Names with commas, all or auto; options as in noise_magnitude:steps=1.")
+    ] = "auto",
+    seeds: Annotated[int, typer.Option(min=1, help="Noises for each caption; its score is their mean.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the generation that is judged.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Its guidance scale.")] = 3.0,
+    threshold: Annotated[
+        float | None, typer.Option(help="Flag captions above it; from the controls by default.")
+    ] = None,
+    fpr: Annotated[float, typer.Option(help="Share of the controls that the threshold may flag.")] = 0.01,
+    fail_on: Annotated[Literal["never", "flagged"], typer.Option(help="Exit 1 if any caption is flagged.")] = "never",
+    micro_batch: MicroBatch = "16",
+    limit: Limit = None,
+    limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    lora: Lora = None,
+    mitigation: Mitigation = None,
+    seed: Seed = 0,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Score captions alone for signs that the model knows their image by heart.
+
+    No training image is used. A flag says that a caption stands out from the controls' captions, and nothing about
+    which image would come out: `diffkit audit` shows that. Needs a folder, --out; the same command resumes there.
+    Several processes share the captions under accelerate launch.
+    Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some captions could not be scored; 130 interrupted.
+    """
+    from memorization.detection import detectors as registry
+    from memorization.detection.settings import DetectSettings
+    from memorization.items import gather
+
+    named = [part.strip() for part in detectors.split(",") if part.strip()]
+    settings = DetectSettings(
+        detectors={"all": tuple(registry.names()), "auto": DetectSettings().detectors}.get(detectors, tuple(named)),
+        seeds=seeds,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        micro_batch=read_micro_batch(micro_batch),
+        seed=seed,
+        threshold=threshold,
+        fpr=fpr,
+    )
+    source = None if controls == "none" else controls
+    gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
+    if dry_run:
+        _show_plan(gathered, settings, format)
+        return
+    if out is None:
+        raise InputError("A detection needs a folder for its results: add --out runs/detect.")
+    for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    any_fitting = detectors in ("all", "auto")
+    summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation, lora, any_fitting)
+    _show(summary, out, format)
+    raise typer.Exit(exit_code(summary, fail_on))
+
+
+def exit_code(summary: dict[str, Any], fail_on: str) -> int:
+    """1 when a caption is flagged and that was asked for, else 3 when something could not be scored, else 0."""
+    if fail_on == "flagged" and summary["flagged"]:
+        return EXIT_FLAGGED
+    return EXIT_ITEMS if summary["unscored"] or summary["rows_in_error"] else 0
+
+
+def _run(
+    gathered: Gathered,
+    settings: DetectSettings,
+    model: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    out: Path,
+    mitigation: Path | None,
+    lora: str | None,
+    any_fitting: bool,
+) -> dict[str, Any]:
+    from diffkit import parallel
+    from diffkit.loading import load_pipeline, model_checksum
+    from diffkit.runs import sha256_folder
+    from memorization.detection.compatibility import fitting
+    from memorization.detection.run import detect as run_detection
+
+    checksum = model_checksum(model, lora)
+    parallel.processes()  # before the model: it gives each process its device
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation, lora=lora)
+    if any_fitting:
+        settings = replace(settings, detectors=fitting(pipe, settings.detectors))
+    return run_detection(
+        pipe,
+        gathered,
+        out=out,
+        model=model if revision is None else f"{model}@{revision}",
+        settings=settings,
+        model_sha256=checksum,
+        mitigation=sha256_folder(mitigation) if mitigation is not None else None,
+    )
+
+
+def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> None:
+    from memorization.detection import make_detector
+    from memorization.generation import Sampling
+
+    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale)  # rows do not depend on their batch
+    each = {spec: make_detector(spec).cost(sampling) for spec in settings.detectors}
+    plan: dict[str, object] = {
+        "suspects": sum(item.role == "suspect" for item in gathered.items),
+        "controls": sum(item.role == "control" for item in gathered.items),
+        "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
+        "denoiser rows for a caption": {name: cost * settings.seeds for name, cost in each.items()},
+        "denoiser rows at most": sum(each.values()) * settings.seeds * len(gathered.items),
+    }
+    if format == "json":
+        write_json(plan)
+    else:
+        write_table(["would be done", "count"], list(plan.items()))
+
+
+def _show(summary: dict[str, Any], out: Path, format: str) -> None:
+    if format == "json":
+        write_json(summary)
+        return
+    names = list(summary["detectors"])
+    rows = sorted(summary["findings"].values(), key=lambda row: _rank(row, names[0]))
+    cells = [
+        [row["id"], row["prompt"][:CAPTION_WIDTH], _answer(row["flagged"]), *(_score(row["scores"][n]) for n in names)]
+        for row in rows
+    ]
+    title = f"{summary['suspects']} captions, {summary['controls']} controls; * above the threshold"
+    write_table(["id", "caption", "flagged", *names], cells, title=title)
+    for name, entry in summary["detectors"].items():
+        limit = entry["threshold"]
+        value = "no threshold" if limit["value"] is None else f"threshold {limit['value']:.4g}"
+        say(f"{name}: {value} ({limit['source']}){_alarms(limit['false_alarms'])}.")
+    if summary["unscored"]:
+        first = summary["unscored"][0]
+        say(f"{len(summary['unscored'])} scores are unknown; the first: {first['key']}, {first['reason']}.")
+    say(f"Every score: {out / 'summary.json'}")
+
+
+def _rank(row: dict[str, Any], name: str) -> float:
+    value = row["scores"][name]["value"]
+    return float("inf") if value is None else -float(value)
+
+
+def _answer(flagged: bool | None) -> str | None:
+    return None if flagged is None else ("yes" if flagged else "no")
+
+
+def _score(entry: dict[str, Any]) -> str | None:
+    if entry["value"] is None:
+        return None
+    return f"{entry['value']:.4g}{'*' if entry['flagged'] else ''}"
+
+
+def _alarms(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return ""
+    return f"; {rate['count']} of {rate['n']} controls above it, so at most {rate['interval'][1]:.0%} false alarms"

@@ -1,0 +1,165 @@
+"""``diffkit locality``: do the triggers of one image agree, more than their nulls?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.lab.assets import MODELS as LAB_MODELS
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Revision, Seed
+
+if TYPE_CHECKING:
+    from memorization.items import Gathered
+    from memorization.locality.settings import LocalitySettings
+
+app = typer.Typer(add_completion=False)
+
+EXIT_ITEMS = 3
+
+
+@app.command()
+def locality(
+    model: Model = "lab",
+    suspects: Annotated[
+        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv or .jsonl; with images.")
+    ] = "lab:planted",
+    controls: Annotated[
+        str, typer.Option("--controls", "-c", help="Images the model cannot have seen, in the same forms; or none.")
+    ] = "lab:controls",
+    out: Out = None,
+    starts: Annotated[int, typer.Option(min=2, help="Gaussian starts for each image; the paper took 100.")] = 20,
+    attack_steps: Annotated[int, typer.Option(min=1, help="Steps of the attack from each start.")] = 50,
+    group: Annotated[int, typer.Option(min=2, help="Embeddings in every group that is compared.")] = 8,
+    lines: Annotated[int, typer.Option(min=1, help="Pairs of triggers for each image joined by lines.")] = 4,
+    methods: Annotated[str, typer.Option(help="Whose selected weights to compare: nemo, wanda, or none.")] = (
+        "nemo,wanda"
+    ),
+    theta: Annotated[float, typer.Option(help="NeMo's threshold, in deviations.")] = 3.0,
+    sparsity: Annotated[float, typer.Option(help="Wanda's share of columns.")] = 0.01,
+    generations: Annotated[int, typer.Option(min=1, help="Images from each embedding.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    threshold: Annotated[float | None, typer.Option(help="Of the copy detector; calibrated by default.")] = None,
+    ordinary: Annotated[
+        Path | None, typer.Option(help="Text file of captions of nothing memorized; hundreds.", dir_okay=False)
+    ] = None,
+    mitigation: Mitigation = None,
+    save_triggers: Annotated[
+        bool, typer.Option("--save-triggers", help="Keep the embeddings found. They bring images back: sensitive.")
+    ] = False,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Images generated, and starts attacked, at once.")] = 16,
+    limit: Limit = None,
+    limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    seed: Seed = 0,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Attack each image from many Gaussian starts and compare what the triggers have in common.
+
+    Distances, displacements, activations and the weights that NeMo and Wanda select, each against its nulls.
+    The same command resumes in --out.
+    Exit codes: 0 done; 2 wrong input; 3 some images could not be scored; 130 interrupted.
+    """
+    from memorization.items import gather
+    from memorization.locality.settings import LocalitySettings
+
+    source = None if controls == "none" else controls
+    gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
+    settings = LocalitySettings(
+        starts=starts,
+        attack_steps=attack_steps,
+        group=group,
+        lines=lines,
+        methods=tuple(part.strip() for part in methods.split(",") if part.strip() not in ("", "none")),
+        theta=theta,
+        sparsity=sparsity,
+        generations=generations,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        threshold=threshold,
+        seed=seed,
+        micro_batch=micro_batch,
+        ordinary=_ordinary(ordinary, model),
+    )
+    if dry_run:
+        _show_plan(gathered, settings, format)
+        return
+    if out is None:
+        raise InputError("A locality study needs a folder for its results: add --out runs/locality.")
+    for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    summary = _run(gathered, settings, model, revision, dtype, device, mitigation, out, save_triggers)
+    _show(summary, out, format)
+    raise typer.Exit(EXIT_ITEMS if summary["images"]["unscored"] or gathered.suspect_errors else 0)
+
+
+def _run(
+    gathered: Gathered,
+    settings: LocalitySettings,
+    model: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    mitigation: Path | None,
+    out: Path,
+    save_triggers: bool,
+) -> dict[str, Any]:
+    from diffkit.loading import load_pipeline, model_checksum
+    from diffkit.runs import sha256_folder
+    from memorization.locality.study import study
+
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation)
+    result = study(
+        pipe,
+        gathered,
+        out=out,
+        model=model if revision is None else f"{model}@{revision}",
+        settings=settings,
+        model_sha256=model_checksum(model),
+        mitigation=None if mitigation is None else sha256_folder(mitigation),
+        save_triggers=save_triggers,
+    )
+    return result.summary
+
+
+def _ordinary(path: Path | None, model: str) -> tuple[str, ...]:
+    from memorization.mitigation.reference_captions import ordinary_captions
+
+    if path is None and model.partition("@")[0] not in LAB_MODELS:
+        raise InputError("Locality compares with captions of nothing memorized: give a text file, --ordinary FILE.")
+    return ordinary_captions(None if path is None else str(path), model=model, n=1000)
+
+
+def _show_plan(gathered: Gathered, settings: LocalitySettings, format: str) -> None:
+    images = sum(bool(item.suspect.images) for item in gathered.items)
+    plan = {
+        "suspects": sum(item.role == "suspect" for item in gathered.items),
+        "controls": sum(item.role == "control" for item in gathered.items),
+        "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
+        "searches": images * settings.starts,
+        "sample gradients": images * settings.starts * settings.attack_steps * settings.draws,
+    }
+    if format == "json":
+        write_json(plan)
+    else:
+        write_table(["planned", "number"], [[name, str(count)] for name, count in plan.items()])
+
+
+def _show(summary: dict[str, Any], out: Path, format: str) -> None:
+    if format == "json":
+        write_json(summary)
+        return
+    images = summary["images"]
+    names = ["others", "control", "starts", "captions", "ordinary", "chance"]
+    rows = [[what, *(words.get(name) for name in names)] for what, words in summary["reading"].items()]
+    title = f"Triggers of one image, against each null: {images['memorized']} of {images['suspects']} suspects"
+    write_table([title, *names], rows)
+    say(f"Report: {out / 'report.html'}")

@@ -1,0 +1,109 @@
+"""``diffkit mitigate``: make a reversible mitigation of a model against suspects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Revision
+
+if TYPE_CHECKING:
+    from diffkit.mitigation import Mitigation
+    from memorization.mitigation import Method
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def mitigate(
+    method: Annotated[str, typer.Argument(help="nemo, wanda, adversarial, prompt-guard, attention-guard, ...")],
+    model: Model = "lab",
+    lora: Lora = None,
+    suspects: Annotated[
+        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
+    ] = "lab:planted",
+    out: Out = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method, name=value; may be repeated.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Ids of the suspects to take, comma separated.")] = None,
+    save_pipeline: Annotated[
+        Path | None, typer.Option("--save-pipeline", file_okay=False, help="Also write the whole mitigated pipeline.")
+    ] = None,
+    limit: Limit = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Make a mitigation of a model against suspects, in a folder that --mitigation of other commands takes.
+
+    The model itself is not changed. --dry-run shows the method's settings. The same command resumes in --out.
+    Exit codes: 0 done; 2 wrong input; 130 interrupted.
+    """
+    from memorization.items import gather
+    from memorization.mitigation import methods
+    from memorization.mitigation.run import parse_settings
+
+    chosen = methods.get(method)
+    settings = parse_settings(chosen, set_ or [], model=model)
+    gathered = gather(suspects, None)
+    for error in gathered.suspect_errors[:10]:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    known = _take([item.suspect for item in gathered.items], only)[:limit]
+    if dry_run:
+        _show_plan(chosen, settings, len(known), format)
+        return
+    if out is None:
+        raise InputError("A mitigation needs a folder: add --out runs/mitigation.")
+    if save_pipeline is not None and chosen.kind not in ("mask", "delta"):
+        raise InputError(f"A {chosen.kind} does not become part of the weights; leave --save-pipeline out.")
+    from diffkit.loading import load_pipeline, model_checksum
+    from diffkit.mitigation import apply
+    from memorization.mitigation.run import mitigate as run
+
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, lora=lora)
+    checksum = model_checksum(model, lora)
+    name = model if revision is None else f"{model}@{revision}"
+    made = run(pipe, known, method=chosen, out=out, model=name, settings=settings, model_sha256=checksum)
+    if save_pipeline is not None:
+        with apply(pipe, made):
+            pipe.save_pretrained(save_pipeline, safe_serialization=True)
+    _show(made, out, format)
+
+
+def _take(known: list[Any], only: str | None) -> list[Any]:
+    """The suspects of these ids, in their own order."""
+    if only is None:
+        return known
+    wanted = [part.strip() for part in only.split(",") if part.strip()]
+    missing = [name for name in wanted if name not in {suspect.id for suspect in known}]
+    if missing or not wanted:
+        raise InputError(f"There is no suspect {(missing or [only])[0]!r} to take by --only.")
+    return [suspect for suspect in known if suspect.id in wanted]
+
+
+def _show_plan(method: Method, settings: Any, suspects: int, format: str) -> None:
+    from dataclasses import asdict
+
+    plan = {"method": method.name, "kind": method.kind, "suspects": suspects, "settings": asdict(settings)}
+    if format == "json":
+        write_json(plan)
+    else:
+        rows = [["suspects", suspects], *([name, value] for name, value in asdict(settings).items())]
+        write_table(["setting", "value"], rows, title=f"{method.name} gives a {method.kind}")
+
+
+def _show(made: Mitigation, out: Path, format: str) -> None:
+    if format == "json":
+        write_json(made.card())
+        return
+    rows = [[name, value] for name, value in made.figures.items() if not isinstance(value, (dict, list))]
+    write_table(["figure", "value"], [["suspects", len(made.suspects)], *rows], title=f"{made.method}, a {made.kind}")
+    say(f"Apply it with --mitigation {out}.")

@@ -1,0 +1,1 @@
+"""Audits of several models side by side, paired by suspect."""

@@ -1,0 +1,150 @@
+"""What detectors ask the denoiser directly, without a generation: the predicted noise at a latent and a timestep.
+
+Everything is turned into noise (epsilon) first, so that a detector gives the same figure whatever the network
+predicts; the score of the noised distribution is then ``s = -eps / sqrt(1 - abar)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import initial_latents, predict_noise
+from diffkit.errors import ScoringError
+from diffkit.families import Pipeline, Scheduler
+from diffkit.prompt_embeds import Embeds
+from diffkit.sampling_steps import spaced
+from diffkit.seeds import generators
+from diffkit.solvers import is_flow
+from memorization.text_embeddings import Embedded, as_embeds
+
+if TYPE_CHECKING:
+    from memorization.generation import Sampling
+
+
+class Batch(NamedTuple):
+    """One constant-size batch of rows for the denoiser; only the first ``real`` rows count, the rest is filling."""
+
+    latents: Tensor
+    conditional: Embeds
+    unconditional: Embeds
+    seeds: tuple[int, ...]
+    rows: tuple[int, ...]
+    real: int
+
+
+def batches(
+    pipe: Pipeline,
+    prompt_embeds: Embedded,
+    negative_prompt_embeds: Embedded,
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Iterator[Batch]:
+    """Cut rows into batches, with the unit noise that the pipeline itself would start each seed from."""
+    size = sampling.micro_batch
+    embeds = as_embeds(prompt_embeds)
+    negative = as_embeds(negative_prompt_embeds).to(pipe.device, pipe.dtype).expand(size)
+    for first in range(0, len(seeds), size):
+        real = min(size, len(seeds) - first)
+        rows = tuple(first + min(i, real - 1) for i in range(size))
+        chosen = tuple(seeds[row] for row in rows)
+        noise = initial_latents(pipe, generators(chosen), sampling.size, dtype=pipe.dtype)
+        yield Batch(noise, embeds.rows(rows).to(pipe.device, pipe.dtype), negative, chosen, rows, real)
+
+
+def in_batches(
+    pipe: Pipeline,
+    prompt_embeds: Embedded,
+    negative_prompt_embeds: Embedded,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    score: Callable[[Batch], Tensor],
+) -> Tensor:
+    """(n,) scores from a function that scores one batch."""
+    parts = [
+        score(batch)[: batch.real].detach().float().cpu()
+        for batch in batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling)
+    ]
+    return torch.cat(parts)
+
+
+def alpha_bar(scheduler: Scheduler, timestep: float | Tensor) -> float:
+    """Cumulative signal share in (0, 1) at a training timestep.
+
+    Raises:
+        ScoringError: the scheduler keeps none (flow matching).
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None:
+        raise ScoringError(f"{type(scheduler).__name__} keeps no alphas_cumprod; use a DDIM-like scheduler")
+    return float(table[int(torch.as_tensor(timestep).flatten()[0].round())])
+
+
+def sigma(scheduler: Scheduler, timestep: float | Tensor) -> float:
+    """Noise level in [0, 1] of a flow model at a timestep."""
+    return float(torch.as_tensor(timestep).flatten()[0]) / float(scheduler.config.num_train_timesteps)
+
+
+def noise_level(scheduler: Scheduler, timestep: float | Tensor) -> float:
+    """Share of noise in the latents at a timestep, in (0, 1]: ``sqrt(1 - abar)``, or a flow model's sigma."""
+    return sigma(scheduler, timestep) if is_flow(scheduler) else (1 - alpha_bar(scheduler, timestep)) ** 0.5
+
+
+def timesteps(pipe: Pipeline, sampling: Sampling) -> list[float]:
+    """The training timesteps of the generation that is judged, the noisiest first; the pipeline is left untouched.
+
+    Whole numbers, but of flow models.
+    """
+    scheduler = spaced(pipe, sampling.num_inference_steps, sampling.size)
+    found = [float(step) for step in scheduler.timesteps]
+    return found if is_flow(scheduler) else [float(round(step)) for step in found]
+
+
+def predicted(
+    pipe: Pipeline, latents: Tensor, timestep: float, embeds: Embeds, size: tuple[int, int] | None = None
+) -> Tensor:
+    """The denoiser's output shaped as the latents, unguided; differentiable in latents and embeddings.
+
+    Args:
+        latents: (B, C, h, w) or packed, alpha-bar weighted as DDIM's are, at ``timestep``.
+        embeds: B rows.
+        size: (height, width) in pixels of packed latents.
+    """
+    at = torch.tensor(float(timestep) if is_flow(pipe.scheduler) else round(timestep), device=latents.device)
+    return predict_noise(pipe, latents, at, embeds, size=size)
+
+
+def epsilon(
+    pipe: Pipeline, latents: Tensor, timestep: float, embeds: Embeds, size: tuple[int, int] | None = None
+) -> Tensor:
+    """:func:`predicted` as noise, float32, whatever the network predicts."""
+    return as_noise(pipe.scheduler, predicted(pipe, latents, timestep, embeds, size), latents, timestep)
+
+
+def as_noise(scheduler: Scheduler, output: Tensor, latents: Tensor, timestep: float | Tensor) -> Tensor:
+    """The network's output as predicted noise, float32, whatever it predicts.
+
+    Of a flow model, whose latents are ``x_t = (1 - sigma) x + sigma eps`` and whose output is ``v = eps - x``:
+    ``eps = x_t + (1 - sigma) v``.
+    """
+    output, latents = output.float(), latents.float()
+    if is_flow(scheduler):
+        return latents + (1 - sigma(scheduler, timestep)) * output
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return output
+    signal = alpha_bar(scheduler, timestep)
+    if kind == "v_prediction":
+        return float(signal**0.5) * output + float((1 - signal) ** 0.5) * latents
+    if kind == "sample":
+        return (latents - float(signal**0.5) * output) / float((1 - signal) ** 0.5)
+    raise ScoringError(f"prediction type {kind!r} is unknown; expected epsilon, v_prediction or sample")
+
+
+def norms(x: Tensor) -> Tensor:
+    """(B,) float32 L2 norms over all elements of a sample, >= 0."""
+    found: Tensor = torch.linalg.vector_norm(x.float().flatten(1), dim=1)
+    return found

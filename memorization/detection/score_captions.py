@@ -1,0 +1,137 @@
+"""Score captions by a detector: several seeds each, what broke stays unknown with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError, ScoringError
+from diffkit.families import family_of
+from diffkit.families.base import stock_default
+from memorization.detection import Detector
+from memorization.detection.compatibility import ONE_END, lacking
+from memorization.detection.generation_detector import GenerationDetector, together
+from memorization.text_embeddings import empty_text, encoded
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from memorization.generation import Sampling
+
+__all__ = ["CaptionScore", "caption_score", "end_tokens", "score_by_all", "score_captions"]
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """What a detector says of one caption.
+
+    Attributes:
+        value: mean over the seeds; None where a seed's score is unknown, since a mean over the rest would be of
+            another caption's making.
+        scores: of every seed, None where not finite.
+        reason: why the value is missing.
+    """
+
+    value: float | None
+    scores: tuple[float | None, ...]
+    reason: str | None = None
+
+
+def caption_score(scores: Tensor | Sequence[float], *, half_precision: bool = False) -> CaptionScore:
+    """Mean of one caption's scores over its seeds; not finite anywhere = unknown."""
+    values = [float(score) for score in scores]
+    known = tuple(value if math.isfinite(value) else None for value in values)
+    broken = sum(value is None for value in known)
+    if broken or not values:
+        advice = ": try --dtype float32" if half_precision else ""
+        return CaptionScore(None, known, f"{broken} of {len(values)} seeds gave no finite score{advice}")
+    return CaptionScore(sum(values) / len(values), known)
+
+
+def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int] | None:
+    """Position of the end token of every caption, as the pipeline's own tokenizer pads and cuts it.
+
+    None where the family's text has no single end (see :mod:`memorization.detection.compatibility`).
+    """
+    family = family_of(pipe)
+    if family.pipeline not in ONE_END:
+        return None
+    tokenizer, longest = pipe.tokenizer, pipe.tokenizer.model_max_length
+    if family.pipeline == "FluxPipeline":  # its sequence is T5's; CLIP only gives the pooled embedding
+        tokenizer, longest = pipe.tokenizer_2, stock_default(family, "max_sequence_length")
+    found = []
+    for caption in captions:
+        ids = tokenizer(caption, padding="max_length", max_length=longest, truncation=True).input_ids
+        found.append(ids.index(tokenizer.eos_token_id))
+    return found
+
+
+def score_captions(
+    pipe: DiffusionPipeline,
+    captions: Sequence[str],
+    detector: Detector,
+    seeds: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+) -> list[CaptionScore]:
+    """Score every caption with its own seeds by one detector; see :func:`score_by_all`."""
+    return score_by_all(pipe, captions, {detector.name: detector}, seeds, sampling=sampling)[detector.name]
+
+
+def score_by_all(
+    pipe: DiffusionPipeline,
+    captions: Sequence[str],
+    chosen: Mapping[str, Detector],
+    seeds: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+) -> dict[str, list[CaptionScore]]:
+    """Score every caption with its own seeds by several detectors; those that listen share one generation.
+
+    A caption's result does not depend on the captions beside it (up to the arithmetic of a batch), nor on the other
+    detectors.
+
+    Args:
+        chosen: key -> detector.
+        seeds: for every caption the seeds of its initial noise, one or more.
+        sampling: of the generation that is judged; ``micro_batch`` rows go through the denoiser at once.
+
+    Returns:
+        Key -> one score a caption. Where a detector has nothing to measure on this model, all are None with the reason.
+
+    Raises:
+        InputError: captions and seeds are not equally many, or a caption has no seed.
+    """
+    if len(seeds) != len(captions) or any(not own for own in seeds):
+        raise InputError(f"Expected at least one seed for each of {len(captions)} captions.")
+    if not captions:
+        return {key: [] for key in chosen}
+    counts = [len(own) for own in seeds]
+    rows = encoded(pipe, captions).rows([index for index, count in enumerate(counts) for _ in range(count)])
+    empty = empty_text(pipe)
+    known = end_tokens(pipe, captions)
+    ends = None if known is None else [end for end, n in zip(known, counts, strict=True) for _ in range(n)]
+    flat = [seed for own in seeds for seed in own]
+    reasons = {key: lacking(pipe, one) for key, one in chosen.items()}
+    found: dict[str, Tensor | str] = {key: reason for key, reason in reasons.items() if reason is not None}
+    listening = {k: one for k, one in chosen.items() if k not in found and isinstance(one, GenerationDetector)}
+    if len(listening) > 1:
+        found |= together(pipe, listening, rows, empty, flat, sampling=sampling, ends=ends)
+    for key in chosen.keys() - found.keys():
+        try:
+            found[key] = chosen[key].scores(pipe, rows, empty, flat, sampling=sampling, ends=ends)
+        except ScoringError as error:
+            found[key] = str(error)
+    half = pipe.dtype != torch.float32
+    return {key: _by_caption(found[key], counts, half) for key in chosen}
+
+
+def _by_caption(found: Tensor | str, counts: Sequence[int], half: bool) -> list[CaptionScore]:
+    if isinstance(found, str):
+        return [CaptionScore(None, (None,) * count, found) for count in counts]
+    return [caption_score(part, half_precision=half) for part in found.split(list(counts))]

@@ -1,0 +1,89 @@
+"""What the scores of a detection say: thresholds from the controls, who is above them, p-values, what is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from diffkit.stats import auc, clopper_pearson, rank_p_value
+from memorization.detection.calibrate import MIN_NEGATIVES, threshold_at
+from memorization.detection.settings import DetectSettings
+
+Record = Mapping[str, Any]
+
+
+def summarise(records: Mapping[str, Record], settings: DetectSettings) -> dict[str, Any]:
+    """The content of summary.json: a table of detectors, one of suspects, and what could not be scored.
+
+    A suspect is flagged by a detector when its score is strictly above the threshold. Flagged never means "proven":
+    a caption may steer hard for other reasons; and not flagged never means "clean".
+    """
+    suspects = {key: record for key, record in records.items() if record["role"] == "suspect"}
+    controls = {key: record for key, record in records.items() if record["role"] == "control"}
+    table = {name: _detector(name, suspects, controls, settings) for name in settings.detectors}
+    rows = {key: _suspect(record, table, controls) for key, record in suspects.items()}
+    unscored = [
+        {"key": key, "detector": name, "reason": score["reason"]}
+        for key, record in records.items()
+        for name, score in record["scores"].items()
+        if score["value"] is None
+    ]
+    return {
+        "suspects": len(suspects),
+        "controls": len(controls),
+        "detectors": table,
+        "findings": rows,
+        "flagged": sum(row["flagged"] is True for row in rows.values()),
+        "unscored": unscored,
+    }
+
+
+def _known(name: str, records: Mapping[str, Record]) -> list[float]:
+    values = [record["scores"][name]["value"] for record in records.values()]
+    return [value for value in values if value is not None]
+
+
+def _detector(
+    name: str, suspects: Mapping[str, Record], controls: Mapping[str, Record], settings: DetectSettings
+) -> dict[str, Any]:
+    found, other = _known(name, suspects), _known(name, controls)
+    threshold: dict[str, Any] = {"value": settings.threshold, "source": "given", "false_alarms": None}
+    if settings.threshold is None and len(other) < MIN_NEGATIVES:
+        threshold["source"] = f"none: {len(other)} controls were scored, at least {MIN_NEGATIVES} are needed"
+    elif settings.threshold is None:
+        chosen = threshold_at(other, settings.fpr)
+        source = f"the controls, at most {settings.fpr:.0%} of them above it"
+        threshold = {"value": chosen.value, "source": source, "false_alarms": asdict(chosen.false_alarms)}
+    flagged = None
+    if threshold["value"] is not None and found:
+        count = sum(value > threshold["value"] for value in found)
+        flagged = {"count": count, "n": len(found), "interval": clopper_pearson(count, len(found))}
+    return {
+        "threshold": threshold,
+        "flagged": flagged,
+        "auc_against_controls": auc(found, other) if found and other else None,
+        "scored": {"suspects": len(found), "controls": len(other)},
+    }
+
+
+def _suspect(record: Record, table: Mapping[str, Any], controls: Mapping[str, Record]) -> dict[str, Any]:
+    by_detector = {}
+    for name, score in record["scores"].items():
+        value, threshold = score["value"], table[name]["threshold"]["value"]
+        others = _known(name, controls)
+        by_detector[name] = {
+            "value": value,
+            "p": rank_p_value(value, others) if value is not None and others else None,
+            "flagged": value > threshold if value is not None and threshold is not None else None,
+            "reason": score["reason"],
+        }
+    answers = [entry["flagged"] for entry in by_detector.values()]
+    known = [answer for answer in answers if answer is not None]
+    return {
+        "id": record["id"],
+        "prompt": record["prompt"],
+        "kind": record["kind"],
+        "flagged": any(known) if known else None,
+        "scores": by_detector,
+    }

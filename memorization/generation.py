@@ -1,0 +1,153 @@
+"""Generate from text embeddings in constant-size batches: a row never depends on who its neighbours are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.families import Family, family_of
+from diffkit.families.base import stock_default
+from diffkit.latents import decode_latents, encode_images
+from diffkit.prompt_embeds import Embeds
+from diffkit.seeds import generators
+from memorization.detection import ListeningDetector
+from memorization.text_embeddings import Embedded, as_embeds
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+STACKED = Family.__dataclass_fields__["guidance"].default  # [negative; positive] in one batch, as most families do
+
+
+class Sampling(NamedTuple):
+    """How images are generated, in the audit and for its triggers; ``size`` (height, width), None = the model's own."""
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 3.0
+    micro_batch: int = 16
+    size: tuple[int, int] | None = None
+
+
+class Generated(NamedTuple):
+    """(n, 3, H, W) float32 images in [0, 1], and a detector's (n,) scores where it was asked and could hear."""
+
+    images: Tensor
+    scores: Tensor | None
+
+
+def item_seed(run_seed: int, key: str, purpose: str, index: int = 0) -> int:
+    """Seed in [0, 2**63) of one draw: SHA-256 of run seed, item, purpose and index, joined by line feeds.
+
+    It depends on the item's own key, not on its place in a list, so adding or removing items moves nobody's noise.
+    """
+    digest = sha256("\n".join((str(run_seed), key, purpose, str(index))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def is_guided(pipe: DiffusionPipeline, sampling: Sampling) -> bool:
+    """Whether this generation also asks what the model would draw without the caption (classifier-free guidance)."""
+    options = {"negative_prompt": "", **_scales(pipe, sampling)}
+    return bool(family_of(pipe).guided(pipe, sampling.guidance_scale, options))
+
+
+def halves(pipe: DiffusionPipeline, sampling: Sampling) -> Literal["together", "apart"] | None:
+    """How this generation asks with and without the caption: in one batch, negatives first, or otherwise; None: not."""
+    if not is_guided(pipe, sampling):
+        return None
+    return "together" if family_of(pipe).guidance == STACKED else "apart"
+
+
+def _scales(pipe: DiffusionPipeline, sampling: Sampling) -> dict[str, float]:
+    """The guidance scale under the keyword of a pipeline that guides truly by default (Qwen-Image), else nothing."""
+    default = stock_default(family_of(pipe), "true_cfg_scale")
+    return {"true_cfg_scale": sampling.guidance_scale} if default is not None and default > 1 else {}
+
+
+def call_arguments(
+    pipe: DiffusionPipeline, embeds: Embeds, negative: Embeds, seeds: Sequence[int], sampling: Sampling
+) -> dict[str, Any]:
+    """Keyword arguments of the pipeline's own call for rows of embeddings, one CPU generator each."""
+    guided = is_guided(pipe, sampling)
+    scales = _scales(pipe, sampling) or {"guidance_scale": sampling.guidance_scale}
+    size = {} if sampling.size is None else {"height": sampling.size[0], "width": sampling.size[1]}
+    return {
+        **embeds.kwargs(),
+        **(negative.kwargs("negative_") if guided else {}),
+        "generator": generators(seeds),
+        "num_inference_steps": sampling.num_inference_steps,
+        **scales,
+        **size,
+        **family_of(pipe).fixed,
+    }
+
+
+def stopping(pipe: DiffusionPipeline, steps: int | None) -> dict[str, Any]:
+    """What ends a generation after its first ``steps`` steps, where the pipeline can be told to; else it goes on."""
+
+    def stop(pipe: DiffusionPipeline, index: int, _timestep: Tensor, _kwargs: dict[str, Any]) -> dict[str, Any]:
+        if steps is not None and index + 1 >= steps:
+            pipe._interrupt = True  # the pipeline's own switch; its next call resets it
+        return {}
+
+    known = inspect.signature(type(pipe).__call__).parameters
+    return {"callback_on_step_end": stop} if "callback_on_step_end" in known else {}
+
+
+@torch.no_grad()
+def generate(
+    pipe: DiffusionPipeline,
+    prompt_embeds: Embedded,
+    negative_prompt_embeds: Embedded,
+    seeds: Sequence[int],
+    *,
+    sampling: Sampling,
+    detector: ListeningDetector | None = None,
+) -> Generated:
+    """One image per row, each from its own CPU generator, through the unmodified pipeline.
+
+    Args:
+        pipe: a pipeline of a known family.
+        prompt_embeds: n rows, or (n, L, D) where the family has no companions.
+        negative_prompt_embeds: one row, the same for all; left out where the pipeline does not guide.
+        seeds: n seeds.
+        sampling: steps, guidance, and the constant batch size; the last batch is filled up by repetition.
+        detector: listens to the denoiser, if given.
+    """
+    size = sampling.micro_batch
+    rows_of = as_embeds(prompt_embeds)
+    negative = as_embeds(negative_prompt_embeds).to(pipe.device, pipe.dtype).expand(size)
+    images, scores = [], []
+    for first in range(0, len(seeds), size):
+        real = min(size, len(seeds) - first)
+        rows = [first + min(i, real - 1) for i in range(size)]
+        embeds = rows_of.rows(rows).to(pipe.device, pipe.dtype)
+        arguments = call_arguments(pipe, embeds, negative, [seeds[row] for row in rows], sampling)
+        batch, heard = _call(pipe, arguments, detector)
+        images.append(batch[:real])
+        scores.append(heard[:real] if heard is not None else None)
+    known = [part for part in scores if part is not None]
+    return Generated(torch.cat(images), torch.cat(known) if len(known) == len(scores) and known else None)
+
+
+def _call(
+    pipe: DiffusionPipeline, arguments: dict[str, Any], detector: ListeningDetector | None
+) -> tuple[Tensor, Tensor | None]:
+    if detector is None:
+        return pipe(**arguments, output_type="pt").images.float().cpu(), None
+    with detector.record(pipe) as recorded:
+        images = pipe(**arguments, output_type="pt").images.float().cpu()
+    return images, detector.score(recorded)
+
+
+@torch.no_grad()
+def round_trip(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
+    """(n, 3, H, W) images through the model's own autoencoder and back, one at a time: the best it could draw."""
+    size = (int(images.shape[-2]), int(images.shape[-1]))
+    parts = [decode_latents(pipe, encode_images(pipe, image[None].to(pipe.device)), size=size) for image in images]
+    return torch.cat(parts).cpu()

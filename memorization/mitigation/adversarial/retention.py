@@ -1,0 +1,154 @@
+"""Retention data: what the model shall go on doing while its memories are trained away.
+
+Image-caption pairs from a folder or list; captions alone, from which the model first draws images itself, so that
+nothing but its own behaviour is needed; or, for the lab, its scenes. Rows whose caption is a suspect's are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.images import load_image
+from diffkit.lab.assets import MODELS as LAB_MODELS
+from diffkit.latents import encode_images
+from diffkit.prompt_embeds import Embeds
+from diffkit.suspects import Suspect, read_suspects
+from memorization.generation import Sampling, generate, item_seed
+from memorization.text_embeddings import empty_text, encoded
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.runs import Run
+
+__all__ = ["LAB_SCENES", "Retention", "read_retention"]
+
+LAB_SCENES = "lab:scenes"
+CHUNK = 32  # images encoded, or drawn, at once
+FEWEST = 8  # pairs; of fewer the model would only learn these
+
+
+class Retention(NamedTuple):
+    """What is kept.
+
+    Attributes:
+        latents: (N, ...) float32 on the CPU, as the denoiser takes them.
+        embeds: N rows of the captions, float32 on the CPU.
+        validation: (V, 3, H, W) images that are not trained on.
+        captions: the V captions of those.
+        all_captions: the N training captions.
+        source: where it comes from, in words.
+        left_out: rows that were a suspect's, or could not be read.
+    """
+
+    latents: Tensor
+    embeds: Embeds
+    validation: Tensor
+    captions: list[str]
+    all_captions: list[str]
+    source: str
+    left_out: int
+
+
+def read_retention(
+    pipe: Pipeline,
+    suspects: Sequence[Suspect],
+    run: Run,
+    *,
+    source: str,
+    model: str,
+    size: tuple[int, int],
+    limit: int,
+    validation: int,
+    sampling: Sampling,
+    seed: int,
+) -> Retention:
+    """Read, draw or render the retention data.
+
+    Args:
+        pipe: the pipeline, unchanged.
+        suspects: whose captions have no place here.
+        run: keeps images the model draws, so that a resumed run has the same.
+        source: ``lab:scenes``, a folder or list of images with captions, a list of captions alone, or ``auto``: the
+            lab's scenes for the lab, refused for any other model.
+        model: the model's name.
+        size: (height, width) of images.
+        limit: pairs to train on at most.
+        validation: pairs kept for validation.
+        sampling: how images are drawn where only captions are given.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: nothing given for a model that is not the lab, or too few usable rows.
+    """
+    if source == "auto":
+        if model not in LAB_MODELS:
+            raise InputError(
+                "Adversarial fine-tuning needs data the model shall keep: give --set retention=FOLDER (images with "
+                "captions) or a .txt of ordinary captions, from which the model draws the images itself."
+            )
+        source = LAB_SCENES
+    taken = {suspect.caption for suspect in suspects}
+    if source == LAB_SCENES:
+        images, captions, left_out = _scenes(limit + validation, seed)
+    else:
+        images, captions, left_out = _read(pipe, run, source, taken, size, limit + validation, sampling, seed)
+    if len(captions) < FEWEST + validation:
+        raise InputError(
+            f"The retention data {source!r} have {len(captions)} usable rows ({left_out} left out: a suspect's "
+            f"caption, or unreadable); at least {FEWEST + validation} are needed."
+        )
+    kept = captions[validation:]
+    latents = [encode_images(pipe, part).float().cpu() for part in images[validation:].split(CHUNK)]
+    embeds = encoded(pipe, kept).to("cpu", torch.float32)
+    return Retention(torch.cat(latents), embeds, images[:validation], captions[:validation], kept, source, left_out)
+
+
+def _scenes(n: int, seed: int) -> tuple[Tensor, list[str], int]:
+    from diffkit.lab import world
+
+    scenes = world.training_scenes(n, seed=seed + 11)
+    return world.draw(scenes, seed=seed + 12), [scene.caption for scene in scenes], 0
+
+
+def _read(
+    pipe: Pipeline,
+    run: Run,
+    source: str,
+    taken: set[str],
+    size: tuple[int, int],
+    limit: int,
+    sampling: Sampling,
+    seed: int,
+) -> tuple[Tensor, list[str], int]:
+    rows, errors = read_suspects(source)
+    usable = [row for row in rows if row.caption not in taken]
+    left_out = len(errors) + len(rows) - len(usable)
+    pairs = [row for row in usable if row.images]
+    if pairs:
+        left_out += len(usable) - len(pairs)
+        pairs = pairs[:limit]
+        images = torch.stack([load_image(row.images[0], size) for row in pairs])
+        return images, [row.caption for row in pairs], left_out
+    captions = [row.caption for row in usable[:limit]]
+    return _draw(pipe, run, captions, sampling, seed), captions, left_out
+
+
+def _draw(pipe: Pipeline, run: Run, captions: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
+    """One image a caption by the model itself; chunks that the run holds already are read back."""
+    negative = empty_text(pipe)
+    files: list[str] = []
+    for first in range(0, len(captions), CHUNK):
+        key, part = f"retention:{first}", captions[first : first + CHUNK]
+        if key not in run.done:
+            embeds = encoded(pipe, part)
+            seeds = [item_seed(seed, text, "retention", first + i) for i, text in enumerate(part)]
+            images = generate(pipe, embeds, negative, seeds, sampling=sampling).images
+            names = [run.save_image(f"retention-{first + i}", image) for i, image in enumerate(images)]
+            run.write(key, {"files": names})
+        files += run.done[key]["files"]
+    return torch.stack([load_image(run.path(name)) for name in files])

@@ -1,0 +1,224 @@
+"""A guard at generation time: soften the text embedding until the text no longer steers harder than ordinary captions.
+
+Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024 (arXiv 2407.21720),
+section 4.2: at the first denoising step the embedding y is optimised by AdamW (rate 0.05, at most 10 steps, the first
+token frozen) to lower ``|| eps(x_T, y) - eps(x_T, empty) ||`` to a target; the rest of the generation uses the result.
+
+Where we differ from the authors' code: theirs takes one norm over the whole batch, so that the loss grows with the
+number of images. Here every image has its own norm, stops at its own target, and does not depend on its neighbours.
+The target is calibrated on ordinary captions, since norms depend on the latent's size and the scheduler.
+
+It needs guidance (the unconditional half), touches no weight, and does nothing against whoever holds the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
+from diffkit.errors import InputError
+from diffkit.families import Family, family_of, pipe_denoiser
+from diffkit.mitigation import Mitigation, Undo
+from diffkit.sampling_steps import begin
+from diffkit.seeds import generators
+from memorization.detection.noise_magnitude import noise_magnitude, noise_per_prediction
+from memorization.generation import STACKED
+from memorization.mitigation import Method
+from memorization.mitigation.reference_captions import ordinary_captions
+
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+    from diffkit.runs import Run
+    from diffkit.suspects import Suspect
+
+__all__ = ["METHOD", "PromptGuardSettings", "apply_guard", "soften"]
+
+
+@dataclass(frozen=True)
+class PromptGuardSettings:
+    """Settings of the guard.
+
+    Attributes:
+        target: norm of the noise difference at which an image's embedding is left alone; None = the mean over
+            ordinary captions.
+        learning_rate: AdamW's; ``iterations``: at most so many steps.
+        captions: text file of ordinary captions; None = the lab's training scenes. ``calibration``: how many.
+        steps: denoising steps of a generation, for the calibration's timestep; ``seed``: of its noise.
+    """
+
+    target: float | None = None
+    learning_rate: float = 0.05
+    iterations: int = 10
+    captions: str | None = None
+    calibration: int = 32
+    steps: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.learning_rate <= 0 or min(self.iterations, self.calibration, self.steps) < 1:
+            raise InputError("Expected a positive learning rate, and at least one iteration, caption and step.")
+        if self.target is not None and self.target <= 0:
+            raise InputError(f"Expected a positive target, got {self.target}.")
+
+
+def soften(
+    difference: Callable[[Tensor], Tensor],
+    embeds: Tensor,
+    *,
+    target: float,
+    learning_rate: float = 0.05,
+    iterations: int = 10,
+) -> Tensor:
+    """Embeddings whose loss is at most ``target``, or as far down as the iterations went; token 0 stays.
+
+    Args:
+        difference: (B, L, D) -> (B,) loss, differentiable; a row's loss depends on that row alone.
+        embeds: (B, L, D).
+
+    Returns:
+        (B, L, D) float32. A row is left as it is from the moment its loss is at most the target.
+    """
+    first = embeds[:, :1].float()
+    rest = embeds[:, 1:].float().clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([rest], lr=learning_rate, weight_decay=0.0)
+    done = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
+    for _ in range(iterations):
+        with torch.enable_grad():
+            loss = difference(torch.cat([first, rest], 1))
+            (rest.grad,) = torch.autograd.grad(loss.sum(), [rest])
+        done |= loss.detach() <= target
+        if bool(done.all()):
+            break
+        kept = rest.detach().clone()
+        optimizer.step()
+        with torch.no_grad():
+            rest[done] = kept[done]
+    return torch.cat([first, rest.detach()], 1)
+
+
+def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
+    """Listen to the denoiser: at the first step of a guided generation, optimise; later, hand over the result.
+
+    Raises:
+        InputError: the family does not ask with and without the caption in one batch.
+    """
+    family = refuse_unguided(pipe)
+    settings, target = mitigation.settings, float(mitigation.figures["target"])
+    state: dict[str, Any] = {"original": None, "softened": None}
+
+    def guard(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        embeds = named.get("encoder_hidden_states")
+        if torch.is_grad_enabled() or embeds is None or not _is_guided(pipe, embeds):
+            return None
+        timestep = torch.as_tensor(named["timestep"] if "timestep" in named else inputs[1])
+        conditional = embeds.chunk(2)[1]
+        if float(timestep.flatten()[0]) == float(pipe.scheduler.timesteps[0]):
+            state["original"] = conditional.clone()
+            state["softened"] = _softened(pipe, inputs, named, timestep, target, settings)
+        if state["original"] is None or not torch.equal(conditional, state["original"]):
+            return None
+        both = torch.cat([embeds.chunk(2)[0], state["softened"].to(embeds)])
+        return inputs, {**named, "encoder_hidden_states": both}
+
+    handle = getattr(pipe, family.denoiser).register_forward_pre_hook(guard, with_kwargs=True)
+    return handle.remove  # type: ignore[no-any-return]
+
+
+def refuse_unguided(pipe: Pipeline) -> Family:
+    """The pipeline's family, if it guides by one batch of both predictions.
+
+    Raises:
+        InputError: it does not.
+    """
+    family = family_of(pipe)
+    if family.guidance != STACKED:
+        raise InputError(f"The prompt guard works on both predictions of one batch; {family.name} makes no such.")
+    return family
+
+
+def _is_guided(pipe: Pipeline, embeds: Tensor) -> bool:
+    """Whether the pipeline is in a guided generation: before its first call it has no guidance scale at all."""
+    return getattr(pipe, "_guidance_scale", 0) > 1 and len(embeds) % 2 == 0
+
+
+def _half(value: Any, rows: int, which: int) -> Any:
+    """One half of the batch in every tensor that has ``rows`` rows; 0 = without the caption, 1 = with it."""
+    if isinstance(value, Tensor):
+        return value.chunk(2)[which] if value.ndim and len(value) == rows else value
+    if isinstance(value, dict):
+        return {name: _half(one, rows, which) for name, one in value.items()}
+    return value
+
+
+def _softened(
+    pipe: Pipeline, inputs: tuple[Any, ...], named: dict[str, Any], timestep: Tensor, target: float, settings: Any
+) -> Tensor:
+    embeds = named["encoder_hidden_states"]
+    denoiser = pipe_denoiser(pipe)
+    scale = noise_per_prediction(pipe.scheduler, timestep)
+
+    def predict(sequence: Tensor, half: int) -> Tensor:  # not by a call: who listens to the module shall not hear it
+        rows = len(embeds)
+        mine = [_half(value, rows, half) for value in inputs]
+        others = {name: _half(value, rows, half) for name, value in named.items()}
+        others |= {"encoder_hidden_states": sequence, "return_dict": False}
+        output: Tensor = denoiser.forward(*mine, **others)[0]
+        return output
+
+    empty = predict(embeds.chunk(2)[0], 0)
+
+    def difference(rows: Tensor) -> Tensor:
+        return scale * noise_magnitude(predict(rows.to(embeds), 1), empty)
+
+    return soften(
+        difference,
+        embeds.chunk(2)[1],
+        target=target,
+        learning_rate=settings["learning_rate"],
+        iterations=settings["iterations"],
+    )
+
+
+@torch.no_grad()
+def calibrate_target(pipe: Pipeline, captions: Sequence[str], *, steps: int, seed: int) -> float:
+    """Mean norm of the noise difference of ordinary captions at the first timestep, one noise each."""
+    dtype = pipe_denoiser(pipe).dtype
+    conditioning = encode_prompts(pipe, captions)
+    found = []
+    for index, generator in enumerate(generators(range(seed, seed + len(captions)))):
+        noise = initial_latents(pipe, [generator], dtype=torch.float32).to(pipe.device, dtype)
+        scaled, timestep = begin(pipe, noise, steps)
+        one = conditioning.rows([index])
+        assert one.negative is not None
+        with_text = predict_noise(pipe, scaled, timestep, one.positive)
+        found.append(noise_magnitude(with_text, predict_noise(pipe, scaled, timestep, one.negative)))
+    return float(torch.cat(found).mean()) * noise_per_prediction(pipe.scheduler, timestep)
+
+
+def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: PromptGuardSettings) -> Mitigation:
+    """A card with the target; the guard works for every caption, the suspects are only named."""
+    config = run.record["config"]
+    refuse_unguided(pipe)
+    target = settings.target
+    if target is None:
+        captions = ordinary_captions(settings.captions, model=config["model"], n=settings.calibration)
+        target = calibrate_target(pipe, captions, steps=settings.steps, seed=settings.seed)
+    return Mitigation(
+        method="prompt-guard",
+        kind="prompt-guard",
+        model=config["model"],
+        tensors={},
+        model_sha256=config["model_sha256"],
+        settings=asdict(settings),
+        suspects=tuple(suspect.id for suspect in suspects),
+        figures={"target": target},
+    )
+
+
+METHOD = Method(name="prompt-guard", kind="prompt-guard", settings=PromptGuardSettings, mitigate=mitigate)

@@ -1,0 +1,164 @@
+"""``diffkit ttsnap generate``: the best image of many seeds for each prompt, by reward, within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffkit.console import say, write_json, write_table
+from diffkit.errors import InputError
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
+from ttsnap.cli.collect import collect
+from ttsnap.cli.compare import compare
+from ttsnap.cli.distill import distill
+from ttsnap.cli.fit import fit
+from ttsnap.cli.rescore import rescore
+from ttsnap.cli.simulate import simulate
+
+if TYPE_CHECKING:
+    from ttsnap.pipeline import TTSnapPipeline
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+EXIT_ITEMS = 3
+app.command()(collect)
+app.command()(compare)
+app.command()(distill)
+app.command()(fit)
+app.command()(rescore)
+app.command()(simulate)
+
+
+@app.callback()
+def ttsnap() -> None:
+    """Search the seed whose image a reward likes best, pruning weak seeds in the middle of denoising."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", dir_okay=False, exists=True, help="Text file, one prompt a line.")
+    ] = None,
+    model: Model = "lab",
+    reward: Annotated[str, typer.Option(help="Registered name of the reward.")] = "lab",
+    candidates: Annotated[int | None, typer.Option(min=1, help="Seeds to try for each prompt; 16 by default.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Instead of --candidates, for each prompt: 16x (best-of-16), 3.2TFLOP or 40s.")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5, or a .json file; none is best-of-N.")
+    ] = "",
+    enough: Annotated[
+        float | None, typer.Option(help="Reward at which a prompt is done; the budget is then the most it may cost.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --enough: equal parts of the budget, on fresh seeds.")] = 4,
+    preview_vae: PreviewVae = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
+    winners: Annotated[int, typer.Option(min=1, help="Images to keep for each prompt.")] = 1,
+    micro_batch: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Candidates run at once; 1 is bit-exact; auto: the most that fit."),
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    limit: Limit = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    format: Format = "table",
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Save the winners of each prompt as PNG, with their seeds, rewards, the looks and the counted cost.
+
+    Needs a folder, --out; the same command resumes there. Several processes share the work under accelerate launch.
+    Exit codes: 0 done; 2 wrong input; 3 some prompts could not be scored; 130 interrupted.
+    """
+    from diffkit.micro_batch import read_micro_batch
+
+    wanted = _prompts(prompts, prompts_file)[:limit]
+    config = {
+        "prompts": wanted, "model": model, "revision": revision, "dtype": dtype, "reward": reward,
+        "candidates": candidates, "budget": budget, "schedule": schedule, "steps": steps, "guidance": guidance,
+        "negative": negative, "winners": winners, "seed": seed,
+        "micro_batch": None if micro_batch is None else read_micro_batch(micro_batch),
+    }  # fmt: skip
+    optional = {"height": height, "width": width, "preview_vae": preview_vae, "enough": enough}
+    config |= {name: value for name, value in optional.items() if value is not None}
+    if enough is not None:
+        config["rounds"] = rounds
+    if out is None:
+        raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
+    pipe = _load(config, device)
+    if dry_run:
+        say(f"Would search {len(wanted)} prompts with {model} and the reward {reward}; nothing was run.")
+        return
+    from ttsnap.cli.generate_run import generate as carry_out
+
+    items = carry_out(pipe, wanted, config, out)
+    if items is None:
+        return
+    _show(items, out, format)
+    if any(item["error"] is not None for item in items):
+        raise typer.Exit(EXIT_ITEMS)
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    wanted = [*(given or []), *(line.strip() for line in lines if line.strip())]
+    if not wanted:
+        raise InputError("There is no prompt; write one, or give a file with --prompts.")
+    return wanted
+
+
+def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
+    """The pipeline, after everything that can be checked without it."""
+    from diffkit import parallel
+    from diffkit.families import default_size
+    from diffkit.flops import parse_budget
+    from diffkit.loading import load_pipeline
+    from diffkit.rewards import load_reward
+    from diffkit.segments import plan
+    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.schedules.pruning_schedule import choose
+    from ttsnap.search.strategies.rounds import Rounds
+
+    parallel.processes()  # before the model: it gives each process its device
+    schedule = choose(config["schedule"])
+    if config["budget"] is not None:
+        parse_budget(config["budget"])
+        if config["candidates"] is not None:
+            raise InputError("--budget chooses the number of candidates; leave out --candidates.")
+    if "enough" in config:
+        if config["budget"] is None:
+            raise InputError("--enough stops a search early; say the most it may cost with --budget, for example 64x.")
+        Rounds(config["enough"], config["rounds"], schedule)
+    reward = load_reward(config["reward"])
+    stock = load_pipeline(config["model"], revision=config["revision"], dtype=config["dtype"], device=device)
+    pipe = TTSnapPipeline.from_pipe(stock, reward=reward, preview_vae=config.get("preview_vae"))
+    own = default_size(pipe)
+    calls = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width))).calls
+    schedule.resolve(calls).validate(calls)
+    return pipe
+
+
+def _show(items: list[dict[str, Any]], out: Path, format: str) -> None:
+    if format == "json":
+        write_json(items)
+        return
+    rows: list[list[object]] = []
+    for item in items:
+        if item["error"] is not None:
+            rows.append([item["prompt"], None, None, None, None, item["error"]])
+        for winner in item["winners"]:
+            calls, full = item["ledger"]["calls"], item["ledger"]["without_pruning"]["calls"]
+            cost = f"{calls} of {full} calls"
+            rows.append([item["prompt"], item["candidates"], winner["seed"], f"{winner['reward']:.4f}", cost,
+                         str(out / winner["image"])])  # fmt: skip
+    write_table(["prompt", "candidates", "seed", "reward", "cost", "image"], rows)

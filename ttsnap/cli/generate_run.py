@@ -1,0 +1,142 @@
+"""The searches of ``diffkit ttsnap generate`` in a run folder, by one process or by many.
+
+While there are as many prompts left as processes, each process searches a prompt of its own. The candidates of the
+prompts that are left over are dealt to all of them, anew after every cut. Neither changes who wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from diffkit import parallel
+from diffkit.console import is_quiet, say
+from diffkit.errors import ScoringError
+from diffkit.rewards.base import describe
+from diffkit.runs.shared import open_shared
+from ttsnap.plots.search import contact_sheet, score_figure
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.noise import Noise
+from ttsnap.search.request import Request
+from ttsnap.search.strategies.rounds import Rounds
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffkit.runs import Run
+    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
+
+__all__ = ["generate"]
+
+
+class _Searched(NamedTuple):
+    """One prompt: its item without the pictures' paths, and the pictures: winners by rank, scores, looks."""
+
+    item: dict[str, Any]
+    winners: list[Image]
+    figures: dict[str, Image]
+
+
+def generate(
+    pipe: TTSnapPipeline, prompts: Sequence[str], config: Mapping[str, Any], out: str | Path
+) -> list[dict[str, Any]] | None:
+    """Search every prompt, or go on with the run in ``out``; every process of a launch calls it alike.
+
+    Args:
+        config: the arguments of the command that change results.
+
+    Returns:
+        The items of all prompts on the first process; None on the others.
+    """
+    pipe.set_progress_bar_config(disable=is_quiet(), leave=False)
+    provenance = {
+        "device": str(pipe.device),
+        "processes": parallel.processes(),
+        "seeds": {"run": config["seed"]},
+    }
+    with open_shared(out, config=config, kind="ttsnap", provenance=provenance) as run:
+        done = parallel.broadcast(set() if run is None else set(run.done))
+        left = [index for index in range(len(prompts)) if _key(index) not in done]
+        if left:
+            _prepare(pipe, prompts[0], config)
+        for index, found in _searches(pipe, prompts, left, config):
+            if run is not None:
+                _keep(run, _key(index), found)
+        if run is None:
+            return None
+        items = [run.done[_key(index)] for index in range(len(prompts))]
+        failed = sum(item["error"] is not None for item in items)
+        summary = {"prompts": len(items), "failed": failed, "items": items}
+        if pipe.reward is not None:
+            summary["reward"] = describe(pipe.reward)
+        run.write_json("summary.json", summary)
+        return items
+
+
+def _key(index: int) -> str:
+    return f"{index:04d}"
+
+
+def _prepare(pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any]) -> None:
+    """Try the reward before the first search, so that no prompt pays for it, whoever searches it and when."""
+    if pipe.reward is not None:
+        noise = Noise(seed=config["seed"])
+        pipe.prepare(Request([prompt], pipe.reward, PruningSchedule(), noise, config["steps"], config["guidance"]))
+
+
+def _searches(
+    pipe: TTSnapPipeline, prompts: Sequence[str], left: Sequence[int], config: Mapping[str, Any]
+) -> Iterator[tuple[int, _Searched]]:
+    """A prompt for each process while there are enough; the rest are searched by all together."""
+
+    def search(index: int, *, share: bool) -> _Searched:
+        say(f"{index + 1} of {len(prompts)}: {prompts[index]}")
+        return _search(pipe, index, prompts[index], config, share=share)
+
+    size = parallel.processes()
+    whole = len(left) - len(left) % size
+    for first in range(0, whole, size):
+        turn = left[first : first + size]
+        mine = [search(index, share=False) for index in parallel.shard(turn)]
+        yield from zip(turn, parallel.gather(mine), strict=True)
+    for index in left[whole:]:
+        yield index, search(index, share=True)
+
+
+def _search(pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, Any], *, share: bool) -> _Searched:
+    """Search one prompt; one that cannot be scored has its reason in its item."""
+    item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": []}
+    try:
+        found = pipe(
+            prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
+            negative_prompt=config["negative"], height=config.get("height"), width=config.get("width"),
+            num_images_per_prompt=config["winners"], seed=config["seed"],
+            first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
+            schedule=config["schedule"], search=_rounds(config), micro_batch=config["micro_batch"], previews=True,
+            share=share, return_dict=True,
+        )  # fmt: skip
+    except ScoringError as error:
+        return _Searched({**item, "error": str(error)}, [], {})
+    out = cast("TTSnapPipelineOutput", found)  # return_dict
+    item["winners"] = [{"seed": seed, "reward": score} for seed, score in zip(out.seeds, out.rewards, strict=True)]
+    item["candidates"] = len({index for look in out.trace for index in look.candidates})
+    item["trace"] = [look.to_dict() for look in out.trace]
+    item["ledger"] = out.ledger.to_dict()
+    figures = {"scores": score_figure(out.trace, title=prompt, winners=out.seeds), "looks": contact_sheet(out.trace)}
+    return _Searched(item, list(cast("list[Image]", out.images)), figures)
+
+
+def _rounds(config: Mapping[str, Any]) -> Rounds | None:
+    """The search of ``--enough``; None without it."""
+    return Rounds(config["enough"], config["rounds"], config["schedule"]) if "enough" in config else None
+
+
+def _keep(run: Run, key: str, found: _Searched) -> None:
+    """Save the pictures, then the line that names them."""
+    winners = [
+        {"image": run.save_image(f"{key}-{rank}", image), **winner}
+        for rank, (image, winner) in enumerate(zip(found.winners, found.item["winners"], strict=True))
+    ]
+    figures = {name: run.save_image(f"{key}-{name}", image) for name, image in found.figures.items()}
+    run.write(key, {**found.item, "winners": winners, **figures})

@@ -1,0 +1,176 @@
+"""Reward against budget: a schedule, or one for each budget, beside best-of-N at the same budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffkit.errors import InputError
+from diffkit.flops import Prices
+from diffkit.rewards.combine import Combine
+from ttsnap.alignment import Utilisation, budget_utilisation, expected_best_of_n, regret, survival
+from ttsnap.evaluation.accounting import PUBLISHED_PRICES, Accounting, Allotment, allot
+from ttsnap.evaluation.simulate import Replay, draw_orders, replay
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+
+__all__ = ["PUBLISHED_BUDGETS", "BudgetCurve", "budget_curves", "parse_budgets"]
+
+Floats = NDArray[np.float64]
+PUBLISHED_BUDGETS = tuple(float(budget) for budget in range(400, 4001, 200))
+BEST_OF_N = PruningSchedule()
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetCurve:
+    """What one reward came to at each of B budgets, for P prompts.
+
+    Attributes:
+        name: of the reward.
+        budgets: (B,) for one prompt.
+        schedules, allotments, best_allotments: what was done at each budget, and what best-of-N did.
+        values: (P, B) mean final reward of the winners over the resamplings.
+        best_of_n: (P, B) reward of best-of-N: its exact expectation, or by resampling when several rewards choose.
+        survival: for each budget the mean share of searches in which the best drawn candidate reaches each stage.
+        regret: (B,) mean reward that the winners lack to the best of the pool.
+        utilisation: gain over best-of-N in per cent with an interval over prompts, over the budgets before the first
+            one that is capped; None when fewer than two are left.
+    """
+
+    name: str
+    budgets: tuple[float, ...]
+    schedules: tuple[PruningSchedule, ...]
+    allotments: tuple[Allotment, ...]
+    best_allotments: tuple[Allotment, ...]
+    values: Floats
+    best_of_n: Floats
+    survival: tuple[Floats, ...]
+    regret: Floats
+    utilisation: Utilisation | None
+
+    @property
+    def difference_error(self) -> Floats:
+        """(B,) standard error over prompts of the mean difference to best-of-N; NaN with one prompt."""
+        difference = self.values - self.best_of_n
+        if len(difference) < 2:
+            return np.full(difference.shape[1], np.nan)
+        return np.asarray(difference.std(axis=0, ddof=1) / np.sqrt(len(difference)))
+
+
+def budget_curves(
+    tensors: RewardTensor | Sequence[RewardTensor],
+    schedule: PruningSchedule | Callable[[float], PruningSchedule],
+    budgets: Sequence[float] = PUBLISHED_BUDGETS,
+    *,
+    prices: Prices = PUBLISHED_PRICES,
+    accounting: Accounting = "exact",
+    resamples: int = 50,
+    seed: int = 0,
+    combine: Combine | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> list[BudgetCurve]:
+    """Replay a schedule at each budget; one curve for each reward.
+
+    Args:
+        tensors: rewards of the same shape. Each prunes and chooses alone; with ``combine`` all do together.
+        schedule: one, or the schedule of a budget.
+        budgets: for one prompt, rising, in the unit of the prices. Where one pays for more candidates than were
+            recorded, all of them are taken, its allotment is marked ``capped`` and its rest is unspent.
+        advance: called after each budget.
+
+    Raises:
+        InputError: a budget does not pay for one candidate, budgets do not rise, or what :func:`replay` refuses.
+    """
+    group = [tensors] if isinstance(tensors, RewardTensor) else list(tensors)
+    if not group or len({tensor.looks.shape for tensor in group}) > 1:
+        raise InputError("Rewards for one table must be of the same prompts, candidates and steps.")
+    if not budgets or any(later <= one for one, later in itertools.pairwise(budgets)):
+        raise InputError(f"The budgets must rise, got {', '.join(f'{budget:g}' for budget in budgets) or 'none'}.")
+    prompts, pool, calls = group[0].looks.shape
+    schedules = tuple(schedule(budget) if callable(schedule) else schedule for budget in budgets)
+
+    def bought(which: PruningSchedule, budget: float) -> Allotment:
+        return allot(budget, which, calls, prices, accounting=accounting, pool=pool)
+
+    ours = tuple(bought(one, budget) for one, budget in zip(schedules, budgets, strict=True))
+    theirs = tuple(bought(BEST_OF_N, budget) for budget in budgets)
+    searched: list[list[Replay]] = []
+    plain: list[Floats] = []
+    for stream, (one, mine, best) in enumerate(zip(schedules, ours, theirs, strict=True)):
+        orders = draw_orders(range(prompts), pool, resamples, seed=seed, stream=stream)
+        searched.append(_search(group, one, mine, orders, combine))
+        plain.append(_best(group, best, orders, combine))
+        advance()
+    return [_curve(group[k], k, tuple(budgets), schedules, ours, theirs, searched, plain) for k in range(len(group))]
+
+
+def _search(
+    group: list[RewardTensor], schedule: PruningSchedule, bought: Allotment, orders: NDArray[np.int64],
+    combine: Combine | None,
+) -> list[Replay]:  # fmt: skip
+    """One replay for each reward; with ``combine`` all are the same search."""
+    n, kept = bought.candidates, bought.survivors
+    if combine is None:
+        return [replay(tensor, schedule, n, orders=orders, survivors=kept) for tensor in group]
+    found = replay(group, schedule, n, orders=orders, survivors=kept, combine=combine)
+    return [found._replace(values=found.values[..., k]) for k in range(len(group))]
+
+
+def _best(group: list[RewardTensor], bought: Allotment, orders: NDArray[np.int64], combine: Combine | None) -> Floats:
+    """(P, K) reward of best-of-N."""
+    if combine is None:
+        return np.stack([expected_best_of_n(tensor.final, bought.candidates) for tensor in group], axis=-1)
+    return np.asarray(
+        np.nanmean(replay(group, BEST_OF_N, bought.candidates, orders=orders, combine=combine).values, axis=1)
+    )
+
+
+def _curve(
+    tensor: RewardTensor, k: int, budgets: tuple[float, ...], schedules: tuple[PruningSchedule, ...],
+    ours: tuple[Allotment, ...], theirs: tuple[Allotment, ...], searched: list[list[Replay]], plain: list[Floats],
+) -> BudgetCurve:  # fmt: skip
+    runs = [at[k] for at in searched]
+    values = np.stack([_mean(run.values) for run in runs], axis=-1)
+    best = np.stack([at[:, k] for at in plain], axis=-1)
+    whole = np.isfinite(values).all(axis=1) & np.isfinite(best).all(axis=1)
+    open_ = [not (mine.capped or other.capped) for mine, other in zip(ours, theirs, strict=True)]
+    count = open_.index(False) if False in open_ else len(open_)
+    gain = None
+    if count > 1 and whole.any():
+        gain = budget_utilisation(values[whole, :count], best[whole, :count], budgets[:count])
+    reached = tuple(np.nanmean(survival(run.stages, tensor.final), axis=0) for run in runs)
+    lacking = np.array([np.nanmean(regret(run.values, tensor.final)) for run in runs])
+    return BudgetCurve(tensor.name, budgets, schedules, ours, theirs, values, best, reached, lacking, gain)
+
+
+def _mean(values: Floats) -> Floats:
+    """(P,) mean over resamplings that have a winner; NaN for a prompt without any."""
+    counts = np.isfinite(values).sum(axis=1)
+    means: Floats = np.divide(np.nansum(values, axis=1), counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
+
+
+def parse_budgets(text: str) -> tuple[float, ...]:
+    """Read ``"400:4000:200"`` (first, last, step; both ends included) or ``"400,800"``.
+
+    Raises:
+        InputError: another form, or budgets that are not positive and rising.
+    """
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            if not (0 < first <= last and step > 0 and np.isfinite([last, step]).all()):
+                raise ValueError
+            return tuple(first + step * index for index in range(int((last - first) / step + 1e-9) + 1))
+        found = tuple(float(part) for part in text.split(","))
+        if not all(0 < budget < float("inf") for budget in found) or list(found) != sorted(set(found)):
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"Cannot read the budgets {text!r}; write first:last:step, as in 400:4000:200, or 400,800,1600."
+        ) from None
+    return found

@@ -1,0 +1,212 @@
+"""Search strategies side by side: each on every prompt, at equal counted cost, from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffkit import parallel
+from diffkit.console import progress, say
+from diffkit.errors import ScoringError
+from diffkit.families import Autoencoder
+from diffkit.lab import judge
+from diffkit.rewards.base import Reward
+from diffkit.runs import Run
+from diffkit.runs.shared import open_shared
+from ttsnap.evaluation.compare_report import summarise, write_page
+from ttsnap.evaluation.contenders import Contender
+from ttsnap.pipeline import TTSnapPipeline
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.noise import Noise
+from ttsnap.search.request import Found, Request
+from ttsnap.search.strategies.base import priced
+
+__all__ = ["KIND", "Settings", "compare"]
+
+KIND = "ttsnap-compare"
+JUDGED_SIZE = (3, 64, 64)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all strategies.
+
+    Attributes:
+        budget: for each prompt, ``16x`` or in FLOP.
+        group: prompts searched in one call; they share micro-batches.
+    """
+
+    budget: str
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.0
+    negative: str | None = None
+    seed: int = 0
+    group: int = 4
+    micro_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One strategy on some consecutive prompts."""
+
+    contender: Contender
+    first: int
+    stop: int
+
+    @property
+    def keys(self) -> list[str]:
+        return [f"{self.contender.label}/{index:06d}" for index in range(self.first, self.stop)]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A pipeline with everything that a task needs."""
+
+    pipe: TTSnapPipeline
+    prompts: Sequence[str]
+    reward: Reward
+    settings: Settings
+    preview_vae: Autoencoder | None
+
+    def request(self, contender: Contender, first: int, stop: int) -> Request:
+        settings = self.settings
+        return Request(
+            prompts=self.prompts[first:stop],
+            reward=self.reward,
+            schedule=PruningSchedule(),
+            noise=Noise(seed=settings.seed, first_prompt=first),
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            negative_prompts=settings.negative,
+            budget=settings.budget,
+            eta=contender.eta,
+            micro_batch=settings.micro_batch,
+            preview_vae=self.preview_vae,
+            search=contender.strategy,
+        )
+
+    def run(self, task: _Task) -> list[tuple[dict[str, Any], Tensor | None]]:
+        """Items and images of the task's prompts; a prompt that cannot be scored does not spoil its neighbours."""
+        try:
+            found = self.pipe.carry_out(self.request(task.contender, task.first, task.stop))
+        except ScoringError as error:
+            if task.stop - task.first == 1:
+                base = {"search": task.contender.label, "index": task.first, "prompt": self.prompts[task.first]}
+                return [({**base, "error": str(error)}, None)]
+            return [self.run(_Task(task.contender, at, at + 1))[0] for at in range(task.first, task.stop)]
+        return [self._item(found, task, place) for place in range(task.stop - task.first)]
+
+    def _item(self, found: Found, task: _Task, place: int) -> tuple[dict[str, Any], Tensor]:
+        winner, ledger, share = found.winners[place][0], found.ledger, task.stop - task.first
+        looks = [look for look in found.trace if look.prompt == place]
+        prompt = self.prompts[task.first + place]
+        spent, limit = found.spent[place], float((ledger.budget or {})["limit"]) / share
+        return {
+            "search": task.contender.label,
+            "index": task.first + place,
+            "prompt": prompt,
+            "error": None,
+            "seed": winner.candidate.seed,
+            "recipe": None if winner.recipe is None else winner.recipe.to_dict(),
+            "reward": winner.score,
+            **_judged(winner.image, prompt),
+            "candidates": len({index for look in looks for index in look.candidates}),
+            "cost": spent._asdict(),
+            "spent": priced(spent, ledger.flops),
+            "limit": limit,
+            "seconds": ledger.seconds["total"] / share,
+            "looks": [[look.step, len(look.candidates)] for look in looks],
+        }, winner.image
+
+
+def _judged(image: Tensor, prompt: str) -> dict[str, Any]:
+    """What the lab's mechanical judge says; None where the prompt is no scene of the lab."""
+    unknown = {"judged": None, "judge_score": None}
+    if tuple(image.shape) != JUDGED_SIZE:
+        return unknown
+    try:
+        said = judge.check(image, prompt)
+    except ValueError:
+        return unknown
+    return {"judged": said.correct, "judge_score": said.score}
+
+
+def compare(
+    pipe: TTSnapPipeline,
+    prompts: Sequence[str],
+    contenders: Sequence[Contender],
+    reward: Reward,
+    settings: Settings,
+    *,
+    out: str | Path,
+    origin: Mapping[str, Any],
+    preview_vae: Autoencoder | None = None,
+    dry: bool = False,
+) -> list[dict[str, Any]] | None:
+    """Run every strategy on every prompt, or go on with the run in ``out``; every process of a launch calls it alike.
+
+    Args:
+        dry: only check that every strategy can work here.
+
+    Returns:
+        the rows of :func:`ttsnap.evaluation.compare_report.summarise` on the first process; None on the others, and
+        when dry.
+
+    Raises:
+        InputError: a strategy cannot work here, bad input, or another run in the folder.
+    """
+    bench = _Bench(pipe, prompts, reward, settings, preview_vae)
+    for one in contenders:
+        pipe.prepare(bench.request(one, 0, 1))
+    if dry:
+        return None
+    tasks = [
+        _Task(one, first, min(first + settings.group, len(prompts)))
+        for first in range(0, len(prompts), settings.group)
+        for one in contenders
+    ]
+    provenance = {
+        "device": str(pipe.device),
+        "processes": parallel.processes(),
+        "seeds": {"run": settings.seed},
+        "group": settings.group,
+    }
+    with open_shared(out, config=dict(origin), kind=KIND, provenance=provenance) as run:
+        done = parallel.broadcast(set() if run is None else set(run.done))
+        left = [task for task in tasks if not done.issuperset(task.keys)]
+        total = len(prompts) * len(contenders)
+        if run is not None and done:
+            say(f"{len(done)} of {total} searches are finished already; going on.")
+        with progress("searching", total - len(done)) if run is not None else nullcontext() as bar:
+            for task, results in _worked(bench, left):
+                fresh = {key: result for key, result in zip(task.keys, results, strict=True) if key not in done}
+                if run is not None:
+                    _keep(run, fresh)
+                if bar is not None:
+                    bar.advance(len(fresh))
+        if run is None:
+            return None
+        items = [run.done[f"{one.label}/{index:06d}"] for one in contenders for index in range(len(prompts))]
+        rows = summarise(items, higher_is_better=reward.higher_is_better)
+        run.write_json("summary.json", rows)
+        write_page(run, rows, items)
+        return rows
+
+
+def _keep(run: Run, fresh: Mapping[str, tuple[dict[str, Any], Tensor | None]]) -> None:
+    for key, (item, image) in fresh.items():
+        saved = {} if image is None else {"image": run.save_image(key.replace("/", "-"), image)}
+        run.write(key, {**item, **saved})
+
+
+def _worked(bench: _Bench, left: Sequence[_Task]) -> Iterator[tuple[_Task, list[tuple[dict[str, Any], Tensor | None]]]]:
+    """Every process takes a task in turn; all get all results."""
+    size = parallel.processes()
+    for first in range(0, len(left), size):
+        turn = left[first : first + size]
+        yield from zip(turn, parallel.gather([bench.run(task) for task in parallel.shard(turn)]), strict=True)

@@ -1,0 +1,90 @@
+"""Who takes part in a comparison: strategies by name, and what they are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.rewards.base import NoiseAwareReward, Reward
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.registry import load_search
+from ttsnap.search.strategies.base import Strategy
+
+__all__ = ["Contender", "Told", "read_contenders"]
+
+
+class Contender(NamedTuple):
+    """A strategy with DDIM's share of noise; its label names it in the table."""
+
+    label: str
+    strategy: Strategy
+    eta: float
+
+
+def read_contenders(
+    text: str,
+    *,
+    schedules: Mapping[str, PruningSchedule | None],
+    eta: float = 0.0,
+    index: str | Path | None = None,
+) -> list[Contender]:
+    """Read ``"best-of-n,ttsp,fk@1"``: names from :data:`ttsnap.search.registry.SEARCHES`, each with its own eta after
+    an ``@``.
+
+    Args:
+        schedules: for the strategies that prune by one, by name; "" is for those that are not named.
+        eta: of those that name none; FK steering without one takes 1, as it needs noise.
+        index: the file of an index rule, for ``index`` (the budget holds for each prompt) and ``index-mean`` (on the
+            mean over the prompts).
+
+    Raises:
+        InputError: an unknown name, none at all, the same twice, or an eta outside [0, 1].
+    """
+    found = []
+    for label in (part.strip() for part in text.split(",") if part.strip()):
+        name, at, share = label.partition("@")
+        try:
+            own = float(share) if at else (1.0 if name == "fk" and eta == 0 else eta)
+        except ValueError:
+            raise InputError(f"Cannot read the search {label!r}; write a name, or name@eta as in fk@1.") from None
+        if not 0 <= own <= 1:
+            raise InputError(f"eta must lie in [0, 1], got {own:g} for {label!r}.")
+        found.append(Contender(label, _strategy(name, schedules.get(name, schedules.get("")), index), own))
+    labels = [one.label for one in found]
+    if not found or len(set(labels)) < len(labels):
+        raise InputError(f"--searches takes different names separated by commas, got {text!r}.")
+    return found
+
+
+def _strategy(name: str, schedule: PruningSchedule | None, index: str | Path | None) -> Strategy:
+    if name not in ("index", "index-mean"):
+        return load_search(name, schedule)
+    from ttsnap.search.strategies.index import IndexSearch
+
+    if index is None:
+        raise InputError(f"The search {name!r} needs a fitted rule; give the file that fit --rule index wrote.")
+    return IndexSearch.from_file(index, hard=name == "index")
+
+
+class Told:
+    """A plain reward for finished images, and another that judges estimates with their noise level."""
+
+    def __init__(self, reward: Reward, aware: NoiseAwareReward) -> None:
+        if reward.higher_is_better != aware.higher_is_better:
+            raise InputError(f"The rewards {reward.name!r} and {aware.name!r} point in opposite directions.")
+        self.reward, self.aware = reward, aware
+        self.name, self.higher_is_better, self.range = reward.name, reward.higher_is_better, reward.range
+        known = [one.flops_per_image for one in (reward, aware)]
+        self.flops_per_image = None if None in known else max(cost for cost in known if cost is not None)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The plain reward's scores."""
+        return self.reward.score(images, prompts)
+
+    def score_estimates(self, images: Tensor, prompts: Sequence[str], log_snr: float) -> Tensor:
+        """The noise-aware reward's scores."""
+        return self.aware.score_estimates(images, prompts, log_snr)

@@ -1,0 +1,135 @@
+"""Learn when to look and how many to keep from recorded rewards, for each budget, guarded against overfitting.
+
+A local search (``local_search.py``) fits one schedule for each budget under the exact ledger. The gain that is
+reported comes from prompts the search has not seen (cross-validation over prompts); when the 95 % interval of that
+gain does not lie above zero, the result is best-of-N and says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffkit.errors import InputError
+from diffkit.flops import Prices
+from diffkit.stats import bootstrap_mean
+from ttsnap.alignment import Utilisation, bootstrap_ratio, budget_utilisation, expected_best_of_n
+from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot
+from ttsnap.evaluation.budget_curves import PUBLISHED_BUDGETS
+from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budgets
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.fitted_schedule import Entry, Expected, FittedSchedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+
+__all__ = ["fit"]
+
+Floats = NDArray[np.float64]
+HELD_OUT = 4  # times as many subsets where the gain is measured; best-of-N on the same subsets is taken away
+
+
+def fit(
+    tensor: RewardTensor,
+    prices: Prices = PUBLISHED_PRICES,
+    budgets: Sequence[float] = PUBLISHED_BUDGETS,
+    *,
+    seed: int = 0,
+    folds: int = 5,
+    cuts: int = 6,
+    tries: int = 200,
+    resamples: int = 20,
+    advance: Callable[[], object] = int,
+) -> FittedSchedule:
+    """The schedule for each budget, and the gain to expect on prompts that were not seen.
+
+    Args:
+        tensor: recorded rewards; prompts are the independent units.
+        prices: of a call, a decoding and a verification, in the budgets' unit.
+        budgets: for one prompt, rising; one is enough.
+        seed: of subsets, folds and search; the same seed gives the same schedule.
+        folds: parts of the prompts that are held out in turn.
+        cuts: most looks in mid-denoising.
+        tries: neighbours tried from each start, for each budget.
+        resamples: random subsets of each prompt's candidates.
+        advance: told after each of ``(folds + 1) * len(budgets)`` searches.
+
+    Raises:
+        InputError: budgets do not rise or do not pay for one candidate, fewer prompts than folds, or a price is
+            unknown.
+    """
+    limits = _checked(tensor, prices, budgets, folds)
+    count, pool = tensor.final.shape
+    how = {"seed": seed, "cuts": cuts, "tries": tries}
+    held = np.full((count, len(limits)), np.nan)
+    for part in np.array_split(np.random.default_rng([seed, folds]).permutation(count), folds):
+        seen = Bench.of(tensor.select(np.setdiff1d(np.arange(count), part)), prices, resamples=resamples, seed=seed)
+        found = search_budgets(seen, limits, **how, advance=advance)
+        unseen = Bench.of(tensor.select(part), prices, resamples=HELD_OUT * resamples, seed=seed, stream=1)
+        for column, (budget, schedule) in enumerate(zip(limits, found, strict=True)):
+            held[part, column] = unseen.values(schedule, budget) - unseen.values(BEST_OF_N, budget)
+    bench = Bench.of(tensor, prices, resamples=resamples, seed=seed)
+    sizes = [allot(budget, BEST_OF_N, tensor.calls, prices, pool=pool).candidates for budget in limits]
+    plain = np.stack([expected_best_of_n(tensor.final, size) for size in sizes], axis=-1)
+    found = search_budgets(bench, limits, **how, advance=advance)
+    result = replace(
+        _expected(limits, plain, plain + held, expected_best_of_n(tensor.final, 1)),
+        calls=tensor.calls,
+        info={
+            "reward": tensor.name, "prompts": count, "candidates": pool, "seed": seed, "folds": folds, "cuts": cuts,
+            "call": prices.call, "decode": prices.decode, "verify": prices.verify,
+        },
+    )  # fmt: skip
+    return _guarded(result, bench, limits, found)
+
+
+def _checked(tensor: RewardTensor, prices: Prices, budgets: Sequence[float], folds: int) -> list[float]:
+    limits = [float(budget) for budget in budgets]
+    if not limits or any(not after > before for before, after in zip([0.0, *limits], limits, strict=False)):
+        raise InputError(f"The budgets must be positive and rise, got {', '.join(map(str, budgets)) or 'none'}.")
+    if folds < 2 or len(tensor.final) < folds:
+        raise InputError(f"{len(tensor.final)} prompts cannot be held out in {folds} parts; give 2 folds or more, and "
+                         f"a tensor with at least as many prompts.")  # fmt: skip
+    for budget in limits:
+        allot(budget, BEST_OF_N, tensor.calls, prices)
+    return limits
+
+
+def _expected(budgets: list[float], plain: Floats, held: Floats, single: Floats) -> FittedSchedule:
+    """The curve on prompts that were held out, and its gain."""
+    known = np.isfinite(plain).all(axis=1) & np.isfinite(held).all(axis=1)
+    if not known.any():
+        raise InputError("No prompt has a final reward for every budget; there is nothing to fit.")
+    ours, theirs = held[known], plain[known]
+    curve = []
+    for at, budget in enumerate(budgets):
+        interval = bootstrap_mean(ours[:, at] - theirs[:, at])
+        curve.append(Expected(budget, float(theirs[:, at].mean()), float(ours[:, at].mean()), *interval))
+    if len(budgets) > 1:
+        gain = budget_utilisation(ours, theirs, budgets)
+    else:
+        above, below = ours[:, 0] - single[known], theirs[:, 0] - single[known]
+        ratio = float(above.mean() / below.mean()) if below.mean() > 0 else math.nan
+        gain = Utilisation(*(100 * (value - 1) for value in (ratio, *bootstrap_ratio(above, below))))
+    value, low, high = (None if math.isnan(number) else float(number) for number in gain)
+    return FittedSchedule(expected=tuple(curve), gain=value, low=low, high=high)
+
+
+def _guarded(
+    result: FittedSchedule, bench: Bench, budgets: list[float], found: list[PruningSchedule]
+) -> FittedSchedule:
+    """With the schedules that were found, or without any when they do not beat best-of-N on held-out prompts."""
+    if result.low is None or result.low <= 0:
+        shown = "is not defined" if result.gain is None else f"is {result.gain:.1f} %"
+        if result.low is not None and result.high is not None:
+            shown += f" (95 % interval {result.low:.1f} to {result.high:.1f})"
+        return replace(result, reason=f"best-of-N: the gain of pruning on held-out prompts {shown}, not above 0.")
+    one = bench.tensor.calls * (bench.prices.call or 0.0) + (bench.prices.decode or 0.0) + (bench.prices.verify or 0.0)
+    entries = tuple(
+        Entry(budget, budget / one, bench.counts(schedule, budget)[0], schedule)
+        for budget, schedule in zip(budgets, found, strict=True)
+    )
+    middle = entries[len(entries) // 2].schedule
+    return replace(result, steps=middle.steps, keep=middle.keep, entries=entries)

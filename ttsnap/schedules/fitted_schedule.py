@@ -1,0 +1,138 @@
+"""Schedules that were learned from recorded rewards: one for each budget, and what they are expected to give."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from diffkit.errors import InputError
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+
+__all__ = ["SCHEMA", "Entry", "Expected", "FittedSchedule", "read_fitted"]
+
+SCHEMA = 1
+
+
+class Entry(NamedTuple):
+    """The schedule for one budget.
+
+    Attributes:
+        budget: in the unit of the prices it was fitted with.
+        equivalent: the same as a number of finished candidates, the N of the best-of-N that costs as much.
+        candidates: how many candidates it starts with at that budget.
+        schedule: when to look and what share to keep.
+    """
+
+    budget: float
+    equivalent: float
+    candidates: int
+    schedule: PruningSchedule
+
+
+class Expected(NamedTuple):
+    """Mean reward at one budget on prompts that the schedule was not fitted on, with the 95 % interval over prompts of
+    its difference to best-of-N at the same budget."""
+
+    budget: float
+    best_of_n: float
+    reward: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FittedSchedule(PruningSchedule):
+    """A schedule that changes with the budget; its own ``steps`` and ``keep`` are those of the middle budget.
+
+    Attributes:
+        entries: one for each budget, rising; empty for best-of-N.
+        calls: denoiser calls of one finished candidate where it was fitted.
+        expected: one for each budget, of the search over schedules, by cross-validation over prompts.
+        gain: area between the reward-against-budget curves of schedule and best-of-N, over best-of-N's own, in %, on
+            held-out prompts; at one budget the excess over one candidate's mean instead. None when undefined.
+        low, high: 95 % interval of ``gain`` over prompts.
+        reason: why it is best-of-N; empty when it is not.
+        info: where it comes from: data, prompts, prices, seed, folds.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    calls: int = 0
+    expected: tuple[Expected, ...] = ()
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    info: Mapping[str, object] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.steps, self.keep, self.entries, self.calls))
+
+    def resolve(self, calls: int, *, equivalent: float | None = None, candidates: int | None = None) -> PruningSchedule:
+        """The schedule for a budget or a number of candidates, for a denoising of ``calls`` calls.
+
+        The entry is the nearest one by ratio, of budgets in best-of-N equivalents or of candidates (the cheaper on a
+        tie). With another number of calls, each look keeps its share of the denoising: after s + 1 of T calls becomes
+        after ``round((s + 1) calls / T)``; looks that fall together or on the last call are dropped or merged.
+        """
+        chosen = PruningSchedule(self.steps, self.keep)
+        if self.entries and equivalent is not None:
+            chosen = min(self.entries, key=lambda entry: abs(math.log(entry.equivalent / equivalent))).schedule
+        elif self.entries and candidates is not None:
+            chosen = min(self.entries, key=lambda entry: abs(math.log(entry.candidates / candidates))).schedule
+        return chosen if calls == self.calls or not self.calls else _stretched(chosen, self.calls, calls)
+
+    def at_budget(self, budget: float) -> PruningSchedule:
+        """The schedule for a budget in the unit of its prices; the nearest entry by ratio."""
+        if not self.entries:
+            return PruningSchedule(self.steps, self.keep)
+        return min(self.entries, key=lambda entry: abs(math.log(entry.budget / budget))).schedule
+
+    def to_json(self) -> str:
+        """The content of a file that :meth:`PruningSchedule.from_json` reads."""
+        return json.dumps({
+            "schema": SCHEMA, "kind": "ttsnap-schedule", "steps": list(self.steps), "keep": list(self.keep),
+            "calls": self.calls, "gain": self.gain, "low": self.low, "high": self.high, "reason": self.reason,
+            "info": dict(self.info),
+            "entries": [
+                {"budget": one.budget, "equivalent": one.equivalent, "candidates": one.candidates,
+                 "steps": list(one.schedule.steps), "keep": list(one.schedule.keep)} for one in self.entries
+            ],
+            "expected": [one._asdict() for one in self.expected],
+        }, indent=1, allow_nan=False)  # fmt: skip
+
+
+def _stretched(schedule: PruningSchedule, old: int, new: int) -> PruningSchedule:
+    shares: dict[int, float] = {}
+    for step, share in zip(schedule.steps, schedule.keep, strict=True):
+        moved = max(1, math.floor((step + 1) * new / old + 0.5)) - 1
+        if moved < new - 1:
+            shares[moved] = shares.get(moved, 1.0) * share
+    return PruningSchedule(tuple(shares), tuple(shares.values()))
+
+
+def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
+    """The schedule in a file's content; a plain one when it holds nothing but steps and shares.
+
+    Raises:
+        InputError: a newer schema.
+        KeyError, TypeError, ValueError: another content.
+    """
+    own = PruningSchedule(tuple(content["steps"]), tuple(content["keep"]))
+    if "entries" not in content:
+        return own
+    if content["schema"] > SCHEMA:
+        raise InputError(f"This schedule has schema {content['schema']}, newer than {SCHEMA}; update diffkit.")
+    entries = tuple(
+        Entry(float(one["budget"]), float(one["equivalent"]), int(one["candidates"]),
+              PruningSchedule(tuple(one["steps"]), tuple(one["keep"]))) for one in content["entries"]
+    )  # fmt: skip
+    if any(min(one[:3]) <= 0 for one in entries):
+        raise InputError("The budgets and numbers of candidates of a fitted schedule must be positive.")
+    return FittedSchedule(
+        own.steps, own.keep, entries, int(content["calls"]),
+        tuple(Expected(**{name: float(one[name]) for name in Expected._fields}) for one in content["expected"]),
+        content["gain"], content["low"], content["high"], str(content["reason"]), dict(content["info"]),
+    )  # fmt: skip

@@ -1,0 +1,257 @@
+"""What every search is made of: denoise candidates, decode and score them, write down what was seen and spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffkit.conditioning import Conditioning
+from diffkit.errors import ScoringError
+from diffkit.families import Autoencoder, Pipeline, Size, family_of
+from diffkit.flops import NOTHING, Cost, Ledger
+from diffkit.latents import decode_latents
+from diffkit.micro_batch import MicroBatch
+from diffkit.parallel import everyone, interleave, processes, shard
+from diffkit.rewards.base import Reward, score_checked
+from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from diffkit.solvers import log_snr
+from ttsnap.recipe import Recipe
+from ttsnap.search.noise import Noise
+from ttsnap.search.registry import ranking
+from ttsnap.search.trace import Look, StageTrace, Winner
+
+__all__ = ["Engine", "Look", "StageTrace", "Winner"]
+
+
+@dataclass
+class Engine:
+    """One or more prompts with everything that a search needs to denoise and judge candidates for them.
+
+    Attributes:
+        call: runs the stock pipeline.
+        noise: where candidates come from.
+        advance: told the number of denoiser calls done for candidates, after each step.
+        winners: how many images to keep for each prompt.
+        previews: whether the trace keeps the decoded estimates.
+        preview_vae: decodes estimates; the pipeline's own VAE when None. Finished images are always its own.
+        trace: every look so far.
+        spent: what each prompt has cost so far.
+        notes: what else a strategy reports, ready for JSON.
+        share: whether the processes of a launch search together: each runs every n-th of the candidates of every
+            segment and look, dealt anew after each cut, and all know all results.
+        adaptive: whether micro-batches are halved when memory runs out.
+    """
+
+    pipe: Pipeline
+    reward: Reward
+    prompts: Sequence[str]
+    conditioning: Conditioning
+    denoising: Denoising
+    plan: Plan
+    ledger: Ledger
+    call: Callable[..., Any]
+    noise: Noise = field(default_factory=Noise)
+    advance: Callable[[int], object] = int
+    winners: int = 1
+    previews: bool = False
+    preview_vae: Autoencoder | None = None
+    trace: list[StageTrace] = field(default_factory=list)
+    spent: dict[int, Cost] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
+    share: bool = False
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        """Micro-batches of their own for denoising and for looks, which need different amounts of memory."""
+        size = self.denoising.micro_batch
+        self.batches = MicroBatch(size, adaptive=self.adaptive, what="candidates to denoise")
+        self.looks = MicroBatch(size, adaptive=self.adaptive, what="images to decode and score")
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(1, C, h, w) of one candidate's noise as the pipeline draws it, before any packing."""
+        family, size = family_of(self.pipe), self.denoising.size
+        return (1, *family.noise_shape(self.pipe, family.default_size(self.pipe) if size is None else Size(*size)))
+
+    def draw(self, recipe: Recipe) -> tuple[Tensor, torch.Generator]:
+        """A recipe's initial noise as the pipeline's loop carries it, and the generator that goes on from there."""
+        family = family_of(self.pipe)
+        dtype = family.noise_dtype or self.conditioning.prompt_embeds.dtype
+        noise, generator = recipe.noise(self.latent_shape, dtype)
+        return family.pack(self.pipe, noise), generator
+
+    def denoise(self, alive: list[Candidate], start: int, stop: int) -> list[Candidate]:
+        """Run candidates from call ``start`` to before call ``stop``; nothing is done where they are the same."""
+        if start == stop:
+            return alive
+
+        counts = [0, 0]
+        with self.ledger.clock("denoiser"):
+            mine: list[Candidate] = []
+            for _, part in self.batches.each(
+                self._dealt(alive), lambda batch, size: self._segment(batch, size, (start, stop), counts)
+            ):
+                mine += part
+            shares = everyone((mine, counts)) if self.share else [(mine, counts)]
+        done = interleave([share for share, _ in shares])
+        calls, padding = (sum(each[kind] for _, each in shares) for kind in (0, 1))
+        self.ledger.calls += calls
+        self.ledger.padding_calls += padding
+        self.advance(calls - counts[0])
+        for one in done:
+            self._charge(one.prompt, Cost(stop - start, 0, 0))
+        return done
+
+    def _dealt(self, alive: Sequence[Candidate]) -> list[Candidate]:
+        """This process's part of the candidates."""
+        return shard(alive) if self.share else list(alive)
+
+    def _segment(
+        self, batch: Sequence[Candidate], size: int, steps: tuple[int, int], counts: list[int]
+    ) -> list[Candidate]:
+        """Run one micro-batch; steps done in vain, before memory ran out, are counted as padding."""
+        rows = [0, 0]
+
+        def count(real: int, padding: int) -> None:
+            rows[0] += real
+            rows[1] += padding
+            self.advance(real)
+
+        denoising = replace(self.denoising, micro_batch=size)
+        try:
+            done = run_segment(self.pipe, batch, self.conditioning, denoising, *steps, call=self.call, on_step=count)
+        except RuntimeError:
+            self.advance(-rows[0])
+            counts[1] += sum(rows)
+            raise
+        counts[0] += rows[0]
+        counts[1] += rows[1]
+        return done
+
+    def rank(self, scores: Sequence[float]) -> list[int]:
+        """Positions of the finite scores, best first."""
+        return ranking(scores, higher_is_better=self.reward.higher_is_better)
+
+    def estimate(self, alive: Sequence[Candidate]) -> Look:
+        """Look at the x0 estimates of candidates in mid-denoising, all after the same step."""
+        level = log_snr(self.plan.sigmas[alive[0].step - 1])
+        return self._look([replace(one, latents=one.x0) for one in alive], keep=0, log_snr=level)
+
+    def judge(self, alive: Sequence[Candidate]) -> Look:
+        """Score finished candidates; the images of each prompt's best stay in memory."""
+        return self._look(alive, keep=self.winners, log_snr=None)
+
+    def finish(self, alive: Sequence[Candidate]) -> list[list[Winner]]:
+        """Score finished candidates and return the winners of each prompt that has some, best first.
+
+        Raises:
+            ScoringError: too few candidates of a prompt could be scored.
+        """
+        look = self.judge(alive)
+        winners = []
+        for prompt in sorted({one.prompt for one in alive}):
+            rows = self.rows(alive, prompt)
+            best = [rows[position] for position in self.rank([look.scores[row] for row in rows])[: self.winners]]
+            self.record(prompt, alive, look, [alive[row] for row in best], needed=self.winners)
+            winners.append([Winner(alive[row], look.images[row], look.scores[row]) for row in best])
+        return winners
+
+    @staticmethod
+    def rows(alive: Sequence[Candidate], prompt: int) -> list[int]:
+        """Where the candidates of a prompt stand."""
+        return [row for row, one in enumerate(alive) if one.prompt == prompt]
+
+    def record(
+        self, prompt: int, alive: Sequence[Candidate], look: Look, survivors: Sequence[Candidate], *, needed: int = 1
+    ) -> None:
+        """Write a look at one prompt's candidates into the trace.
+
+        Raises:
+            ScoringError: fewer than ``needed`` survived it.
+        """
+        rows = self.rows(alive, prompt)
+        step = alive[rows[0]].step - 1
+        reasons = {alive[row].index: reason for row in rows if (reason := look.reasons[row]) is not None}
+        if len(survivors) < needed:
+            first = next(iter(reasons.values()), "none was left")
+            raise ScoringError(
+                f"Only {len(rows) - len(reasons)} of {len(rows)} candidates of prompt {prompt} could be scored after "
+                f"step {step}, {needed} needed: {first}."
+            )
+        self.trace.append(
+            StageTrace(
+                prompt=prompt,
+                step=step,
+                sigma=self.plan.sigmas[step],
+                candidates=[alive[row].index for row in rows],
+                seeds=[alive[row].seed for row in rows],
+                scores=[None if look.reasons[row] else look.scores[row] for row in rows],
+                survivors=[one.index for one in survivors],
+                reasons=reasons,
+                previews=[look.previews[row] for row in rows] if self.previews else [],
+            )
+        )
+
+    def _charge(self, prompt: int, cost: Cost) -> None:
+        self.spent[prompt] = self.spent.get(prompt, NOTHING).plus(cost)
+
+    def decode(self, latents: Tensor, *, final: bool) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of latents; estimates by the preview decoder where there is one."""
+        return decode_latents(self.pipe, latents, None if final else self.preview_vae, self.denoising.size)
+
+    def _look(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
+        """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""
+        look = self._look_at(self._dealt(alive), keep=keep, log_snr=log_snr)
+        cheap = log_snr is not None and self.preview_vae is not None
+        self._count_look(alive, cheap)
+        if not self.share or processes() == 1:
+            return look
+        look = Look.joined(everyone(look))
+        self._forget(look, alive, keep)
+        return look
+
+    @torch.no_grad()
+    def _look_at(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
+        """Decode and score in micro-batches, in this process."""
+        look = Look([], [], {}, [])
+
+        def seen(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None]]:
+            with self.ledger.clock("preview" if log_snr is not None and self.preview_vae is not None else "decoder"):
+                latents = torch.cat([one.latents for one in batch if one.latents is not None])
+                images = self.decode(latents, final=log_snr is None)
+            with self.ledger.clock("verifier"):
+                prompts = [self.prompts[one.prompt] for one in batch]
+                scores, reasons = score_checked(self.reward, images, prompts, log_snr)
+            return images, scores.tolist(), reasons
+
+        for _, (images, scores, reasons) in self.looks.each(alive, seen):
+            first = len(look.scores)
+            look.scores.extend(scores)
+            look.reasons.extend(reasons)
+            if self.previews:
+                shown = self.pipe.image_processor.pt_to_numpy(images)
+                look.previews.extend(self.pipe.image_processor.numpy_to_pil(shown))
+            if keep:
+                look.images.update({first + row: image.cpu().clone() for row, image in enumerate(images)})
+                self._forget(look, alive, keep)
+        return look
+
+    def _count_look(self, alive: Sequence[Candidate], cheap: bool) -> None:
+        one = Cost(0, 0, 1, 1) if cheap else Cost(0, 1, 1)
+        for candidate in alive:
+            self._charge(candidate.prompt, one)
+        self.ledger.decoded += len(alive) * one.decoded
+        self.ledger.previewed += len(alive) * one.previewed
+        self.ledger.verified += len(alive)
+
+    def _forget(self, look: Look, alive: Sequence[Candidate], keep: int) -> None:
+        """Drop the images that cannot win any more."""
+        for prompt in {alive[row].prompt for row in look.images}:
+            rows = [row for row in range(len(look.scores)) if alive[row].prompt == prompt]
+            best = {rows[position] for position in self.rank([look.scores[row] for row in rows])[:keep]}
+            for row in set(rows) - best:
+                look.images.pop(row, None)

@@ -1,0 +1,1 @@
+"""Search strategies, one file each; they are found by name in :mod:`ttsnap.search.registry`."""

@@ -1,0 +1,129 @@
+"""Search among the neighbours of a noise: inference-time scaling of Ma et al. 2025 (arXiv 2501.09732), section 3.
+
+``zero-order``: the best of a first handful of seeds is the pivot; each round tries some neighbours of it, and the best
+of them is the next pivot if it is better. ``random``: half of the budget goes to fresh seeds, the other half to
+neighbours of the best of them, which does not move any more. Every candidate is denoised to the end.
+
+The paper adds noise of a fixed distance; here neighbours are mixed so that they stay standard normal noise
+(:func:`ttsnap.recipe.mix`), else they would leave the law that the denoiser was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.segments import Candidate
+from ttsnap.recipe import Recipe, mix
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.session import Engine, Winner
+from ttsnap.search.strategies.base import Strategy, affordable_count
+
+__all__ = ["Neighbours", "random_neighbours", "zero_order"]
+
+
+@dataclass(frozen=True)
+class _Pivot:
+    """The best candidate of a prompt so far."""
+
+    noise: Tensor
+    recipe: Recipe
+    score: float
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Search among neighbours.
+
+    Attributes:
+        moving: whether the pivot moves from round to round (zero-order) or stays the best of the first half (random).
+        per_round: candidates of a round when it moves.
+        distance: of a neighbour, in (0, 1]; 0.3 is a correlation of 0.95 with the pivot.
+    """
+
+    name: str
+    moving: bool
+    per_round: int = 4
+    distance: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.distance <= 1:
+            raise InputError(f"The distance of neighbours must lie in (0, 1], got {self.distance}.")
+        if self.per_round < 1:
+            raise InputError(f"A round needs at least one candidate, got {self.per_round}.")
+
+    def check(self, engine: Engine) -> None:
+        """Any pipeline and reward will do."""
+
+    def rounds(self, n: int) -> list[range]:
+        """Which candidates, of ``n`` in all, are tried together."""
+        if not self.moving:
+            first = (n + 1) // 2
+            return [part for part in (range(first), range(first, n)) if part]
+        return [range(start, min(start + self.per_round, n)) for start in range(0, n, self.per_round)]
+
+    def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
+        """Try as many candidates as best-of-N would."""
+        prompts = len(engine.prompts)
+        n = affordable_count(engine, limit, PruningSchedule(), at_least=engine.winners)
+        fresh = engine.noise.candidates(prompts, n)
+        pivots: list[_Pivot | None] = [None] * prompts
+        winners: list[list[Winner]] = [[] for _ in range(prompts)]
+        for number, part in enumerate(self.rounds(n)):
+            started = [
+                self._start(engine, fresh[prompt * n + index], pivots[prompt])
+                for prompt in range(prompts)
+                for index in part
+            ]
+            done = engine.denoise([one for one, _ in started], 0, engine.plan.calls)
+            look = engine.judge(done)
+            for prompt in range(prompts):
+                rows = engine.rows(done, prompt)
+                ranked = [rows[position] for position in engine.rank([look.scores[row] for row in rows])]
+                found = [
+                    Winner(done[row], look.images[row], look.scores[row], started[row][1])
+                    for row in ranked[: engine.winners]
+                ]
+                engine.record(prompt, done, look, [one.candidate for one in found], needed=0 if number else 1)
+                winners[prompt] = _best(engine, [*winners[prompt], *found])
+                if ranked and (self.moving or not number):
+                    noise = started[ranked[0]][0].latents
+                    pivots[prompt] = _better(engine, pivots[prompt], noise, found[0])
+        return winners
+
+    def _start(self, engine: Engine, fresh: Candidate, pivot: _Pivot | None) -> tuple[Candidate, Recipe]:
+        """A candidate with its initial noise, fresh or near the pivot, and how that came about."""
+        if fresh.seed is None:
+            raise InputError(f"{self.name} must be able to name the seeds of its noise; give seed= for the run.")
+        recipe = Recipe((fresh.seed,), self.distance)
+        noise, generator = engine.draw(recipe)
+        if pivot is not None:
+            noise = mix(pivot.noise, noise, self.distance)
+            recipe = replace(recipe, seeds=(*pivot.recipe.seeds, fresh.seed))
+        return replace(fresh, generator=generator, latents=noise), recipe
+
+
+def _best(engine: Engine, found: Sequence[Winner]) -> list[Winner]:
+    return [found[position] for position in engine.rank([one.score for one in found])[: engine.winners]]
+
+
+def _better(engine: Engine, pivot: _Pivot | None, noise: Tensor | None, found: Winner) -> _Pivot | None:
+    """The better of the pivot and the round's best; the pivot where they are equal."""
+    if noise is None or found.recipe is None:
+        return pivot
+    if pivot is not None and engine.rank([pivot.score, found.score])[0] == 0:
+        return pivot
+    return _Pivot(noise, found.recipe, found.score)
+
+
+def random_neighbours(schedule: PruningSchedule | None = None) -> Strategy:
+    """Half fresh seeds, half neighbours of the best of them."""
+    return Neighbours("random", moving=False)
+
+
+def zero_order(schedule: PruningSchedule | None = None) -> Strategy:
+    """A pivot that moves to its best neighbour."""
+    return Neighbours("zero-order", moving=True)

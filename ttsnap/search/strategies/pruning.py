@@ -1,0 +1,98 @@
+"""Pruning at fixed steps to fixed fractions: TTSnap with a reward that knows noise, TTSp with one that does not.
+
+TTSnap (arXiv 2511.22242): all candidates are denoised to the first look, the estimates x0 are scored, the best go on.
+Best-of-N is the same without looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from diffkit.errors import InputError
+from diffkit.rewards.base import NoiseAwareReward
+from diffkit.segments import Candidate
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.registry import top_k
+from ttsnap.search.session import Engine, Winner
+from ttsnap.search.strategies.base import Plain, Strategy, affordable_count, resolved
+
+__all__ = ["PUBLISHED", "Pruning", "best_of_n", "prune", "ttsnap", "ttsp"]
+
+PUBLISHED = PruningSchedule((2, 6, 11), (0.4, 0.4, 0.5))
+
+
+def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candidate]) -> list[list[Winner]]:
+    """Winners of each prompt that has candidates, best first; all that have some have the same number.
+
+    Raises:
+        ScoringError: too few candidates of a prompt could be scored.
+    """
+    prompts = sorted({one.prompt for one in candidates})
+    n = len(candidates) // len(prompts)
+    stages = schedule.stages(n, engine.plan.calls)
+    alive = list(candidates)
+    for stage, target in zip(stages[:-1], schedule.survivors(n), strict=True):
+        alive = engine.denoise(alive, stage.start, stage.stop)
+        look = engine.estimate(alive)
+        passed: list[Candidate] = []
+        for prompt in prompts:
+            rows = engine.rows(alive, prompt)
+            scores = [look.scores[row] for row in rows]
+            kept = top_k(scores, target, higher_is_better=engine.reward.higher_is_better)
+            survivors = [alive[rows[position]] for position in kept]
+            engine.record(prompt, alive, look, survivors, needed=engine.winners)
+            passed += survivors
+        alive = passed
+    return engine.finish(engine.denoise(alive, stages[-1].start, stages[-1].stop))
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Prune by a schedule.
+
+    Attributes:
+        estimates: whether estimates are judged by the reward that knows noise (``noise-aware``, which such a reward
+            must be), or as if they were finished images (``plain``).
+    """
+
+    name: str
+    schedule: PruningSchedule
+    estimates: str = "noise-aware"
+
+    def check(self, engine: Engine) -> None:
+        """Refuse a schedule that does not fit, or a reward that does not know noise levels.
+
+        Raises:
+            InputError: see there.
+        """
+        self.schedule.resolve(engine.plan.calls).validate(engine.plan.calls)
+        if self.estimates == "noise-aware" and self.schedule.steps and not isinstance(engine.reward, NoiseAwareReward):
+            raise InputError(
+                f"{self.name} needs a reward that knows noise levels, and {engine.reward.name!r} does not; give a "
+                f"noise-aware one, or use ttsp, which judges estimates like finished images."
+            )
+
+    def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
+        """Prune as many candidates as ``limit`` pays for."""
+        if self.estimates == "plain":
+            engine = replace(engine, reward=Plain(engine.reward))
+        schedule = resolved(engine, limit, self.schedule)
+        engine.notes["schedule"] = str(schedule)
+        n = affordable_count(engine, limit, schedule, at_least=engine.winners)
+        return prune(engine, schedule, engine.noise.candidates(len(engine.prompts), n))
+
+
+def best_of_n(schedule: PruningSchedule | None = None) -> Strategy:
+    """Denoise every candidate to the end."""
+    return Pruning("best-of-n", PruningSchedule(), "plain")
+
+
+def ttsp(schedule: PruningSchedule | None = None) -> Strategy:
+    """Prune by the plain reward of the estimates."""
+    return Pruning("ttsp", schedule or PUBLISHED, "plain")
+
+
+def ttsnap(schedule: PruningSchedule | None = None) -> Strategy:
+    """Prune by a reward that knows noise levels."""
+    return Pruning("ttsnap", schedule or PUBLISHED, "noise-aware")

@@ -1,1 +1,0 @@
-"""Search strategies, one file each; they are found by name in :mod:`ttsnap.search`."""

@@ -1,0 +1,50 @@
+"""Score recorded estimates anew: a noise-aware reward on trajectories that were collected before it was taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from diffkit.rewards.base import Reward, score_checked
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.trajectories.dataset import Trajectories
+
+__all__ = ["rescore"]
+
+IMAGES_AT_ONCE = 64
+
+
+@torch.no_grad()
+def rescore(found: Trajectories, base: str, reward: Reward, *, advance: Callable[[int], object] = int) -> RewardTensor:
+    """What ``reward`` says of every recorded preview at its noise level; finals stay those of the recorded reward.
+
+    Args:
+        found: trajectories with previews.
+        base: name of the recorded reward whose finals count.
+        reward: scores the previews; NaN where it cannot.
+        advance: told the number of prompts done.
+
+    Returns:
+        looks (P, N, T), higher is better, NaN at steps that were not recorded; under the name of ``reward``.
+
+    Raises:
+        InputError: no such reward, or no previews.
+    """
+    recorded = found.reward_tensor(base)
+    looks = np.full_like(recorded.looks, np.nan)
+    sign = 1.0 if reward.higher_is_better else -1.0
+    for row, trajectory in enumerate(found):
+        texts = [trajectory.prompt] * found.candidates
+        for step, level in zip(found.steps, found.log_snrs, strict=True):
+            images = trajectory.estimates(step)
+            parts = [
+                score_checked(reward, part, texts[: len(part)], log_snr=level).values
+                for part in images.split(IMAGES_AT_ONCE)
+            ]
+            looks[row, :, step] = sign * torch.cat(parts).double().numpy()
+        advance(1)
+    prices = None if recorded.prices is None else replace(recorded.prices, verify=reward.flops_per_image)
+    return replace(recorded, looks=looks, name=reward.name, prices=prices)
