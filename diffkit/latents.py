@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,10 @@ from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, Size, family_of
 from diffkit.families.base import size_of_latents
 
-__all__ = ["decode_latents", "encode_images"]
+if TYPE_CHECKING:
+    from diffkit.families import Pipeline
+
+__all__ = ["decode_latents", "encode_images", "spatial"]
 
 
 @torch.no_grad()
@@ -57,3 +62,12 @@ def decode_latents(
         vae.to(dtype=torch.float16)
     images: Tensor = pipe.image_processor.denormalize(decoded[:, :, 0] if family.frames else decoded)
     return images.float()
+
+
+def spatial(pipe: Pipeline, latents: Tensor) -> Tensor:
+    """Latents as a map (B, C, h, w): as they are, or unpacked, and then scaled as the autoencoder takes them."""
+    if latents.ndim == 4:
+        return latents
+    family = family_of(pipe)
+    unpacked = family.to_vae(pipe, latents, pipe.vae, size_of_latents(pipe, family, latents))
+    return unpacked.squeeze(2) if family.frames else unpacked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,33 +10,20 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
+from diffkit.parameterization import StepCall, is_flow, tweedie
 
 __all__ = [
     "SOLVERS",
     "Solver",
     "State",
-    "StepCall",
     "gather_states",
-    "is_flow",
-    "log_snr",
     "noise_levels",
     "solver_of",
     "split_state",
-    "tweedie",
 ]
 
 PURE_NOISE = 1000.0
 State = dict[str, object]  # attribute of the scheduler -> its value, tensors of shape (B, ...) inside
-
-
-@dataclass(frozen=True)
-class StepCall:
-    """One call of ``scheduler.step``: what went in, and what came out."""
-
-    model_output: Tensor
-    timestep: Tensor
-    sample: Tensor
-    result: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,30 +44,6 @@ class Solver:
 def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
     """The second value that ``step`` returns."""
     return call.result[1]
-
-
-def is_flow(scheduler: Scheduler) -> bool:
-    """Whether the model under this scheduler predicts a velocity on straight lines from data to noise."""
-    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
-
-
-def tweedie(scheduler: Scheduler, call: StepCall) -> Tensor:
-    """Tweedie's estimate from the model's output and alpha-bar at the timestep, float32.
-
-    Of a flow model ``sample - sigma v``, with sigma the timestep over the number of training timesteps.
-    """
-    if is_flow(scheduler):
-        sigma = call.timestep.to(call.sample.device, torch.float32) / scheduler.config.num_train_timesteps
-        estimate: Tensor = call.sample.float() - sigma * call.model_output.float()
-        return estimate
-    alpha: Tensor = scheduler.alphas_cumprod[int(call.timestep)].to(call.sample.device)
-    sample, output = call.sample.float(), call.model_output.float()
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return output
-    if kind == "v_prediction":
-        return alpha.sqrt() * sample - (1 - alpha).sqrt() * output
-    return (sample - (1 - alpha).sqrt() * output) / alpha.sqrt()
 
 
 def _x0_of_dpm(scheduler: Scheduler, call: StepCall) -> Tensor:
@@ -165,11 +127,6 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
         return [min(level / (1 - level), PURE_NOISE) if level < 1 else PURE_NOISE for level in levels]
     alphas = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
     return [float(sigma) for sigma in ((1 - alphas) / alphas).sqrt()]
-
-
-def log_snr(sigma: float) -> float:
-    """-2 ln(sigma): log of the signal-to-noise ratio of power; higher is cleaner, infinite without noise."""
-    return -2.0 * math.log(sigma) if sigma > 0 else math.inf
 
 
 def split_state(state: State, rows: int) -> list[State]:

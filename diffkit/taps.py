@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffkit.conditioning import Conditioning, Embeds, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
-from diffkit.solvers import StepCall, tweedie
+from diffkit.parameterization import StepCall, tweedie
 
 __all__ = ["Activations", "Predictions", "activations", "predictions"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.solvers import is_flow
+from diffkit.parameterization import is_flow
 
 __all__ = ["Noised", "draw_timesteps", "noised", "timestep_bins", "timesteps_at"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from memorization.auditing.settings import EditName
+from memorization.items import EditName
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from diffkit.families import Family, family_of
+from diffkit.errors import InputError
+from diffkit.families import Family, default_size, family_of
 from diffkit.families.base import stock_default
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
-from memorization.detection import ListeningDetector
 from memorization.text_embeddings import Embedded, as_embeds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-
 STACKED = Family.__dataclass_fields__["guidance"].default  # [negative; positive] in one batch, as most families do
+
+
+class Listener(Protocol):
+    """Something that can hear a generation and score it, such as a detector that needs no calls of its own."""
+
+    def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
+        """Listen to the pipeline inside a ``with`` block; what was heard grows in the list."""
+        ...
+
+    def score(self, recorded: list[Tensor]) -> Tensor | None:
+        """(B,) scores of one pipeline call's samples, or None where nothing could be heard."""
+        ...
 
 
 class Sampling(NamedTuple):
@@ -39,15 +50,6 @@ class Generated(NamedTuple):
 
     images: Tensor
     scores: Tensor | None
-
-
-def item_seed(run_seed: int, key: str, purpose: str, index: int = 0) -> int:
-    """Seed in [0, 2**63) of one draw: SHA-256 of run seed, item, purpose and index, joined by line feeds.
-
-    It depends on the item's own key, not on its place in a list, so adding or removing items moves nobody's noise.
-    """
-    digest = sha256("\n".join((str(run_seed), key, purpose, str(index))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def is_guided(pipe: DiffusionPipeline, sampling: Sampling) -> bool:
@@ -107,7 +109,7 @@ def generate(
     seeds: Sequence[int],
     *,
     sampling: Sampling,
-    detector: ListeningDetector | None = None,
+    detector: Listener | None = None,
 ) -> Generated:
     """One image per row, each from its own CPU generator, through the unmodified pipeline.
 
@@ -136,7 +138,7 @@ def generate(
 
 
 def _call(
-    pipe: DiffusionPipeline, arguments: dict[str, Any], detector: ListeningDetector | None
+    pipe: DiffusionPipeline, arguments: dict[str, Any], detector: Listener | None
 ) -> tuple[Tensor, Tensor | None]:
     if detector is None:
         return pipe(**arguments, output_type="pt").images.float().cpu(), None
@@ -151,3 +153,18 @@ def round_trip(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     size = (int(images.shape[-2]), int(images.shape[-1]))
     parts = [decode_latents(pipe, encode_images(pipe, image[None].to(pipe.device)), size=size) for image in images]
     return torch.cat(parts).cpu()
+
+
+def image_size(pipe: DiffusionPipeline, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) in pixels of the images that are made: what is wanted, else the pipeline's own default.
+
+    Raises:
+        InputError: the family makes no images of that size.
+    """
+    cell = family_of(pipe).multiple(pipe)
+    if wanted is not None and any(side % cell or side < cell for side in wanted):
+        raise InputError(f"Expected height and width to be multiples of {cell}, got {wanted[0]}x{wanted[1]}.")
+    if wanted is not None:
+        return wanted
+    size = default_size(pipe)
+    return size.height, size.width

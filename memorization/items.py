@@ -6,14 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from diffkit.errors import InputError
 from diffkit.suspects import RowError, Suspect, read_suspects
-from memorization.auditing.settings import EditName
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Role = Literal["suspect", "control", "edit", "reference"]
 
@@ -98,33 +94,6 @@ def with_companions(
     return [*items, *edited, *([replace(item, role="reference") for item in suspects] if reference else [])]
 
 
-class References(NamedTuple):
-    """(R, 3, H, W) reference images of one item, or None and the reason."""
-
-    images: Tensor | None
-    reason: str | None
-
-
-def load_references(item: AuditItem, size: tuple[int, int]) -> References:
-    """Read an item's images at the model's size; one that cannot be read makes the item unscored, with the reason."""
-    import torch
-
-    from diffkit.images import load_image
-    from memorization.edited_controls import edit
-    from memorization.generation import item_seed
-
-    if not item.suspect.images:
-        return References(None, "no image to compare with")
-    try:
-        images = torch.stack([load_image(path, size) for path in item.suspect.images])
-    except (InputError, OSError) as error:
-        return References(None, str(error))
-    if item.edit is None:
-        return References(images, None)
-    seed = item_seed(0, item.key, "edit")  # the run's seed has no part in it: an edit is an image of its own
-    return References(torch.stack([edit(item.edit, images[0], seed)]), None)
-
-
 def data_digest(items: Sequence[AuditItem]) -> str:
     """Hex SHA-256 over keys, captions and the contents of all images, in order."""
     from hashlib import sha256
@@ -137,3 +106,7 @@ def data_digest(items: Sequence[AuditItem]) -> str:
         for path in item.suspect.images:
             total.update(f"{sha256_file(path) if path.is_file() else 'missing'}\n".encode())
     return total.hexdigest()
+
+
+#: Edited controls, made from the suspects themselves; see memorization/edited_controls.py.
+EditName = Literal["mirror", "crop", "shuffle", "noise"]

@@ -16,8 +16,9 @@ from typing import Any, get_args
 
 from ttsnap.evaluation.accounting import Accounting
 from ttsnap.evaluation.budget_curves import budget_curves
-from ttsnap.reward_tensor import RewardTensor, load_tensor
+from ttsnap.reward_tensor import RewardTensor
 from ttsnap.search.strategies.pruning import PUBLISHED
+from ttsnap.trajectories.read import load_tensor
 
 RUNS = 5
 REWARDS = ("imagereward", "pickscore", "hpsv2")

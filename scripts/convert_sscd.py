@@ -22,8 +22,7 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.runs import sha256_file
 from diffkit.runs.files import write_bytes_atomically
-from memorization.copies.sscd import SSCD
-from memorization.copies.sscd_weights import architecture_of, is_torchscript, read_weights, renamed
+from memorization.copies.sscd import SSCD, architecture_of, is_torchscript, read_weights, renamed
 
 #: The authors publish no checksums. This one is what several unrelated public projects pin for the authors' address.
 KNOWN = {"9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56": "sscd_disc_mixup.torchscript.pt"}

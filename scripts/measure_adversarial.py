@@ -33,12 +33,13 @@ from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.loading import load_pipeline
 from diffkit.mitigation import apply, load_mitigation
 from diffkit.runs import Run
+from diffkit.seeds import item_seed
 from diffkit.stats import clopper_pearson
 from diffkit.suspects import Suspect, read_suspects
 from memorization.attack import attacks
 from memorization.attack.base import Target
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generation import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate
 from memorization.quality import QualitySettings, compare, read_quality_prompts, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,13 +26,14 @@ from diffkit.lab import planted
 from diffkit.lab.measure import scene_correct
 from diffkit.loading import load_pipeline
 from diffkit.rewards.lab import LabReward
+from diffkit.seeds import item_seed
 from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
 from diffkit.suspects import Suspect, read_suspects
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate
 from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
 from memorization.copies.masked import Masked
-from memorization.generation import Sampling, generate, item_seed, round_trip
+from memorization.generation import Sampling, generate, round_trip
 from memorization.quality import QualitySettings, quality_report, read_quality_prompts
 
 DETECTORS = ("tiled", "latent", "ms-ssim", *(("sscd", "sscd-288") if os.environ.get("DIFFKIT_SSCD") else ()))

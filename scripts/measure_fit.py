@@ -24,12 +24,14 @@ from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import bootstrap_ratio, expected_best_of_n
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES
 from ttsnap.fitting.index_check import best_of_n_at
-from ttsnap.fitting.index_fit import IndexBook, fit_index, replay_index
+from ttsnap.fitting.index_fit import fit_index, replay_index
 from ttsnap.fitting.local_search import Bench, search_budgets
-from ttsnap.reward_tensor import RewardTensor, load_tensor
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.index_rule import IndexRule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.strategies.pruning import PUBLISHED
+from ttsnap.trajectories.read import load_tensor
 
 KEYS = [f"{model}_{reward}" for model in ("flux", "sdxl") for reward in ("imagereward", "pickscore", "hpsv2")]
 BUDGETS = [400.0, 1300.0, 2200.0, 3100.0, 4000.0]

@@ -26,6 +26,7 @@ from diffkit.lab import planted
 from diffkit.loading import load_pipeline
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
+from diffkit.seeds import item_seed
 from diffkit.stats import clopper_pearson
 from diffkit.suspects import Suspect, read_suspects
 from memorization.attack import attacks
@@ -35,7 +36,7 @@ from memorization.attack.initialization import StartingPoints
 from memorization.attack.ladder import RUNGS, weakest
 from memorization.attack.transfer import conditions, transfer
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generation import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate
 
 THRESHOLD, SAMPLING, SEED = 0.75, Sampling(20, 3.0, 16), 0
 RATES = (0.01, 0.03, 0.1)

@@ -27,13 +27,14 @@ from diffkit.lab.measure import accuracy_change, generate, scene_correct
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import Mitigation, apply
 from diffkit.runs import Run
+from diffkit.seeds import item_seed
 from diffkit.stats import clopper_pearson
 from diffkit.suspects import Suspect, read_suspects
 from memorization.attack.base import Target
 from memorization.attack.dori import Dori
 from memorization.attack.initialization import StartingPoints
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generation import Sampling, item_seed
+from memorization.generation import Sampling
 from memorization.generation import generate as generate_from
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate

@@ -25,8 +25,10 @@ from diffkit.suspects import Suspect, read_suspects
 from diffkit.training_objective import noised
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling
-from memorization.mitigation.adversarial.method import METHOD, AdversarialSettings, rate_factor, redirected
+from memorization.mitigation.adversarial.method import METHOD
+from memorization.mitigation.adversarial.objective import rate_factor, redirected
 from memorization.mitigation.adversarial.retention import read_retention
+from memorization.mitigation.adversarial.settings import AdversarialSettings
 from memorization.mitigation.adversarial.surrogates import Acceptance, make_surrogates, nemo_masks
 from memorization.mitigation.adversarial.trainable_weights import trainable
 from memorization.mitigation.run import mitigate, parse_settings

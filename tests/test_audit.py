@@ -17,11 +17,11 @@ from diffkit.cli import app
 from diffkit.errors import InputError, Interrupted
 from diffkit.images import save_png
 from diffkit.lab import textures
+from diffkit.seeds import item_seed
 from memorization.auditing.measure import Measurer
 from memorization.auditing.run import AuditResult, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.cli.audit import exit_code
-from memorization.generation import item_seed
 from memorization.items import Gathered, gather
 
 SETTINGS = AuditSettings(

@@ -18,11 +18,11 @@ from diffkit.images import load_image, save_png
 from diffkit.lab import textures
 from diffkit.loading import model_checksum
 from diffkit.mitigation import Mitigation, save_mitigation
+from diffkit.seeds import item_seed
 from memorization.attack.checkpoint import FileCheckpoint
 from memorization.auditing.run import Applied, AuditResult, Reference, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.edited_controls import edit
-from memorization.generation import item_seed
 from memorization.items import Gathered, gather
 
 SETTINGS = AuditSettings(

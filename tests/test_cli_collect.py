@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
-from ttsnap.reward_tensor import load_tensor
 from ttsnap.trajectories.dataset import Trajectories
+from ttsnap.trajectories.read import load_tensor
 
 
 @REWARDS.register("collect-red")

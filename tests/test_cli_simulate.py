@@ -13,14 +13,15 @@ from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
 from diffkit.cli import app
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from diffkit.rewards.base import as_reward
 from ttsnap.evaluation.budget_curves import budget_curves
-from ttsnap.reward_tensor import RewardTensor, load_tensor, save_npz
+from ttsnap.reward_tensor import RewardTensor, save_npz
 from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.trajectories.collect import collect
 from ttsnap.trajectories.dataset import Trajectories
+from ttsnap.trajectories.read import load_tensor
 from ttsnap.trajectories.recorder import Settings
 
 PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")

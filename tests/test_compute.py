@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
-from diffkit.flops import Budget, Cost, Ledger, Prices, count_flops, parse_budget, pipeline_flops
+from diffkit.flops import count_flops, pipeline_flops
+from diffkit.ledger import Budget, Cost, Ledger, Prices, parse_budget
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from diffusers import DDIMScheduler
 from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
+from diffkit.parameterization import noise_per_prediction
 from diffkit.seeds import generators
-from memorization.detection.noise_magnitude import NoiseMagnitude, noise_magnitude, noise_per_prediction
+from memorization.detection.noise_magnitude import NoiseMagnitude, noise_magnitude
 from memorization.generation import Sampling, generate
 
 

@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler
 from tiny import NOISE, tiny_pipeline
 
 from diffkit.errors import InputError
-from memorization.detection import Detector, detectors, listens, make_detector
+from memorization.detection import detectors, make_detector
+from memorization.detection.base import Detector, listens
 from memorization.detection.score_captions import score_by_all, score_captions
 from memorization.generation import Sampling, generate
 

@@ -12,12 +12,13 @@ from scipy.stats import entropy
 from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
+from diffkit.parameterization import as_noise
 from memorization.detection.anisotropy import anisotropy
 from memorization.detection.attention_maps import attention_probabilities, record_attention, text_attention_layers
 from memorization.detection.bright_ending import end_token_map, masked_magnitude
 from memorization.detection.cross_attention import attention_entropy, token_entropy
 from memorization.detection.curvature_difference import curvature_map, hutchinson_diagonal, mask_for, proxy_map
-from memorization.detection.denoiser_queries import as_noise, batches, epsilon, timesteps
+from memorization.detection.denoiser_queries import batches, epsilon, timesteps
 from memorization.detection.noise_magnitude import NoiseMagnitude
 from memorization.detection.score_captions import caption_score, end_tokens
 from memorization.detection.seed_agreement import agreement

@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 
 from diffkit.errors import DiffkitError, InputError
-from diffkit.solvers import log_snr
+from diffkit.parameterization import log_snr
 from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
 from ttsnap.noise_aware.curriculum import Settings, Stage, choose_steps, curriculum
 from ttsnap.noise_aware.distill import distill, plain_limit

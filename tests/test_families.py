@@ -19,10 +19,10 @@ from diffkit.conditioning import encode_prompts, initial_latents, latent_shape, 
 from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
 from diffkit.latents import decode_latents, encode_images
+from diffkit.parameterization import is_flow
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
-from diffkit.solvers import is_flow
 from ttsnap import TTSnapPipeline
 from ttsnap.search.pipeline_kwargs import sort_keywords
 from ttsnap.trajectories.collect import collect

@@ -11,18 +11,19 @@ import pytest
 from typer.testing import CliRunner
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
 from ttsnap.cli.app import app
 from ttsnap.cli.fit import fit as command
 from ttsnap.evaluation.accounting import allot
 from ttsnap.fitting.fit_schedule import fit
 from ttsnap.fitting.index_check import best_of_n_at
-from ttsnap.fitting.index_fit import IndexBook
 from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budget
 from ttsnap.reward_tensor import RewardTensor, save_npz
 from ttsnap.schedules.fitted_schedule import FittedSchedule
-from ttsnap.schedules.pruning_schedule import PruningSchedule, choose
+from ttsnap.schedules.index_book import IndexBook
+from ttsnap.schedules.load import load_schedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 CALLS = 8
 PRICES = Prices(1.0, 0.2, 0.1)
@@ -137,7 +138,7 @@ def test_only_recorded_steps_and_nan_never_wins():
 def test_file_is_read_back_and_serves_budgets_candidates_and_step_counts(tmp_path):
     found = quick(telling(), (20.0, 60.0))
     (tmp_path / "s.json").write_text(found.to_json())
-    again = choose(tmp_path / "s.json")
+    again = load_schedule(tmp_path / "s.json")
     assert again == found
     assert again.to_json() == found.to_json()
     small, large = found.entries
@@ -169,9 +170,9 @@ def test_refusals(tmp_path):
     newer = json.loads(quick(telling()).to_json()) | {"schema": 2}
     (tmp_path / "s.json").write_text(json.dumps(newer))
     with pytest.raises(InputError, match="newer than 1"):
-        choose(tmp_path / "s.json")
+        load_schedule(tmp_path / "s.json")
     with pytest.raises(InputError, match="Unknown schedule 'nowhere'"):
-        choose("nowhere")
+        load_schedule("nowhere")
 
 
 def test_command_writes_the_file(tmp_path: Path, monkeypatch):
@@ -187,7 +188,7 @@ def test_command_writes_the_file(tmp_path: Path, monkeypatch):
     shown = json.loads(done.stdout)
     assert shown == json.loads((tmp_path / "s.json").read_text())
     assert [round(entry["equivalent"], 6) for entry in shown["entries"]] == [2, 4]
-    assert isinstance(choose(tmp_path / "s.json"), FittedSchedule)
+    assert isinstance(load_schedule(tmp_path / "s.json"), FittedSchedule)
     assert command.__doc__ is not None
 
 

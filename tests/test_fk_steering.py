@@ -16,7 +16,7 @@ from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.segments import Denoising
 from ttsnap import TTSnapPipeline
-from ttsnap.recipe import replay
+from ttsnap.search.noise import replay
 from ttsnap.search.strategies.fk_steering import FKSteering, Particles, effective_size, systematic
 
 LOG_WEIGHTS = st.lists(st.floats(-30, 30), min_size=1, max_size=20)

@@ -10,11 +10,12 @@ import pytest
 from scipy.stats import norm
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
 from ttsnap.evaluation.simulate import simulate
-from ttsnap.fitting.index_fit import IndexBook, calibrate, fit_index, replay_index
+from ttsnap.fitting.index_fit import calibrate, fit_index, replay_index
 from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.index_rule import IndexRule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.schedules.score_model import ScoreModel, index_offsets

@@ -10,9 +10,9 @@ from test_strategies import PROMPTS, STEPS, Counted
 from tiny import tiny_pipeline
 
 from diffkit.errors import InputError
-from diffkit.flops import Cost
+from diffkit.ledger import Cost
 from diffkit.seeds import generators
-from ttsnap.fitting.index_fit import IndexBook
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.score_model import ScoreModel
 from ttsnap.search.strategies.index import IndexSearch
 

@@ -14,10 +14,10 @@ from diffkit.segments import plan
 from ttsnap import TTSnapPipeline
 from ttsnap.alignment import kendall
 from ttsnap.assets import NAMES
-from ttsnap.reward_tensor import load_tensor
 from ttsnap.schedules.fitted_schedule import FittedSchedule
 from ttsnap.trajectories.collect import Settings, collect
 from ttsnap.trajectories.dataset import steps_near
+from ttsnap.trajectories.read import load_tensor
 
 PROMPTS = {
     "lab": "a red circle left of a blue square on gray",

@@ -13,8 +13,8 @@ from tiny import tiny_pipeline, tiny_vae
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
-from diffkit.flops import Budget, Cost, Prices
 from diffkit.latents import decode_latents
+from diffkit.ledger import Budget, Cost, Prices
 from diffkit.seeds import generators
 from ttsnap import PruningSchedule, TTSnapPipeline
 from ttsnap.search.budget import affordable, time_prices

@@ -170,7 +170,7 @@ def test_flow_models_and_impossible_bins_are_refused(pipe) -> None:
 
 def test_the_loss_is_the_training_loss(pipe) -> None:
     """One image, its noise and timestep from the documented seed: against the plain formula."""
-    from memorization.generation import item_seed
+    from diffkit.seeds import item_seed
 
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     found = validation_losses(pipe, image, ["dog"], bins=20, draws=1).loss

@@ -13,10 +13,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from diffkit.cli import app
+from diffkit.parameterization import log_snr
 from diffkit.rewards import load_reward
-from diffkit.solvers import log_snr
-from ttsnap.reward_tensor import load_tensor, save_npz
+from ttsnap.reward_tensor import save_npz
 from ttsnap.trajectories.dataset import Trajectories
+from ttsnap.trajectories.read import load_tensor
 from ttsnap.trajectories.rescore import rescore
 
 

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from diffkit.rewards.combine import mean_ranks, pareto, pareto_fronts, rank_sum, z_sum
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot, fractional_cost
 from ttsnap.evaluation.budget_curves import PUBLISHED_BUDGETS, budget_curves, parse_budgets
 from ttsnap.evaluation.simulate import draw_orders, replay, simulate
-from ttsnap.reward_tensor import RewardTensor, load_tensor
+from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.registry import ranking
+from ttsnap.search.selection import ranking
+from ttsnap.trajectories.read import load_tensor
 
 PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 # Gains in % of shared/data/README.md: published accounting and right charges, noise-aware and plain rewards.

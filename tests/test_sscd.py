@@ -16,8 +16,7 @@ from torchvision import transforms
 from diffkit.errors import InputError
 from diffkit.runs import sha256_file
 from memorization.copies import load_copy_detector
-from memorization.copies.sscd import SSCD, GeneralisedMean, SSCDSimilarity, prepare
-from memorization.copies.sscd_weights import architecture_of, is_torchscript
+from memorization.copies.sscd import SSCD, GeneralisedMean, SSCDSimilarity, architecture_of, is_torchscript, prepare
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import convert_sscd

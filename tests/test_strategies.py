@@ -14,13 +14,12 @@ from tiny import tiny_pipeline, tiny_vae
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
-from diffkit.flops import Cost
 from diffkit.latents import decode_latents
+from diffkit.ledger import Cost
 from diffkit.seeds import generators
 from diffkit.segments import Denoising
 from ttsnap import PruningSchedule, TTSnapPipeline
-from ttsnap.recipe import Recipe, mix, replay
-from ttsnap.search.noise import Noise
+from ttsnap.search.noise import Noise, Recipe, mix, replay
 from ttsnap.search.registry import SEARCHES, load_search
 from ttsnap.search.request import Request
 from ttsnap.search.strategies.base import Plain

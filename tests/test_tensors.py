@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffkit.errors import InputError
-from ttsnap.reward_tensor import RewardTensor, load_tensor, save_npz, tensor_keys
+from ttsnap.reward_tensor import RewardTensor, save_npz
+from ttsnap.trajectories.read import load_tensor, tensor_keys
 
 
 def random_tensor(shape=(3, 5, 4), name="made", seed=0):

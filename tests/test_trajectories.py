@@ -20,11 +20,11 @@ from tiny import tiny_pipeline
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.latents import decode_latents
+from diffkit.parameterization import log_snr
 from diffkit.rewards.base import as_reward
 from diffkit.runs import Run
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, run_segment
-from diffkit.solvers import log_snr
 from ttsnap.trajectories.collect import collect
 from ttsnap.trajectories.dataset import Trajectories, shard_name, steps_near
 from ttsnap.trajectories.recorder import Recorder, Settings, preview_side, small

@@ -16,7 +16,7 @@ from tiny import NOISE, tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError, ScoringError
-from diffkit.flops import Budget, Ledger, Prices
+from diffkit.ledger import Budget, Ledger, Prices
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Denoising, plan

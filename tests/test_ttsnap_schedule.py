@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffkit.errors import InputError
-from diffkit.flops import Cost, Prices
-from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for, choose
-from ttsnap.search.registry import best_of_n, ranking, top_k
+from diffkit.ledger import Cost, Prices
+from ttsnap.schedules.load import load_schedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for
+from ttsnap.search.selection import best_of_n, ranking, top_k
 
 CALLS = 20
 SHARES = st.integers(1, 100).map(lambda hundredths: hundredths / 100)
@@ -79,8 +80,8 @@ def test_forms_agree(tmp_path):
     schedule = PruningSchedule((2, 6), (0.4, 0.25))
     (tmp_path / "s.json").write_text(schedule.to_json())
     for form in (schedule, str(schedule), tmp_path / "s.json", str(tmp_path / "s.json")):
-        assert choose(form) == schedule
-    assert choose(None) == choose("") == PruningSchedule()
+        assert load_schedule(form) == schedule
+    assert load_schedule(None) == load_schedule("") == PruningSchedule()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_forms_agree(tmp_path):
 )
 def test_refusals(text, sentence):
     with pytest.raises(InputError, match=sentence):
-        choose(text)
+        load_schedule(text)
 
 
 def test_refuses_other_refusals():

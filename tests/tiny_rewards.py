@@ -15,7 +15,7 @@ from tiny import tiny_tokenizer
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from diffkit.rewards.linear_head import linear_head
+from diffkit.rewards.aesthetic import linear_head
 
 DATA = Path(__file__).parent / "data" / "rewards"
 sys.path.insert(0, str(DATA))

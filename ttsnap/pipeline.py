@@ -21,13 +21,13 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
-from diffkit.flops import Ledger, Prices
+from diffkit.ledger import Ledger, Prices
 from diffkit.loading import first_line, model_class, quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
-from ttsnap.recipe import Recipe
-from ttsnap.schedules.pruning_schedule import PruningSchedule, choose
-from ttsnap.search.noise import Noise
+from ttsnap.schedules.load import load_schedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.registry import load_search
@@ -109,7 +109,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             InputError: there is no such model, reward or decoder, or the model is of no known family.
         """
         scorer = None if reward is None else load_reward(reward)
-        pruning = None if schedule is None else choose(schedule)
+        pruning = None if schedule is None else load_schedule(schedule)
         source = resolve_model(model)
         kwargs.setdefault("use_safetensors", True)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
@@ -147,7 +147,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         pipe = cls._of(pipeline, **kwargs)
         pipe.reward = scorer
-        pipe.schedule = getattr(pipeline, "schedule", None) if schedule is None else choose(schedule)
+        pipe.schedule = getattr(pipeline, "schedule", None) if schedule is None else load_schedule(schedule)
         preview = getattr(pipeline, "preview_vae", None) if preview_vae is None else preview_vae
         pipe.preview_vae = None if preview is None else load_preview_vae(preview, pipe)
         return pipe if dtype is None else pipe.to(dtype=dtype)
@@ -259,7 +259,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         if (controlled := control_size(self, family, extra)) is not None:
             height, width = height or controlled[0], width or controlled[1]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
-        pruning = choose(self.schedule if schedule is None else schedule)
+        pruning = load_schedule(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
         request = Request(
             prompts=[prompt] if isinstance(prompt, str) else list(prompt),

@@ -12,7 +12,7 @@ pipeline they belong to, e.g. ``unet.mid_block.attentions.0.transformer_blocks.0
 - ``delta``: ``<parameter>``, the difference to the model's own parameter.
 - ``lora``: a peft adapter as diffusers saves it, alpha = rank (the file has no place for another alpha).
 
-Others join by the entry-point group ``diffkit.mitigation.kinds``.
+Others join by the entry-point group ``diffkit.mitigation_kinds``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
     "Applied",
     "Mitigation",
     "apply",
-    "kinds",
+    "mitigation_kinds",
     "load_mitigation",
     "read_card",
     "save_mitigation",
@@ -97,9 +97,9 @@ Undo = Callable[[], None]
 #: (pipeline, mitigation, only this suspect or None) -> what takes it back; raises InputError before changing anything.
 Kind = Callable[["Pipeline", Mitigation, "str | None"], Undo]
 
-kinds: Registry[Kind] = Registry(
+mitigation_kinds: Registry[Kind] = Registry(
     "kind of mitigation",
-    "diffkit.mitigation.kinds",
+    "diffkit.mitigation_kinds",
     builtins={
         "mask": "diffkit.mitigation.kinds:apply_mask",
         "delta": "diffkit.mitigation.kinds:apply_delta",
@@ -231,4 +231,4 @@ def apply(
         )
     if only is not None and only not in mitigation.parts():
         raise InputError(f"The mitigation {mitigation.method!r} holds nothing for {only!r} alone; leave `only` out.")
-    return Applied(mitigation, kinds.get(mitigation.kind)(pipe, mitigation, only))
+    return Applied(mitigation, mitigation_kinds.get(mitigation.kind)(pipe, mitigation, only))

@@ -7,7 +7,8 @@ from the authors' code: CLIP is transformers' and runs in float32 unless asked o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from diffkit.errors import InputError
-from diffkit.rewards.linear_head import linear_head, widths_of
 from diffkit.rewards.network import NetworkReward
 from diffkit.rewards.preprocessing import Preprocessing, normalised
 from diffkit.rewards.weights import find_file, model_files, read_model, read_tensors
 
-__all__ = ["Aesthetic", "AestheticNetwork", "load"]
+__all__ = ["PLACES", "Aesthetic", "AestheticNetwork", "linear_head", "load", "widths_of"]
 
 REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"
 CLIP = "openai/clip-vit-large-patch14"
@@ -30,6 +30,9 @@ WANTED = (
     f"{FILES[0]} from https://github.com/christophschuhmann/improved-aesthetic-predictor, or {FILES[1]} from "
     f"https://huggingface.co/{REPOSITORY}"
 )
+
+PLACES = (0, 2, 4, 6, 7)  # of the linear layers in the published sequence
+DROPOUT = (0.2, 0.2, 0.1)
 
 
 class AestheticNetwork(nn.Module):
@@ -106,3 +109,26 @@ class Aesthetic(NetworkReward):
 
 
 load = Aesthetic.from_pretrained
+
+
+def linear_head(widths: Sequence[int]) -> nn.Sequential:
+    """Features (B, widths[0]) to (B, 1); published are 768, 1024, 128, 64, 16, 1."""
+    one, two, three, four, five = (nn.Linear(i, o) for i, o in itertools.pairwise(widths))
+    first, second, third = (nn.Dropout(share) for share in DROPOUT)
+    return nn.Sequential(one, first, two, second, three, third, four, five)
+
+
+def widths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+    """The widths of a published head, from its tensors ``{prefix}{place}.weight``.
+
+    Raises:
+        InputError: a layer is missing, or the layers do not fit one behind the other.
+    """
+    names = [f"{prefix}{place}.weight" for place in PLACES]
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise InputError(f"Expected the five linear layers of a published head, but {missing[0]} is missing.")
+    shapes = [tuple(state[name].shape) for name in names]
+    if any(a[0] != b[1] for a, b in itertools.pairwise(shapes)) or shapes[-1][0] != 1:
+        raise InputError(f"The layers of the head do not fit: {shapes}.")
+    return [shapes[0][1], *(shape[0] for shape in shapes)]

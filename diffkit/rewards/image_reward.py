@@ -20,8 +20,8 @@ from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, PreTra
 
 from diffkit.errors import InputError
 from diffkit.loading import quietly
+from diffkit.rewards.aesthetic import linear_head, widths_of
 from diffkit.rewards.cross_attention import CrossAttentionReward
-from diffkit.rewards.linear_head import linear_head, widths_of
 from diffkit.rewards.network import NetworkReward
 from diffkit.rewards.preprocessing import Preprocessing
 from diffkit.rewards.weights import find_file, one_sentence, read_tensors

@@ -7,27 +7,19 @@ results are recorded.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
-from diffkit.families import pipe_denoiser
 from diffkit.runs.files import write_bytes_atomically
-from memorization.text_embeddings import encoded
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from memorization.attack.base import Batch
+    pass
 
 State = dict[str, Tensor]
 
@@ -121,23 +113,3 @@ class Checkpoints:
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
-
-
-@torch.no_grad()
-def digest(pipe: DiffusionPipeline, settings: Mapping[str, Any], batch: Batch) -> str:
-    """32 hex digits that name a search: the settings, the targets, and what the model answers to one fixed question.
-
-    The answer (a noise prediction and an encoded word) also tells models apart that differ by a mask, a hook or a
-    LoRA. It is compared to the last bit: on another machine or number of threads the search merely begins anew.
-    """
-    size = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
-    found = hashlib.sha256(json.dumps(dict(settings), sort_keys=True, default=str).encode())
-    dtype, device = pipe_denoiser(pipe).dtype, pipe.device
-    noise = initial_latents(pipe, [torch.Generator().manual_seed(0)], size, dtype=torch.float32).to(device, dtype)
-    asked = batch.starts.rows([0]).to(device, dtype)
-    question = torch.tensor(500, device=device)
-    answers = (predict_noise(pipe, noise, question, asked, size=size), encoded(pipe, ["a"]).prompt_embeds)
-    for tensor in (*answers, batch.images, batch.starts.prompt_embeds, *batch.starts.companions.values()):
-        found.update(str(tuple(tensor.shape)).encode() + tensor.float().cpu().contiguous().numpy().tobytes())
-    found.update(json.dumps(batch.texts).encode())
-    return found.hexdigest()[:32]

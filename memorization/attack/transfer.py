@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError, unknown_name
-from diffkit.solvers import is_flow
+from diffkit.parameterization import is_flow
 from diffkit.stats import clopper_pearson
 from memorization.copies import CopyDetector
 from memorization.generation import Sampling, generate

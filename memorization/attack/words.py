@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
+from diffkit.parameterization import is_flow
 from diffkit.prompt_embeds import Embeds
-from diffkit.solvers import is_flow
 from memorization.attack.base import FORWARD, Attack, Batch, Found
 from memorization.attack.checkpoint import Checkpoint, State
 from memorization.attack.objective import Draws, Objective, frozen, objective

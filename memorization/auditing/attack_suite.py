@@ -13,14 +13,16 @@ from torch import Tensor
 
 from diffkit.micro_batch import MicroBatch
 from diffkit.prompt_embeds import Embeds
+from diffkit.seeds import item_seed
 from memorization.attack import attacks
 from memorization.attack.base import Attack, Target, Triggers
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints, read_starts
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
-from memorization.generation import Sampling, generate, item_seed
-from memorization.items import AuditItem, References
+from memorization.generation import Sampling, generate
+from memorization.items import AuditItem
+from memorization.references import References
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -7,30 +7,37 @@ neither on who else is audited nor on where an interrupted run was taken up agai
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffkit.console import Bar
 from diffkit.errors import ScoringError
+from diffkit.families import pipe_denoiser
 from diffkit.prompt_embeds import Embeds
+from diffkit.seeds import item_seed
 from memorization.attack.base import Triggers
 from memorization.auditing.attack_suite import Attempts, Ladder, best_variant, similarities
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
-from memorization.detection import Detector, listens, make_detector
+from memorization.detection import make_detector
+from memorization.detection.base import Detector, listens
 from memorization.detection.curvature_difference import mask_for
 from memorization.detection.score_captions import CaptionScore, caption_score, score_captions
-from memorization.generation import Generated, Sampling, generate, item_seed, round_trip
-from memorization.items import AuditItem, References, load_references
+from memorization.generation import Generated, Sampling, generate, is_guided, round_trip
+from memorization.items import AuditItem
+from memorization.references import References, load_references
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 TEMPLATES = ("template", "TM")
+BACKWARD = 3  # a row with its gradient costs about as much as three without
 
 
 class Measurement(NamedTuple):
@@ -215,3 +222,44 @@ def _best(similarity: Sequence[float] | None) -> int:
 def _rounded(values: Sequence[float] | None) -> list[float] | None:
     """Five decimals: enough for any table."""
     return [round(value, 5) for value in values] if values is not None else None
+
+
+def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
+    """Rows through the denoiser for one group of items; a row with a gradient counts as three.
+
+    Exact for the attacks and detectors that only ask the denoiser as often as their cost says.
+    """
+    settings, ladder, at_once = measurer.settings, measurer.ladder, measurer.images.size
+    guided = 2 if is_guided(measurer.pipe, measurer.sampling) else 1
+    each = settings.num_inference_steps * guided
+    targets = sum(bool(item.suspect.images) for item in items) * len(settings.starts)
+    captions = _filled(len(items) * settings.generations, at_once) * each
+    triggers = _filled(targets * len(settings.budgets) * settings.attack_generations, at_once) * each
+    slots = settings.items_at_once * len(settings.starts)
+    attacked = 0
+    for attack in (attack for variants in ladder.rungs.values() for attack in variants.values()):
+        attacked += triggers + _filled(targets, slots) * attack.cost()[-1] * BACKWARD
+        attacked += -(-targets // slots) * (ladder.checkpoints is not None)  # the question that names a search
+    silent = [one for one in measurer.detectors.values() if not listens(one)]
+    detected = sum(one.cost(measurer.sampling) for one in silent) * len(items) * settings.generations
+    return captions + attacked + round(detected)
+
+
+def _filled(rows: int, batch: int) -> int:
+    """Rows with the last batch filled up."""
+    return -(-rows // batch) * batch
+
+
+@contextmanager
+def counted(pipe: DiffusionPipeline, bar: Bar) -> Iterator[None]:
+    """Let the bar follow the pipeline's denoiser inside the ``with`` block."""
+
+    def count(_module: torch.nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], _output: object) -> None:
+        latents = inputs[0] if inputs else next(iter(named.values()))  # a tensor, or a list of one a row
+        bar.advance(len(latents) * (BACKWARD if torch.is_grad_enabled() else 1))
+
+    handle = pipe_denoiser(pipe).register_forward_hook(count, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

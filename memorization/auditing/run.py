@@ -12,28 +12,21 @@ import torch
 
 from diffkit import parallel
 from diffkit.console import progress, say
-from diffkit.errors import InputError
-from diffkit.families import default_size, family_of
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from diffkit.runs.shared import open_shared
-from memorization.audit_schema import RECORD_SCHEMA, SUMMARY_SCHEMA
-from memorization.auditing.measure import Measurement, Measurer
+from memorization.auditing.measure import Measurement, Measurer, counted, effort
 from memorization.auditing.report import write_page
 from memorization.auditing.settings import AuditSettings
-from memorization.auditing.summary import summarise
+from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise
 from memorization.copies import CopyDetector, load_copy_detector
-from memorization.copies.calibrate import calibrate
-from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
+from memorization.copies.operating_point import near_duplicates, operating_point
 from memorization.detection.compatibility import refuse_misfits
-from memorization.effort import counted, effort
-from memorization.generation import round_trip
-from memorization.items import AuditItem, Gathered, data_digest, load_references, with_companions
+from memorization.generation import image_size
+from memorization.items import AuditItem, Gathered, data_digest, with_companions
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-CALIBRATION_IMAGES = 64  # their pairs are thousands; more would only cost time
 
 
 @dataclass(frozen=True)
@@ -156,59 +149,6 @@ def _done(run: Run | None) -> set[str]:
 def _prepare(pipe: DiffusionPipeline) -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.safety_checker = None
-
-
-def image_size(pipe: DiffusionPipeline, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(height, width) in pixels of the images that are made: what is wanted, else the pipeline's own default.
-
-    Raises:
-        InputError: the family makes no images of that size.
-    """
-    cell = family_of(pipe).multiple(pipe)
-    if wanted is not None and any(side % cell or side < cell for side in wanted):
-        raise InputError(f"Expected height and width to be multiples of {cell}, got {wanted[0]}x{wanted[1]}.")
-    if wanted is not None:
-        return wanted
-    size = default_size(pipe)
-    return size.height, size.width
-
-
-def operating_point(
-    pipe: DiffusionPipeline,
-    items: Sequence[AuditItem],
-    copies: CopyDetector,
-    settings: AuditSettings,
-    size: tuple[int, int],
-) -> dict[str, Any]:
-    """The copy detector's threshold, and its rates on pairs made from the audit's own images where there are two."""
-    with_image = [item for item in items if item.suspect.images]
-    stride = -(-len(with_image) // CALIBRATION_IMAGES) or 1  # spread over suspects and controls
-    known = [load_references(item, size).images for item in with_image[::stride]]
-    images = [stack[0] for stack in known if stack is not None]
-    if len(images) >= 2:
-        point = calibrate(
-            copies, torch.stack(images), round_trip=lambda x: round_trip(pipe, x), threshold=settings.threshold
-        )
-        return point.to_json()
-    return {
-        "detector": copies.name,
-        "preprocessing": copies.preprocessing,
-        "threshold": copies.threshold if settings.threshold is None else settings.threshold,
-        "source": "not calibrated: fewer than two images",
-    }
-
-
-def near_duplicates(
-    items: Sequence[AuditItem], copies: CopyDetector, size: tuple[int, int], threshold: float
-) -> dict[str, int]:
-    """Cluster of every suspect and control by key; suspects join suspects, controls join controls."""
-    found: dict[str, int] = {}
-    for role in ("suspect", "control"):
-        group = [item for item in items if item.role == role]
-        alike = reference_similarity(copies, [load_references(item, size).images for item in group])
-        labels = clusters(alike, duplicate_threshold(threshold))
-        found |= {item.key: label for item, label in zip(group, labels, strict=True)}
-    return found
 
 
 def _measure_all(

@@ -9,9 +9,7 @@ from typing import Any, Literal, get_args
 
 from diffkit.errors import InputError
 from memorization.auditing.controls import Correction
-
-#: Edited controls, made from the suspects themselves; see memorization/edited_controls.py.
-EditName = Literal["mirror", "crop", "shuffle", "noise"]
+from memorization.items import EditName
 
 
 @dataclass(frozen=True)

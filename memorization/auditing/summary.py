@@ -8,11 +8,25 @@ from typing import Any
 
 from diffkit.stats import auc, tpr_at_fpr
 from diffkit.suspects import RowError
-from memorization.auditing.aggregate import Record, conclude, detector_values, of_role, scores
+from memorization.auditing.aggregate import (
+    Record,
+    aggregation,
+    by_rung,
+    conclude,
+    detector_values,
+    edited,
+    flagged,
+    of_role,
+    on_reference,
+    scores,
+)
 from memorization.auditing.controls import rate
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.verdicts import VERDICTS, Finding, Verdict
-from memorization.tallies import aggregation, by_rung, edited, flagged, on_reference
+
+#: Versions of what an audit writes; a reader refuses others.
+SUMMARY_SCHEMA = 2
+RECORD_SCHEMA = 2  # of the items in the journal; part of the configuration, so that an older folder is refused
 
 
 def summarise(

@@ -14,9 +14,9 @@ from typing import Any
 from diffkit.errors import InputError
 from diffkit.runs.journal import read_journal
 from diffkit.runs.record import differing_keys
-from memorization.audit_schema import SUMMARY_SCHEMA
 from memorization.auditing.aggregate import Record, aggregate, of_role
 from memorization.auditing.controls import rate
+from memorization.auditing.summary import SUMMARY_SCHEMA
 
 #: What may differ between the runs of one comparison.
 OWN_KEYS = ("model", "model_sha256", "lora", "mitigation", "save_triggers")

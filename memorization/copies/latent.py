@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from diffkit.families import default_size
-from diffkit.latents import encode_images
+from diffkit.latents import encode_images, spatial
 from memorization.copies.tiled import CHUNK, shrink, tiled_correlation
-from memorization.maps import spatial
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

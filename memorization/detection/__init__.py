@@ -9,105 +9,13 @@ also ride along with one that is made anyway (:class:`ListeningDetector`), at no
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
+from collections.abc import Callable
 
 from diffkit.errors import InputError
 from diffkit.registry import Registry
+from memorization.detection.base import Detector
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-    from torch import Tensor
-
-    from memorization.generation import Sampling
-    from memorization.text_embeddings import Embedded
-
-__all__ = ["Detector", "ListeningDetector", "Need", "detectors", "listens", "make_detector"]
-
-Need = Literal[
-    "gradient",
-    "attention",
-    "activations",
-    "image",
-    "trajectory",
-    "unconditional",
-    "end_token",
-    "noise_level",
-    "map",
-]
-
-
-class Detector(Protocol):
-    """What is asked of every detector.
-
-    Attributes:
-        name: as registered.
-        higher_is_memorized: the direction of the score; True for all of ours.
-        needs: what it must have beside calls of the denoiser: a "gradient" (or Jacobian product) through it, its
-            "attention" probabilities, layer "activations", the training "image", a whole denoising "trajectory"; and
-            what not every family has: an "unconditional" prediction, one "end_token" in the sequence of the text, the
-            "noise_level" of a timestep, latents that are a "map". See :mod:`memorization.detection.compatibility`.
-    """
-
-    name: str
-    higher_is_memorized: bool
-    needs: frozenset[Need]
-
-    def scores(
-        self,
-        pipe: DiffusionPipeline,
-        prompt_embeds: Embedded,
-        negative_prompt_embeds: Embedded,
-        seeds: Sequence[int],
-        *,
-        sampling: Sampling,
-        ends: Sequence[int] | None = None,
-    ) -> Tensor:
-        """One score for each row.
-
-        A row depends on its own embedding and seed only. A row whose arithmetic broke (half precision) is NaN; the
-        caller reports it as unknown with a reason.
-
-        Args:
-            prompt_embeds: n rows, one for each (caption, seed) pair; (n, L, D) where the family has no companions.
-            negative_prompt_embeds: the empty caption, one row, the same for all.
-            seeds: n seeds of the initial noise.
-            sampling: step count and guidance of the generation that is judged, and the constant batch size.
-            ends: n positions of the end token in the rows, where a detector needs them; None if the rows were made
-                from no caption.
-
-        Returns:
-            (n,) float32 on the CPU.
-
-        Raises:
-            ScoringError: this model or sampling gives the detector nothing to measure; the message is the reason.
-        """
-        ...
-
-    def cost(self, sampling: Sampling) -> float:
-        """Rows through the denoiser for one (caption, seed) pair, in units of a forward pass.
-
-        A guided step counts 2; a row with a gradient counts 3, a row with a forward-mode Jacobian product 2.
-        """
-        ...
-
-
-class ListeningDetector(Detector, Protocol):
-    """A detector that can also listen to a generation somebody else makes."""
-
-    def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
-        """Listen to the pipeline inside a ``with`` block; what was heard grows in the list."""
-        ...
-
-    def score(self, recorded: list[Tensor]) -> Tensor | None:
-        """(B,) scores of one pipeline call's samples, or None where nothing could be heard."""
-        ...
-
-
-def listens(detector: Detector) -> TypeGuard[ListeningDetector]:
-    """Whether the detector can ride along with an ordinary generation (``generate(..., detector=)``)."""
-    return hasattr(detector, "record") and hasattr(detector, "score")
+__all__ = ["detectors", "make_detector"]
 
 
 _HERE = "memorization.detection"

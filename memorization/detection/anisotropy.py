@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffkit.solvers import is_flow
-from memorization.detection import Need
+from diffkit.parameterization import is_flow
+from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import Batch, epsilon, in_batches, norms, predicted, timesteps
 from memorization.text_embeddings import Embedded
 
@@ -75,7 +75,7 @@ class Anisotropy:
         sampling: Sampling,
         ends: Sequence[int] | None = None,
     ) -> Tensor:
-        """See :class:`memorization.detection.Detector`."""
+        """See :class:`memorization.detection.base.Detector`."""
         highest = timesteps(pipe, sampling)[0]
 
         def score(batch: Batch) -> Tensor:

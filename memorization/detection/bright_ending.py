@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memorization.detection import Need
 from memorization.detection.attention_maps import record_attention
+from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import Batch, norms
 from memorization.detection.generation_detector import Finish, GenerationDetector, end_positions, require_guidance
 from memorization.detection.noise_magnitude import record_noise_differences

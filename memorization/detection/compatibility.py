@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from diffkit.errors import InputError
 from diffkit.families import Family, family_of
-from diffkit.solvers import is_flow
-from memorization.detection import Need, make_detector
+from diffkit.parameterization import is_flow
+from memorization.detection import make_detector
+from memorization.detection.base import Need
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memorization.detection import Need
 from memorization.detection.attention_maps import record_attention
+from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import Batch
 from memorization.detection.generation_detector import Finish, GenerationDetector, end_positions, heard_or_refused
 

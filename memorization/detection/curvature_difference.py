@@ -21,11 +21,12 @@ from torch import Tensor
 
 from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
+from diffkit.parameterization import noise_level
 from diffkit.sampling_steps import before_steps
 from diffkit.seeds import generators
-from memorization.detection import Need
+from memorization.detection.base import Need
 from memorization.detection.compatibility import lacking
-from memorization.detection.denoiser_queries import Batch, batches, epsilon, noise_level
+from memorization.detection.denoiser_queries import Batch, batches, epsilon
 from memorization.detection.generation_detector import Finish, GenerationDetector, denoise
 from memorization.text_embeddings import empty_text, encoded
 

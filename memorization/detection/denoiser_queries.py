@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from diffkit.conditioning import initial_latents, predict_noise
-from diffkit.errors import ScoringError
-from diffkit.families import Pipeline, Scheduler
+from diffkit.families import Pipeline
+from diffkit.parameterization import as_noise, is_flow
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import spaced
 from diffkit.seeds import generators
-from diffkit.solvers import is_flow
 from memorization.text_embeddings import Embedded, as_embeds
 
 if TYPE_CHECKING:
@@ -71,28 +70,6 @@ def in_batches(
     return torch.cat(parts)
 
 
-def alpha_bar(scheduler: Scheduler, timestep: float | Tensor) -> float:
-    """Cumulative signal share in (0, 1) at a training timestep.
-
-    Raises:
-        ScoringError: the scheduler keeps none (flow matching).
-    """
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if table is None:
-        raise ScoringError(f"{type(scheduler).__name__} keeps no alphas_cumprod; use a DDIM-like scheduler")
-    return float(table[int(torch.as_tensor(timestep).flatten()[0].round())])
-
-
-def sigma(scheduler: Scheduler, timestep: float | Tensor) -> float:
-    """Noise level in [0, 1] of a flow model at a timestep."""
-    return float(torch.as_tensor(timestep).flatten()[0]) / float(scheduler.config.num_train_timesteps)
-
-
-def noise_level(scheduler: Scheduler, timestep: float | Tensor) -> float:
-    """Share of noise in the latents at a timestep, in (0, 1]: ``sqrt(1 - abar)``, or a flow model's sigma."""
-    return sigma(scheduler, timestep) if is_flow(scheduler) else (1 - alpha_bar(scheduler, timestep)) ** 0.5
-
-
 def timesteps(pipe: Pipeline, sampling: Sampling) -> list[float]:
     """The training timesteps of the generation that is judged, the noisiest first; the pipeline is left untouched.
 
@@ -122,26 +99,6 @@ def epsilon(
 ) -> Tensor:
     """:func:`predicted` as noise, float32, whatever the network predicts."""
     return as_noise(pipe.scheduler, predicted(pipe, latents, timestep, embeds, size), latents, timestep)
-
-
-def as_noise(scheduler: Scheduler, output: Tensor, latents: Tensor, timestep: float | Tensor) -> Tensor:
-    """The network's output as predicted noise, float32, whatever it predicts.
-
-    Of a flow model, whose latents are ``x_t = (1 - sigma) x + sigma eps`` and whose output is ``v = eps - x``:
-    ``eps = x_t + (1 - sigma) v``.
-    """
-    output, latents = output.float(), latents.float()
-    if is_flow(scheduler):
-        return latents + (1 - sigma(scheduler, timestep)) * output
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return output
-    signal = alpha_bar(scheduler, timestep)
-    if kind == "v_prediction":
-        return float(signal**0.5) * output + float((1 - signal) ** 0.5) * latents
-    if kind == "sample":
-        return (latents - float(signal**0.5) * output) / float((1 - signal) ** 0.5)
-    raise ScoringError(f"prediction type {kind!r} is unknown; expected epsilon, v_prediction or sample")
 
 
 def norms(x: Tensor) -> Tensor:

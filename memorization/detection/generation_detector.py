@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
-from memorization.detection import Need
+from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import Batch, batches, in_batches
 from memorization.generation import call_arguments, is_guided, stopping
 from memorization.text_embeddings import Embedded
@@ -113,7 +113,7 @@ class GenerationDetector(ABC):
         sampling: Sampling,
         ends: Sequence[int] | None = None,
     ) -> Tensor:
-        """See :class:`memorization.detection.Detector`."""
+        """See :class:`memorization.detection.base.Detector`."""
 
         def score(batch: Batch) -> Tensor:
             with self.listen(pipe, batch, sampling, ends) as finish:

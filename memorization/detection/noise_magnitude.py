@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from diffkit.families import pipe_denoiser
+from diffkit.parameterization import noise_per_prediction
 from diffkit.sampling_steps import before_steps
-from diffkit.solvers import is_flow
-from memorization.detection import Need
+from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import Batch, norms
 from memorization.detection.generation_detector import Finish, GenerationDetector, heard_or_refused, require_guidance
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, SchedulerMixin
+    from diffusers import DiffusionPipeline
 
     from memorization.generation import Sampling
 
@@ -43,22 +43,6 @@ def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
         (B,) float32, >= 0; higher = more likely memorized.
     """
     return norms(conditional.float() - unconditional.float())
-
-
-def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
-    """What a difference of predictions must be multiplied by to be a difference of noise.
-
-    1 for noise prediction; for velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 at a fixed x_t it is sqrt(abar); for
-    the prediction of x0 it is sqrt(abar / (1 - abar)). Of a flow model 1: its velocity is compared as it is.
-    """
-    if is_flow(scheduler):
-        return 1.0
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return 1.0
-    abar = float(scheduler.alphas_cumprod[int(torch.as_tensor(timestep).flatten()[0].round())])
-    signal: float = abar**0.5
-    return signal if kind == "v_prediction" else signal / (1 - abar) ** 0.5
 
 
 @contextmanager

@@ -13,12 +13,14 @@ from diffkit.console import progress, say
 from diffkit.micro_batch import MicroBatch
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
-from memorization.detection import Detector, make_detector
+from diffkit.seeds import item_seed
+from memorization.detection import make_detector
+from memorization.detection.base import Detector
 from memorization.detection.compatibility import refuse_misfits
 from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise
-from memorization.generation import Sampling, item_seed
+from memorization.generation import Sampling
 from memorization.items import AuditItem, Gathered, data_digest
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffkit.errors import InputError, ScoringError
 from diffkit.families import family_of
 from diffkit.families.base import stock_default
-from memorization.detection import Detector
+from memorization.detection.base import Detector
 from memorization.detection.compatibility import ONE_END, lacking
 from memorization.detection.generation_detector import GenerationDetector, together
 from memorization.text_embeddings import empty_text, encoded

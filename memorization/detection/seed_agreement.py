@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
+from diffkit.seeds import item_seed
 from memorization.detection.denoiser_queries import Batch
 from memorization.detection.generation_detector import Finish, GenerationDetector, denoise
-from memorization.generation import item_seed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diffkit.parameterization import alpha_bar, is_flow
 from diffkit.prompt_embeds import Embeds
-from diffkit.solvers import is_flow
-from memorization.detection import Need
-from memorization.detection.denoiser_queries import Batch, alpha_bar, epsilon, in_batches, norms, predicted, timesteps
+from memorization.detection.base import Need
+from memorization.detection.denoiser_queries import Batch, epsilon, in_batches, norms, predicted, timesteps
 from memorization.text_embeddings import Embedded
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Sharpness:
         sampling: Sampling,
         ends: Sequence[int] | None = None,
     ) -> Tensor:
-        """See :class:`memorization.detection.Detector`."""
+        """See :class:`memorization.detection.base.Detector`."""
         steps = timesteps(pipe, sampling)
         step = steps[min(int(self.at * len(steps)), len(steps) - 1)]
 

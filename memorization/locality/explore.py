@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.seeds import item_seed
 from memorization.attack.base import Target
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.dori import Dori
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints
 from memorization.copies import CopyDetector
-from memorization.generation import Sampling, generate, item_seed
-from memorization.items import AuditItem, load_references
+from memorization.generation import Sampling, generate
+from memorization.items import AuditItem
 from memorization.locality import embeddings as space
 from memorization.locality.interpolation import points, stacked
 from memorization.locality.settings import LocalitySettings
+from memorization.references import load_references
 from memorization.text_embeddings import empty_text, encoded, unaccompanied
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS
-from memorization.auditing.run import image_size, operating_point
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import load_copy_detector
-from memorization.items import AuditItem, Gathered, data_digest, load_references
+from memorization.copies.operating_point import operating_point
+from memorization.generation import image_size
+from memorization.items import AuditItem, Gathered, data_digest
 from memorization.locality import embeddings as space
 from memorization.locality.explore import Explorer
 from memorization.locality.groups import compare_members, make_groups
@@ -31,6 +32,7 @@ from memorization.locality.report import write_page
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.summary import memorized, summarise
 from memorization.locality.weight_selection import Selector, selector
+from memorization.references import load_references
 from memorization.text_embeddings import encoded
 
 if TYPE_CHECKING:

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import family_of, pipe_denoiser
+from diffkit.latents import spatial
+from diffkit.parameterization import is_flow
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
-from diffkit.solvers import is_flow
-from memorization.maps import spatial
 from memorization.mitigation.latent_ssim import pairwise, similarity
 from memorization.mitigation.layers import Mask, blocked
 from memorization.text_embeddings import Embedded, as_embeds, encoded

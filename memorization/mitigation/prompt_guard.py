@@ -24,9 +24,10 @@ from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import Family, family_of, pipe_denoiser
 from diffkit.mitigation import Mitigation, Undo
+from diffkit.parameterization import noise_per_prediction
 from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
-from memorization.detection.noise_magnitude import noise_magnitude, noise_per_prediction
+from memorization.detection.noise_magnitude import noise_magnitude
 from memorization.generation import STACKED
 from memorization.mitigation import Method
 from memorization.mitigation.reference_captions import ordinary_captions

@@ -15,8 +15,8 @@ from torch import Tensor
 from diffkit.conditioning import predict_noise
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
+from diffkit.seeds import item_seed
 from diffkit.training_objective import noised, timestep_bins
-from memorization.generation import item_seed
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:

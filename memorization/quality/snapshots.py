@@ -14,8 +14,9 @@ from diffkit.errors import InputError
 from diffkit.latents import encode_images
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import RewardLike, score_checked
+from diffkit.seeds import item_seed
 from memorization.copies import CopyDetector, load_copy_detector
-from memorization.generation import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate
 from memorization.quality.losses import Losses, validation_losses
 from memorization.quality.settings import QualitySettings
 from memorization.text_embeddings import empty_text, encoded

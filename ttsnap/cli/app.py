@@ -121,16 +121,16 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     """The pipeline, after everything that can be checked without it."""
     from diffkit import parallel
     from diffkit.families import default_size
-    from diffkit.flops import parse_budget
+    from diffkit.ledger import parse_budget
     from diffkit.loading import load_pipeline
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
     from ttsnap.pipeline import TTSnapPipeline
-    from ttsnap.schedules.pruning_schedule import choose
+    from ttsnap.schedules.load import load_schedule
     from ttsnap.search.strategies.rounds import Rounds
 
     parallel.processes()  # before the model: it gives each process its device
-    schedule = choose(config["schedule"])
+    schedule = load_schedule(config["schedule"])
     if config["budget"] is not None:
         parse_budget(config["budget"])
         if config["candidates"] is not None:

@@ -63,19 +63,19 @@ def compare(
     if out is None:
         raise InputError("There is no folder for the results; give one with --out, for example --out runs/compare.")
     from diffkit import parallel
-    from diffkit.flops import parse_budget
+    from diffkit.ledger import parse_budget
     from diffkit.loading import load_pipeline
     from diffkit.prompts import read_prompts
     from ttsnap.evaluation.compare import Settings
     from ttsnap.evaluation.compare import compare as carry_out
     from ttsnap.evaluation.contenders import read_contenders
     from ttsnap.pipeline import TTSnapPipeline
-    from ttsnap.schedules.pruning_schedule import choose
+    from ttsnap.schedules.load import load_schedule
     from ttsnap.search.preview_decoder import load_preview_vae
 
     parse_budget(budget)
     texts = read_prompts(prompts, limit)
-    schedules = {name: choose(text) if text else None for name, text in
+    schedules = {name: load_schedule(text) if text else None for name, text in
                  (("", schedule), ("ttsp", schedule if plain_schedule is None else plain_schedule))}  # fmt: skip
     contenders = read_contenders(searches, schedules=schedules, eta=eta, index=index)
     scorer = _reward(reward, noise_aware)

@@ -13,7 +13,7 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
 
 if TYPE_CHECKING:
-    from diffkit.flops import Prices
+    from diffkit.ledger import Prices
     from ttsnap.reward_tensor import RewardTensor
     from ttsnap.schedules.fitted_schedule import FittedSchedule
 
@@ -49,7 +49,7 @@ def fit(
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.fitting.fit_schedule import fit as fit_schedule
-    from ttsnap.reward_tensor import load_tensor
+    from ttsnap.trajectories.read import load_tensor
 
     if out is None or out.suffix != ".json":
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
@@ -105,7 +105,7 @@ def _fit_index(
 
 def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
     """The given costs, or those that were counted when the rewards were recorded."""
-    from diffkit.flops import Prices
+    from diffkit.ledger import Prices
 
     if call is not None and verify is not None:
         if call <= 0:

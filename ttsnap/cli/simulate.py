@@ -13,7 +13,7 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
 
 if TYPE_CHECKING:
-    from diffkit.flops import Prices
+    from diffkit.ledger import Prices
     from ttsnap.evaluation.budget_curves import BudgetCurve
     from ttsnap.reward_tensor import RewardTensor
 
@@ -58,12 +58,12 @@ def simulate(
     from ttsnap.cli.fit import budgets_of
     from ttsnap.evaluation.accounting import PUBLISHED_PRICES
     from ttsnap.evaluation.budget_curves import budget_curves
-    from ttsnap.reward_tensor import load_tensor
-    from ttsnap.schedules.pruning_schedule import choose
+    from ttsnap.schedules.load import load_schedule
+    from ttsnap.trajectories.read import load_tensor
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"Cannot draw into {str(plot)!r}; end it in .png, .svg or .pdf.")
-    plan = choose(schedule)
+    plan = load_schedule(schedule)
     keys: list[str | None] = [*key] if key else [None]
     group = [load_tensor(tensor, one, plain=plain) for one in keys]
     prices = _prices(group[0], call_cost, verify_cost)

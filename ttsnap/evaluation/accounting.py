@@ -18,7 +18,7 @@ import itertools
 from typing import Literal, NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for
 
 __all__ = ["PUBLISHED_PRICES", "Accounting", "Allotment", "allot", "fractional_cost"]

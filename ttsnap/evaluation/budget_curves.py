@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from diffkit.rewards.combine import Combine
 from ttsnap.alignment import Utilisation, budget_utilisation, expected_best_of_n, regret, survival
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, Accounting, Allotment, allot

@@ -22,9 +22,9 @@ from ttsnap.evaluation.compare_report import summarise, write_page
 from ttsnap.evaluation.contenders import Contender
 from ttsnap.pipeline import TTSnapPipeline
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import priced
 from ttsnap.search.noise import Noise
 from ttsnap.search.request import Found, Request
-from ttsnap.search.strategies.base import priced
 
 __all__ = ["KIND", "Settings", "compare"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import Utilisation, bootstrap_ratio, budget_utilisation, expected_best_of_n
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot

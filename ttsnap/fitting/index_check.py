@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
 from ttsnap.fitting.index_fit import fit_index, replay_index
 from ttsnap.reward_tensor import RewardTensor

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.evaluation.simulate import draw_orders
 from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.index_book import CAP, CAUTION, Floats, IndexBook
 from ttsnap.schedules.index_rule import IndexRule
-from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel, price_table
+from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel
 
-__all__ = ["CAP", "CAUTION", "IndexBook", "IndexReplay", "calibrate", "fit_index", "replay_index"]
+__all__ = ["IndexReplay", "calibrate", "fit_index", "replay_index"]
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-SCHEMA = 1
-CAP = 2.0  # most that one prompt may cost, over the mean budget
-CAUTION = 4.0
 PRICE_STEPS = 7  # evaluations in the search for a price
 SPAN = 60.0  # how far the price may move from the typical spread, as a factor
 
@@ -106,70 +100,6 @@ def calibrate(
         else:
             low = math.log(tried.price)
     return best
-
-
-@dataclass(frozen=True, eq=False)
-class IndexBook:
-    """Prices of the index rule by mean budget, with the model they were found for.
-
-    Attributes:
-        entries: (budget, price), budgets in finished candidates (best-of-N equivalents), rising.
-        cap: most that one prompt may cost, over the mean budget.
-        info: where it comes from.
-    """
-
-    model: ScoreModel
-    costs: Floats
-    entries: tuple[tuple[float, float], ...]
-    cap: float = CAP
-    caution: float = CAUTION
-    info: Mapping[str, object] = field(default_factory=dict)
-
-    @cached_property
-    def table(self) -> tuple[Floats, Floats]:
-        """The offsets at every price, shared by the rules of all budgets."""
-        return price_table(self.model, self.costs)
-
-    def at(self, budget: float, *, hard: bool = False) -> IndexRule:
-        """The rule for a mean budget in finished candidates; prices between entries are interpolated, both by ratio.
-
-        Args:
-            hard: no prompt may cost more than the budget, and each spends all it can of it.
-        """
-        budgets, prices = np.log(np.array(self.entries)).T
-        price = math.exp(float(np.interp(math.log(budget), budgets, prices)))
-        limit = budget if hard else self.cap * budget
-        return IndexRule(self.model, self.costs, price, limit, self.caution, spend_all=hard, _table=self.table)
-
-    def to_json(self) -> str:
-        """The content of a file that :meth:`from_json` reads."""
-        return json.dumps({
-            "schema": SCHEMA, "kind": "ttsnap-index", "model": self.model.to_dict(), "costs": list(self.costs),
-            "entries": [list(entry) for entry in self.entries], "cap": self.cap, "caution": self.caution,
-            "info": dict(self.info),
-        }, indent=1, allow_nan=False)  # fmt: skip
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> IndexBook:
-        """Read such a file.
-
-        Raises:
-            InputError: no such file, another content or a newer schema.
-        """
-        try:
-            content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["kind"] != "ttsnap-index" or content["schema"] > SCHEMA:
-                raise ValueError(f"kind {content['kind']!r}, schema {content['schema']}")
-            entries = tuple((float(budget), float(price)) for budget, price in content["entries"])
-            if not entries or min(min(entry) for entry in entries) <= 0:
-                raise ValueError("entries must be positive")
-            model = ScoreModel.from_dict(content["model"])
-            costs = np.array(content["costs"], dtype=np.float64)
-            return cls(model, costs, entries, content["cap"], content["caution"], content["info"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"Cannot read an index rule from {str(path)!r}: {type(error).__name__}: {error}."
-            ) from error
 
 
 def fit_index(

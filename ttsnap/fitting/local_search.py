@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.evaluation.accounting import allot
 from ttsnap.evaluation.simulate import draw_orders, simulate
 from ttsnap.reward_tensor import RewardTensor

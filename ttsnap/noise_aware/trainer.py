@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from diffkit.errors import DiffkitError, InputError
-from diffkit.precision import warn_of_slow_bfloat16
+from diffkit.loading import warn_of_slow_bfloat16
 from diffkit.rewards.base import TrainableReward
 from ttsnap.noise_aware.backends import build, trainable
 from ttsnap.noise_aware.checkpoint import Place, load_checkpoint, save_checkpoint

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.solvers import log_snr
+from diffkit.parameterization import log_snr
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import FRACTIONS, expected_best_of_n, top_count, top_select
 from ttsnap.noise_aware.held_out import taus

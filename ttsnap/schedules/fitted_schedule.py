@@ -6,12 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from diffkit.errors import InputError
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
-__all__ = ["SCHEMA", "Entry", "Expected", "FittedSchedule", "read_fitted"]
+__all__ = ["SCHEMA", "Entry", "Expected", "FittedSchedule"]
 
 SCHEMA = 1
 
@@ -91,7 +90,7 @@ class FittedSchedule(PruningSchedule):
         return min(self.entries, key=lambda entry: abs(math.log(entry.budget / budget))).schedule
 
     def to_json(self) -> str:
-        """The content of a file that :meth:`PruningSchedule.from_json` reads."""
+        """The content of a file that :func:`ttsnap.schedules.load.load_schedule` reads."""
         return json.dumps({
             "schema": SCHEMA, "kind": "ttsnap-schedule", "steps": list(self.steps), "keep": list(self.keep),
             "calls": self.calls, "gain": self.gain, "low": self.low, "high": self.high, "reason": self.reason,
@@ -111,28 +110,3 @@ def _stretched(schedule: PruningSchedule, old: int, new: int) -> PruningSchedule
         if moved < new - 1:
             shares[moved] = shares.get(moved, 1.0) * share
     return PruningSchedule(tuple(shares), tuple(shares.values()))
-
-
-def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
-    """The schedule in a file's content; a plain one when it holds nothing but steps and shares.
-
-    Raises:
-        InputError: a newer schema.
-        KeyError, TypeError, ValueError: another content.
-    """
-    own = PruningSchedule(tuple(content["steps"]), tuple(content["keep"]))
-    if "entries" not in content:
-        return own
-    if content["schema"] > SCHEMA:
-        raise InputError(f"This schedule has schema {content['schema']}, newer than {SCHEMA}; update diffkit.")
-    entries = tuple(
-        Entry(float(one["budget"]), float(one["equivalent"]), int(one["candidates"]),
-              PruningSchedule(tuple(one["steps"]), tuple(one["keep"]))) for one in content["entries"]
-    )  # fmt: skip
-    if any(min(one[:3]) <= 0 for one in entries):
-        raise InputError("The budgets and numbers of candidates of a fitted schedule must be positive.")
-    return FittedSchedule(
-        own.steps, own.keep, entries, int(content["calls"]),
-        tuple(Expected(**{name: float(one[name]) for name in Expected._fields}) for one in content["expected"]),
-        content["gain"], content["low"], content["high"], str(content["reason"]), dict(content["info"]),
-    )  # fmt: skip

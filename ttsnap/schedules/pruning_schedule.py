@@ -13,14 +13,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
-from diffkit.errors import InputError, unknown_name
-from diffkit.flops import Cost
-from ttsnap.assets import NAMES, SCHEDULE, shipped
+from diffkit.errors import InputError
+from diffkit.ledger import Cost
 
-__all__ = ["PruningSchedule", "Stage", "candidates_for", "choose"]
+__all__ = ["PruningSchedule", "Stage", "candidates_for"]
 
 
 class Stage(NamedTuple):
@@ -86,27 +84,8 @@ class PruningSchedule:
     def __str__(self) -> str:
         return ",".join(f"{step}:{share:g}" for step, share in zip(self.steps, self.keep, strict=True))
 
-    @classmethod
-    def from_json(cls, path: str | Path) -> PruningSchedule:
-        """Read a file with ``{"steps": [...], "keep": [...]}``, or one that ``diffkit ttsnap fit`` wrote.
-
-        Returns:
-            a plain schedule, or a :class:`ttsnap.schedules.fitted_schedule.FittedSchedule`.
-
-        Raises:
-            InputError: no such file, or another content.
-        """
-        from ttsnap.schedules.fitted_schedule import read_fitted
-
-        try:
-            return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"Cannot read a schedule from {str(path)!r}: {type(error).__name__}: {error}.") from error
-
     def to_json(self) -> str:
-        """The content of such a file."""
+        """The content of a file that :func:`ttsnap.schedules.load.load_schedule` reads."""
         return json.dumps({"steps": list(self.steps), "keep": list(self.keep)})
 
     def resolve(self, calls: int, *, equivalent: float | None = None, candidates: int | None = None) -> PruningSchedule:
@@ -179,28 +158,3 @@ def candidates_for(limit: float, cost: Callable[[int], float]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= limit else (low, middle)
     return low
-
-
-def choose(text: str | Path | PruningSchedule | None) -> PruningSchedule:
-    """A schedule as it is, from its written form, from a JSON file or by its name; None is best-of-N.
-
-    The names are those of the schedules in the package: ``lab`` was fitted on the lab's own rewards.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    if text is None:
-        return PruningSchedule()
-    if isinstance(text, PruningSchedule):
-        return text
-    if isinstance(text, Path) or (isinstance(text, str) and text.endswith(".json")):
-        return PruningSchedule.from_json(text)
-    if isinstance(text, str):
-        return PruningSchedule.parse(text) if not text.strip().replace("-", "_").isidentifier() else _shipped(text)
-    raise InputError(f"Expected a PruningSchedule, '2:0.4,6:0.4' or the path of a JSON file, got {text!r}.")
-
-
-def _shipped(name: str) -> PruningSchedule:
-    if name.strip() not in NAMES:
-        raise unknown_name("schedule", name, NAMES)
-    return PruningSchedule.from_json(shipped(name.strip(), SCHEDULE))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
 from ttsnap.reward_tensor import RewardTensor
 
 __all__ = ["INDEX_STEPS", "ScoreModel", "index_offsets", "price_table"]

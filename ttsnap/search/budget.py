@@ -12,15 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
-from diffkit.flops import Budget, Prices
+from diffkit.ledger import Budget, Cost, Prices
 from diffkit.rewards.base import NoiseAwareReward, Reward, score_checked
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for
 from ttsnap.search.session import Engine
-from ttsnap.search.strategies.base import affordable_count, priced, resolved
 
-__all__ = ["Probe", "affordable", "flop_limit", "probe_reward", "time_prices"]
+__all__ = ["Probe", "affordable", "affordable_count", "flop_limit", "priced", "probe_reward", "resolved", "time_prices"]
 
 TIME_MARGIN = 0.9  # share of a budget in seconds that the search is planned for; the pace of a machine varies
 
@@ -141,3 +140,50 @@ def time_prices(engine: Engine, size: int | None = None) -> Prices:
         engine.ledger.calibration_images += size
     call, decode, verify, *preview = took
     return Prices(call, decode, verify, preview=preview[0] if preview else None)
+
+
+def priced(cost: Cost, prices: Prices) -> float:
+    """The cost in the unit of the prices.
+
+    Raises:
+        InputError: a price is unknown.
+    """
+    total = cost.at(prices)
+    if total is None:
+        raise InputError(
+            "The FLOP of a denoiser call or a decoding could not be counted, so this budget cannot be kept; give "
+            "num_candidates, or a budget in seconds."
+        )
+    return total
+
+
+def resolved(engine: Engine, limit: float, schedule: PruningSchedule) -> PruningSchedule:
+    """What the schedule is at a limit in FLOP; a fitted one changes with the budget.
+
+    Raises:
+        InputError: a price is unknown, or it does not fit the denoising.
+    """
+    one = priced(PruningSchedule().cost(1, engine.plan.calls), engine.ledger.flops)
+    found = schedule.resolve(engine.plan.calls, equivalent=max(limit / one, 1.0))
+    found.validate(engine.plan.calls)
+    return found
+
+
+def affordable_count(engine: Engine, limit: float, schedule: PruningSchedule, *, at_least: int = 1) -> int:
+    """The most candidates for each prompt whose exact cost stays within ``limit`` FLOP.
+
+    Args:
+        at_least: how many must be left after the last look.
+
+    Raises:
+        InputError: fewer are left, or not even one candidate fits.
+    """
+    calls, prices, cheap = engine.plan.calls, engine.ledger.flops, engine.preview_vae is not None
+    n = candidates_for(limit, lambda count: priced(schedule.cost(count, calls, preview=cheap), prices))
+    left = [n, *schedule.survivors(n)][-1]
+    if left < at_least:
+        raise InputError(
+            f"The budget pays for {n} candidates, of which {left} reach the end, fewer than the {at_least} images "
+            f"asked for; raise it."
+        )
+    return n

@@ -7,8 +7,7 @@ a function from a :class:`ttsnap.schedules.pruning_schedule.PruningSchedule`, or
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from diffkit.registry import Registry
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from ttsnap.schedules.pruning_schedule import PruningSchedule
     from ttsnap.search.strategies.base import Strategy
 
-__all__ = ["SEARCHES", "best_of_n", "load_search", "ranking", "top_k"]
+__all__ = ["SEARCHES", "load_search"]
 
 SEARCHES: Registry[Callable[[PruningSchedule | None], Strategy]] = Registry(
     "search",
@@ -41,21 +40,3 @@ def load_search(search: str | Strategy, schedule: PruningSchedule | None = None)
         InputError: an unknown name; the message lists the known ones.
     """
     return SEARCHES.get(search)(schedule) if isinstance(search, str) else search
-
-
-def ranking(scores: Sequence[float], *, higher_is_better: bool = True) -> list[int]:
-    """Positions of the finite scores from best to worst; equal scores keep their order."""
-    sign = -1.0 if higher_is_better else 1.0
-    finite = [position for position, score in enumerate(scores) if math.isfinite(score)]
-    return sorted(finite, key=lambda position: (sign * scores[position], position))
-
-
-def top_k(scores: Sequence[float], k: int, *, higher_is_better: bool = True) -> list[int]:
-    """Positions, rising, of the ``k`` best scores; fewer when fewer are finite (fixed fractions of TTSnap)."""
-    return sorted(ranking(scores, higher_is_better=higher_is_better)[:k])
-
-
-def best_of_n(scores: Sequence[float], *, higher_is_better: bool = True) -> int | None:
-    """Position of the best score, None when none is finite."""
-    ranked = ranking(scores, higher_is_better=higher_is_better)
-    return ranked[0] if ranked else None

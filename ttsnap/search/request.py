@@ -14,15 +14,16 @@ from diffkit import parallel
 from diffkit.conditioning import Conditioning, encode_prompts, latent_shape
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_guided
-from diffkit.flops import Budget, Cost, Ledger, Prices, parse_budget, pipeline_flops
+from diffkit.flops import pipeline_flops
+from diffkit.ledger import Budget, Cost, Ledger, Prices, parse_budget
 from diffkit.micro_batch import auto_size
 from diffkit.rewards.base import Reward
 from diffkit.segments import Denoising, Plan, plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import Probe, affordable, flop_limit, probe_reward, time_prices
+from ttsnap.search.budget import Probe, affordable, affordable_count, flop_limit, probe_reward, time_prices
 from ttsnap.search.noise import Noise
 from ttsnap.search.session import Engine, StageTrace, Winner
-from ttsnap.search.strategies.base import Strategy, affordable_count
+from ttsnap.search.strategies.base import Strategy
 from ttsnap.search.strategies.pruning import prune
 
 __all__ = ["DEFAULT_CANDIDATES", "Found", "Request"]

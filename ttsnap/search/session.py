@@ -12,16 +12,15 @@ from torch import Tensor
 from diffkit.conditioning import Conditioning
 from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline, Size, family_of
-from diffkit.flops import NOTHING, Cost, Ledger
 from diffkit.latents import decode_latents
+from diffkit.ledger import NOTHING, Cost, Ledger
 from diffkit.micro_batch import MicroBatch
 from diffkit.parallel import everyone, interleave, processes, shard
+from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
-from diffkit.solvers import log_snr
-from ttsnap.recipe import Recipe
-from ttsnap.search.noise import Noise
-from ttsnap.search.registry import ranking
+from ttsnap.search.noise import Noise, Recipe
+from ttsnap.search.selection import ranking
 from ttsnap.search.trace import Look, StageTrace, Winner
 
 __all__ = ["Engine", "Look", "StageTrace", "Winner"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffkit.parallel import interleave
 from diffkit.segments import Candidate
-from ttsnap.recipe import Recipe
+from ttsnap.search.noise import Recipe
 
 __all__ = ["Look", "StageTrace", "Winner"]
 

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.flops import Prices
+from diffkit.ledger import Prices
+from diffkit.parameterization import log_snr
 from diffkit.runs.journal import read_journal
-from diffkit.solvers import log_snr
 
 if TYPE_CHECKING:
     from ttsnap.reward_tensor import RewardTensor

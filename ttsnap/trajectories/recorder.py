@@ -18,10 +18,10 @@ from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, default_size, is_guided
 from diffkit.latents import decode_latents
 from diffkit.micro_batch import MicroBatch
+from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
-from diffkit.solvers import log_snr
 
 __all__ = ["Recorded", "Recorder", "Settings", "guided", "image_size", "preview_side"]
 

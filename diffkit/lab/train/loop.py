@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffkit.precision import cpu_has_bfloat16
+from diffkit.loading import cpu_has_bfloat16
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from diffkit.prompt_embeds import Embeds
 from diffkit.rewards import load_reward
 from memorization.copies import load_copy_detector
 from memorization.generation import Sampling
-from memorization.mitigation.adversarial.method import AdversarialSettings
 from memorization.mitigation.adversarial.retention import Retention, read_retention
+from memorization.mitigation.adversarial.settings import AdversarialSettings
 from memorization.mitigation.adversarial.surrogates import (
     Acceptance,
     Pruning,

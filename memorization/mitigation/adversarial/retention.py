@@ -17,8 +17,9 @@ from diffkit.images import load_image
 from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.latents import encode_images
 from diffkit.prompt_embeds import Embeds
+from diffkit.seeds import item_seed
 from diffkit.suspects import Suspect, read_suspects
-from memorization.generation import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:

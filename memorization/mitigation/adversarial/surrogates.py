@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from diffkit.images import load_image
+from diffkit.seeds import item_seed
 from memorization.copies import CopyDetector
-from memorization.generation import Sampling, generate, item_seed
+from memorization.generation import Sampling, generate
 from memorization.mitigation import nemo
 from memorization.mitigation.layers import blocked, matching, union, value_layers
 from memorization.text_embeddings import empty_text, encoded

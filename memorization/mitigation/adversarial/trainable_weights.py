@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffkit.errors import InputError
 from diffkit.families import family_of
-from memorization.mitigation.adversarial.method import AdversarialSettings
+from memorization.mitigation.adversarial.settings import AdversarialSettings
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline

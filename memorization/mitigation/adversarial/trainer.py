@@ -20,16 +20,17 @@ from diffkit.conditioning import denoiser_call
 from diffkit.console import progress, say
 from diffkit.errors import InputError
 from diffkit.families import family_of
+from diffkit.loading import warn_of_slow_bfloat16
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
 from diffkit.parameterization import all_timesteps, ratio, x0_weight
-from diffkit.precision import warn_of_slow_bfloat16
 from diffkit.prompt_embeds import Embeds
+from diffkit.seeds import item_seed
 from diffkit.training_objective import draw_timesteps, noised
-from memorization.generation import item_seed
 from memorization.mitigation.adversarial.checkpoint import Checkpoint, restore, save
 from memorization.mitigation.adversarial.data import TrainingData, prepare
-from memorization.mitigation.adversarial.method import AdversarialSettings, rate_factor, redirected
+from memorization.mitigation.adversarial.objective import rate_factor, redirected
+from memorization.mitigation.adversarial.settings import AdversarialSettings
 from memorization.mitigation.adversarial.trainable_weights import trainable
 from memorization.mitigation.adversarial.trigger_pool import ANYTHING, TRIGGERS, Starts, TriggerPool
 from memorization.quality.losses import validation_losses
@@ -56,7 +57,7 @@ class Losses(NamedTuple):
 
 def train(pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, settings: AdversarialSettings) -> Mitigation:
     """See :func:`memorization.mitigation.adversarial.method.mitigate`; ``run`` is None on all but the first process."""
-    from memorization.auditing.run import image_size
+    from memorization.generation import image_size
 
     data = prepare(pipe, suspects, run, settings, image_size(pipe))
     folder, config = broadcast((run.folder, run.record["config"]) if run is not None else (Path(), {}))

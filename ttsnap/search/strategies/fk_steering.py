@@ -21,10 +21,11 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate
-from ttsnap.recipe import Recipe
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import affordable_count
+from ttsnap.search.noise import Recipe
 from ttsnap.search.session import Engine, Look, Winner
-from ttsnap.search.strategies.base import Strategy, affordable_count
+from ttsnap.search.strategies.base import Strategy
 
 __all__ = ["FKSteering", "Particles", "effective_size", "fk_steering", "is_stochastic", "systematic"]
 

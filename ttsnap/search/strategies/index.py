@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from diffkit.errors import InputError, ScoringError
 from diffkit.segments import Candidate
-from ttsnap.fitting.index_fit import IndexBook
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.index_rule import IndexRule, IndexState
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import priced
 from ttsnap.search.session import Engine, Winner
-from ttsnap.search.strategies.base import priced
 
 __all__ = ["IndexSearch"]
 

@@ -5,7 +5,7 @@ of them is the next pivot if it is better. ``random``: half of the budget goes t
 neighbours of the best of them, which does not move any more. Every candidate is denoised to the end.
 
 The paper adds noise of a fixed distance; here neighbours are mixed so that they stay standard normal noise
-(:func:`ttsnap.recipe.mix`), else they would leave the law that the denoiser was trained on.
+(:func:`ttsnap.search.noise.mix`), else they would leave the law that the denoiser was trained on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.segments import Candidate
-from ttsnap.recipe import Recipe, mix
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import affordable_count
+from ttsnap.search.noise import Recipe, mix
 from ttsnap.search.session import Engine, Winner
-from ttsnap.search.strategies.base import Strategy, affordable_count
+from ttsnap.search.strategies.base import Strategy
 
 __all__ = ["Neighbours", "random_neighbours", "zero_order"]
 

@@ -13,9 +13,10 @@ from diffkit.errors import InputError
 from diffkit.rewards.base import NoiseAwareReward
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.registry import top_k
+from ttsnap.search.budget import affordable_count, resolved
+from ttsnap.search.selection import top_k
 from ttsnap.search.session import Engine, Winner
-from ttsnap.search.strategies.base import Plain, Strategy, affordable_count, resolved
+from ttsnap.search.strategies.base import Plain, Strategy
 
 __all__ = ["PUBLISHED", "Pruning", "best_of_n", "prune", "ttsnap", "ttsp"]
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffkit.errors import InputError, ScoringError
-from ttsnap.schedules.pruning_schedule import PruningSchedule, choose
+from ttsnap.schedules.load import load_schedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import affordable_count, resolved
 from ttsnap.search.session import Engine, Winner
-from ttsnap.search.strategies.base import affordable_count, resolved
 from ttsnap.search.strategies.pruning import prune, ttsnap
 
 __all__ = ["Rounds"]
@@ -28,7 +29,7 @@ class Rounds:
         enough: the reward, in its own unit, at which a prompt needs no better image; all images asked for must reach
             it.
         rounds: at most so many.
-        schedule: of each round, at its share of the budget, as :func:`ttsnap.schedules.pruning_schedule.choose` reads
+        schedule: of each round, at its share of the budget, as :func:`ttsnap.schedules.load.load_schedule` reads
             it; without looks every round is best-of-N.
 
     Raises:
@@ -47,7 +48,7 @@ class Rounds:
         """Refuse what stops never or at once."""
         if not math.isfinite(self.enough):
             raise InputError(f"enough is a reward at which to stop, got {self.enough}.")
-        choose(self.schedule)
+        load_schedule(self.schedule)
         if self.rounds < 1:
             raise InputError(f"A search has at least one round, got {self.rounds}.")
 
@@ -57,7 +58,7 @@ class Rounds:
         Raises:
             InputError: see there.
         """
-        ttsnap(choose(self.schedule)).check(engine)
+        ttsnap(load_schedule(self.schedule)).check(engine)
 
     def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
         """Round after round; ``engine.notes["rounds"]`` tells how many each prompt took.
@@ -66,7 +67,7 @@ class Rounds:
             ScoringError: too few candidates could be scored before each prompt had its winners.
         """
         share = limit / self.rounds
-        schedule = resolved(engine, share, choose(self.schedule))
+        schedule = resolved(engine, share, load_schedule(self.schedule))
         engine.notes["schedule"] = str(schedule)
         n = affordable_count(engine, share, schedule, at_least=engine.winners)
         fresh = engine.noise.candidates(len(engine.prompts), n * self.rounds)

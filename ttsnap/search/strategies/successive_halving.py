@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from diffkit.errors import InputError
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import affordable_count
 from ttsnap.search.session import Engine, Winner
-from ttsnap.search.strategies.base import Strategy, affordable_count
+from ttsnap.search.strategies.base import Strategy
 from ttsnap.search.strategies.pruning import prune
 
 __all__ = ["Halving", "halving", "halving_schedule"]

@@ -1,0 +1,39 @@
+"""The images that a suspect or control is compared with, scaled to the size that the model makes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from diffkit.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memorization.items import AuditItem
+
+
+class References(NamedTuple):
+    """(R, 3, H, W) reference images of one item, or None and the reason."""
+
+    images: Tensor | None
+    reason: str | None
+
+
+def load_references(item: AuditItem, size: tuple[int, int]) -> References:
+    """Read an item's images at the model's size; one that cannot be read makes the item unscored, with the reason."""
+    import torch
+
+    from diffkit.images import load_image
+    from diffkit.seeds import item_seed
+    from memorization.edited_controls import edit
+
+    if not item.suspect.images:
+        return References(None, "no image to compare with")
+    try:
+        images = torch.stack([load_image(path, size) for path in item.suspect.images])
+    except (InputError, OSError) as error:
+        return References(None, str(error))
+    if item.edit is None:
+        return References(images, None)
+    seed = item_seed(0, item.key, "edit")  # the run's seed has no part in it: an edit is an image of its own
+    return References(torch.stack([edit(item.edit, images[0], seed)]), None)

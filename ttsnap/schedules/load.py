@@ -1,0 +1,73 @@
+"""A schedule from its written form, a JSON file or its name; plain and fitted schedules alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffkit.errors import InputError, unknown_name
+from ttsnap.assets import NAMES, SCHEDULE, shipped
+from ttsnap.schedules.fitted_schedule import SCHEMA, Entry, Expected, FittedSchedule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+
+
+def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
+    """The schedule in a file's content; a plain one when it holds nothing but steps and shares.
+
+    Raises:
+        InputError: a newer schema.
+        KeyError, TypeError, ValueError: another content.
+    """
+    own = PruningSchedule(tuple(content["steps"]), tuple(content["keep"]))
+    if "entries" not in content:
+        return own
+    if content["schema"] > SCHEMA:
+        raise InputError(f"This schedule has schema {content['schema']}, newer than {SCHEMA}; update diffkit.")
+    entries = tuple(
+        Entry(float(one["budget"]), float(one["equivalent"]), int(one["candidates"]),
+              PruningSchedule(tuple(one["steps"]), tuple(one["keep"]))) for one in content["entries"]
+    )  # fmt: skip
+    if any(min(one[:3]) <= 0 for one in entries):
+        raise InputError("The budgets and numbers of candidates of a fitted schedule must be positive.")
+    return FittedSchedule(
+        own.steps, own.keep, entries, int(content["calls"]),
+        tuple(Expected(**{name: float(one[name]) for name in Expected._fields}) for one in content["expected"]),
+        content["gain"], content["low"], content["high"], str(content["reason"]), dict(content["info"]),
+    )  # fmt: skip
+
+
+def load_schedule(text: str | Path | PruningSchedule | None) -> PruningSchedule:
+    """A schedule as it is, from its written form, from a JSON file or by its name; None is best-of-N.
+
+    The names are those of the schedules in the package: ``lab`` was fitted on the lab's own rewards.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text is None:
+        return PruningSchedule()
+    if isinstance(text, PruningSchedule):
+        return text
+    if isinstance(text, Path) or (isinstance(text, str) and text.endswith(".json")):
+        return _read(text)
+    if isinstance(text, str):
+        return PruningSchedule.parse(text) if not text.strip().replace("-", "_").isidentifier() else _shipped(text)
+    raise InputError(f"Expected a PruningSchedule, '2:0.4,6:0.4' or the path of a JSON file, got {text!r}.")
+
+
+def _shipped(name: str) -> PruningSchedule:
+    if name.strip() not in NAMES:
+        raise unknown_name("schedule", name, NAMES)
+    return _read(shipped(name.strip(), SCHEDULE))
+
+
+def _read(path: str | Path) -> PruningSchedule:
+    """A file with ``{"steps": [...], "keep": [...]}``, or one that ``diffkit ttsnap fit`` wrote."""
+    try:
+        return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"Cannot read a schedule from {str(path)!r}: {type(error).__name__}: {error}.") from error

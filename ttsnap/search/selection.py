@@ -1,0 +1,28 @@
+"""Who goes on: pure functions from scores to survivors. NaN never survives; ties go to the lower index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def ranking(scores: Sequence[float], *, higher_is_better: bool = True) -> list[int]:
+    """Positions of the finite scores from best to worst; equal scores keep their order."""
+    sign = -1.0 if higher_is_better else 1.0
+    finite = [position for position, score in enumerate(scores) if math.isfinite(score)]
+    return sorted(finite, key=lambda position: (sign * scores[position], position))
+
+
+def top_k(scores: Sequence[float], k: int, *, higher_is_better: bool = True) -> list[int]:
+    """Positions, rising, of the ``k`` best scores; fewer when fewer are finite (fixed fractions of TTSnap)."""
+    return sorted(ranking(scores, higher_is_better=higher_is_better)[:k])
+
+
+def best_of_n(scores: Sequence[float], *, higher_is_better: bool = True) -> int | None:
+    """Position of the best score, None when none is finite."""
+    ranked = ranking(scores, higher_is_better=higher_is_better)
+    return ranked[0] if ranked else None
