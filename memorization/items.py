@@ -108,5 +108,5 @@ def data_digest(items: Sequence[AuditItem]) -> str:
     return total.hexdigest()
 
 
-#: Edited controls, made from the suspects themselves; see memorization/edited_controls.py.
+#: Edited controls, made from the suspects themselves; see memorization/auditing/edited_controls.py.
 EditName = Literal["mirror", "crop", "shuffle", "noise"]

@@ -25,7 +25,7 @@ def load_references(item: AuditItem, size: tuple[int, int]) -> References:
 
     from diffkit.images import load_image
     from diffkit.seeds import item_seed
-    from memorization.edited_controls import edit
+    from memorization.auditing.edited_controls import edit
 
     if not item.suspect.images:
         return References(None, "no image to compare with")

@@ -22,7 +22,7 @@ from diffkit.seeds import item_seed
 from memorization.attack.checkpoint import FileCheckpoint
 from memorization.auditing.run import Applied, AuditResult, Reference, audit
 from memorization.auditing.settings import AuditSettings
-from memorization.edited_controls import edit
+from memorization.auditing.edited_controls import edit
 from memorization.items import Gathered, gather
 
 SETTINGS = AuditSettings(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffkit.lab import textures
-from memorization.edited_controls import EDITS, edit
+from memorization.auditing.edited_controls import EDITS, edit
 
 IMAGE = textures.dead_leaves(1, generator=torch.Generator().manual_seed(3))[0]
 
