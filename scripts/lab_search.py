@@ -17,7 +17,7 @@ from pathlib import Path
 
 from diffkit.prompts import read_prompts
 from ttsnap import TTSnapPipeline
-from ttsnap.noise_aware.reward import NoiseAware
+from ttsnap.noise_aware.reward import NoiseAwareReward
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +60,7 @@ def main() -> None:
         subprocess.run([*start, "-m", "diffkit", "ttsnap", *line], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         seconds[name] = round(time.monotonic() - began, 1)
     began = time.monotonic()
-    reward = NoiseAware.from_pretrained(given.out / "distilled" / "model")
+    reward = NoiseAwareReward.from_pretrained(given.out / "distilled" / "model")
     pipe = TTSnapPipeline.from_pretrained("lab", reward=reward)
     schedule = given.out / "schedule.json"
     pipe("a red circle left of a blue square on gray", num_inference_steps=20, budget="4x", schedule=schedule, seed=7)

@@ -18,7 +18,7 @@ from diffkit.rewards import load_reward
 from diffkit.segments import plan
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import kendall
-from ttsnap.trajectories.collect import Settings, collect
+from ttsnap.trajectories.collect import CollectSettings, collect
 from ttsnap.trajectories.dataset import steps_near
 
 AWARE, PLAIN = "lab-noise-aware", "lab"
@@ -30,7 +30,7 @@ def measure(steps: int, prompts: int, candidates: int, out: Path) -> dict[str, A
     """Mean tau with the final reward over the early levels, of both rewards, with intervals over prompts."""
     pipe = load_pipeline("lab")
     near = steps_near(plan(pipe, steps).sigmas, LEVELS)
-    settings = Settings(candidates, steps, 3.0, None, previews=False, record=near, seed=3)
+    settings = CollectSettings(candidates, steps, 3.0, None, previews=False, record=near, seed=3)
     rewards = {name: load_reward(name) for name in (PLAIN, AWARE)}
     found = collect(pipe, read_prompts("lab:held-out", prompts), rewards, settings, out=out)
     row: dict[str, Any] = {"steps": steps, "looks": list(near), "n": prompts}

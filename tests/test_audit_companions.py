@@ -20,9 +20,9 @@ from diffkit.loading import model_checksum
 from diffkit.mitigation import Mitigation, save_mitigation
 from diffkit.seeds import item_seed
 from memorization.attack.checkpoint import FileCheckpoint
+from memorization.auditing.edited_controls import edit
 from memorization.auditing.run import Applied, AuditResult, Reference, audit
 from memorization.auditing.settings import AuditSettings
-from memorization.auditing.edited_controls import edit
 from memorization.items import Gathered, gather
 
 SETTINGS = AuditSettings(

@@ -20,8 +20,8 @@ from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import generators
 from ttsnap.evaluation.compare import _judged
-from ttsnap.evaluation.compare_report import difference_figure, summarise, table_rows
-from ttsnap.evaluation.contenders import Told, read_contenders
+from ttsnap.evaluation.compare_report import difference_figure, summarise_searches, table_rows
+from ttsnap.evaluation.contenders import PairedReward, read_contenders
 
 PROMPTS = ["a dog", "cat", "a red circle left of a blue square on gray"]
 SEARCHES = "best-of-n,ttsp,ttsnap,halving,zero-order,fk"
@@ -194,25 +194,25 @@ def test_unknown_is_none_and_lower_may_be_better():
         {**base, "search": search, "index": index, "reward": reward}
         for search, index, reward in [("best-of-n", 0, 1.0), ("best-of-n", 1, 2.0), ("ttsp", 0, 0.5), ("ttsp", 1, 1.0)]
     ]
-    first, second = summarise(items, higher_is_better=False)
+    first, second = summarise_searches(items, higher_is_better=False)
     assert first["reward_gain"] is None
     assert first["judged"] is None
     assert second["reward_gain"]["mean"] == pytest.approx(0.75)
     assert second["unspent_share"] == 0.5
-    _, single = summarise([items[0], items[2]])
+    _, single = summarise_searches([items[0], items[2]])
     assert single["reward_gain"] == {"mean": -0.5, "low": None, "high": None, "n": 1}
     assert table_rows([first, second, single])[1][2][2] == "-0.5000"
     difference_figure([first, second, single], reward="r", budget="4x")
-    [alone] = summarise(items[2:])
+    [alone] = summarise_searches(items[2:])
     assert alone["reward_gain"] is None
 
 
 def test_finished_images_are_scored_plainly_and_estimates_by_the_one_that_knows_noise():
     images = torch.rand(2, 3, 8, 8)
-    told = Told(plain(), aware())
+    told = PairedReward(plain(), aware())
     assert list(told.score(images, ["a", "b"])) == pytest.approx((images.mean((1, 2, 3)) * 10).tolist())
     assert torch.equal(told.score_estimates(images, ["a", "b"], 0.0), aware().score_estimates(images, ["a", "b"], 0.0))
     opposite = aware()
     opposite.higher_is_better = False
     with pytest.raises(InputError, match="opposite directions"):
-        Told(plain(), opposite)
+        PairedReward(plain(), opposite)

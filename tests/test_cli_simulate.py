@@ -22,7 +22,7 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.trajectories.collect import collect
 from ttsnap.trajectories.dataset import Trajectories
 from ttsnap.trajectories.read import load_tensor
-from ttsnap.trajectories.recorder import Settings
+from ttsnap.trajectories.recorder import CollectSettings
 
 PUBLISHED = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")
 
@@ -126,7 +126,7 @@ def test_unknown_scores_are_null_and_counted(tmp_path: Path) -> None:
 def test_a_collected_folder_brings_its_rewards_and_its_costs(tmp_path: Path) -> None:
     rewards = {"mean": as_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))),
                "red": as_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2)))}  # fmt: skip
-    settings = Settings(candidates=3, num_inference_steps=4, micro_batch=3)
+    settings = CollectSettings(candidates=3, num_inference_steps=4, micro_batch=3)
     collect(tiny_pipeline(), ["a dog", "cat"], rewards, settings, out=tmp_path / "run")
     recorded = Trajectories.open(tmp_path / "run")
     prices = recorded.prices("red")

@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from diffkit.errors import DiffkitError, InputError
 from diffkit.parameterization import log_snr
 from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
-from ttsnap.noise_aware.curriculum import Settings, Stage, choose_steps, curriculum
+from ttsnap.noise_aware.curriculum import DistillSettings, Stage, choose_steps, curriculum
 from ttsnap.noise_aware.distill import distill, plain_limit
 from ttsnap.noise_aware.held_out import LevelTau, taus
-from ttsnap.noise_aware.reward import NoiseAware
+from ttsnap.noise_aware.reward import NoiseAwareReward
 from ttsnap.noise_aware.trainer import Trainer
 from ttsnap.trajectories.dataset import Trajectories
 
 PROMPTS, CANDIDATES = 24, 6
-LEARN = Settings(steps=(0, 1), stages=2, steps_per_stage=50, batch=24, learning_rate=3e-3, held_out=0.34, rank=4)
+LEARN = DistillSettings(steps=(0, 1), stages=2, steps_per_stage=50, batch=24, learning_rate=3e-3, held_out=0.34, rank=4)
 SHORT = dataclasses.replace(LEARN, steps_per_stage=6, checkpoint_every=4, batch=12)
 
 
@@ -64,7 +64,7 @@ def test_it_learns(backend, loss, found, base, tmp_path):
     assert [level.step for level in levels] == [1, 0]
     assert reward.levels == (log_snr(SIGMAS[1]), log_snr(SIGMAS[0]))
     images, prompts = found[0].estimates(0), [found.prompts[0]] * CANDIDATES
-    again = NoiseAware.from_pretrained(tmp_path / "model", base)
+    again = NoiseAwareReward.from_pretrained(tmp_path / "model", base)
     assert torch.equal(
         again.score_estimates(images, prompts, reward.levels[1]),
         reward.score_estimates(images, prompts, reward.levels[1]),
@@ -304,7 +304,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
     for worker in workers:
         worker.join(240)
     assert [worker.exitcode for worker in workers] == [0, 0]
-    two = NoiseAware.from_pretrained(tmp_path / "two" / "model", base)
+    two = NoiseAwareReward.from_pretrained(tmp_path / "two" / "model", base)
     assert_close(two.states[0], reward.states[0])
     assert [level["prompts"] for level in two.card["tau"]] == [level.prompts for level in levels]
 

@@ -18,14 +18,14 @@ from diffkit.errors import InputError
 from tests.tiny_trajectories import tiny_reward, tiny_trajectories
 from ttsnap.cli.app import app
 from ttsnap.cli.distill import parse_levels
-from ttsnap.noise_aware.curriculum import Settings, choose_steps
+from ttsnap.noise_aware.curriculum import DistillSettings, choose_steps
 from ttsnap.noise_aware.data import draw, preference_loss, split_prompts, spread_within_prompts, standardised, stream
 from ttsnap.noise_aware.distill import distill
-from ttsnap.noise_aware.held_out import calibrate, compare_level, taus
+from ttsnap.noise_aware.held_out import compare_level, fit_calibration, taus
 from ttsnap.noise_aware.trainer import Trainer
 
 PROMPTS, CANDIDATES = 24, 6
-SHORT = Settings(steps=(0, 1), stages=2, steps_per_stage=6, batch=12, learning_rate=3e-3, held_out=0.34)
+SHORT = DistillSettings(steps=(0, 1), stages=2, steps_per_stage=6, batch=12, learning_rate=3e-3, held_out=0.34)
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +133,10 @@ def test_standardised_targets_have_one_mean_and_spread():
 
 def test_calibration_is_the_line_within_prompts():
     final = np.random.default_rng(1).normal(0, 1, (5, 7))
-    scale, shift = calibrate((final - 2) / 3, final)
+    scale, shift = fit_calibration((final - 2) / 3, final)
     assert (scale, shift) == pytest.approx((3, 2))
-    assert calibrate(-final, final).scale == 1.0  # never turned round
-    assert calibrate(np.ones((5, 7)), final).scale == 1.0
+    assert fit_calibration(-final, final).scale == 1.0  # never turned round
+    assert fit_calibration(np.ones((5, 7)), final).scale == 1.0
 
 
 def test_tau_leaves_out_what_has_none():

@@ -26,7 +26,7 @@ from diffkit.segments import Candidate, Denoising, plan, run_segment
 from ttsnap import TTSnapPipeline
 from ttsnap.search.pipeline_kwargs import sort_keywords
 from ttsnap.trajectories.collect import collect
-from ttsnap.trajectories.recorder import Settings
+from ttsnap.trajectories.recorder import CollectSettings
 
 STEPS, SEED, PROMPT = 4, 11, "a dog"
 NAMES = list(FAMILY_ROWS)
@@ -351,7 +351,7 @@ def test_neighbours_mix_noise_of_packed_latents(name):
 def test_trajectories_are_recorded(name, tmp_path):
     """The default texts of FLUX.1 have 512 tokens, so two seeds and two steps must do."""
     pipe = pipeline(name)
-    settings = Settings(2, 2, 1.0, height=32, width=32, micro_batch=1)
+    settings = CollectSettings(2, 2, 1.0, height=32, width=32, micro_batch=1)
     found = collect(pipe, [PROMPT], {"brightness": as_reward(brightness)}, settings, out=tmp_path)
     plain = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 32, "width": 32, "output_type": "pt"}
     for index, score in enumerate(found[0].finals["brightness"].tolist()):

@@ -13,7 +13,7 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
 from ttsnap.evaluation.simulate import simulate
-from ttsnap.fitting.index_fit import calibrate, fit_index, replay_index
+from ttsnap.fitting.index_fit import fit_index, price_for_budget, replay_index
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.index_rule import IndexRule
@@ -111,7 +111,7 @@ def test_beats_best_of_n_and_fixed_fractions_when_the_scale_is_known():
     model = true_model()
     budget = 6.0
     rule = IndexRule(model, model.costs(PRICES), 0.1, 6 * budget, caution=0.0)
-    found = replay_index(calibrate(rule, tensor, budget), tensor, resamples=10, seed=2)
+    found = replay_index(price_for_budget(rule, tensor, budget), tensor, resamples=10, seed=2)
     fractions = [
         PruningSchedule(steps, keep)
         for steps in itertools.combinations(LOOKS, 2)

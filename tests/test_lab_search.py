@@ -15,7 +15,7 @@ from ttsnap import TTSnapPipeline
 from ttsnap.alignment import kendall
 from ttsnap.assets import NAMES
 from ttsnap.schedules.fitted_schedule import FittedSchedule
-from ttsnap.trajectories.collect import Settings, collect
+from ttsnap.trajectories.collect import CollectSettings, collect
 from ttsnap.trajectories.dataset import steps_near
 from ttsnap.trajectories.read import load_tensor
 
@@ -53,7 +53,7 @@ def test_taught_at_20_steps_it_ranks_better_than_the_plain_reward_at_12(tmp_path
     pipe = load_pipeline("lab")
     near = steps_near(plan(pipe, 12).sigmas, (-8.2, -6.5, -5.0, -3.6))
     rewards = {name: load_reward(name) for name in ("lab", "lab-noise-aware")}
-    settings = Settings(12, 12, 3.0, previews=False, record=near, seed=3)
+    settings = CollectSettings(12, 12, 3.0, previews=False, record=near, seed=3)
     found = collect(pipe, read_prompts("lab:held-out", 6), rewards, settings, out=tmp_path / "run")
     taus = {}
     for name in rewards:

@@ -26,7 +26,7 @@ from diffkit.lab.trio import (
 )
 from diffkit.loading import load_pipeline
 from diffkit.rewards import load_reward
-from ttsnap.noise_aware.reward import NoiseAware
+from ttsnap.noise_aware.reward import NoiseAwareReward
 
 CAPTION = "a red circle left of a blue square above a green triangle on gray"
 
@@ -118,7 +118,7 @@ def test_the_reward_of_two_things_refuses_three() -> None:
 
 def test_the_noise_aware_reward_reads_clauses() -> None:
     aware = load_reward("lab-trio-noise-aware")
-    assert isinstance(aware, NoiseAware)
+    assert isinstance(aware, NoiseAwareReward)
     assert aware.flops_per_image < 1.3 * load_reward("lab").flops_per_image
     trios = held_out_trios(4, seed=5)
     images = draw_trios(trios, seed=5)

@@ -25,7 +25,7 @@ from memorization.detection.settings import DetectSettings
 from memorization.items import Gathered, gather
 from ttsnap import TTSnapPipeline
 from ttsnap.trajectories.collect import collect
-from ttsnap.trajectories.recorder import Settings
+from ttsnap.trajectories.recorder import CollectSettings
 
 WORDS = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 
@@ -139,9 +139,9 @@ def test_recordings_are_those_of_the_size_that_fits(tmp_path):
 
     rewards, pipe = {"bright": as_reward(brightness)}, tiny_pipeline()
     told = {"candidates": 3, "num_inference_steps": 3, "seed": 7}
-    collect(pipe, ["a dog", "cat"], rewards, Settings(**told, micro_batch=2), out=tmp_path / "fixed")
+    collect(pipe, ["a dog", "cat"], rewards, CollectSettings(**told, micro_batch=2), out=tmp_path / "fixed")
     with room_for(pipe, 4) as given:
-        collect(pipe, ["a dog", "cat"], rewards, Settings(**told, micro_batch="auto"), out=tmp_path / "auto")
+        collect(pipe, ["a dog", "cat"], rewards, CollectSettings(**told, micro_batch="auto"), out=tmp_path / "auto")
     assert max(given) == 16
     assert items(tmp_path / "auto") == items(tmp_path / "fixed")  # the shards' checksums among them
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from diffkit.errors import InputError
 from diffkit.rewards import REWARDS
-from diffkit.rewards.base import NoiseAwareReward, TrainableReward, score_checked
+from diffkit.rewards.base import EstimateReward, TrainableReward, score_checked
 from tests.tiny_trajectories import SIDE, tiny_reward
 from ttsnap import assets
 from ttsnap.noise_aware.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
-from ttsnap.noise_aware.reward import CLEAN_MARGIN, Calibration, NoiseAware, load_lab, weights_digest
+from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward, load_lab, weights_digest
 
 LEVELS = (2.0, -1.0, -4.0)
 PROMPTS = ["a dog", "cat at", "dog", "at at"]
@@ -45,7 +45,7 @@ def disturbed(backend, base, seed):
 def distilled(backend, base, **options):
     count = 1 if backend == "conditioned" else len(LEVELS)
     states = [disturbed(backend, base, seed) for seed in range(count)]
-    return NoiseAware(base, backend=backend, levels=LEVELS, states=states, rank=2, **options)
+    return NoiseAwareReward(base, backend=backend, levels=LEVELS, states=states, rank=2, **options)
 
 
 def test_the_lab_reward_can_be_trained(base, images):
@@ -70,7 +70,7 @@ def test_untrained_it_scores_like_the_plain_reward(backend, base, images):
 def test_its_copy_leaves_the_plain_reward_alone(backend, base, images):
     before = weights_digest(base.module)
     reward = distilled(backend, base)
-    assert isinstance(reward, NoiseAwareReward)
+    assert isinstance(reward, EstimateReward)
     assert torch.equal(reward.score(images, PROMPTS), base.score(images, PROMPTS))
     assert not torch.allclose(reward.score_estimates(images, PROMPTS, -4.0), base.score(images, PROMPTS))
     assert weights_digest(base.module) == before
@@ -79,13 +79,13 @@ def test_its_copy_leaves_the_plain_reward_alone(backend, base, images):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_round_trip_is_exact_to_half_precision(backend, base, images, tmp_path):
-    reward = distilled(backend, base, calibrations=[Calibration(2.0, 1.0)] * 3, card={"tau": None})
+    reward = distilled(backend, base, calibrations=[LinearCalibration(2.0, 1.0)] * 3, card={"tau": None})
     reward.save_pretrained(tmp_path / "first")
-    first = NoiseAware.from_pretrained(tmp_path / "first", base)
+    first = NoiseAwareReward.from_pretrained(tmp_path / "first", base)
     for mine, theirs in zip(reward.states, first.states, strict=True):
         assert all(torch.equal(mine[name].half().float(), theirs[name]) for name in mine)
     first.save_pretrained(tmp_path / "second")
-    second = NoiseAware.from_pretrained(tmp_path / "second", base)
+    second = NoiseAwareReward.from_pretrained(tmp_path / "second", base)
     for log_snr in (*LEVELS, 0.3):
         old, new = (one.score_estimates(images, PROMPTS, log_snr) for one in (first, second))
         assert torch.equal(old, new)
@@ -130,7 +130,7 @@ def test_far_cleaner_than_trained_is_scored_plainly(backend, base, images):
 
 
 def test_calibrations_bring_scores_to_the_plain_rewards_unit(base, images):
-    lines = [Calibration(1.0, 0.0), Calibration(2.0, 1.0), Calibration(4.0, -1.0)]
+    lines = [LinearCalibration(1.0, 0.0), LinearCalibration(2.0, 1.0), LinearCalibration(4.0, -1.0)]
     plain, conditioned = distilled("conditioned", base), distilled("conditioned", base, calibrations=lines)
     for log_snr, (scale, shift) in {2.0: lines[0], -1.0: lines[1], -4.0: lines[2], 0.5: (1.5, 0.5)}.items():
         expected = scale * plain.score_estimates(images, PROMPTS, log_snr) + shift
@@ -142,7 +142,7 @@ def test_calibrations_bring_scores_to_the_plain_rewards_unit(base, images):
 
 
 def test_one_level_serves_all(base, images):
-    reward = NoiseAware(base, backend="conditioned", levels=[0.0], states=[disturbed("conditioned", base, 0)])
+    reward = NoiseAwareReward(base, backend="conditioned", levels=[0.0], states=[disturbed("conditioned", base, 0)])
     assert torch.equal(reward.score_estimates(images, PROMPTS, -5), reward.score_estimates(images, PROMPTS, 0.9))
 
 
@@ -171,33 +171,33 @@ def test_another_base_reward_is_refused(base, tmp_path):
     distilled("full", base).save_pretrained(tmp_path / "model")
     other = tiny_reward(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="distilled from the reward 'lab' with other weights"):
-        NoiseAware.from_pretrained(tmp_path / "model", other)
+        NoiseAwareReward.from_pretrained(tmp_path / "model", other)
     with pytest.raises(InputError, match="other weights"):  # the registered reward of that name is the shipped one
-        NoiseAware.from_pretrained(tmp_path / "model")
+        NoiseAwareReward.from_pretrained(tmp_path / "model")
 
 
 def test_damaged_and_foreign_folders_are_refused(base, tmp_path):
     folder = tmp_path / "model"
     with pytest.raises(InputError, match="holds no distilled reward"):
-        NoiseAware.from_pretrained(folder, base)
+        NoiseAwareReward.from_pretrained(folder, base)
     distilled("lora", base).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "levels" / "01.safetensors").write_bytes(b"no tensor")
     with pytest.raises(InputError, match="damaged"):
-        NoiseAware.from_pretrained(folder, base)
+        NoiseAwareReward.from_pretrained(folder, base)
     (folder / "config.json").write_text(json.dumps({**config, "schema_version": 99}))
     with pytest.raises(InputError, match="newer diffkit"):
-        NoiseAware.from_pretrained(folder, base)
+        NoiseAwareReward.from_pretrained(folder, base)
 
 
 def test_refusals(base, images):
     state = disturbed("full", base, 0)
     with pytest.raises(InputError, match="fall from clean to noisy"):
-        NoiseAware(base, backend="full", levels=[-1.0, 2.0], states=[state, state])
+        NoiseAwareReward(base, backend="full", levels=[-1.0, 2.0], states=[state, state])
     with pytest.raises(InputError, match="fall from clean to noisy"):
-        NoiseAware(base, backend="full", levels=[math.inf], states=[state])
+        NoiseAwareReward(base, backend="full", levels=[math.inf], states=[state])
     with pytest.raises(InputError, match="1 sets of weights for 2 levels"):
-        NoiseAware(base, backend="full", levels=[2.0, -1.0], states=[state])
+        NoiseAwareReward(base, backend="full", levels=[2.0, -1.0], states=[state])
     with pytest.raises(InputError, match="another network, back-end or rank"):
         load_trainable(build("lora", base), state)
     with pytest.raises(InputError, match="not a number"):

@@ -27,7 +27,7 @@ from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, run_segment
 from ttsnap.trajectories.collect import collect
 from ttsnap.trajectories.dataset import Trajectories, shard_name, steps_near
-from ttsnap.trajectories.recorder import Recorder, Settings, preview_side, small
+from ttsnap.trajectories.recorder import CollectSettings, Recorder, preview_side, small
 
 PROMPTS = ["a dog", "cat at dog", "dog", "at a cat"]
 STEPS, GUIDANCE = 5, 3.0
@@ -38,7 +38,7 @@ def brightness(images, prompts):
 
 
 def settings(**changes):
-    return Settings(**{"candidates": 2, "num_inference_steps": STEPS, "micro_batch": 2, "seed": 7, **changes})
+    return CollectSettings(**{"candidates": 2, "num_inference_steps": STEPS, "micro_batch": 2, "seed": 7, **changes})
 
 
 pipeline = functools.cache(tiny_pipeline)  # its FLOP are counted once

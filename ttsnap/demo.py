@@ -64,7 +64,7 @@ def search(pipe: TTSnapPipeline, caption: str, prompt_index: int, options: Mappi
     )
 
 
-def compare(captions: list[str], *, seed: int = 0, model: str = "lab") -> dict[str, list[Outcome]]:
+def search_captions(captions: list[str], *, seed: int = 0, model: str = "lab") -> dict[str, list[Outcome]]:
     """Search every caption in each of :data:`WAYS`; the same run seed, so the pools share their first seeds."""
     from diffkit.console import progress
     from ttsnap.pipeline import TTSnapPipeline
@@ -86,7 +86,7 @@ def demonstrate(folder: Path) -> Demonstration:
     from diffkit.lab.world import held_out_scenes
 
     captions = [scene.caption for scene in held_out_scenes(PROMPTS, seed=31)]
-    found = compare(captions)
+    found = search_captions(captions)
     folder.mkdir(parents=True, exist_ok=True)
     save_png(contact_sheet([o.image for row in found.values() for o in row], columns=PROMPTS), folder / "winners.png")
     (folder / "captions.txt").write_text("\n".join(captions) + "\n")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffkit.errors import InputError
 
 __all__ = [
-    "NoiseAwareReward",
+    "EstimateReward",
     "Reward",
     "RewardFunction",
     "RewardLike",
@@ -47,7 +47,7 @@ class Reward(Protocol):
 
 
 @runtime_checkable
-class NoiseAwareReward(Reward, Protocol):
+class EstimateReward(Reward, Protocol):
     """A reward that can also say what an unfinished image will be worth; ``score`` stays the reward of finished ones.
 
     The noise level is a log signal-to-noise ratio, not a step number, so that one reward serves any number of steps.
@@ -164,7 +164,7 @@ def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str], log_sn
     """
     if len(prompts) != len(images):
         raise InputError(f"Got {len(prompts)} prompts for {len(images)} images; give one each.")
-    if log_snr is not None and isinstance(reward, NoiseAwareReward):
+    if log_snr is not None and isinstance(reward, EstimateReward):
         returned = reward.score_estimates(images, list(prompts), log_snr)
     else:
         returned = reward.score(images, list(prompts))

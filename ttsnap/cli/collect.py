@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffkit.families import Pipeline
     from diffkit.rewards.base import Reward
     from diffkit.segments import Plan
-    from ttsnap.trajectories.recorder import Settings
+    from ttsnap.trajectories.recorder import CollectSettings
 
 EXIT_ITEMS = 3
 
@@ -74,7 +74,7 @@ def collect(
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
     from ttsnap.search.preview_decoder import load_preview_vae
-    from ttsnap.trajectories.collect import Settings
+    from ttsnap.trajectories.collect import CollectSettings
     from ttsnap.trajectories.collect import collect as carry_out
 
     at_once = read_micro_batch(micro_batch)
@@ -82,7 +82,7 @@ def collect(
     scorers = {name: load_reward(name) for name in _names(rewards)}
     first = parallel.is_first()  # before the model: it gives each process its device
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
-    settings = Settings(
+    settings = CollectSettings(
         candidates, steps, guidance, negative,
         micro_batch=at_once, previews=previews, seed=seed, record=_steps(record, plan(pipe, steps)),
     )  # fmt: skip
@@ -140,7 +140,7 @@ def _origin(model: str, revision: str | None, dtype: str, preview: str | None) -
     return origin
 
 
-def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], settings: Settings) -> None:
+def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], settings: CollectSettings) -> None:
     from diffkit.segments import plan
 
     steps = plan(pipe, settings.num_inference_steps)

@@ -66,7 +66,7 @@ def compare(
     from diffkit.ledger import parse_budget
     from diffkit.loading import load_pipeline
     from diffkit.prompts import read_prompts
-    from ttsnap.evaluation.compare import Settings
+    from ttsnap.evaluation.compare import CompareSettings
     from ttsnap.evaluation.compare import compare as carry_out
     from ttsnap.evaluation.contenders import read_contenders
     from ttsnap.pipeline import TTSnapPipeline
@@ -83,7 +83,7 @@ def compare(
     pipe = TTSnapPipeline.from_pipe(load_pipeline(model, revision=revision, dtype=dtype, device=device))
     pipe.set_progress_bar_config(disable=True)
     preview = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
-    settings = Settings(budget, steps, guidance, negative, seed, group, micro_batch)
+    settings = CompareSettings(budget, steps, guidance, negative, seed, group, micro_batch)
     origin = {
         "model": model, "revision": revision, "dtype": dtype, "prompts": texts, "searches": searches,
         "budget": budget, "reward": reward, "noise_aware": noise_aware, "steps": steps, "guidance": guidance,
@@ -106,17 +106,19 @@ def compare(
 def _reward(name: str, noise_aware: str) -> Reward:
     """The plain reward, with the judge of estimates beside it where there is one."""
     from diffkit.rewards import load_reward
-    from diffkit.rewards.base import NoiseAwareReward
-    from ttsnap.evaluation.contenders import Told
-    from ttsnap.noise_aware.reward import NoiseAware
+    from diffkit.rewards.base import EstimateReward
+    from ttsnap.evaluation.contenders import PairedReward
+    from ttsnap.noise_aware.reward import NoiseAwareReward
 
     plain = load_reward(name)
     if noise_aware == "none":
         return plain
-    aware: object = NoiseAware.from_pretrained(noise_aware) if Path(noise_aware).is_dir() else load_reward(noise_aware)
-    if not isinstance(aware, NoiseAwareReward):
+    aware: object = (
+        NoiseAwareReward.from_pretrained(noise_aware) if Path(noise_aware).is_dir() else load_reward(noise_aware)
+    )
+    if not isinstance(aware, EstimateReward):
         raise InputError(f"The reward {noise_aware!r} does not know noise levels; give another, or none.")
-    return Told(plain, aware)
+    return PairedReward(plain, aware)
 
 
 def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | None) -> dict[str, str]:

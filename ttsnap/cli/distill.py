@@ -59,10 +59,10 @@ def distill(
         raise InputError("There is no folder for the reward; give one with --out, for example --out runs/distilled.")
     from diffkit.rewards import load_reward
     from diffkit.rewards.base import TrainableReward
-    from ttsnap.noise_aware.curriculum import Settings, choose_steps, curriculum
+    from ttsnap.noise_aware.curriculum import DistillSettings, choose_steps, curriculum
     from ttsnap.trajectories.dataset import Trajectories
 
-    settings = Settings(
+    settings = DistillSettings(
         backend=backend, loss=loss, standardise=standardise, steps=parse_levels(levels), stages=stages, epochs=epochs,
         steps_per_stage=steps_per_stage, learning_rate=learning_rate, batch=batch, accumulate=accumulate,
         held_out=held_out, temperature=temperature, soft=not hard, rank=rank, mixed_precision=mixed_precision,

@@ -29,7 +29,7 @@ def rescore(
     Exit codes: 0 done; 2 wrong input.
     """
     from diffkit.rewards import load_reward
-    from ttsnap.noise_aware.reward import NoiseAware
+    from ttsnap.noise_aware.reward import NoiseAwareReward
     from ttsnap.reward_tensor import save_npz
     from ttsnap.trajectories.dataset import Trajectories
     from ttsnap.trajectories.rescore import rescore as score_anew
@@ -37,7 +37,7 @@ def rescore(
     if out is None or out.suffix != ".npz":
         raise InputError("There is no file for the rewards; give one that ends in .npz with --out.")
     found = Trajectories.open(trajectories)
-    scorer = NoiseAware.from_pretrained(reward) if Path(reward).is_dir() else load_reward(reward)
+    scorer = NoiseAwareReward.from_pretrained(reward) if Path(reward).is_dir() else load_reward(reward)
     name = base or (found.names[0] if len(found.names) == 1 else None)
     if name is None:
         raise InputError(f"{trajectories} holds {', '.join(found.names)}; say which finals count with --base.")

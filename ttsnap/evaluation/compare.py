@@ -18,7 +18,7 @@ from diffkit.lab import judge
 from diffkit.rewards.base import Reward
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
-from ttsnap.evaluation.compare_report import summarise, write_page
+from ttsnap.evaluation.compare_report import summarise_searches, write_page
 from ttsnap.evaluation.contenders import Contender
 from ttsnap.pipeline import TTSnapPipeline
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -26,14 +26,14 @@ from ttsnap.search.budget import priced
 from ttsnap.search.noise import Noise
 from ttsnap.search.request import Found, Request
 
-__all__ = ["KIND", "Settings", "compare"]
+__all__ = ["KIND", "CompareSettings", "compare"]
 
 KIND = "ttsnap-compare"
 JUDGED_SIZE = (3, 64, 64)
 
 
 @dataclass(frozen=True)
-class Settings:
+class CompareSettings:
     """What is the same for all strategies.
 
     Attributes:
@@ -70,7 +70,7 @@ class _Bench:
     pipe: TTSnapPipeline
     prompts: Sequence[str]
     reward: Reward
-    settings: Settings
+    settings: CompareSettings
     preview_vae: Autoencoder | None
 
     def request(self, contender: Contender, first: int, stop: int) -> Request:
@@ -141,7 +141,7 @@ def compare(
     prompts: Sequence[str],
     contenders: Sequence[Contender],
     reward: Reward,
-    settings: Settings,
+    settings: CompareSettings,
     *,
     out: str | Path,
     origin: Mapping[str, Any],
@@ -154,7 +154,7 @@ def compare(
         dry: only check that every strategy can work here.
 
     Returns:
-        the rows of :func:`ttsnap.evaluation.compare_report.summarise` on the first process; None on the others, and
+        the rows of :func:`ttsnap.evaluation.compare_report.summarise_searches` on the first process; None on the others, and
         when dry.
 
     Raises:
@@ -192,7 +192,7 @@ def compare(
         if run is None:
             return None
         items = [run.done[f"{one.label}/{index:06d}"] for one in contenders for index in range(len(prompts))]
-        rows = summarise(items, higher_is_better=reward.higher_is_better)
+        rows = summarise_searches(items, higher_is_better=reward.higher_is_better)
         run.write_json("summary.json", rows)
         write_page(run, rows, items)
         return rows

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from diffkit.report.html import CellLike
     from diffkit.runs import Run
 
-__all__ = ["BASELINE", "difference_figure", "picture_sheet", "summarise", "write_page"]
+__all__ = ["BASELINE", "difference_figure", "picture_sheet", "summarise_searches", "write_page"]
 
 BASELINE = "best-of-n"
 INK, QUIET, ABOVE, BELOW = "#1b1f24", "#8a94a3", "#2f6fb3", "#c2410c"
 SHOWN = 12  # prompts on the sheet of pictures
 
 
-def summarise(items: Sequence[dict[str, Any]], *, higher_is_better: bool = True) -> list[dict[str, Any]]:
+def summarise_searches(items: Sequence[dict[str, Any]], *, higher_is_better: bool = True) -> list[dict[str, Any]]:
     """One row for each strategy; figures that cannot be known are None.
 
     ``reward_gain`` and ``judged_gain`` are mean differences to best-of-N on the prompts that both could score, with

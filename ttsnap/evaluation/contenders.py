@@ -9,12 +9,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.rewards.base import NoiseAwareReward, Reward
+from diffkit.rewards.base import EstimateReward, Reward
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.registry import load_search
 from ttsnap.search.strategies.base import Strategy
 
-__all__ = ["Contender", "Told", "read_contenders"]
+__all__ = ["Contender", "PairedReward", "read_contenders"]
 
 
 class Contender(NamedTuple):
@@ -70,10 +70,10 @@ def _strategy(name: str, schedule: PruningSchedule | None, index: str | Path | N
     return IndexSearch.from_file(index, hard=name == "index")
 
 
-class Told:
+class PairedReward:
     """A plain reward for finished images, and another that judges estimates with their noise level."""
 
-    def __init__(self, reward: Reward, aware: NoiseAwareReward) -> None:
+    def __init__(self, reward: Reward, aware: EstimateReward) -> None:
         if reward.higher_is_better != aware.higher_is_better:
             raise InputError(f"The rewards {reward.name!r} and {aware.name!r} point in opposite directions.")
         self.reward, self.aware = reward, aware

@@ -18,7 +18,7 @@ from ttsnap.schedules.index_book import CAP, CAUTION, Floats, IndexBook
 from ttsnap.schedules.index_rule import IndexRule
 from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel
 
-__all__ = ["IndexReplay", "calibrate", "fit_index", "replay_index"]
+__all__ = ["IndexReplay", "price_for_budget", "fit_index", "replay_index"]
 
 Ints = NDArray[np.int64]
 PRICE_STEPS = 7  # evaluations in the search for a price
@@ -73,7 +73,7 @@ def replay_index(
     return IndexReplay(best.reshape(shape), state.spent.reshape(shape), state.opened.reshape(shape))
 
 
-def calibrate(
+def price_for_budget(
     rule: IndexRule,
     tensor: RewardTensor,
     budget: float,
@@ -134,7 +134,7 @@ def fit_index(
     near = None
     for budget in (amount / one for amount in budgets):
         rule = replace(rule, limit=cap * budget, _table=rule.table)
-        rule = calibrate(rule, tensor, budget, resamples=resamples, seed=seed, near=near)
+        rule = price_for_budget(rule, tensor, budget, resamples=resamples, seed=seed, near=near)
         entries.append((budget, rule.price))
         near = rule.price / 1.5
     info = {"reward": tensor.name, "prompts": len(tensor.final), "seed": seed}

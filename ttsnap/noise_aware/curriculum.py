@@ -13,13 +13,13 @@ from diffkit.errors import InputError
 from ttsnap.noise_aware.backends import BACKENDS, Backend
 from ttsnap.trajectories.dataset import Trajectories
 
-__all__ = ["Loss", "Settings", "Stage", "choose_steps", "curriculum"]
+__all__ = ["Loss", "DistillSettings", "Stage", "choose_steps", "curriculum"]
 
 Loss = Literal["mse", "preference"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class DistillSettings:
     """How to distil.
 
     Attributes:

@@ -16,7 +16,7 @@ from diffkit.errors import InputError
 from ttsnap.trajectories.dataset import Trajectories
 
 __all__ = [
-    "Batch",
+    "TrainingBatch",
     "Estimates",
     "draw",
     "finals",
@@ -103,7 +103,7 @@ def stream(seed: int, stage: int, step: int, take: int, count: int) -> list[int]
     return [int(_order(seed, stage, place // count, count)[place % count]) for place in places]
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Rows of one training step: (prompt's position, candidate, level) and the unit each belongs to."""
 
     rows: list[tuple[int, int, int]]
@@ -119,7 +119,7 @@ def draw(
     stage: int,
     step: int,
     part: slice = slice(None),
-) -> Batch:
+) -> TrainingBatch:
     """The batch of one step, a function of (seed, stage, step) alone.
 
     Args:
@@ -137,7 +137,7 @@ def draw(
         for prompt, candidate in units[chosen[place]]:
             rows.append((prompt, candidate, level))
             members.append(place)
-    return Batch(rows, members)
+    return TrainingBatch(rows, members)
 
 
 class Estimates:

@@ -29,9 +29,17 @@ from diffkit.rewards.base import TrainableReward
 from diffkit.runs import Run
 from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.noise_aware.checkpoint import Place
-from ttsnap.noise_aware.curriculum import Settings
-from ttsnap.noise_aware.held_out import LevelTau, Predict, calibrate, compare_level, predictions, recorded, tau_figure
-from ttsnap.noise_aware.reward import CLEAN_MARGIN, Calibration, NoiseAware, weights_digest
+from ttsnap.noise_aware.curriculum import DistillSettings
+from ttsnap.noise_aware.held_out import (
+    LevelTau,
+    Predict,
+    compare_level,
+    fit_calibration,
+    predictions,
+    recorded,
+    tau_figure,
+)
+from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward, weights_digest
 from ttsnap.noise_aware.trainer import Trainer
 from ttsnap.trajectories.dataset import Trajectories
 
@@ -43,21 +51,21 @@ CALIBRATION_PROMPTS = 32
 class Distilled(NamedTuple):
     """A distilled reward as it was read back from disk, and its levels, from clean to noisy, on held-out prompts."""
 
-    reward: NoiseAware
+    reward: NoiseAwareReward
     levels: list[LevelTau]
 
 
 def distill(
     found: Trajectories,
     base: TrainableReward,
-    settings: Settings,
+    settings: DistillSettings,
     folder: str | Path,
     *,
     tracker: str | GeneralTracker | None = None,
 ) -> Distilled:
     """Distil a reward on collected trajectories into ``folder``; the same call goes on there.
 
-    The folder is a run: ``model/`` (for :meth:`NoiseAware.from_pretrained`), ``metrics.jsonl`` with one line a stage,
+    The folder is a run: ``model/`` (for :meth:`NoiseAwareReward.from_pretrained`), ``metrics.jsonl`` with one line a stage,
     ``tau.png``, ``summary.json``. Under ``accelerate launch`` all processes call it and share the disk.
 
     Args:
@@ -84,7 +92,7 @@ def distill(
         if run is not None:
             reward.save_pretrained(folder / "model")
         trainer.accelerator.wait_for_everyone()
-        reward = NoiseAware.from_pretrained(folder / "model", base)
+        reward = NoiseAwareReward.from_pretrained(folder / "model", base)
         levels = _evaluate(trainer, reward.score_estimates, range(len(trainer.levels)))
         if run is not None:
             limit = plain_limit(levels)
@@ -164,17 +172,17 @@ def _evaluate(trainer: Trainer, predict: Predict, levels: Sequence[int]) -> list
     return found
 
 
-def _assemble(trainer: Trainer, folder: Path) -> NoiseAware:
+def _assemble(trainer: Trainer, folder: Path) -> NoiseAwareReward:
     """The reward from the stages' weights; in every process, since they share the disk."""
     stages = range(len(trainer.stages))
     kept = stages[-1:] if trainer.settings.backend == "conditioned" else stages
     states = [load_file(_stage_file(folder, stage)) for stage in kept]
     options: dict[str, Any] = {"backend": trainer.settings.backend, "levels": trainer.levels, "states": states,
                                "rank": trainer.settings.rank}  # fmt: skip
-    reward = NoiseAware(trainer.base, **options)
+    reward = NoiseAwareReward(trainer.base, **options)
     if trainer.settings.loss == "mse" and not trainer.settings.standardise:
         return reward  # in the reward's own unit already
-    return NoiseAware(trainer.base, **options, calibrations=_calibrations(trainer, reward.score_estimates))
+    return NoiseAwareReward(trainer.base, **options, calibrations=_calibrations(trainer, reward.score_estimates))
 
 
 def plain_limit(levels: Sequence[LevelTau]) -> float | None:
@@ -192,11 +200,11 @@ def plain_limit(levels: Sequence[LevelTau]) -> float | None:
     return (levels[first - 1].log_snr + levels[first].log_snr) / 2
 
 
-def _calibrations(trainer: Trainer, predict: Predict) -> list[Calibration]:
+def _calibrations(trainer: Trainer, predict: Predict) -> list[LinearCalibration]:
     some = trainer.train[:CALIBRATION_PROMPTS]
     final = trainer.final[some]
     return [
-        calibrate(predictions(trainer.estimates, predict, some, level, log_snr), final)
+        fit_calibration(predictions(trainer.estimates, predict, some, level, log_snr), final)
         for level, log_snr in enumerate(trainer.levels)
     ]
 

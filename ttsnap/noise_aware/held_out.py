@@ -15,9 +15,9 @@ from diffkit.parallel import gather, shard
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import kendall
 from ttsnap.noise_aware.data import Estimates
-from ttsnap.noise_aware.reward import Calibration
+from ttsnap.noise_aware.reward import LinearCalibration
 
-__all__ = ["LevelTau", "Predict", "calibrate", "compare_level", "predictions", "recorded", "tau_figure"]
+__all__ = ["LevelTau", "Predict", "fit_calibration", "compare_level", "predictions", "recorded", "tau_figure"]
 
 Floats = NDArray[np.float64]
 Predict = Callable[[Tensor, Sequence[str], float], Tensor]  # images, prompts, log-SNR -> scores
@@ -101,7 +101,7 @@ def compare_level(*, step: int, log_snr: float, before: Floats, after: Floats, f
     return LevelTau(step, log_snr, int(both.sum()), *means, *intervals)  # type: ignore[arg-type]
 
 
-def calibrate(scores: Floats, final: Floats) -> Calibration:
+def fit_calibration(scores: Floats, final: Floats) -> LinearCalibration:
     """The straight line from scores (P, N) to final rewards (P, N): its slope is that within prompts.
 
     A slope that is not above 0 says that nothing was learned; the scores keep their own scale then.
@@ -112,7 +112,7 @@ def calibrate(scores: Floats, final: Floats) -> Calibration:
     variance = float(np.nansum(x_within**2))
     slope = float(np.nansum(x_within * y_within)) / variance if variance > 0 else 1.0
     slope = slope if slope > 0 else 1.0
-    return Calibration(slope, float(np.nanmean(y) - slope * np.nanmean(x)))
+    return LinearCalibration(slope, float(np.nanmean(y) - slope * np.nanmean(x)))
 
 
 def tau_figure(levels: Sequence[LevelTau], path: Path) -> None:

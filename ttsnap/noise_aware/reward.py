@@ -29,14 +29,14 @@ from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.assets import NOISE_AWARE, shipped
 from ttsnap.noise_aware.backends import Backend, build, load_trainable
 
-__all__ = ["Calibration", "NoiseAware", "load_lab", "load_lab_trio", "weights_digest"]
+__all__ = ["LinearCalibration", "NoiseAwareReward", "load_lab", "load_lab_trio", "weights_digest"]
 
 SCHEMA_VERSION = 1
 CLEAN_MARGIN = 1.0  # in log-SNR: an estimate this much cleaner than the cleanest trained level is scored plainly
 SAME_LEVEL = 1e-3  # in log-SNR
 
 
-class Calibration(NamedTuple):
+class LinearCalibration(NamedTuple):
     """What brings a network's output back to the unit of the plain reward: ``scale * output + shift``; scale > 0."""
 
     scale: float = 1.0
@@ -52,7 +52,7 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class NoiseAware:
+class NoiseAwareReward:
     """A distilled reward. ``score`` is the plain reward; ``score_estimates`` knows the noise level.
 
     Which weights score an estimate at log-SNR v: ``full`` and ``lora`` take the straight line in v between the scores
@@ -85,7 +85,7 @@ class NoiseAware:
         backend: Backend,
         levels: Sequence[float],
         states: Sequence[Mapping[str, Tensor]],
-        calibrations: Sequence[Calibration] = (),
+        calibrations: Sequence[LinearCalibration] = (),
         rank: int = 8,
         plain_above: float | None = None,
         card: Mapping[str, Any] | None = None,
@@ -96,7 +96,7 @@ class NoiseAware:
             raise InputError(f"Got {len(states)} sets of weights for {len(self.levels)} levels of a {backend} reward.")
         self.base, self.backend, self.rank = base, backend, rank
         self.states = [{name: value.detach().float().cpu() for name, value in state.items()} for state in states]
-        self.calibrations = list(calibrations) or [Calibration()] * len(self.levels)
+        self.calibrations = list(calibrations) or [LinearCalibration()] * len(self.levels)
         self.card = dict(card or {})
         self.network: nn.Module = build(backend, base, rank=rank)
         for state in reversed(self.states):  # all are checked, the first stays
@@ -197,7 +197,7 @@ class NoiseAware:
         write_bytes_atomically(folder / "config.json", (dump_json(config, indent=2) + "\n").encode())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, base: TrainableReward | None = None) -> NoiseAware:
+    def from_pretrained(cls, folder: str | Path, base: TrainableReward | None = None) -> NoiseAwareReward:
         """Read what :meth:`save_pretrained` wrote.
 
         Args:
@@ -228,7 +228,7 @@ class NoiseAware:
             backend=config["backend"],
             levels=config["levels"],
             states=states,
-            calibrations=[Calibration(*pair) for pair in config["calibrations"]],
+            calibrations=[LinearCalibration(*pair) for pair in config["calibrations"]],
             rank=config["rank"],
             plain_above=config["plain_above"],
             card=card,
@@ -260,19 +260,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def load_lab() -> NoiseAware:
+def load_lab() -> NoiseAwareReward:
     """What was distilled on ``lab``: the registered reward ``lab-noise-aware``.
 
     Raises:
         InputError: this installation lacks it.
     """
-    return NoiseAware.from_pretrained(shipped("lab", NOISE_AWARE))
+    return NoiseAwareReward.from_pretrained(shipped("lab", NOISE_AWARE))
 
 
-def load_lab_trio() -> NoiseAware:
+def load_lab_trio() -> NoiseAwareReward:
     """What was distilled on ``lab-trio``: the registered reward ``lab-trio-noise-aware``.
 
     Raises:
         InputError: this installation lacks it.
     """
-    return NoiseAware.from_pretrained(shipped("lab-trio", NOISE_AWARE))
+    return NoiseAwareReward.from_pretrained(shipped("lab-trio", NOISE_AWARE))

@@ -21,10 +21,10 @@ from diffkit.loading import warn_of_slow_bfloat16
 from diffkit.rewards.base import TrainableReward
 from ttsnap.noise_aware.backends import build, trainable
 from ttsnap.noise_aware.checkpoint import Place, load_checkpoint, save_checkpoint
-from ttsnap.noise_aware.curriculum import Settings, choose_steps, curriculum
+from ttsnap.noise_aware.curriculum import DistillSettings, choose_steps, curriculum
 from ttsnap.noise_aware.data import (
-    Batch,
     Estimates,
+    TrainingBatch,
     draw,
     finals,
     mse_loss,
@@ -56,7 +56,7 @@ class Trainer:
         self,
         found: Trajectories,
         base: TrainableReward,
-        settings: Settings,
+        settings: DistillSettings,
         checkpoint: Path,
         tracker: str | GeneralTracker | None = None,
     ) -> None:
@@ -193,7 +193,7 @@ class Trainer:
                 self.optimizer.zero_grad()
         return total
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: TrainingBatch) -> Tensor:
         levels = torch.tensor([self.levels[level] for _, _, level in batch.rows], device=self.accelerator.device)
         prompts = [self.found.prompts[prompt] for prompt, _, _ in batch.rows]
         call = functools.partial(self.network, log_snr=levels)

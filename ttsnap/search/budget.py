@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.errors import InputError
 from diffkit.ledger import Budget, Cost, Prices
-from diffkit.rewards.base import NoiseAwareReward, Reward, score_checked
+from diffkit.rewards.base import EstimateReward, Reward, score_checked
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for
@@ -50,7 +50,7 @@ def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
         InputError: it does not return one score for each image.
     """
     images = torch.full((2, 3, *size), 0.5)
-    levels = [None, 0.0] if isinstance(reward, NoiseAwareReward) else [None]
+    levels = [None, 0.0] if isinstance(reward, EstimateReward) else [None]
     counted = []
     for log_snr in levels:
         with FlopCounterMode(display=False) as counter:

@@ -33,10 +33,10 @@ from diffkit.runs.shared import open_shared
 from diffkit.segments import plan
 from ttsnap.search.budget import probe_reward
 from ttsnap.trajectories.dataset import KIND, Trajectories, shard_name
-from ttsnap.trajectories.recorder import Recorded, Recorder, Settings, guided, image_size
-from ttsnap.trajectories.summary import summarise
+from ttsnap.trajectories.recorder import CollectSettings, Recorded, Recorder, guided, image_size
+from ttsnap.trajectories.summary import summarise_trajectories
 
-__all__ = ["Settings", "collect"]
+__all__ = ["CollectSettings", "collect"]
 
 
 class _Shard(NamedTuple):
@@ -57,7 +57,7 @@ def collect(
     pipe: Pipeline,
     prompts: Sequence[str],
     rewards: Mapping[str, Reward],
-    settings: Settings,
+    settings: CollectSettings,
     *,
     out: str | Path,
     origin: Mapping[str, Any] | None = None,
@@ -102,7 +102,7 @@ def collect(
                     if run is not None and bar is not None:
                         _keep(run, fresh, bar)
         if run is not None:
-            run.write_json("summary.json", summarise(Trajectories.open(out)))
+            run.write_json("summary.json", summarise_trajectories(Trajectories.open(out)))
     parallel.broadcast(None)  # nobody reads before the first process has written
     return Trajectories.open(out)
 
@@ -122,7 +122,7 @@ def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
 
 
 def _config(
-    prompts: Sequence[str], rewards: Mapping[str, Reward], settings: Settings, origin: Mapping[str, Any]
+    prompts: Sequence[str], rewards: Mapping[str, Reward], settings: CollectSettings, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     described = {name: {"higher_is_better": reward.higher_is_better} for name, reward in rewards.items()}
     return {**origin, **asdict(settings), "rewards": described, "prompts": list(prompts)}

@@ -23,11 +23,11 @@ from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
 
-__all__ = ["Recorded", "Recorder", "Settings", "guided", "image_size", "preview_side"]
+__all__ = ["Recorded", "Recorder", "CollectSettings", "guided", "image_size", "preview_side"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class CollectSettings:
     """How trajectories are recorded.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
     previews: bool = True
     seed: int = 0
 
-    def resolved(self, steps: Plan) -> Settings:
+    def resolved(self, steps: Plan) -> CollectSettings:
         """The same with the recorded steps written out.
 
         Raises:
@@ -71,13 +71,13 @@ class Settings:
         return replace(self, record=record)
 
 
-def image_size(pipe: Pipeline, settings: Settings) -> tuple[int, int]:
+def image_size(pipe: Pipeline, settings: CollectSettings) -> tuple[int, int]:
     """Height and width in pixels of what the pipeline makes."""
     own = default_size(pipe)
     return settings.height or own.height, settings.width or own.width
 
 
-def guided(pipe: Pipeline, settings: Settings) -> bool:
+def guided(pipe: Pipeline, settings: CollectSettings) -> bool:
     """Whether a denoiser call carries two rows for a candidate."""
     return is_guided(pipe, settings.guidance_scale, {"negative_prompt": settings.negative_prompt})
 
@@ -121,7 +121,7 @@ class Recorder:
 
     pipe: Pipeline
     rewards: Mapping[str, Reward]
-    settings: Settings
+    settings: CollectSettings
     plan: Plan
     preview_vae: Autoencoder | None = None
 

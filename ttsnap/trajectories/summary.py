@@ -11,12 +11,12 @@ import numpy as np
 from ttsnap.alignment import kendall
 from ttsnap.trajectories.dataset import Trajectories
 
-__all__ = ["summarise"]
+__all__ = ["summarise_trajectories"]
 
 SUMMARY_SCHEMA = 1
 
 
-def summarise(found: Trajectories) -> dict[str, Any]:
+def summarise_trajectories(found: Trajectories) -> dict[str, Any]:
     """The content of ``summary.json``; what is unknown or infinite (the level of pure noise) is None.
 
     For each reward: ``tau``, one figure a recorded step, is the mean over prompts of Kendall's tau-b between the

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from diffkit.errors import InputError
-from diffkit.rewards.base import NoiseAwareReward
+from diffkit.rewards.base import EstimateReward
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable_count, resolved
@@ -68,7 +68,7 @@ class Pruning:
             InputError: see there.
         """
         self.schedule.resolve(engine.plan.calls).validate(engine.plan.calls)
-        if self.estimates == "noise-aware" and self.schedule.steps and not isinstance(engine.reward, NoiseAwareReward):
+        if self.estimates == "noise-aware" and self.schedule.steps and not isinstance(engine.reward, EstimateReward):
             raise InputError(
                 f"{self.name} needs a reward that knows noise levels, and {engine.reward.name!r} does not; give a "
                 f"noise-aware one, or use ttsp, which judges estimates like finished images."
