@@ -18,7 +18,6 @@ from ttsnap.alignment import (
     expected_best_of_n,
     kendall,
     regret,
-    spearman,
     survival,
     top_count,
     top_select,
@@ -37,32 +36,29 @@ def pair(seed: int, shape=(3, 4, 9), ties=False):
 
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.booleans(), st.integers(2, 9))
-def test_rank_correlations_against_scipy(seed, ties, size) -> None:
+def test_rank_correlation_against_scipy(seed, ties, size) -> None:
     a, b = pair(seed, (3, 4, size), ties)
-    tau, rho = kendall(a, b), spearman(a, b)
-    assert tau.shape == rho.shape == (3, 4)
+    tau = kendall(a, b)
+    assert tau.shape == (3, 4)
     for at in np.ndindex(3, 4):
         constant = np.ptp(a[at]) == 0 or np.ptp(b[at]) == 0
-        expected = (math.nan, math.nan) if constant else (
-            stats.kendalltau(a[at], b[at]).statistic, stats.spearmanr(a[at], b[at]).statistic
-        )  # fmt: skip
-        np.testing.assert_allclose([tau[at], rho[at]], expected, atol=1e-12)
+        expected = math.nan if constant else stats.kendalltau(a[at], b[at]).statistic
+        np.testing.assert_allclose(tau[at], expected, atol=1e-12)
 
 
 def test_mistake_10_a_constant_reward_has_no_tau_and_does_not_poison_the_mean() -> None:
     predicted = np.array([[1.0, 1, 1], [1, 2, 3], [3, 2, 1]])
     final = np.array([[1.0, 2, 3], [1, 2, 3], [1, 2, 3]])
-    for metric in (kendall, spearman):
-        np.testing.assert_equal(metric(predicted, final), [math.nan, 1.0, -1.0])
-        assert np.nanmean(metric(predicted, final)) == 0
-        np.testing.assert_equal(metric(final, predicted), [math.nan, 1.0, -1.0])
-        assert np.isnan(metric(np.ones((2, 1)), np.ones((2, 1)))).all()  # one candidate
-        np.testing.assert_equal(metric(np.array([1.0, math.nan, 3]), np.array([1.0, 2, 3])), math.nan)
+    np.testing.assert_equal(kendall(predicted, final), [math.nan, 1.0, -1.0])
+    assert np.nanmean(kendall(predicted, final)) == 0
+    np.testing.assert_equal(kendall(final, predicted), [math.nan, 1.0, -1.0])
+    assert np.isnan(kendall(np.ones((2, 1)), np.ones((2, 1)))).all()  # one candidate
+    np.testing.assert_equal(kendall(np.array([1.0, math.nan, 3]), np.array([1.0, 2, 3])), math.nan)
 
 
 def test_arrays_that_do_not_belong_together_are_refused() -> None:
     for bad in ((np.ones(3), np.ones(4)), (np.ones((2, 0)), np.ones((2, 0))), (np.float64(1), np.float64(1))):
-        for metric in (kendall, spearman, top_select):
+        for metric in (kendall, top_select):
             with pytest.raises(ValueError, match="one shape"):
                 metric(*bad)
 

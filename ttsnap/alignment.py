@@ -17,13 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import simpson
 from scipy.special import gammaln
 
-from diffkit.rewards.combine import mean_ranks
 from diffkit.stats import Interval
 from ttsnap.reward_tensor import places
 
 __all__ = [
     "FRACTIONS", "TopSelect", "Utilisation", "bootstrap_ratio", "budget_utilisation", "expected_best_of_n", "kendall",
-    "regret", "spearman", "survival", "top_count", "top_select",
+    "regret", "survival", "top_count", "top_select",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -52,17 +51,6 @@ def kendall(predicted: ArrayLike, final: ArrayLike) -> Floats:
         p, q = np.sign(x[upper[0]] - x[upper[1]]), np.sign(y[upper[0]] - y[upper[1]])
         taus[index] = _ratio(float(p @ q), math.sqrt(float(p @ p) * float(q @ q)))
     return taus.reshape(a.shape[:-1])
-
-
-def spearman(predicted: ArrayLike, final: ArrayLike) -> Floats:
-    """Spearman's rank correlation of each prompt, in [-1, 1], with mean ranks for ties; NaN as for :func:`kendall`."""
-    a, b = _pair(predicted, final)
-    bad = np.asarray(np.isnan(a + b).any(axis=-1, keepdims=True))
-    ranks = [mean_ranks(np.where(bad, 0.0, values)) for values in (a, b)]
-    x, y = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
-    below = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
-    rho = np.divide((x * y).sum(axis=-1), below, out=np.full(below.shape, np.nan), where=below > 0)
-    return np.where(bad[..., 0], np.nan, rho)
 
 
 class TopSelect(NamedTuple):

@@ -154,8 +154,8 @@ def compare(
         dry: only check that every strategy can work here.
 
     Returns:
-        the rows of :func:`ttsnap.evaluation.compare_report.summarise_searches` on the first process; None on the others, and
-        when dry.
+        the rows of :func:`ttsnap.evaluation.compare_report.summarise_searches` on the first process; None on the
+        others, and when dry.
 
     Raises:
         InputError: a strategy cannot work here, bad input, or another run in the folder.

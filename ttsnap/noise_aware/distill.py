@@ -65,8 +65,8 @@ def distill(
 ) -> Distilled:
     """Distil a reward on collected trajectories into ``folder``; the same call goes on there.
 
-    The folder is a run: ``model/`` (for :meth:`NoiseAwareReward.from_pretrained`), ``metrics.jsonl`` with one line a stage,
-    ``tau.png``, ``summary.json``. Under ``accelerate launch`` all processes call it and share the disk.
+    The folder is a run: ``model/`` (for :meth:`NoiseAwareReward.from_pretrained`), ``metrics.jsonl`` with one line a
+    stage, ``tau.png``, ``summary.json``. Under ``accelerate launch`` all processes call it and share the disk.
 
     Args:
         found: trajectories with previews and with this reward's scores.
