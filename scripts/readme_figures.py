@@ -18,7 +18,7 @@ import figures_memorization
 import figures_ttsnap
 from figures_common import ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "ttsnap.md", ROOT / "docs" / "memorization.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("lab", "memorization", "ttsnap")))
 
 
 def main() -> None:

@@ -1,15 +1,69 @@
-"""The documents agree with what was measured and with what the commands say."""
+"""The documents agree with what was measured and with what the commands take, and their code blocks run."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import typer
+
+from diffkit.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = "commands.md"  # help texts, compared with the commands by their own script
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: str
+    language: str
+    text: str
+
+
+def blocks() -> Iterator[Block]:
+    for path in PAGES:
+        if path.name != GENERATED:
+            for match in re.finditer(
+                r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+            ):
+                yield Block(path.name, match[1], match[2])
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """(page, arguments after ``diffkit``) of every command line in a block, and of whole ones within a sentence."""
+    texts = [(block.page, block.text.replace("\\\n", " ")) for block in blocks() if not block.language]
+    for path in PAGES:
+        prose = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        spans = re.findall(r"`(diffkit [^`]+ -[^`]+)`", prose) if path.name != GENERATED else []
+        texts += [(path.name, re.sub(r"\s+", " ", span)) for span in spans if "|" not in span]
+    return [
+        (page, match[1].strip())
+        for page, text in texts
+        for match in re.finditer(r"(?:^|-m )diffkit (.+)$", text, re.MULTILINE)
+    ]
+
+
+LINES = command_lines()
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a command line as its command does, without running it."""
+    command: Any = typer.main.get_command(app)
+    context = command.context_class(command, info_name="diffkit")
+    while arguments and (child := getattr(command, "get_command", lambda *_: None)(context, arguments[0])):
+        command, arguments = child, arguments[1:]
+        context = command.context_class(command, info_name=command.name, parent=context)
+    command.make_context(command.name, [*arguments], parent=context.parent)
 
 
 @pytest.mark.parametrize("script", ["readme_figures", "help_texts", "families_table"])
@@ -19,10 +73,58 @@ def test_generated_pages_are_up_to_date(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_detector_of_the_docs_runs() -> None:
-    page = (ROOT / "docs" / "memorization.md").read_text(encoding="utf-8")
-    code = re.search(r"<!-- example -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert code is not None
-    done = subprocess.run([sys.executable, "-c", code[1]], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_python_of_the_pages_runs(tmp_path: Path) -> None:
+    """Each block in a namespace of its own, in one process that has the libraries once."""
+    examples = [block for block in blocks() if block.language == "python"]
+    assert {block.page for block in examples} >= {"README.md", "memorization.md", "rewards.md", "ttsnap.md"}
+    runner = (
+        "import contextlib, io, json, sys\n"
+        "for text in json.load(sys.stdin):\n"
+        "    printed = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(printed):\n"
+        "        exec(compile(text, 'block', 'exec'), {'__name__': 'block'})\n"
+        "    print(json.dumps(printed.getvalue()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", runner],
+        input=json.dumps([block.text for block in examples]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert 0.1 < float(done.stdout) < 10
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(printed) == len(examples)
+    for block, output in zip(examples, printed, strict=True):
+        assert output.strip(), f"a block of {block.page} prints nothing:\n{block.text}"
+        if "Spread" in block.text:
+            assert 0.1 < float(output) < 10
+
+
+def test_the_toml_of_the_pages_declares_entry_points() -> None:
+    tables = [tomllib.loads(block.text) for block in blocks() if block.language == "toml"]
+    assert tables
+    assert all(name.startswith("diffkit.") for table in tables for name in table["project"]["entry-points"])
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page}-{i}" for i, (page, _) in enumerate(LINES)])
+def test_a_command_line_of_the_pages_is_understood(page: str, line: str) -> None:
+    parse(shlex.split(line))
+
+
+def test_an_unknown_option_would_be_noticed() -> None:
+    assert len(LINES) > 20
+    with pytest.raises(Exception, match="No such option"):
+        parse(["audit", "compare", "runs/a", "--no-such-option"])
+
+
+def test_the_audit_of_the_readme_is_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = next(line for page, line in LINES if page == "README.md" and line.startswith("audit "))
+    monkeypatch.setattr(sys, "argv", ["diffkit", *shlex.split(line), "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert re.search(r"suspects\s+24\b.*controls\s+30\b", capsys.readouterr().out, re.DOTALL)
