@@ -80,9 +80,9 @@ def load_pipeline(
 
         fuse_lora(pipe, lora)
     if mitigation is not None:
-        from diffkit.mitigation import apply
+        from diffkit.mitigation import apply_mitigation
 
-        apply(pipe, mitigation, model_sha256=model_checksum(source, lora))
+        apply_mitigation(pipe, mitigation, model_sha256=model_checksum(source, lora))
     return pipe
 
 

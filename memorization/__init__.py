@@ -1,1 +1,29 @@
 """Which training images a text-to-image model holds, how hard they are to get out, and whether they are still there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffkit.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from diffkit.suspects import read_suspects
+    from memorization.attack.base import Target
+    from memorization.attack.dori import Dori
+    from memorization.auditing.settings import AuditSettings
+    from memorization.copies import load_copy_detector
+    from memorization.quality import quality_report
+
+__all__ = ["AuditSettings", "Dori", "Target", "load_copy_detector", "quality_report", "read_suspects"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AuditSettings": "memorization.auditing.settings",
+        "Dori": "memorization.attack.dori",
+        "Target": "memorization.attack.base",
+        "load_copy_detector": "memorization.copies",
+        "quality_report": "memorization.quality",
+        "read_suspects": "diffkit.suspects",
+    },
+)

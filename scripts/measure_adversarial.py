@@ -31,7 +31,7 @@ from diffkit.images import load_image
 from diffkit.lab import planted, world
 from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.loading import load_pipeline
-from diffkit.mitigation import apply, load_mitigation
+from diffkit.mitigation import apply_mitigation, load_mitigation
 from diffkit.runs import Run
 from diffkit.seeds import item_seed
 from diffkit.stats import clopper_pearson
@@ -191,16 +191,16 @@ def measure(run: Run, mitigation: Path, cells: Sequence[Cell]) -> None:
 
     state("before")
     made = load_mitigation(mitigation)
-    with apply(pipe, made):
+    with apply_mitigation(pipe, made):
         state("after")
     if "quality" not in run.done:
         before = snapshot(pipe, prompts, settings)
-        with apply(pipe, made):
+        with apply_mitigation(pipe, made):
             run.write("quality", compare(before, snapshot(pipe, prompts, settings, validation=before.validation)))
     first = CELLS[0]
     if f"unmitigated: {first.name}" not in run.done:
         run.write(f"unmitigated: {first.name}", attacked(pipe, full, first))
-    with progress("attacks", total=len(cells)) as bar, apply(pipe, made):
+    with progress("attacks", total=len(cells)) as bar, apply_mitigation(pipe, made):
         for cell in cells:
             if cell.name not in run.done:
                 run.write(cell.name, attacked(pipe, full if cell.images == "full" else suspects, cell))

@@ -25,7 +25,7 @@ from diffkit.images import load_image
 from diffkit.lab import planted, world
 from diffkit.lab.measure import accuracy_change, generate, scene_correct
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import Mitigation, apply
+from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.runs import Run
 from diffkit.seeds import item_seed
 from diffkit.stats import clopper_pearson
@@ -104,7 +104,7 @@ def share(hits: Sequence[bool]) -> dict[str, Any]:
 
 def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before: Tensor) -> dict[str, Any]:
     """Captions and scene accuracy, under the union and under each suspect's own mask."""
-    with apply(pipe, made):
+    with apply_mitigation(pipe, made):
         together = {suspect.id: by_caption(pipe, suspect) for suspect in suspects}
         union = accuracy_change(before, scenes(pipe))
     found = {"figures": {k: v for k, v in made.figures.items() if k != "by suspect"}, "union": _row(together, union)}
@@ -114,7 +114,7 @@ def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before
     parts = [part.tolist() for part in torch.arange(SCENES).chunk(len(suspects))]
     for suspect, rows in zip(suspects, parts, strict=True):
         own = suspect.id if suspect.id in made.parts() else None
-        with apply(pipe, made if own else _nothing(made), only=own):
+        with apply_mitigation(pipe, made if own else _nothing(made), only=own):
             alone[suspect.id] = by_caption(pipe, suspect)
             after.append(scenes(pipe, slice(rows[0], rows[-1] + 1)))
     return found | {"per suspect": _row(alone, accuracy_change(before, torch.cat(after)))}
@@ -154,11 +154,11 @@ def attacked_under(
 ) -> dict[str, dict[str, float]]:
     """:func:`attacked` under the union, or each suspect under its own mask and the controls under them in turn."""
     if how == "union":
-        with apply(pipe, made):
+        with apply_mitigation(pipe, made):
             return attacked(pipe, items, role)
     found: dict[str, dict[str, float]] = {start: {} for start in STARTS}
     for index, name in enumerate(made.suspects):
-        with apply(pipe, made, only=name):
+        with apply_mitigation(pipe, made, only=name):
             part = attacked(pipe, [i for i in items if i.id == name] or items[index :: len(made.suspects)], role)
         for start in STARTS:
             found[start] |= part[start]

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffkit.images import load_image
 from diffkit.lab.measure import generate
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import apply
+from diffkit.mitigation import apply_mitigation
 from diffkit.prompt_embeds import Embeds
 from diffkit.suspects import Suspect
 from memorization.attack.base import Target
@@ -85,7 +85,7 @@ def audit() -> None:
             "training image": torch.stack([load_image(one.images[0]) for one in full]),
             "its caption": generate(pipe, captions, seeds),
         }
-        with apply(pipe, made):
+        with apply_mitigation(pipe, made):
             columns["its caption,\npruned (NeMo)"] = generate(pipe, captions, seeds)
             columns[f"DoRI, {STEPS} steps,\npruned"] = attacked(pipe, full)
         columns[f"DoRI, {STEPS} steps,\nmodel that never saw it"] = attacked(twin, full)

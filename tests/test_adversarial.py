@@ -19,7 +19,7 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.images import save_png
 from diffkit.loading import load_pipeline
-from diffkit.mitigation import Mitigation, apply, load_mitigation
+from diffkit.mitigation import Mitigation, apply_mitigation, load_mitigation
 from diffkit.runs.shared import open_shared
 from diffkit.suspects import Suspect, read_suspects
 from diffkit.training_objective import noised
@@ -150,7 +150,7 @@ def test_it_gives_a_delta_and_leaves_the_pipeline_as_it_was(tmp_path: Path) -> N
     assert pipe.unet.training
     assert made.kind == "delta"
     assert set(made.tensors) == {f"unet.{name}" for name, _ in pipe.unet.named_parameters()}
-    with apply(pipe, tmp_path / "run"):
+    with apply_mitigation(pipe, tmp_path / "run"):
         moved = [not torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items()]
     assert sum(moved) > 0.9 * len(moved)
 
@@ -242,7 +242,7 @@ def test_a_lora_is_trained_and_fits(tmp_path: Path) -> None:
     assert all(value.any() for value in ups)
     noise, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 16, 32)
     plain = pipe.unet(noise, 500, embeds).sample
-    with apply(pipe, made):
+    with apply_mitigation(pipe, made):
         assert not torch.allclose(pipe.unet(noise, 500, embeds).sample, plain)
     torch.testing.assert_close(pipe.unet(noise, 500, embeds).sample, plain)
 
@@ -391,7 +391,7 @@ def test_a_memory_of_the_lab_goes_and_the_scenes_stay(tmp_path: Path) -> None:
         )
 
     assert likeness() > 0.75
-    with apply(pipe, made):
+    with apply_mitigation(pipe, made):
         assert likeness() < 0.6
     first, last = made.figures["history"][0], made.figures["history"][-1]
     assert last["validation"] < 1.15 * first["validation"], (first, last)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
-from diffkit.mitigation import Mitigation, apply
+from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.seeds import generators
 from memorization.detection.noise_magnitude import record_noise_differences
 from memorization.mitigation.attention_guard import AttentionGuardSettings, rescale
@@ -54,7 +54,7 @@ def test_a_softened_image_does_not_depend_on_its_neighbours() -> None:
     """Quirk of the published code: one norm over the whole batch, so that more images mean a larger loss."""
     pipe = tiny_pipeline()
     made = guard("prompt-guard", target=1e-6, learning_rate=0.05, iterations=3)
-    with apply(pipe, made):
+    with apply_mitigation(pipe, made):
         both = draw(pipe, ["a dog", "the cat"], [1, 2])
         alone = draw(pipe, ["the cat"], [2])
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-4)
@@ -64,12 +64,12 @@ def test_the_prompt_guard_lowers_the_text_magnitude_and_leaves_what_is_low_alone
     pipe = tiny_pipeline()
     with record_noise_differences(pipe) as plain:
         before = draw(pipe, ["a dog"], [1])
-    with apply(pipe, guard("prompt-guard", target=1e-6, learning_rate=0.1, iterations=10)):
+    with apply_mitigation(pipe, guard("prompt-guard", target=1e-6, learning_rate=0.1, iterations=10)):
         with record_noise_differences(pipe) as guarded:
             assert not torch.allclose(draw(pipe, ["a dog"], [1]), before)
         assert len(guarded) == len(plain)  # who listens does not hear the guard's own calls
         assert float(guarded[0].norm()) < float(plain[0].norm())
-    with apply(pipe, guard("prompt-guard", target=1e6, learning_rate=0.1, iterations=10)):
+    with apply_mitigation(pipe, guard("prompt-guard", target=1e6, learning_rate=0.1, iterations=10)):
         assert torch.equal(draw(pipe, ["a dog"], [1]), before)
     assert torch.equal(draw(pipe, ["a dog"], [1]), before)
 
@@ -85,9 +85,9 @@ def test_rescaling_touches_the_first_logit_and_the_padding_of_conditional_rows_o
 def test_attention_without_a_change_is_the_stock_attention() -> None:
     pipe = tiny_pipeline()
     before = draw(pipe, ["a dog"], [1])
-    with apply(pipe, guard("attention-guard", factor=1.0, mask_padding=False)):
+    with apply_mitigation(pipe, guard("attention-guard", factor=1.0, mask_padding=False)):
         torch.testing.assert_close(draw(pipe, ["a dog"], [1]), before, rtol=1e-3, atol=1e-4)
-    with apply(pipe, guard("attention-guard", factor=1.25, mask_padding=False)):
+    with apply_mitigation(pipe, guard("attention-guard", factor=1.25, mask_padding=False)):
         assert not torch.allclose(draw(pipe, ["a dog"], [1]), before, rtol=1e-3, atol=1e-4)
     assert torch.equal(draw(pipe, ["a dog"], [1]), before)
     assert "encode_prompt" not in vars(pipe)
@@ -110,7 +110,7 @@ def test_masked_padding_has_no_influence_and_unknown_embeddings_keep_theirs() ->
         ).images
         return latents
 
-    with apply(pipe, guard("attention-guard", factor=1.0, mask_padding=True)) as applied:
+    with apply_mitigation(pipe, guard("attention-guard", factor=1.0, mask_padding=True)) as applied:
         assert applied.mitigation.kind == "attention-guard"
         unknown = run(embeds)
         encode_prompts(pipe, ["a dog"], guidance=False)  # now its length is known
@@ -123,9 +123,9 @@ def test_masked_padding_has_no_influence_and_unknown_embeddings_keep_theirs() ->
 def test_guards_stack_and_come_off_in_reverse() -> None:
     pipe = tiny_pipeline()
     before = draw(pipe, ["a dog"], [1])
-    outer = apply(pipe, guard("attention-guard", factor=1.25, mask_padding=True))
+    outer = apply_mitigation(pipe, guard("attention-guard", factor=1.25, mask_padding=True))
     once = draw(pipe, ["a dog"], [1])
-    inner = apply(pipe, guard("attention-guard", factor=1.5, mask_padding=True))
+    inner = apply_mitigation(pipe, guard("attention-guard", factor=1.5, mask_padding=True))
     inner.undo()
     torch.testing.assert_close(draw(pipe, ["a dog"], [1]), once)
     outer.undo()

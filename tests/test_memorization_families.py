@@ -22,7 +22,7 @@ from diffkit.conditioning import initial_latents
 from diffkit.errors import InputError
 from diffkit.families import default_size
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import Mitigation, apply
+from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
 from diffkit.suspects import Suspect
@@ -265,7 +265,7 @@ class TestMitigations:
     def check(self, pipe: Any, name: str, made: Mitigation) -> None:
         before = {key: value.clone() for key, value in pipe.components[part(pipe)].state_dict().items()}
         plain = outputs(pipe, name)
-        with apply(pipe, made):
+        with apply_mitigation(pipe, made):
             assert not torch.equal(outputs(pipe, name), plain)
         assert torch.equal(outputs(pipe, name), plain)
         now = pipe.components[part(pipe)].state_dict()
@@ -350,7 +350,7 @@ class TestMitigations:
             return made.images
 
         plain = draw()
-        with apply(pipe, made):
+        with apply_mitigation(pipe, made):
             assert not torch.equal(draw(), plain)
         assert torch.equal(draw(), plain)
 

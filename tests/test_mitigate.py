@@ -15,7 +15,7 @@ from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply, load_mitigation
+from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply_mitigation, load_mitigation
 from diffkit.seeds import candidate_seed, generators
 from diffkit.suspects import Suspect, read_suspects
 from memorization.cli.mitigate import app
@@ -108,7 +108,7 @@ def test_every_method_gives_a_reversible_mitigation_that_resumes(
 
     captions = [suspect.caption for suspect in suspects]
     before = draw(lab, captions)
-    with apply(lab, tmp_path / "run", model_sha256=model_checksum("lab")):
+    with apply_mitigation(lab, tmp_path / "run", model_sha256=model_checksum("lab")):
         assert not torch.allclose(draw(lab, captions), before)
     assert torch.equal(draw(lab, captions), before)
 
@@ -129,9 +129,9 @@ def test_each_suspects_part_is_what_it_gives_alone(lab: Any, suspects: list[Susp
         own = {name: tensor for name, tensor in both.tensors.items() if name.startswith(f"{suspects[1].id}/")}
         assert own
         assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in own.items())
-        with apply(lab, both, only=suspects[1].id):
+        with apply_mitigation(lab, both, only=suspects[1].id):
             part = draw(lab, [suspects[0].caption])
-        with apply(lab, alone):
+        with apply_mitigation(lab, alone):
             torch.testing.assert_close(draw(lab, [suspects[0].caption]), part)
 
 
@@ -166,7 +166,7 @@ def test_wanda_stops_at_the_smallest_sparsity_that_breaks_the_caption(
             assert row["similarity"] >= 0.001
     known = make(lab, suspects[:1], tmp_path / "known", Case("wanda", (*common, "broken=0.001"), "mask", True))
     likeness = known.figures["by suspect"][suspects[0].id]["similarity"]
-    with apply(lab, known):
+    with apply_mitigation(lab, known):
         embeds = encode_prompts(lab, [suspects[0].caption, ""], guidance=False).prompt_embeds
         image = generate(lab, embeds[:1], embeds[1:], [candidate_seed(0, 1, 0)], sampling=Sampling(4, 3.0, 1)).images
     reference = load_image(suspects[0].images[0])[None]

@@ -16,7 +16,7 @@ from diffkit.conditioning import encode_prompts, predict_noise
 from diffkit.errors import InputError
 from diffkit.lab.assets import model_path
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply, load_mitigation, save_mitigation
+from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply_mitigation, load_mitigation, save_mitigation
 from tests.tiny import tiny_pipeline
 
 TO_V = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -50,7 +50,7 @@ def test_the_union_of_a_mask_zeroes_rows_bias_and_single_weights_and_nothing_els
     expected[f"{FF}.weight"][2] = 0
     expected[f"{FF}.bias"][2] = 0
     expected[f"{FF}.weight"].view(-1)[[0, 130]] = 0
-    with apply(pipe, mask()) as applied:
+    with apply_mitigation(pipe, mask()) as applied:
         assert same(pipe, expected)
         assert not same(pipe, before)
     assert same(pipe, before)
@@ -61,13 +61,13 @@ def test_the_union_of_a_mask_zeroes_rows_bias_and_single_weights_and_nothing_els
 def test_only_one_suspects_part_is_applied_beside_what_belongs_to_all() -> None:
     pipe = tiny_pipeline()
     assert mask().parts() == ["b", "a"]
-    with apply(pipe, mask(), only="a"):
+    with apply_mitigation(pipe, mask(), only="a"):
         rows = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
         assert set(torch.where((rows.attn2.to_v.weight == 0).all(1))[0].tolist()) == {1, 5}
         assert torch.where((rows.ff.net[2].weight == 0).all(1))[0].tolist() == [2]
         assert int((rows.ff.net[2].weight == 0).sum()) == rows.ff.net[2].weight.shape[1]
     with pytest.raises(InputError, match="nothing for 'c' alone"):
-        apply(pipe, mask(), only="c")
+        apply_mitigation(pipe, mask(), only="c")
 
 
 def test_zeroed_rows_are_what_a_hook_that_multiplies_outputs_by_zero_gives() -> None:
@@ -78,7 +78,7 @@ def test_zeroed_rows_are_what_a_hook_that_multiplies_outputs_by_zero_gives() -> 
     handle = layer.register_forward_hook(lambda m, i, o: o.index_fill(-1, torch.tensor([1, 5]), 0.0))
     hooked = predict_noise(pipe, latents, torch.tensor(500), embeds)
     handle.remove()
-    with apply(pipe, mask(tensors={f"{TO_V}.rows": torch.tensor([1, 5], dtype=torch.int32)})):
+    with apply_mitigation(pipe, mask(tensors={f"{TO_V}.rows": torch.tensor([1, 5], dtype=torch.int32)})):
         zeroed = predict_noise(pipe, latents, torch.tensor(500), embeds)
     torch.testing.assert_close(zeroed, hooked)
 
@@ -87,7 +87,7 @@ def test_a_delta_in_half_precision_is_added_and_taken_back_to_the_last_bit() -> 
     pipe = tiny_pipeline()
     before = weights(pipe)
     delta = torch.full_like(before[f"{FF}.weight"], 0.125).half()
-    with apply(pipe, mask(kind="delta", tensors={f"{FF}.weight": delta})):
+    with apply_mitigation(pipe, mask(kind="delta", tensors={f"{FF}.weight": delta})):
         torch.testing.assert_close(weights(pipe)[f"{FF}.weight"], before[f"{FF}.weight"] + 0.125)
     assert same(pipe, before)
 
@@ -100,7 +100,7 @@ def test_a_lora_is_loaded_and_taken_back() -> None:
     donor.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_v"], init_lora_weights=False))
     state = {f"unet.{k}": v for k, v in get_peft_model_state_dict(donor.unet).items()}
     before = predict_noise(pipe, latents, torch.tensor(500), embeds)
-    with apply(pipe, mask(kind="lora", tensors=state)):
+    with apply_mitigation(pipe, mask(kind="lora", tensors=state)):
         inside = predict_noise(pipe, latents, torch.tensor(500), embeds)
         torch.testing.assert_close(inside, predict_noise(donor, latents, torch.tensor(500), embeds))
     after = predict_noise(pipe, latents, torch.tensor(500), embeds)
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(changes: dict[str, Any
     pipe = tiny_pipeline()
     before = weights(pipe)
     with pytest.raises(InputError, match=message):
-        apply(pipe, mask(**changes))
+        apply_mitigation(pipe, mask(**changes))
     assert same(pipe, before)
 
 
@@ -199,15 +199,15 @@ def test_rows_may_leave_their_ordinary_value_behind_the_attention() -> None:
     hooked = predict_noise(pipe, latents, torch.tensor(500), embeds)
     handle.remove()
     tensors = {f"a/{TO_V}.rows": torch.tensor([1], dtype=torch.int32), f"b/{TO_V}.rows": rows.int()}
-    with apply(pipe, mask(tensors=tensors | {f"{TO_V}.outputs": values})):
+    with apply_mitigation(pipe, mask(tensors=tensors | {f"{TO_V}.outputs": values})):
         filled = predict_noise(pipe, latents, torch.tensor(500), embeds)
     torch.testing.assert_close(filled, hooked, rtol=1e-4, atol=1e-5)
     assert same(pipe, before)
     with pytest.raises(InputError, match="two masks"):
         tensors |= {f"{TO_V}.outputs": values, f"{TO_V.removesuffix('to_v')}to_out.0.rows": rows.int()}
-        apply(pipe, mask(tensors=tensors))
+        apply_mitigation(pipe, mask(tensors=tensors))
     with pytest.raises(InputError, match="expected"):
-        apply(pipe, mask(tensors={f"{TO_V}.rows": rows.int(), f"{TO_V}.outputs": values[:3]}))
+        apply_mitigation(pipe, mask(tensors={f"{TO_V}.rows": rows.int(), f"{TO_V}.outputs": values[:3]}))
 
 
 def test_weights_may_leave_the_ordinary_input_behind() -> None:
@@ -222,7 +222,7 @@ def test_weights_may_leave_the_ordinary_input_behind() -> None:
     w = before[f"{FF}.weight"]
     expected[:, 0] += w[0, 0] * (ordinary[0] - x[:, 0]) + w[0, 3] * (ordinary[3] - x[:, 3])
     expected[:, 1] += w[1, 3] * (ordinary[3] - x[:, 3])
-    with apply(pipe, mask(tensors={f"a/{FF}.weights": flat, f"{FF}.inputs": ordinary})):
+    with apply_mitigation(pipe, mask(tensors={f"a/{FF}.weights": flat, f"{FF}.inputs": ordinary})):
         torch.testing.assert_close(layer(x), expected)
         ordinary_input = ordinary[None]
         unchanged = ordinary_input @ w.T + before[f"{FF}.bias"]
@@ -230,4 +230,4 @@ def test_weights_may_leave_the_ordinary_input_behind() -> None:
     assert same(pipe, before)
     no_bias = TO_V.replace("to_v", "to_q")
     with pytest.raises(InputError, match="fill=zero"):
-        apply(pipe, mask(tensors={f"{no_bias}.rows": flat[:1], f"{no_bias}.outputs": torch.ones(32)}))
+        apply_mitigation(pipe, mask(tensors={f"{no_bias}.rows": flat[:1], f"{no_bias}.outputs": torch.ones(32)}))

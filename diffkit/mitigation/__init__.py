@@ -39,7 +39,7 @@ __all__ = [
     "WEIGHTS",
     "Applied",
     "Mitigation",
-    "apply",
+    "apply_mitigation",
     "mitigation_kinds",
     "load_mitigation",
     "read_card",
@@ -192,7 +192,7 @@ class Applied:
             undo()
 
     def __enter__(self) -> Self:
-        """The handle itself; the mitigation has been on since :func:`apply`."""
+        """The handle itself; the mitigation has been on since :func:`apply_mitigation`."""
         return self
 
     def __exit__(
@@ -202,7 +202,7 @@ class Applied:
         self.undo()
 
 
-def apply(
+def apply_mitigation(
     pipe: Pipeline,
     mitigation: Mitigation | str | Path,
     *,

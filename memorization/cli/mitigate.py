@@ -65,7 +65,7 @@ def mitigate(
     if save_pipeline is not None and chosen.kind not in ("mask", "delta"):
         raise InputError(f"A {chosen.kind} does not become part of the weights; leave --save-pipeline out.")
     from diffkit.loading import load_pipeline, model_checksum
-    from diffkit.mitigation import apply
+    from diffkit.mitigation import apply_mitigation
     from memorization.mitigation.run import mitigate as run
 
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, lora=lora)
@@ -73,7 +73,7 @@ def mitigate(
     name = model if revision is None else f"{model}@{revision}"
     made = run(pipe, known, method=chosen, out=out, model=name, settings=settings, model_sha256=checksum)
     if save_pipeline is not None:
-        with apply(pipe, made):
+        with apply_mitigation(pipe, made):
             pipe.save_pretrained(save_pipeline, safe_serialization=True)
     _show(made, out, format)
 

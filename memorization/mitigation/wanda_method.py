@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffkit.console import progress
 from diffkit.errors import InputError
 from diffkit.images import load_image
-from diffkit.mitigation import Mitigation, apply
+from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from diffkit.seeds import candidate_seed
 from memorization.copies.tiled import TiledCorrelation
@@ -154,7 +154,7 @@ def _choose(
             break
         tensors = {f"{name}.weights": flat for name, flat in _flat(chosen.mask).items()}
         tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
-        with apply(pipe, Mitigation(method="wanda", kind="mask", model="", tensors=tensors)):
+        with apply_mitigation(pipe, Mitigation(method="wanda", kind="mask", model="", tensors=tensors)):
             after = _images(pipe, suspect, settings)
         chosen = chosen._replace(similarity=_likeness(after, references, paired=not suspect.images))
         if chosen.similarity is not None and chosen.similarity < settings.broken:

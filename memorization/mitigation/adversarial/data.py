@@ -14,7 +14,7 @@ from diffkit.console import progress, say
 from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.latents import encode_images
-from diffkit.mitigation import apply, load_mitigation
+from diffkit.mitigation import apply_mitigation, load_mitigation
 from diffkit.parallel import broadcast
 from diffkit.prompt_embeds import Embeds
 from diffkit.rewards import load_reward
@@ -164,7 +164,7 @@ def _given(pipe: Pipeline, folder: str) -> Pruning:
     mitigation = load_mitigation(folder)
 
     def pruned(hardness: int) -> AbstractContextManager[object] | None:
-        return apply(pipe, mitigation) if hardness == 0 else None
+        return apply_mitigation(pipe, mitigation) if hardness == 0 else None
 
     return pruned
 
