@@ -86,7 +86,7 @@ def index_rules(train: RewardTensor, test: RewardTensor) -> dict[str, tuple[np.n
             rule = fitted.at(budget, hard=name.endswith("hard budget"))
             if known is not None:
                 rule = _at_mean(rule, test, budget, known)
-            run = replay_index(rule, test, resamples=6, seed=2, known=known)
+            run = replay_index(rule, test, resamples=6, seed=2, true_values=known)
             spent = budget if rule.spend_all else float(run.spent.mean())
             differences.append(np.nanmean(run.values, axis=1) - best_of_n_at(test.final, spent))
             shares.append(float(run.spent.mean()) / budget)
@@ -110,7 +110,7 @@ def _at_mean(rule: IndexRule, tensor: RewardTensor, budget: float, known: tuple[
     for _ in range(7):
         middle = (low + high) / 2
         rule = replace(rule, price=float(np.exp(middle)), _table=rule.table)
-        spent = replay_index(rule, tensor, resamples=1, seed=1, known=known).spent.mean()
+        spent = replay_index(rule, tensor, resamples=1, seed=1, true_values=known).spent.mean()
         low, high = (middle, high) if spent > budget else (low, middle)
     return rule
 

@@ -79,7 +79,7 @@ def test_torn_trees_are_refused(tree, tmp_path_factory):
     with pytest.raises(InputError, match=r"id002/s00\.png has 5 x 5 pixels, the others 6 x 4"):
         PublishedImages.open(tree)[0].estimates(0)
     (tree / "p0000" / "id02").mkdir()
-    with pytest.raises(InputError, match="are one number"):
+    with pytest.raises(InputError, match="have the same number"):
         PublishedImages.open(tree)
     (tree / "p0000" / "id02").rmdir()
     (tree / "p0011" / "id002" / "s03.png").unlink()

@@ -106,8 +106,8 @@ def survival(stages: Sequence[NDArray[np.int64]], final: ArrayLike) -> Floats:
     """
     finals = np.asarray(final, dtype=np.float64)
     rows = np.arange(len(finals))[:, None, None]
-    known = np.where(np.isnan(finals), -np.inf, finals)
-    best = np.stack([known[rows, ids].max(axis=-1) for ids in stages], axis=-1)
+    rewards = np.where(np.isnan(finals), -np.inf, finals)
+    best = np.stack([rewards[rows, ids].max(axis=-1) for ids in stages], axis=-1)
     kept = np.where(np.isinf(best[..., :1]), np.nan, best == best[..., :1])
     return np.asarray(kept.mean(axis=1))
 
@@ -150,9 +150,9 @@ def expected_best_of_n(final: ArrayLike, n: int) -> Floats:
     total = gammaln(size + 1) - gammaln(n + 1) - gammaln(size - n + 1)
     weights = np.exp(logs - total)
     values = ordered[..., n - 1 :]
-    known = np.isfinite(values)
-    sums = (np.where(known, values, 0.0) * weights).sum(axis=-1)
-    shares = (known * weights).sum(axis=-1)
+    finite = np.isfinite(values)
+    sums = (np.where(finite, values, 0.0) * weights).sum(axis=-1)
+    shares = (finite * weights).sum(axis=-1)
     means: Floats = np.divide(sums, shares, out=np.full(shares.shape, np.nan), where=shares > 0)
     return means
 
@@ -219,14 +219,14 @@ def _ratio(above: float, below: float) -> float:
 
 
 def _best(final: Floats) -> Floats:
-    known = np.where(np.isnan(final), -np.inf, final).max(axis=-1)
-    return np.where(np.isinf(known), np.nan, known)
+    rewards = np.where(np.isnan(final), -np.inf, final).max(axis=-1)
+    return np.where(np.isinf(rewards), np.nan, rewards)
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if one.shape != other.shape or one.ndim == 0 or one.shape[-1] == 0:
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim == 0 or first.shape[-1] == 0:
         raise ValueError(
-            f"expected two arrays of one shape with at least one candidate, got {one.shape}, {other.shape}"
+            f"expected two arrays of one shape with at least one candidate, got {first.shape}, {second.shape}"
         )
-    return one, other
+    return first, second

@@ -71,13 +71,13 @@ def search_captions(captions: list[str], *, seed: int = 0, model: str = "lab") -
 
     pipe = TTSnapPipeline.from_pretrained(model, reward="lab-noise-aware")
     pipe.set_progress_bar_config(disable=True)
-    found: dict[str, list[Outcome]] = {name: [] for name in WAYS}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in WAYS}
     with progress("searching", total=len(captions) * len(WAYS)) as bar:
         for index, caption in enumerate(captions):
             for name, options in WAYS.items():
-                found[name].append(search(pipe, caption, index, options, seed=seed))
+                outcomes[name].append(search(pipe, caption, index, options, seed=seed))
                 bar.advance()
-    return found
+    return outcomes
 
 
 def demonstrate(folder: Path) -> Demonstration:
@@ -86,12 +86,15 @@ def demonstrate(folder: Path) -> Demonstration:
     from diffkit.lab.world import held_out_scenes
 
     captions = [scene.caption for scene in held_out_scenes(PROMPTS, seed=31)]
-    found = search_captions(captions)
+    by_way = search_captions(captions)
     folder.mkdir(parents=True, exist_ok=True)
-    save_png(contact_sheet([o.image for row in found.values() for o in row], columns=PROMPTS), folder / "winners.png")
+    save_png(
+        contact_sheet([outcome.image for row in by_way.values() for outcome in row], columns=PROMPTS),
+        folder / "winners.png",
+    )
     (folder / "captions.txt").write_text("\n".join(captions) + "\n")
     rows = []
-    for name, outcomes in found.items():
+    for name, outcomes in by_way.items():
         n = len(outcomes)
         rows.append(
             (

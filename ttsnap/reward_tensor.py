@@ -107,9 +107,9 @@ class RewardTensor:
 def places(scores: Floats) -> NDArray[np.int32]:
     """The place of each candidate along the last axis: 0 is the best, ties go to the lower index, NaN comes last."""
     order = np.argsort(-scores, axis=-1, kind="stable")
-    found = np.empty(scores.shape, dtype=np.int32)
-    np.put_along_axis(found, order, np.arange(scores.shape[-1], dtype=np.int32), axis=-1)
-    return found
+    ranks = np.empty(scores.shape, dtype=np.int32)
+    np.put_along_axis(ranks, order, np.arange(scores.shape[-1], dtype=np.int32), axis=-1)
+    return ranks
 
 
 def save_npz(path: str | Path, *tensors: RewardTensor) -> None:

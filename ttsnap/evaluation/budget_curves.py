@@ -88,7 +88,7 @@ def budget_curves(
     group = [tensors] if isinstance(tensors, RewardTensor) else list(tensors)
     if not group or len({tensor.looks.shape for tensor in group}) > 1:
         raise InputError("Rewards for one table must be of the same prompts, candidates and steps.")
-    if not budgets or any(later <= one for one, later in itertools.pairwise(budgets)):
+    if not budgets or any(later <= earlier for earlier, later in itertools.pairwise(budgets)):
         raise InputError(f"The budgets must rise, got {', '.join(f'{budget:g}' for budget in budgets) or 'none'}.")
     prompts, pool, calls = group[0].looks.shape
     schedules = tuple(schedule(budget) if callable(schedule) else schedule for budget in budgets)
@@ -96,13 +96,13 @@ def budget_curves(
     def bought(which: PruningSchedule, budget: float) -> Allotment:
         return allot(budget, which, calls, prices, accounting=accounting, pool=pool)
 
-    ours = tuple(bought(one, budget) for one, budget in zip(schedules, budgets, strict=True))
+    ours = tuple(bought(chosen, budget) for chosen, budget in zip(schedules, budgets, strict=True))
     theirs = tuple(bought(BEST_OF_N, budget) for budget in budgets)
     searched: list[list[Replay]] = []
     plain: list[Floats] = []
-    for stream, (one, mine, best) in enumerate(zip(schedules, ours, theirs, strict=True)):
+    for stream, (chosen, mine, best) in enumerate(zip(schedules, ours, theirs, strict=True)):
         orders = draw_orders(range(prompts), pool, resamples, seed=seed, stream=stream)
-        searched.append(_search(group, one, mine, orders, combine))
+        searched.append(_search(group, chosen, mine, orders, combine))
         plain.append(_best(group, best, orders, combine))
         advance()
     return [_curve(group[k], k, tuple(budgets), schedules, ours, theirs, searched, plain) for k in range(len(group))]
@@ -116,8 +116,8 @@ def _search(
     n, kept = bought.candidates, bought.survivors
     if combine is None:
         return [replay(tensor, schedule, n, orders=orders, survivors=kept) for tensor in group]
-    found = replay(group, schedule, n, orders=orders, survivors=kept, combine=combine)
-    return [found._replace(values=found.values[..., k]) for k in range(len(group))]
+    result = replay(group, schedule, n, orders=orders, survivors=kept, combine=combine)
+    return [result._replace(values=result.values[..., k]) for k in range(len(group))]
 
 
 def _best(group: list[RewardTensor], bought: Allotment, orders: NDArray[np.int64], combine: Combine | None) -> Floats:
@@ -166,11 +166,11 @@ def parse_budgets(text: str) -> tuple[float, ...]:
             if not (0 < first <= last and step > 0 and np.isfinite([last, step]).all()):
                 raise ValueError
             return tuple(first + step * index for index in range(int((last - first) / step + 1e-9) + 1))
-        found = tuple(float(part) for part in text.split(","))
-        if not all(0 < budget < float("inf") for budget in found) or list(found) != sorted(set(found)):
+        budgets = tuple(float(part) for part in text.split(","))
+        if not all(0 < budget < float("inf") for budget in budgets) or list(budgets) != sorted(set(budgets)):
             raise ValueError
     except ValueError:
         raise InputError(
             f"Cannot read the budgets {text!r}; write first:last:step, as in 400:4000:200, or 400,800,1600."
         ) from None
-    return found
+    return budgets

@@ -93,19 +93,19 @@ class _Bench:
     def run(self, task: _Task) -> list[tuple[dict[str, Any], Tensor | None]]:
         """Items and images of the task's prompts; a prompt that cannot be scored does not spoil its neighbours."""
         try:
-            found = self.pipe.carry_out(self.request(task.contender, task.first, task.stop))
+            result = self.pipe.carry_out(self.request(task.contender, task.first, task.stop))
         except ScoringError as error:
             if task.stop - task.first == 1:
                 base = {"search": task.contender.label, "index": task.first, "prompt": self.prompts[task.first]}
                 return [({**base, "error": str(error)}, None)]
             return [self.run(_Task(task.contender, at, at + 1))[0] for at in range(task.first, task.stop)]
-        return [self._item(found, task, place) for place in range(task.stop - task.first)]
+        return [self._item(result, task, place) for place in range(task.stop - task.first)]
 
-    def _item(self, found: Found, task: _Task, place: int) -> tuple[dict[str, Any], Tensor]:
-        winner, ledger, share = found.winners[place][0], found.ledger, task.stop - task.first
-        looks = [look for look in found.trace if look.prompt == place]
+    def _item(self, result: Found, task: _Task, place: int) -> tuple[dict[str, Any], Tensor]:
+        winner, ledger, share = result.winners[place][0], result.ledger, task.stop - task.first
+        looks = [look for look in result.trace if look.prompt == place]
         prompt = self.prompts[task.first + place]
-        spent, limit = found.spent[place], float((ledger.budget or {})["limit"]) / share
+        spent, limit = result.spent[place], float((ledger.budget or {})["limit"]) / share
         return {
             "search": task.contender.label,
             "index": task.first + place,
@@ -130,10 +130,10 @@ def _judged(image: Tensor, prompt: str) -> dict[str, Any]:
     if tuple(image.shape) != JUDGED_SIZE:
         return unknown
     try:
-        said = judge.check(image, prompt)
+        verdict = judge.check(image, prompt)
     except ValueError:
         return unknown
-    return {"judged": said.correct, "judge_score": said.score}
+    return {"judged": verdict.correct, "judge_score": verdict.score}
 
 
 def compare(
@@ -161,14 +161,14 @@ def compare(
         InputError: a strategy cannot work here, bad input, or another run in the folder.
     """
     bench = _Bench(pipe, prompts, reward, settings, preview_vae)
-    for one in contenders:
-        pipe.prepare(bench.request(one, 0, 1))
+    for contender in contenders:
+        pipe.prepare(bench.request(contender, 0, 1))
     if dry:
         return None
     tasks = [
-        _Task(one, first, min(first + settings.group, len(prompts)))
+        _Task(contender, first, min(first + settings.group, len(prompts)))
         for first in range(0, len(prompts), settings.group)
-        for one in contenders
+        for contender in contenders
     ]
     provenance = {
         "device": str(pipe.device),
@@ -191,7 +191,9 @@ def compare(
                     bar.advance(len(fresh))
         if run is None:
             return None
-        items = [run.done[f"{one.label}/{index:06d}"] for one in contenders for index in range(len(prompts))]
+        items = [
+            run.done[f"{contender.label}/{index:06d}"] for contender in contenders for index in range(len(prompts))
+        ]
         rows = summarise_searches(items, higher_is_better=reward.higher_is_better)
         run.write_json("summary.json", rows)
         write_page(run, rows, items)

@@ -37,22 +37,22 @@ def summarise_searches(items: Sequence[dict[str, Any]], *, higher_is_better: boo
     sign = 1.0 if higher_is_better else -1.0
     rows = []
     for label in labels:
-        known = [item for item in by_label[label].values() if item["error"] is None]
+        scored = [item for item in by_label[label].values() if item["error"] is None]
         reference = by_label.get(BASELINE, {}) if label != BASELINE else {}
         rows.append(
             {
                 "search": label,
                 "prompts": len(by_label[label]),
-                "failed": len(by_label[label]) - len(known),
-                "reward": _mean(item["reward"] for item in known),
+                "failed": len(by_label[label]) - len(scored),
+                "reward": _mean(item["reward"] for item in scored),
                 "reward_gain": _difference(by_label[label], reference, "reward", sign),
-                "judged": _mean(item["judged"] for item in known),
+                "judged": _mean(item["judged"] for item in scored),
                 "judged_gain": _difference(by_label[label], reference, "judged", 1.0),
-                "candidates": _mean(item["candidates"] for item in known),
-                "calls": _mean(item["cost"]["calls"] for item in known),
-                "spent_share": _mean(item["spent"] / item["limit"] for item in known),
-                "unspent_share": _mean(1 - item["spent"] / item["limit"] for item in known),
-                "seconds": _mean(item["seconds"] for item in known),
+                "candidates": _mean(item["candidates"] for item in scored),
+                "calls": _mean(item["cost"]["calls"] for item in scored),
+                "spent_share": _mean(item["spent"] / item["limit"] for item in scored),
+                "unspent_share": _mean(1 - item["spent"] / item["limit"] for item in scored),
+                "seconds": _mean(item["seconds"] for item in scored),
             }
         )
     return rows
@@ -191,8 +191,8 @@ def winners_table(items: Sequence[dict[str, Any]], folder: Path, *, shown: int =
         for label in labels:
             item = by_place[label, index]
             word = {True: ", right", False: ", wrong", None: ""}[item.get("judged")]
-            known = "image" in item
-            row.append(Picture.of(folder / item["image"], label, f"{item['reward']:.3f}{word}") if known else None)
+            has_image = "image" in item
+            row.append(Picture.of(folder / item["image"], label, f"{item['reward']:.3f}{word}") if has_image else None)
         rows.append(row)
     return Table(["prompt", *labels], rows)
 

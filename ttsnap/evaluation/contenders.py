@@ -44,7 +44,7 @@ def read_contenders(
     Raises:
         InputError: an unknown name, none at all, the same twice, or an eta outside [0, 1].
     """
-    found = []
+    contenders = []
     for label in (part.strip() for part in text.split(",") if part.strip()):
         name, at, share = label.partition("@")
         try:
@@ -53,11 +53,11 @@ def read_contenders(
             raise InputError(f"Cannot read the search {label!r}; write a name, or name@eta as in fk@1.") from None
         if not 0 <= own <= 1:
             raise InputError(f"eta must lie in [0, 1], got {own:g} for {label!r}.")
-        found.append(Contender(label, _strategy(name, schedules.get(name, schedules.get("")), index), own))
-    labels = [one.label for one in found]
-    if not found or len(set(labels)) < len(labels):
+        contenders.append(Contender(label, _strategy(name, schedules.get(name, schedules.get("")), index), own))
+    labels = [contender.label for contender in contenders]
+    if not contenders or len(set(labels)) < len(labels):
         raise InputError(f"--searches takes different names separated by commas, got {text!r}.")
-    return found
+    return contenders
 
 
 def _strategy(name: str, schedule: PruningSchedule | None, index: str | Path | None) -> Strategy:
@@ -78,8 +78,8 @@ class PairedReward:
             raise InputError(f"The rewards {reward.name!r} and {aware.name!r} point in opposite directions.")
         self.reward, self.aware = reward, aware
         self.name, self.higher_is_better, self.range = reward.name, reward.higher_is_better, reward.range
-        known = [one.flops_per_image for one in (reward, aware)]
-        self.flops_per_image = None if None in known else max(cost for cost in known if cost is not None)
+        costs = [each.flops_per_image for each in (reward, aware)]
+        self.flops_per_image = None if None in costs else max(cost for cost in costs if cost is not None)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The plain reward's scores."""

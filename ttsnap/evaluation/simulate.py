@@ -207,6 +207,6 @@ def _several(
 
 def _gather(scores: list[NDArray[Any]], failed: NDArray[np.bool_], rows: NDArray[Any], ids: Ints) -> Floats:
     """(p, R, m, K) scores of the candidates, NaN for those that failed."""
-    found = np.stack([score[rows, ids] for score in scores], axis=-1)
-    found[failed[rows, ids]] = np.nan
-    return found
+    gathered = np.stack([score[rows, ids] for score in scores], axis=-1)
+    gathered[failed[rows, ids]] = np.nan
+    return gathered

@@ -65,15 +65,15 @@ def fit(
     how = {"seed": seed, "cuts": cuts, "tries": tries}
     held = np.full((count, len(limits)), np.nan)
     for part in np.array_split(np.random.default_rng([seed, folds]).permutation(count), folds):
-        seen = Bench.of(tensor.select(np.setdiff1d(np.arange(count), part)), prices, resamples=resamples, seed=seed)
-        found = search_budgets(seen, limits, **how, advance=advance)
-        unseen = Bench.of(tensor.select(part), prices, resamples=HELD_OUT * resamples, seed=seed, stream=1)
-        for column, (budget, schedule) in enumerate(zip(limits, found, strict=True)):
-            held[part, column] = unseen.values(schedule, budget) - unseen.values(BEST_OF_N, budget)
+        train = Bench.of(tensor.select(np.setdiff1d(np.arange(count), part)), prices, resamples=resamples, seed=seed)
+        schedules = search_budgets(train, limits, **how, advance=advance)
+        held_out = Bench.of(tensor.select(part), prices, resamples=HELD_OUT * resamples, seed=seed, stream=1)
+        for column, (budget, schedule) in enumerate(zip(limits, schedules, strict=True)):
+            held[part, column] = held_out.values(schedule, budget) - held_out.values(BEST_OF_N, budget)
     bench = Bench.of(tensor, prices, resamples=resamples, seed=seed)
     sizes = [allot(budget, BEST_OF_N, tensor.calls, prices, pool=pool).candidates for budget in limits]
     plain = np.stack([expected_best_of_n(tensor.final, size) for size in sizes], axis=-1)
-    found = search_budgets(bench, limits, **how, advance=advance)
+    schedules = search_budgets(bench, limits, **how, advance=advance)
     result = replace(
         _expected(limits, plain, plain + held, expected_best_of_n(tensor.final, 1)),
         calls=tensor.calls,
@@ -82,7 +82,7 @@ def fit(
             "call": prices.call, "decode": prices.decode, "verify": prices.verify,
         },
     )  # fmt: skip
-    return _guarded(result, bench, limits, found)
+    return _guarded(result, bench, limits, schedules)
 
 
 def _checked(tensor: RewardTensor, prices: Prices, budgets: Sequence[float], folds: int) -> list[float]:
@@ -99,10 +99,10 @@ def _checked(tensor: RewardTensor, prices: Prices, budgets: Sequence[float], fol
 
 def _expected(budgets: list[float], plain: Floats, held: Floats, single: Floats) -> FittedSchedule:
     """The curve on prompts that were held out, and its gain."""
-    known = np.isfinite(plain).all(axis=1) & np.isfinite(held).all(axis=1)
-    if not known.any():
+    complete = np.isfinite(plain).all(axis=1) & np.isfinite(held).all(axis=1)
+    if not complete.any():
         raise InputError("No prompt has a final reward for every budget; there is nothing to fit.")
-    ours, theirs = held[known], plain[known]
+    ours, theirs = held[complete], plain[complete]
     curve = []
     for at, budget in enumerate(budgets):
         interval = bootstrap_mean(ours[:, at] - theirs[:, at])
@@ -110,7 +110,7 @@ def _expected(budgets: list[float], plain: Floats, held: Floats, single: Floats)
     if len(budgets) > 1:
         gain = budget_utilisation(ours, theirs, budgets)
     else:
-        above, below = ours[:, 0] - single[known], theirs[:, 0] - single[known]
+        above, below = ours[:, 0] - single[complete], theirs[:, 0] - single[complete]
         ratio = float(above.mean() / below.mean()) if below.mean() > 0 else math.nan
         gain = Utilisation(*(100 * (value - 1) for value in (ratio, *bootstrap_ratio(above, below))))
     value, low, high = (None if math.isnan(number) else float(number) for number in gain)
@@ -118,7 +118,7 @@ def _expected(budgets: list[float], plain: Floats, held: Floats, single: Floats)
 
 
 def _guarded(
-    result: FittedSchedule, bench: Bench, budgets: list[float], found: list[PruningSchedule]
+    result: FittedSchedule, bench: Bench, budgets: list[float], schedules: list[PruningSchedule]
 ) -> FittedSchedule:
     """With the schedules that were found, or without any when they do not beat best-of-N on held-out prompts."""
     if result.low is None or result.low <= 0:
@@ -126,10 +126,12 @@ def _guarded(
         if result.low is not None and result.high is not None:
             shown += f" (95 % interval {result.low:.1f} to {result.high:.1f})"
         return replace(result, reason=f"best-of-N: the gain of pruning on held-out prompts {shown}, not above 0.")
-    one = bench.tensor.calls * (bench.prices.call or 0.0) + (bench.prices.decode or 0.0) + (bench.prices.verify or 0.0)
+    finished = (
+        bench.tensor.calls * (bench.prices.call or 0.0) + (bench.prices.decode or 0.0) + (bench.prices.verify or 0.0)
+    )
     entries = tuple(
-        Entry(budget, budget / one, bench.counts(schedule, budget)[0], schedule)
-        for budget, schedule in zip(budgets, found, strict=True)
+        Entry(budget, budget / finished, bench.counts(schedule, budget)[0], schedule)
+        for budget, schedule in zip(budgets, schedules, strict=True)
     )
     middle = entries[len(entries) // 2].schedule
     return replace(result, steps=middle.steps, keep=middle.keep, entries=entries)

@@ -58,13 +58,13 @@ def held_out_differences(
     count = len(tensor.final)
     if folds < 2 or count < 2 * folds:
         raise InputError(f"{count} prompts cannot be held out in {folds} parts of at least 2.")
-    one = tensor.calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
+    finished = tensor.calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
     differences, spent = np.full((count, len(budgets)), np.nan), np.full((count, len(budgets)), np.nan)
     for part in np.array_split(np.random.default_rng([seed, folds]).permutation(count), folds):
         book = fit_index(tensor.select(np.setdiff1d(np.arange(count), part)), prices, budgets, seed=seed)
         held = tensor.select(part)
         for column, budget in enumerate(budgets):
-            run = replay_index(book.at(budget / one), held, resamples=resamples, seed=seed, stream=1)
+            run = replay_index(book.at(budget / finished), held, resamples=resamples, seed=seed, stream=1)
             cost = float(run.spent.mean())
             differences[part, column] = np.nanmean(run.values, axis=1) - best_of_n_at(held.final, cost)
             spent[part, column] = cost

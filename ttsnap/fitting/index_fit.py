@@ -41,12 +41,12 @@ def replay_index(
     resamples: int = 5,
     seed: int = 0,
     stream: int = 0,
-    known: tuple[Floats, Floats] | None = None,
+    true_values: tuple[Floats, Floats] | None = None,
 ) -> IndexReplay:
     """Search each prompt's pool ``resamples`` times by the index rule.
 
     Args:
-        known: the prompts' true means (P, K) and spreads (P,), instead of learning them.
+        true_values: the prompts' true means (P, K) and spreads (P,), instead of learning them.
 
     Raises:
         InputError: the tensor has another number of calls than the rule's model.
@@ -57,17 +57,17 @@ def replay_index(
     scores = np.concatenate([tensor.looks[:, :, list(rule.model.steps)], tensor.final[:, :, None]], axis=-1)
     orders = draw_orders(range(count), pool, resamples, seed=seed, stream=stream).reshape(-1, pool)
     prompt = np.repeat(np.arange(count), resamples)
-    if known is not None:
-        known = (known[0][prompt], known[1][prompt])
-    state = rule.begin(len(prompt), known=known, pool=pool)
+    if true_values is not None:
+        true_values = (true_values[0][prompt], true_values[1][prompt])
+    state = rule.begin(len(prompt), known=true_values, pool=pool)
     while True:
         chosen = rule.next(state)
         rows = np.flatnonzero(chosen >= 0)
         if not len(rows):
             break
         at = chosen[rows]
-        found = scores[prompt[rows], orders[rows, at], state.stage[rows, at]]
-        rule.observe(state, rows, at, found)
+        observed = scores[prompt[rows], orders[rows, at], state.stage[rows, at]]
+        rule.observe(state, rows, at, observed)
     best = np.where(np.isfinite(state.best), state.best, np.nan)
     shape = (count, resamples)
     return IndexReplay(best.reshape(shape), state.spent.reshape(shape), state.opened.reshape(shape))
@@ -128,11 +128,11 @@ def fit_index(
         raise InputError(f"The rewards were not recorded at step {min(missing)}; choose among {tensor.recorded}.")
     model = ScoreModel.fit(tensor, looks)
     costs = model.costs(prices)
-    one = tensor.calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
-    rule = IndexRule(model, costs, 1.0, max(cap * budgets[0] / one, float(costs.sum())), caution)
+    finished = tensor.calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
+    rule = IndexRule(model, costs, 1.0, max(cap * budgets[0] / finished, float(costs.sum())), caution)
     entries: list[tuple[float, float]] = []
     near = None
-    for budget in (amount / one for amount in budgets):
+    for budget in (amount / finished for amount in budgets):
         rule = replace(rule, limit=cap * budget, _table=rule.table)
         rule = price_for_budget(rule, tensor, budget, resamples=resamples, seed=seed, near=near)
         entries.append((budget, rule.price))
@@ -144,5 +144,5 @@ def fit_index(
 def default_steps(tensor: RewardTensor) -> tuple[int, ...]:
     """``INDEX_STEPS`` stretched to the tensor's calls, each moved to the nearest recorded step before the last."""
     allowed = [step for step in tensor.recorded if step < tensor.calls - 1]
-    wanted = [(step + 1) * tensor.calls / 20 - 1 for step in INDEX_STEPS]
-    return tuple(sorted({min(allowed, key=lambda step: abs(step - want)) for want in wanted})) if allowed else ()
+    targets = [(step + 1) * tensor.calls / 20 - 1 for step in INDEX_STEPS]
+    return tuple(sorted({min(allowed, key=lambda step: abs(step - target)) for target in targets})) if allowed else ()

@@ -44,7 +44,7 @@ class Bench:
     tensor: RewardTensor
     prices: Prices
     orders: NDArray[np.int64]
-    _known: dict[tuple[PruningSchedule, float], Floats] = field(default_factory=dict)
+    _cache: dict[tuple[PruningSchedule, float], Floats] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tensor: RewardTensor, prices: Prices, *, resamples: int, seed: int, stream: int = 0) -> Bench:
@@ -60,17 +60,17 @@ class Bench:
     def values(self, schedule: PruningSchedule, budget: float) -> Floats:
         """(P,) mean final reward of each prompt; NaN where no draw had a winner; -inf when it is not affordable."""
         key = (schedule, budget)
-        if key not in self._known:
+        if key not in self._cache:
             try:
                 n = self.counts(schedule, budget)[0]
             except InputError:
-                self._known[key] = np.full(len(self.tensor.final), -np.inf)
+                self._cache[key] = np.full(len(self.tensor.final), -np.inf)
             else:
-                found = simulate(self.tensor, schedule, n, orders=self.orders)
-                won = np.isfinite(found)
-                total = np.where(won, found, 0.0).sum(axis=1)
-                self._known[key] = np.divide(total, won.sum(axis=1), out=np.full(len(total), np.nan), where=won.any(1))
-        return self._known[key]
+                rewards = simulate(self.tensor, schedule, n, orders=self.orders)
+                won = np.isfinite(rewards)
+                total = np.where(won, rewards, 0.0).sum(axis=1)
+                self._cache[key] = np.divide(total, won.sum(axis=1), out=np.full(len(total), np.nan), where=won.any(1))
+        return self._cache[key]
 
     def mean(self, schedule: PruningSchedule, budget: float) -> float:
         """Mean over prompts."""
@@ -105,16 +105,17 @@ def search_budget(
         starts: further schedules to begin with, for example a neighbouring budget's.
     """
     allowed = [step for step in bench.tensor.recorded if step < bench.tensor.calls - 1]
-    begin = {BEST_OF_N, *(one for one in (*_starts(allowed, bench.tensor.calls), *starts) if len(one.steps) <= cuts)}
-    ranked = sorted(begin, key=lambda one: (-bench.mean(one, budget), str(one)))
-    found = []
+    given = (*_starts(allowed, bench.tensor.calls), *starts)
+    begin = {BEST_OF_N, *(schedule for schedule in given if len(schedule.steps) <= cuts)}
+    ranked = sorted(begin, key=lambda schedule: (-bench.mean(schedule, budget), str(schedule)))
+    improved = []
     for current in ranked[: 3 if allowed else 1]:
         for _ in range(tries if allowed else 0):
             neighbour = _neighbour(bench.counts(current, budget), current.steps, allowed, cuts, generator)
             if neighbour is not None and bench.better(neighbour, current, budget):
                 current = neighbour
-        found.append(current)
-    return _without_idle_looks(bench, max(found, key=lambda one: bench.mean(one, budget)), budget)
+        improved.append(current)
+    return _without_idle_looks(bench, max(improved, key=lambda schedule: bench.mean(schedule, budget)), budget)
 
 
 def _without_idle_looks(bench: Bench, schedule: PruningSchedule, budget: float) -> PruningSchedule:
@@ -129,10 +130,10 @@ def _starts(allowed: Sequence[int], calls: int) -> list[PruningSchedule]:
     """The starts on this tensor's steps; those of which two looks fall together are left out."""
     fitting = []
     for text in STARTS if allowed else ():
-        one = PruningSchedule.parse(text)
-        steps = [min(allowed, key=lambda step: abs(step - ((old + 1) * calls / 20 - 1))) for old in one.steps]
+        schedule = PruningSchedule.parse(text)
+        steps = [min(allowed, key=lambda step: abs(step - ((old + 1) * calls / 20 - 1))) for old in schedule.steps]
         if all(before < after for before, after in itertools.pairwise(steps)):
-            fitting.append(PruningSchedule(tuple(steps), one.keep))
+            fitting.append(PruningSchedule(tuple(steps), schedule.keep))
     return fitting
 
 
@@ -144,7 +145,7 @@ def _neighbour(
     move = generator.integers(6)
     if move == 0 and len(looks) < cuts:
         step = int(generator.choice(allowed))
-        at = sum(one < step for one in looks)
+        at = sum(look < step for look in looks)
         before, after = (left[at - 1] if at else size), (left[at] if at < len(left) else 1)
         looks.insert(at, step)
         left.insert(at, max(1, round((before * after) ** 0.5)))
@@ -186,12 +187,12 @@ def search_budgets(
     Args:
         advance: told after each budget.
     """
-    found: list[PruningSchedule] = []
+    schedules: list[PruningSchedule] = []
     for index, budget in enumerate(budgets):
         generator = np.random.default_rng([seed, index])
-        found.append(search_budget(bench, budget, generator, cuts=cuts, tries=tries, starts=found[-1:]))
+        schedules.append(search_budget(bench, budget, generator, cuts=cuts, tries=tries, starts=schedules[-1:]))
         advance()
     for index in reversed(range(len(budgets) - 1)):
-        if bench.better(found[index + 1], found[index], budgets[index]):
-            found[index] = _without_idle_looks(bench, found[index + 1], budgets[index])
-    return found
+        if bench.better(schedules[index + 1], schedules[index], budgets[index]):
+            schedules[index] = _without_idle_looks(bench, schedules[index + 1], budgets[index])
+    return schedules

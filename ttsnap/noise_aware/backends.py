@@ -77,10 +77,10 @@ class Conditioned(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(True)
-        found = [name for name, module in self.network.named_modules() if isinstance(module, nn.LayerNorm)]
-        if not found:
+        names = [name for name, module in self.network.named_modules() if isinstance(module, nn.LayerNorm)]
+        if not names:
             raise InputError("This reward's network has no nn.LayerNorm to condition; take the back-end full or lora.")
-        for name in found:
+        for name in names:
             parent = self.network.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], NoiseNorm(getattr(parent, name.rpartition(".")[2])))
         self.embed = LevelEmbedding()

@@ -90,18 +90,24 @@ def curriculum(backend: Backend, levels: int, stages: int) -> list[Stage]:
     return [Stage(tuple(range(int(group[-1]) + 1)), tuple(map(int, group))) for group in groups]
 
 
-def choose_steps(found: Trajectories, steps: Sequence[int] | None) -> list[int]:
+def choose_steps(trajectories: Trajectories, steps: Sequence[int] | None) -> list[int]:
     """Recorded steps from clean to noisy.
 
     Raises:
         InputError: one was not recorded, or its latents hold no signal or no noise.
     """
-    wanted = [step for step in found.steps if step != len(found.all_sigmas) - 1] if steps is None else list(steps)
-    missing = sorted(set(wanted) - set(found.steps))
-    if missing or not wanted:
-        raise InputError(f"Steps {missing} were not recorded in {found.folder}; recorded are {list(found.steps)}.")
-    log_snrs = dict(zip(found.steps, found.log_snrs, strict=True))
-    unusable = [step for step in wanted if not math.isfinite(log_snrs[step])]
+    chosen = (
+        [step for step in trajectories.steps if step != len(trajectories.all_sigmas) - 1]
+        if steps is None
+        else list(steps)
+    )
+    missing = sorted(set(chosen) - set(trajectories.steps))
+    if missing or not chosen:
+        raise InputError(
+            f"Steps {missing} were not recorded in {trajectories.folder}; recorded are {list(trajectories.steps)}."
+        )
+    log_snrs = dict(zip(trajectories.steps, trajectories.log_snrs, strict=True))
+    unusable = [step for step in chosen if not math.isfinite(log_snrs[step])]
     if steps is not None and unusable:
         raise InputError(f"Steps {unusable} have latents without signal or without noise; leave them out.")
-    return sorted(set(wanted) - set(unusable), key=lambda step: -log_snrs[step])
+    return sorted(set(chosen) - set(unusable), key=lambda step: -log_snrs[step])

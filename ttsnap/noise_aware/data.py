@@ -53,23 +53,24 @@ def split_prompts(prompts: Sequence[str], share: float, seed: int) -> tuple[list
     return train, [position for position, text in enumerate(prompts) if text in apart]
 
 
-def finals(found: Trajectories, name: str) -> NDArray[np.float64]:
+def finals(trajectories: Trajectories, name: str) -> NDArray[np.float64]:
     """The plain reward of every finished image, (P, N), in the reward's own direction; NaN where it has none.
 
     Raises:
         InputError: this reward was not recorded.
     """
-    if name not in found.names:
+    if name not in trajectories.names:
         raise InputError(
-            f"{found.folder} holds the rewards {', '.join(found.names)}, not {name!r}; collect with that reward."
+            f"{trajectories.folder} holds the rewards {', '.join(trajectories.names)}, not {name!r}; collect with that "
+            f"reward."
         )
-    return np.stack([trajectory.tensor(f"finals.{name}").double().numpy() for trajectory in found])
+    return np.stack([trajectory.tensor(f"finals.{name}").double().numpy() for trajectory in trajectories])
 
 
 def spread_within_prompts(scores: NDArray[np.float64]) -> float:
     """Standard deviation of scores (P, N) around their prompts' means, pooled over prompts; NaN is left out."""
-    known = np.isfinite(scores)
-    counts = known.sum(1)
+    finite = np.isfinite(scores)
+    counts = finite.sum(1)
     several = counts > 1
     if not several.any():
         return float("nan")
@@ -144,12 +145,12 @@ class Estimates:
     """Decoded estimates as uint8, read when they are first needed, and kept while there is room.
 
     Args:
-        found: the trajectories.
+        trajectories: with previews.
         steps: the recorded step of every level.
     """
 
-    def __init__(self, found: Trajectories, steps: Sequence[int], room: int = CACHE_BYTES) -> None:
-        self.found, self.steps, self.room = found, list(steps), room
+    def __init__(self, trajectories: Trajectories, steps: Sequence[int], room: int = CACHE_BYTES) -> None:
+        self.trajectories, self.steps, self.room = trajectories, list(steps), room
         self._kept: dict[tuple[int, int], Tensor] = {}
 
     def of(self, prompt: int, level: int) -> Tensor:
@@ -157,7 +158,7 @@ class Estimates:
         kept = self._kept.get((prompt, level))
         if kept is not None:
             return kept
-        images = (self.found[prompt].estimates(self.steps[level]) * 255).round().to(torch.uint8)
+        images = (self.trajectories[prompt].estimates(self.steps[level]) * 255).round().to(torch.uint8)
         while self._kept and (len(self._kept) + 1) * images.numel() > self.room:
             self._kept.pop(next(iter(self._kept)))
         self._kept[prompt, level] = images

@@ -56,7 +56,7 @@ class Distilled(NamedTuple):
 
 
 def distill(
-    found: Trajectories,
+    trajectories: Trajectories,
     base: TrainableReward,
     settings: DistillSettings,
     folder: str | Path,
@@ -69,7 +69,7 @@ def distill(
     stage, ``tau.png``, ``summary.json``. Under ``accelerate launch`` all processes call it and share the disk.
 
     Args:
-        found: trajectories with previews and with this reward's scores.
+        trajectories: trajectories with previews and with this reward's scores.
         base: the reward; its weights stay as they are.
         tracker: whom accelerate tells the losses: a name it knows, a tracker of one's own, or nobody.
 
@@ -78,12 +78,12 @@ def distill(
         DiffkitError: training diverged.
     """
     folder = Path(folder)
-    trainer = Trainer(found, base, settings, folder / "checkpoint.safetensors", tracker)
+    trainer = Trainer(trajectories, base, settings, folder / "checkpoint.safetensors", tracker)
     config = {
         **asdict(settings),
         "reward": {"name": base.name, "sha256": weights_digest(base.module)},
-        "trajectories": found.record["config_hash"],
-        "prompts": len(found),
+        "trajectories": trajectories.record["config_hash"],
+        "prompts": len(trajectories),
     }
     with _open(trainer, folder, config) as run:
         trainer.accelerator.wait_for_everyone()
@@ -109,8 +109,8 @@ def _open(trainer: Trainer, folder: Path, config: dict[str, Any]) -> AbstractCon
     """The run, in the main process alone."""
     if not trainer.accelerator.is_main_process:
         return nullcontext()
-    seen = {"device": str(trainer.accelerator.device), "processes": trainer.accelerator.num_processes}
-    return Run.open(folder, config=config, kind="distillation", provenance=seen)
+    provenance = {"device": str(trainer.accelerator.device), "processes": trainer.accelerator.num_processes}
+    return Run.open(folder, config=config, kind="distillation", provenance=provenance)
 
 
 def _stage_file(folder: Path, stage: int) -> Path:
@@ -163,13 +163,13 @@ def _evaluate(trainer: Trainer, predict: Predict, levels: Sequence[int]) -> list
     if not trainer.held_out:
         return []
     final = trainer.final[trainer.held_out]
-    found = []
+    rows = []
     for level in levels:
         log_snr = trainer.levels[level]
         before = recorded(trainer.estimates, trainer.base.name, trainer.held_out, level)
         after = predictions(trainer.estimates, predict, trainer.held_out, level, log_snr)
-        found.append(compare_level(step=trainer.steps[level], log_snr=log_snr, before=before, after=after, final=final))
-    return found
+        rows.append(compare_level(step=trainer.steps[level], log_snr=log_snr, before=before, after=after, final=final))
+    return rows
 
 
 def _assemble(trainer: Trainer, folder: Path) -> NoiseAwareReward:
@@ -214,7 +214,7 @@ def _card(trainer: Trainer, levels: list[LevelTau], config: dict[str, Any]) -> d
         "base": config["reward"],
         "settings": asdict(trainer.settings),
         "prompts": {"trained": len(trainer.train), "held_out": len(trainer.held_out)},
-        "candidates": trainer.found.candidates,
+        "candidates": trainer.trajectories.candidates,
         "images_without_a_final_score": int((~np.isfinite(trainer.final)).sum()),
         "updates_a_stage": trainer.steps_a_stage,
         "stages": [[trainer.steps[level] for level in stage.opened] for stage in trainer.stages],

@@ -56,11 +56,15 @@ def predictions(estimates: Estimates, predict: Predict, positions: Sequence[int]
     """
     mine = shard(list(positions))
     scored: list[list[float]] = []
-    together = max(1, IMAGES_AT_ONCE // estimates.found.candidates)
+    together = max(1, IMAGES_AT_ONCE // estimates.trajectories.candidates)
     for first in range(0, len(mine), together):
         some = mine[first : first + together]
         images = torch.cat([estimates.of(position, level) for position in some]).float() / 255
-        prompts = [estimates.found.prompts[position] for position in some for _ in range(estimates.found.candidates)]
+        prompts = [
+            estimates.trajectories.prompts[position]
+            for position in some
+            for _ in range(estimates.trajectories.candidates)
+        ]
         scores = predict(images, prompts, log_snr).float().cpu()
         scored += scores.view(len(some), -1).tolist()
     return np.array(gather(scored), dtype=np.float64).reshape(len(positions), -1)
@@ -68,9 +72,11 @@ def predictions(estimates: Estimates, predict: Predict, positions: Sequence[int]
 
 def recorded(estimates: Estimates, name: str, positions: Sequence[int], level: int) -> Floats:
     """The plain reward's scores (len(positions), N) of the estimates, as they were recorded."""
-    found = estimates.found
-    column = found.steps.index(estimates.steps[level])
-    return np.stack([found[position].tensor(f"rewards.{name}")[:, column].double().numpy() for position in positions])
+    trajectories = estimates.trajectories
+    column = trajectories.steps.index(estimates.steps[level])
+    return np.stack(
+        [trajectories[position].tensor(f"rewards.{name}")[:, column].double().numpy() for position in positions]
+    )
 
 
 def taus(scores: Floats, final: Floats) -> Floats:
@@ -80,8 +86,8 @@ def taus(scores: Floats, final: Floats) -> Floats:
     """
     rows = []
     for row, truth in zip(scores, final, strict=True):
-        known = np.isfinite(row) & np.isfinite(truth)
-        rows.append(float(kendall(row[known], truth[known])) if known.sum() > 1 else float("nan"))
+        finite = np.isfinite(row) & np.isfinite(truth)
+        rows.append(float(kendall(row[finite], truth[finite])) if finite.sum() > 1 else float("nan"))
     return np.array(rows)
 
 
@@ -106,8 +112,8 @@ def fit_calibration(scores: Floats, final: Floats) -> LinearCalibration:
 
     A slope that is not above 0 says that nothing was learned; the scores keep their own scale then.
     """
-    known = np.isfinite(scores) & np.isfinite(final)
-    x, y = np.where(known, scores, np.nan), np.where(known, final, np.nan)
+    finite = np.isfinite(scores) & np.isfinite(final)
+    x, y = np.where(finite, scores, np.nan), np.where(finite, final, np.nan)
     x_within, y_within = x - np.nanmean(x, axis=1, keepdims=True), y - np.nanmean(y, axis=1, keepdims=True)
     variance = float(np.nansum(x_within**2))
     slope = float(np.nansum(x_within * y_within)) / variance if variance > 0 else 1.0
@@ -122,10 +128,10 @@ def tau_figure(levels: Sequence[LevelTau], path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     for name, colour in (("before", "#b45309"), ("after", "#1f5fa8")):
-        known = [level for level in levels if getattr(level, name) is not None]
-        x = [level.log_snr for level in known]
-        bounds = np.array([getattr(level, f"{name}_interval") for level in known]).reshape(-1, 2)
-        axes.plot(x, [getattr(level, name) for level in known], marker="o", markersize=4, color=colour,
+        measured = [level for level in levels if getattr(level, name) is not None]
+        x = [level.log_snr for level in measured]
+        bounds = np.array([getattr(level, f"{name}_interval") for level in measured]).reshape(-1, 2)
+        axes.plot(x, [getattr(level, name) for level in measured], marker="o", markersize=4, color=colour,
                   label={"before": "plain reward", "after": "distilled reward"}[name])  # fmt: skip
         axes.fill_between(x, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, linewidth=0)
     axes.axhline(0, color="#9aa1ab", linewidth=0.8)

@@ -45,7 +45,7 @@ class Trainer:
     """The training loop.
 
     Args:
-        found: collected trajectories with previews.
+        trajectories: collected trajectories with previews.
         base: the reward to distil, whose scores of the finished images were recorded.
         settings: how.
         checkpoint: file that a killed run goes on from.
@@ -54,24 +54,24 @@ class Trainer:
 
     def __init__(
         self,
-        found: Trajectories,
+        trajectories: Trajectories,
         base: TrainableReward,
         settings: DistillSettings,
         checkpoint: Path,
         tracker: str | GeneralTracker | None = None,
     ) -> None:
-        self.found, self.base, self.settings, self.checkpoint = found, base, settings, checkpoint
-        self.steps = choose_steps(found, settings.steps)
-        log_snrs = dict(zip(found.steps, found.log_snrs, strict=True))
+        self.trajectories, self.base, self.settings, self.checkpoint = trajectories, base, settings, checkpoint
+        self.steps = choose_steps(trajectories, settings.steps)
+        log_snrs = dict(zip(trajectories.steps, trajectories.log_snrs, strict=True))
         self.levels = [log_snrs[step] for step in self.steps]
         self.stages = curriculum(settings.backend, len(self.steps), settings.stages)
-        self.train, self.held_out = split_prompts(found.prompts, settings.held_out, settings.seed)
-        self.final = finals(found, base.name)
-        self.estimates = Estimates(found, self.steps)
+        self.train, self.held_out = split_prompts(trajectories.prompts, settings.held_out, settings.seed)
+        self.final = finals(trajectories, base.name)
+        self.estimates = Estimates(trajectories, self.steps)
         self._units = self._make_units()
         self.spread = spread_within_prompts(self.final[self.train])
         if not self._units or not self.spread > 0:
-            raise InputError(f"The finished images of {found.folder} have no differing scores to learn from.")
+            raise InputError(f"The finished images of {trajectories.folder} have no differing scores to learn from.")
         self._targets = self.final.copy()
         if settings.standardise:
             self._targets[self.train] = standardised(self.final[self.train])
@@ -120,7 +120,7 @@ class Trainer:
         """Single images, or prompts for a loss on pairs."""
         if self.settings.loss == "mse":
             return self.settings.batch
-        return max(1, self.settings.batch // self.found.candidates)
+        return max(1, self.settings.batch // self.trajectories.candidates)
 
     @property
     def steps_a_stage(self) -> int:
@@ -195,11 +195,11 @@ class Trainer:
 
     def _loss(self, batch: TrainingBatch) -> Tensor:
         levels = torch.tensor([self.levels[level] for _, _, level in batch.rows], device=self.accelerator.device)
-        prompts = [self.found.prompts[prompt] for prompt, _, _ in batch.rows]
+        prompts = [self.trajectories.prompts[prompt] for prompt, _, _ in batch.rows]
         call = functools.partial(self.network, log_snr=levels)
         scores = self.base.differentiable(self.estimates.gather(batch.rows), prompts, module=call).float()
-        wanted = [self._targets[prompt, candidate] for prompt, candidate, _ in batch.rows]
-        targets = torch.tensor(wanted, dtype=torch.float32, device=scores.device)
+        rewards = [self._targets[prompt, candidate] for prompt, candidate, _ in batch.rows]
+        targets = torch.tensor(rewards, dtype=torch.float32, device=scores.device)
         if self.settings.loss == "mse":
             return mse_loss(scores, targets)
         units = torch.tensor(batch.units, device=scores.device)

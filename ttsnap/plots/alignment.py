@@ -52,8 +52,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, gap
     above = 0.0  # half the height of the text below
     for index in order:
         half = gap * (ends[index][2].count("\n") + 1) / 2
-        wanted = (ends[index][1] - low) / (high - low)
-        at.append(wanted if not at else max(wanted, at[-1] + above + half))
+        height = (ends[index][1] - low) / (high - low)
+        at.append(height if not at else max(height, at[-1] + above + half))
         above = half
     over = max(0.0, at[-1] - 1.0) if at else 0.0
     for place, index in zip(at, order, strict=True):
@@ -97,17 +97,19 @@ def tau_by_noise(tensors: Mapping[str, RewardTensor], *, title: str = "") -> Fig
     axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str]] = []
     for (name, tensor), colour in zip(tensors.items(), COLOURS, strict=False):
-        found = {step: taus(tensor.looks[:, :, step], tensor.final) for step in _steps(tensor)}
-        rows = {step: row[np.isfinite(row)] for step, row in found.items() if np.isfinite(row).any()}
+        correlations = {step: taus(tensor.looks[:, :, step], tensor.final) for step in _steps(tensor)}
+        rows = {step: row[np.isfinite(row)] for step, row in correlations.items() if np.isfinite(row).any()}
         at = [_level(first, step) for step in rows]
         ends.append((at[-1], _band(axes, at, list(rows.values()), colour), name, colour))
     axes.axhline(0, color=REFERENCE, linewidth=0.8)
-    known = first.sigmas is not None
-    xlabel = "log-SNR of the latents before the step (noisy to clean)" if known else "denoiser calls before the look"
+    has_levels = first.sigmas is not None
+    xlabel = (
+        "log-SNR of the latents before the step (noisy to clean)" if has_levels else "denoiser calls before the look"
+    )
     prompts, candidates = first.final.shape
     styled(axes, xlabel=xlabel, ylabel="Kendall's tau to the final reward",
            title=title or f"{prompts} prompts, {candidates} candidates each; mean and 95 % interval")  # fmt: skip
-    if known:
+    if has_levels:
         steps = _steps(first)
         above = axes.secondary_xaxis("top")
         above.set_xticks([_level(first, step) for step in steps], [str(step + 1) for step in steps], fontsize=8)
@@ -140,8 +142,10 @@ def top_select_curves(tensors: Mapping[str, RewardTensor], steps: Sequence[int] 
     """
     first = _compared(tensors)
     if missing := [step for step in steps for tensor in tensors.values() if step not in tensor.recorded]:
-        known = ", ".join(map(str, first.recorded))
-        raise InputError(f"Step {missing[0]} was not recorded for all of {', '.join(tensors)}; recorded are {known}.")
+        recorded = ", ".join(map(str, first.recorded))
+        raise InputError(
+            f"Step {missing[0]} was not recorded for all of {', '.join(tensors)}; recorded are {recorded}."
+        )
     figure = Figure(figsize=(3.0 * len(steps) + 1.2, 5.4), dpi=120, layout="constrained")
     grid = figure.subplots(2, len(steps), sharex=True, sharey="row", squeeze=False)
     for column, step in enumerate(steps):
@@ -163,12 +167,12 @@ def _top_select_column(pair: NDArray[Any], tensors: Mapping[str, RewardTensor], 
     for axes in pair:
         styled(axes)
     for position, ((name, tensor), colour) in enumerate(zip(tensors.items(), COLOURS, strict=False)):
-        found = top_select(tensor.looks[:, :, step], tensor.final)
-        known = np.isfinite(found.gap).all(axis=1)
-        if not known.any():
+        selection = top_select(tensor.looks[:, :, step], tensor.final)
+        complete = np.isfinite(selection.gap).all(axis=1)
+        if not complete.any():
             continue
-        _band(pair[0], shares, list(100 * found.accuracy[known].T), colour)
-        _band(pair[1], shares, list(found.gap[known].T), colour)
+        _band(pair[0], shares, list(100 * selection.accuracy[complete].T), colour)
+        _band(pair[1], shares, list(selection.gap[complete].T), colour)
         pair[0].text(0.97, 0.05 + 0.1 * (len(tensors) - position), name, color=colour, fontsize=8.5, ha="right",
                      transform=pair[0].transAxes, parse_math=False)  # fmt: skip
     final = next(iter(tensors.values())).final

@@ -168,19 +168,19 @@ def _keys(group: _Group) -> list[str]:
 def _record(recorder: Recorder, prompts: Sequence[str], group: _Group) -> list[_Shard]:
     """Record the group's prompts."""
     chosen = {index: prompts[index] for index in range(group.first, group.stop)}
-    return [_shard(one) for one in recorder.run(chosen)]
+    return [_shard(prompt_record) for prompt_record in recorder.run(chosen)]
 
 
-def _shard(one: Recorded) -> _Shard:
+def _shard(recorded: Recorded) -> _Shard:
     # One metadata key only: the format keeps no order of several, and the bytes must be the same again.
-    about = json.dumps({"prompt": one.prompt, "index": one.number}, sort_keys=True)
-    data = save({name: tensor.contiguous() for name, tensor in one.tensors.items()}, {"trajectory": about})
+    about = json.dumps({"prompt": recorded.prompt, "index": recorded.number}, sort_keys=True)
+    data = save({name: tensor.contiguous() for name, tensor in recorded.tensors.items()}, {"trajectory": about})
     item = {
-        "prompt": one.prompt,
-        "shard": shard_name(one.number),
+        "prompt": recorded.prompt,
+        "shard": shard_name(recorded.number),
         "sha256": sha256(data).hexdigest(),
         "bytes": len(data),
-        "unscored": one.unscored,
-        "seconds": one.seconds,
+        "unscored": recorded.unscored,
+        "seconds": recorded.seconds,
     }
     return _Shard(item, data)

@@ -44,8 +44,8 @@ def shard_name(prompt: int) -> str:
 
 def steps_near(sigmas: Sequence[float], levels: Sequence[float]) -> tuple[int, ...]:
     """The steps, rising and each once, whose log-SNR lies nearest to each of ``levels``; the earlier one on a tie."""
-    known = [log_snr(sigma) for sigma in sigmas]
-    return tuple(sorted({min(range(len(known)), key=lambda step: abs(known[step] - level)) for level in levels}))
+    log_snrs = [log_snr(sigma) for sigma in sigmas]
+    return tuple(sorted({min(range(len(log_snrs)), key=lambda step: abs(log_snrs[step] - level)) for level in levels}))
 
 
 @dataclass(frozen=True)

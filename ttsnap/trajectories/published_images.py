@@ -49,8 +49,10 @@ class PublishedTrajectory:
             InputError: the step was not recorded, or a picture is damaged or of another size than the others.
         """
         if step not in (*self.steps, self.last):
-            known = ", ".join(map(str, (*self.steps, self.last)))
-            raise InputError(f"Step {step} of {self.folder} was not recorded for all candidates; recorded are {known}.")
+            recorded = ", ".join(map(str, (*self.steps, self.last)))
+            raise InputError(
+                f"Step {step} of {self.folder} was not recorded for all candidates; recorded are {recorded}."
+            )
         files = [self.folder / candidate / f"s{step:02d}.png" for candidate in self.candidates]
         images = [load_image(file) for file in files]
         for file, image in zip(files, images, strict=True):
@@ -93,8 +95,10 @@ class PublishedImages(Sequence[PublishedTrajectory]):
             raise InputError(f"{folder} holds no published trajectories; expected folders such as p0000/id000/s00.png.")
         if prompts is not None and max(numbered) >= len(prompts):
             raise InputError(f"{numbered[max(numbered)]} needs prompt {max(numbered)}, but {len(prompts)} were given.")
-        found = [_trajectory(path, None if prompts is None else prompts[n]) for n, path in sorted(numbered.items())]
-        return cls(folder, tuple(found))
+        trajectories = [
+            _trajectory(path, None if prompts is None else prompts[n]) for n, path in sorted(numbered.items())
+        ]
+        return cls(folder, tuple(trajectories))
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -115,13 +119,13 @@ def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder} with published trajectories.")
-    found: dict[int, Path] = {}
+    paths: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if match := pattern.fullmatch(path.name):
-            if int(match[1]) in found:
-                raise InputError(f"{path} and {found[int(match[1])]} are one number; remove one of them.")
-            found[int(match[1])] = path
-    return found
+            if int(match[1]) in paths:
+                raise InputError(f"{path} and {paths[int(match[1])]} have the same number; remove one of them.")
+            paths[int(match[1])] = path
+    return paths
 
 
 def _trajectory(folder: Path, prompt: str | None) -> PublishedTrajectory:

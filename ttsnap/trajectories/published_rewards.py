@@ -61,7 +61,10 @@ def read_yaml_rewards(folder: Path, *, like: StepRewards | None = None) -> StepR
 def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
         content = yaml.load(file.read_bytes(), Loader=_Loader)  # safe: see _Loader
-        table = {str(prompt): {str(one): float(score) for one, score in row.items()} for prompt, row in content.items()}
+        table = {
+            str(prompt): {str(candidate): float(score) for candidate, score in row.items()}
+            for prompt, row in content.items()
+        }
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"Cannot read rewards from {str(file)!r}; expected {{p0000: {{id000: score}}}}: "

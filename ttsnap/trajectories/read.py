@@ -78,21 +78,21 @@ def _is_collected(path: Path) -> bool:
     return path.is_dir() and (path / "run.json").is_file()
 
 
-def _choose(path: Path, key: str | None, known: list[str]) -> str:
-    if key is None and len(known) == 1:
-        return known[0]
-    if key not in known:
+def _choose(path: Path, key: str | None, keys: list[str]) -> str:
+    if key is None and len(keys) == 1:
+        return keys[0]
+    if key not in keys:
         what = "Which reward is meant?" if key is None else f"There are no rewards {key!r}."
-        raise InputError(f"{what} {str(path)!r} holds {', '.join(known) or 'none'}; choose with --key.")
+        raise InputError(f"{what} {str(path)!r} holds {', '.join(keys) or 'none'}; choose with --key.")
     return key
 
 
 def _arrays(path: Path) -> Mapping[str, NDArray[Any]]:
     """The arrays of an .npz, each read when it is used."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            return found
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.lib.npyio.NpzFile):
+            return arrays
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"Cannot read {str(path)!r} as .npz: {type(error).__name__}: {error}.") from error
     raise InputError(f"{str(path)!r} holds one array; rewards are read from an .npz with named arrays.")

@@ -85,8 +85,8 @@ def guided(pipe: Pipeline, settings: CollectSettings) -> bool:
 def preview_side(rewards: Mapping[str, Reward]) -> int | None:
     """The largest ``input_size`` that the rewards declare; None, for the image's own size, when one declares none."""
     sizes = [getattr(reward, "input_size", None) for reward in rewards.values()]
-    known = [size for size in sizes if isinstance(size, int)]
-    return max(known) if len(known) == len(sizes) else None
+    declared = [size for size in sizes if isinstance(size, int)]
+    return max(declared) if len(declared) == len(sizes) else None
 
 
 class Recorded(NamedTuple):
@@ -144,21 +144,23 @@ class Recorder:
         seeds = [candidate_seed(self.settings.seed, number, index) for number in numbers for index in range(n)]
         everyone = [Candidate(row % n, row // n, source, seeds[row]) for row, source in enumerate(generators(seeds))]
         unfinished = {position: _Parts() for position in range(len(numbers))}
-        for batch, seen in self.batches.each(
+        for batch, scored in self.batches.each(
             everyone, lambda batch, size: self._batch(batch, size, conditioning, texts)
         ):
-            self._deal(batch, seen, unfinished)
+            self._deal(batch, scored, unfinished)
             for position in [p for p, parts in unfinished.items() if parts.rows == n]:
                 yield _recorded(numbers[position], texts[position], unfinished.pop(position))
 
-    def _batch(self, batch: Sequence[Candidate], size: int, conditioning: Conditioning, texts: Sequence[str]) -> _Batch:
+    def _batch(
+        self, batch: Sequence[Candidate], size: int, conditioning: Conditioning, texts: Sequence[str]
+    ) -> _ScoredBatch:
         """Denoise one micro-batch to the end and look at its estimates, one recorded step after the other."""
-        settings, seen = self.settings, dict[int, Tensor]()
+        settings, estimates = self.settings, dict[int, Tensor]()
         record = settings.record or ()
 
         def keep(step: int, x0: Tensor) -> None:
             if step in record:
-                seen[step] = x0.cpu().clone()
+                estimates[step] = x0.cpu().clone()
 
         denoising = Denoising(
             settings.num_inference_steps,
@@ -166,48 +168,48 @@ class Recorder:
             *image_size(self.pipe, settings),
             micro_batch=size,
         )
-        found = _Batch(len(batch), size, [texts[one.prompt] for one in batch])
-        with found.clock("denoiser"):
+        scored = _ScoredBatch(len(batch), size, [texts[candidate.prompt] for candidate in batch])
+        with scored.clock("denoiser"):
             done = run_segment(self.pipe, batch, conditioning, denoising, 0, self.plan.calls, on_estimate=keep)
         for step in record:
-            self._look(found, seen.pop(step), log_snr(self.plan.sigmas[step]))
-        self._look(found, torch.cat([one.latents for one in done if one.latents is not None]), None)
-        return found
+            self._look(scored, estimates.pop(step), log_snr(self.plan.sigmas[step]))
+        self._look(scored, torch.cat([candidate.latents for candidate in done if candidate.latents is not None]), None)
+        return scored
 
-    def _look(self, found: _Batch, latents: Tensor, level: float | None) -> None:
+    def _look(self, scored: _ScoredBatch, latents: Tensor, level: float | None) -> None:
         """Decode, score by every reward, keep small pictures; rows are padded so that none depends on its mates."""
-        padded = torch.cat([latents, latents[-1:].expand(found.size - found.real, *latents.shape[1:])])
-        prompts = [*found.prompts, *found.prompts[-1:] * (found.size - found.real)]
+        padded = torch.cat([latents, latents[-1:].expand(scored.size - scored.real, *latents.shape[1:])])
+        prompts = [*scored.prompts, *scored.prompts[-1:] * (scored.size - scored.real)]
         vae = None if level is None else self.preview_vae
-        with found.clock("decoder" if vae is None else "preview"):
+        with scored.clock("decoder" if vae is None else "preview"):
             images = decode_latents(self.pipe, padded, vae, image_size(self.pipe, self.settings))
         for name, reward in self.rewards.items():
-            with found.clock(f"verifier.{name}"):
+            with scored.clock(f"verifier.{name}"):
                 values, reasons = score_checked(reward, images, prompts, level)
-            found.scores.setdefault(name, []).append(values[: found.real])
-            found.reasons.setdefault(name, []).append(reasons[: found.real])
+            scored.scores.setdefault(name, []).append(values[: scored.real])
+            scored.reasons.setdefault(name, []).append(reasons[: scored.real])
         if self.settings.previews:
-            found.pictures.append(small(images[: found.real], preview_side(self.rewards)))
+            scored.pictures.append(small(images[: scored.real], preview_side(self.rewards)))
 
-    def _deal(self, batch: Sequence[Candidate], found: _Batch, unfinished: dict[int, _Parts]) -> None:
+    def _deal(self, batch: Sequence[Candidate], scored: _ScoredBatch, unfinished: dict[int, _Parts]) -> None:
         """Give each prompt its rows of the micro-batch, its reasons and its share of the time."""
-        tensors = found.tensors([one.seed or 0 for one in batch])
-        for position in dict.fromkeys(one.prompt for one in batch):
-            rows = [row for row, one in enumerate(batch) if one.prompt == position]
+        tensors = scored.tensors([candidate.seed or 0 for candidate in batch])
+        for position in dict.fromkeys(candidate.prompt for candidate in batch):
+            rows = [row for row, candidate in enumerate(batch) if candidate.prompt == position]
             parts = unfinished[position]
             parts.rows += len(rows)
             parts.tensors.append({name: tensor[rows] for name, tensor in tensors.items()})
-            for name, looks in found.reasons.items():
+            for name, looks in scored.reasons.items():
                 for reason in (look[row] for row in rows for look in looks):
                     if reason is not None:
                         parts.reasons.setdefault(name, reason)
-            for component, took in found.seconds.items():
-                share = took * len(rows) / found.size
+            for component, took in scored.seconds.items():
+                share = took * len(rows) / scored.size
                 parts.seconds[component] = parts.seconds.get(component, 0.0) + share
 
 
 @dataclass
-class _Batch:
+class _ScoredBatch:
     """What the looks at one micro-batch have seen, look by look; the last look is the finished images'."""
 
     real: int
@@ -229,14 +231,14 @@ class _Batch:
 
     def tensors(self, seeds: Sequence[int]) -> dict[str, Tensor]:
         """The micro-batch as rows of shards; see :mod:`ttsnap.trajectories.dataset`."""
-        found = {"seeds": torch.tensor(seeds, dtype=torch.int64)}
+        tensors = {"seeds": torch.tensor(seeds, dtype=torch.int64)}
         for name, looks in self.scores.items():
-            found[f"rewards.{name}"] = torch.stack(looks[:-1], dim=1)
-            found[f"finals.{name}"] = looks[-1]
+            tensors[f"rewards.{name}"] = torch.stack(looks[:-1], dim=1)
+            tensors[f"finals.{name}"] = looks[-1]
         if self.pictures:
-            found["previews"] = torch.stack(self.pictures[:-1], dim=1)
-            found["final_images"] = self.pictures[-1]
-        return found
+            tensors["previews"] = torch.stack(self.pictures[:-1], dim=1)
+            tensors["final_images"] = self.pictures[-1]
+        return tensors
 
 
 def small(images: Tensor, side: int | None) -> Tensor:

@@ -18,11 +18,13 @@ IMAGES_AT_ONCE = 64
 
 
 @torch.no_grad()
-def rescore(found: Trajectories, base: str, reward: Reward, *, advance: Callable[[int], object] = int) -> RewardTensor:
+def rescore(
+    trajectories: Trajectories, base: str, reward: Reward, *, advance: Callable[[int], object] = int
+) -> RewardTensor:
     """What ``reward`` says of every recorded preview at its noise level; finals stay those of the recorded reward.
 
     Args:
-        found: trajectories with previews.
+        trajectories: trajectories with previews.
         base: name of the recorded reward whose finals count.
         reward: scores the previews; NaN where it cannot.
         advance: told the number of prompts done.
@@ -33,12 +35,12 @@ def rescore(found: Trajectories, base: str, reward: Reward, *, advance: Callable
     Raises:
         InputError: no such reward, or no previews.
     """
-    recorded = found.reward_tensor(base)
+    recorded = trajectories.reward_tensor(base)
     looks = np.full_like(recorded.looks, np.nan)
     sign = 1.0 if reward.higher_is_better else -1.0
-    for row, trajectory in enumerate(found):
-        texts = [trajectory.prompt] * found.candidates
-        for step, level in zip(found.steps, found.log_snrs, strict=True):
+    for row, trajectory in enumerate(trajectories):
+        texts = [trajectory.prompt] * trajectories.candidates
+        for step, level in zip(trajectories.steps, trajectories.log_snrs, strict=True):
             images = trajectory.estimates(step)
             parts = [
                 score_checked(reward, part, texts[: len(part)], log_snr=level).values

@@ -16,7 +16,7 @@ __all__ = ["summarise_trajectories"]
 SUMMARY_SCHEMA = 1
 
 
-def summarise_trajectories(found: Trajectories) -> dict[str, Any]:
+def summarise_trajectories(trajectories: Trajectories) -> dict[str, Any]:
     """The content of ``summary.json``; what is unknown or infinite (the level of pure noise) is None.
 
     For each reward: ``tau``, one figure a recorded step, is the mean over prompts of Kendall's tau-b between the
@@ -25,27 +25,27 @@ def summarise_trajectories(found: Trajectories) -> dict[str, Any]:
     """
     return {
         "schema_version": SUMMARY_SCHEMA,
-        "prompts": len(found),
-        "candidates": found.candidates,
-        "steps": list(found.steps),
-        "sigmas": [_finite(sigma) for sigma in found.sigmas],
-        "log_snrs": [_finite(level) for level in found.log_snrs],
-        "bytes": sum(item["bytes"] for item in found.items()),
-        "rewards": {name: _reward(found, name) for name in found.names},
+        "prompts": len(trajectories),
+        "candidates": trajectories.candidates,
+        "steps": list(trajectories.steps),
+        "sigmas": [_finite(sigma) for sigma in trajectories.sigmas],
+        "log_snrs": [_finite(level) for level in trajectories.log_snrs],
+        "bytes": sum(item["bytes"] for item in trajectories.items()),
+        "rewards": {name: _reward(trajectories, name) for name in trajectories.names},
     }
 
 
-def _reward(found: Trajectories, name: str) -> dict[str, Any]:
-    tensor = found.reward_tensor(name)
-    taus = [kendall(tensor.looks[:, :, step], tensor.final) for step in found.steps]
-    known = [at_step[np.isfinite(at_step)] for at_step in taus]
-    missing = [item["unscored"][name] for item in found.items() if name in item["unscored"]]
+def _reward(trajectories: Trajectories, name: str) -> dict[str, Any]:
+    tensor = trajectories.reward_tensor(name)
+    taus = [kendall(tensor.looks[:, :, step], tensor.final) for step in trajectories.steps]
+    defined = [at_step[np.isfinite(at_step)] for at_step in taus]
+    missing = [item["unscored"][name] for item in trajectories.items() if name in item["unscored"]]
     return {
-        "tau": [float(values.mean()) if len(values) else None for values in known],
-        "tau_prompts": [len(values) for values in known],
-        "unscored": sum(one["count"] for one in missing),
+        "tau": [float(values.mean()) if len(values) else None for values in defined],
+        "tau_prompts": [len(values) for values in defined],
+        "unscored": sum(item["count"] for item in missing),
         "reason": missing[0]["reason"] if missing else None,
-        "prices": {"FLOP": asdict(found.prices(name)), "s": asdict(found.prices(name, "s"))},
+        "prices": {"FLOP": asdict(trajectories.prices(name)), "s": asdict(trajectories.prices(name, "s"))},
     }
 
 
