@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import SCHEDULERS, tiny_pipeline
 from torch import Tensor
 
 from diffkit.errors import InputError
@@ -32,7 +33,6 @@ from memorization.mitigation.adversarial.settings import AdversarialSettings
 from memorization.mitigation.adversarial.surrogates import Acceptance, make_surrogates, nemo_masks
 from memorization.mitigation.adversarial.trainable_weights import trainable
 from memorization.mitigation.run import mitigate, parse_settings
-from tests.tiny import SCHEDULERS, tiny_pipeline
 
 #: A run of seconds on the tiny model.
 SMALL = AdversarialSettings(

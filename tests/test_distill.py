@@ -14,10 +14,10 @@ import pytest
 import torch
 from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
+from tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
 
 from diffkit.errors import DiffkitError, InputError
 from diffkit.parameterization import log_snr
-from tests.tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
 from ttsnap.noise_aware.curriculum import DistillSettings, Stage, choose_steps, curriculum
 from ttsnap.noise_aware.distill import distill, plain_limit
 from ttsnap.noise_aware.held_out import LevelTau, taus

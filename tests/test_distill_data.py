@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_trajectories import tiny_reward, tiny_trajectories
 from typer.testing import CliRunner
 
 from diffkit.errors import InputError
-from tests.tiny_trajectories import tiny_reward, tiny_trajectories
 from ttsnap.cli.app import app
 from ttsnap.cli.distill import parse_levels
 from ttsnap.noise_aware.curriculum import DistillSettings, choose_steps

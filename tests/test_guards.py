@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_pipeline
 from torch import Tensor
 
 from diffkit.conditioning import encode_prompts
@@ -15,7 +16,6 @@ from diffkit.seeds import generators
 from memorization.detection.noise_magnitude import record_noise_differences
 from memorization.mitigation.attention_guard import AttentionGuardSettings, rescale
 from memorization.mitigation.prompt_guard import PromptGuardSettings, soften
-from tests.tiny import tiny_pipeline
 
 
 def guard(kind: str, target: float | None = None, **settings: Any) -> Mitigation:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
 from diffkit.cli import app
@@ -19,7 +20,6 @@ from memorization.locality.groups import make_groups
 from memorization.locality.report import plots
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.study import study
-from tests.tiny import tiny_pipeline
 
 CAPTIONS = ("cat", "do", "a dog", "dog do cat")
 SETTINGS: dict[str, Any] = {

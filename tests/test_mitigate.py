@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_imports import HEAVY, ROOT, imported
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate, parse_settings
-from tests.test_imports import HEAVY, ROOT, imported
 
 
 class Case(NamedTuple):

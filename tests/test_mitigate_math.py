@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_pipeline
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as reference_ms_ssim
 
@@ -18,7 +19,6 @@ from memorization.mitigation import nemo, wanda
 from memorization.mitigation.latent_ssim import Scales, pairwise, scales_for, similarity, unit_range
 from memorization.mitigation.layers import blocked, matching, size, union
 from memorization.mitigation.nemo_method import calibrate_threshold
-from tests.tiny import tiny_pipeline
 
 CAPTIONS = ["a dog", "the cat sat", "dog at cat", "a", "b c d e"]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from tiny import tiny_pipeline
 from torch import Tensor
 
 from diffkit.conditioning import encode_prompts, predict_noise
@@ -17,7 +18,6 @@ from diffkit.errors import InputError
 from diffkit.lab.assets import model_path
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply_mitigation, load_mitigation, save_mitigation
-from tests.tiny import tiny_pipeline
 
 TO_V = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 FF = "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2"

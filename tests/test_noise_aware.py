@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_trajectories import SIDE, tiny_reward
 
 from diffkit.errors import InputError
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import EstimateReward, TrainableReward, score_checked
-from tests.tiny_trajectories import SIDE, tiny_reward
 from ttsnap import assets
 from ttsnap.noise_aware.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
 from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward, load_lab, weights_digest

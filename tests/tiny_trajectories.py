@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tiny import LENGTH, tiny_tokenizer
 from torch import Tensor
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from diffkit.rewards.cross_attention import CrossAttentionReward
 from diffkit.rewards.lab import LabReward
-from tests.tiny import LENGTH, tiny_tokenizer
 from ttsnap.trajectories.dataset import Trajectories, shard_name
 
 SIDE, WIDTH = 16, 32
