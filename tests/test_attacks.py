@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,14 @@ from attack_table import ROWS, Row, targets
 from tiny import tiny_pipeline
 
 from diffkit.errors import InputError
+from diffkit.images import to_pil
+from diffkit.prompt_embeds import Embeds
 from memorization.attack import attacks
-from memorization.attack.base import Attack, Triggers
+from memorization.attack.base import Attack, BatchTriggers, Target, TargetBatch, Triggers
 from memorization.attack.checkpoint import Checkpoint, Checkpoints, FileCheckpoint, State
 from memorization.attack.ladder import RUNGS, rung_of, weakest
+from memorization.auditing.attack_suite import build_attacks
+from memorization.auditing.settings import AuditSettings
 
 each_attack = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
@@ -131,6 +137,86 @@ class TestContract:
                 made(row, learning_rate=0.0)
         else:
             assert not hasattr(made(row), "learning_rate")
+
+
+class Foreign(Attack):
+    """An attack of another package: an ``__init__`` and an option of its own, and no gradients."""
+
+    name, rung = "foreign", 8
+
+    def __init__(self, *, budgets: Sequence[int], micro_batch: int, strength: float = 2.0) -> None:
+        super().__init__(budgets=budgets, micro_batch=micro_batch)
+        self.strength = strength
+
+    def search(self, pipe: object, batch: TargetBatch, checkpoint: Checkpoint) -> BatchTriggers:
+        """The start, scaled by strength and budget; the rows it was allowed stand in a companion."""
+        rows = torch.full((len(batch.images),), float(self.rows))
+        return BatchTriggers(
+            [Embeds(batch.starts.prompt_embeds * self.strength * b, {"rows": rows}) for b in self.budgets]
+        )
+
+
+class TestForeignAttacks:
+    def test_settings_and_cost(self) -> None:
+        attack = Foreign(budgets=[0, 3], micro_batch=2)
+        assert attack.settings() == {
+            "attack": "foreign", "budgets": (0, 3), "micro_batch": 2, "rows": 64, "draws": 8, "strength": 2.0
+        }  # fmt: skip
+        assert attack.cost() == (0, 24)
+
+    def test_other_batch_sizes_are_a_copy(self) -> None:
+        attack = Foreign(budgets=(0, 3), micro_batch=2, strength=4.0)
+        small = attack.with_batches(rows=5)
+        given = targets(3)
+        for triggers, target in zip(small(tiny_pipeline(), given), given, strict=True):
+            torch.testing.assert_close(triggers.embeddings[1], 12 * target.start)
+            assert triggers.embeds.companions["rows"].tolist() == [5, 5]
+        assert (small.rows, attack.rows, small.micro_batch, small.strength) == (5, 64, 2, 4.0)
+
+    def test_what_an_audit_gives_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attacks, "get", lambda _name: Foreign)
+        (attack,) = build_attacks("foreign", AuditSettings(budgets=(0, 7))).values()
+        assert isinstance(attack, Foreign)
+        assert (attack.budgets, attack.draws, attack.strength) == ((0, 7), 8, 2.0)
+
+
+class TestOneTarget:
+    """``attack(pipe, image)``: no list, no start."""
+
+    def test_is_searched_alone_and_gives_one_result(self) -> None:
+        pipe, (target, _) = tiny_pipeline(), targets(2)
+        attack = attacks.get("dori")(budgets=(0, 2), draws=2)
+        triggers = attack(pipe, target)
+        assert isinstance(triggers, Triggers)
+        assert equal([triggers], attack.with_batches(micro_batch=1)(pipe, [target]))
+
+    def test_begins_at_its_text_or_at_the_empty_caption(self) -> None:
+        pipe, image = tiny_pipeline(), targets(1)[0].image
+        attack = attacks.get("dori")(budgets=(0, 1), draws=1)
+        for given, caption in ((image, ""), (Target(image, text="a cat"), "a cat")):
+            start = pipe.encode_prompt([caption], "cpu", 1, False)[0][0]
+            torch.testing.assert_close(attack(pipe, given).embeddings[0], start)
+
+    def test_a_pil_image_is_the_tensor_it_shows(self) -> None:
+        pipe = tiny_pipeline()
+        image = (torch.rand(3, 64, 64) * 255).round() / 255
+        attack = attacks.get("dori")(budgets=(1,), draws=1)
+        assert equal([attack(pipe, to_pil(image))], [attack(pipe, image)])
+
+    @pytest.mark.parametrize(
+        "image", [torch.rand(64, 64), torch.rand(1, 3, 64, 64), torch.ones(3, 64, 64).byte(), 2 * torch.ones(3, 64, 64),
+                  torch.full((3, 64, 64), torch.nan)]
+    )  # fmt: skip
+    def test_other_images_are_refused(self, image: torch.Tensor) -> None:
+        with pytest.raises(InputError, match=r"Expected an? (float )?image"):
+            attacks.get("dori")(budgets=(0, 1))(tiny_pipeline(), image)
+
+
+@each_attack
+def test_options_cannot_be_changed(row: Row) -> None:
+    attack = made(row)
+    with pytest.raises(FrozenInstanceError):
+        attack.rows = 3  # type: ignore[misc]
 
 
 class Killed(RuntimeError):

@@ -1,4 +1,4 @@
-"""Attacks: how a training image is brought back when its caption no longer does."""
+"""Attacks: searches for a text or embedding (a trigger) from which the model generates a given training image."""
 
 from __future__ import annotations
 

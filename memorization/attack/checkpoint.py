@@ -1,6 +1,6 @@
-"""The state of an unfinished search on the disk: a search killed in the middle of an image goes on where it was.
+"""The state of an unfinished search in a file, so that a search killed in the middle of an image can go on.
 
-A state is a flat dictionary of tensors: the variables, Adam's moments, the generators' states, what was kept so far.
+A state is a flat dictionary of tensors: parameters, Adam's moments, the generators' states, the triggers kept so far.
 Checkpoints hold triggers, and triggers bring training images back: treat the folder as sensitive and clear it when the
 results are recorded.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,14 +18,11 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.runs.files import write_bytes_atomically
 
-if TYPE_CHECKING:
-    pass
-
 State = dict[str, Tensor]
 
 
 class Checkpoint(Protocol):
-    """Where one search keeps its state."""
+    """The place of one search's state."""
 
     def load(self) -> State | None:
         """The last state saved, on the CPU, or None."""
@@ -41,7 +38,7 @@ class Checkpoint(Protocol):
 
 
 class Unsaved:
-    """A search that keeps no state."""
+    """No state is kept."""
 
     def load(self) -> State | None:
         """None."""
@@ -52,7 +49,7 @@ class Unsaved:
         return False
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class FileCheckpoint:
@@ -108,7 +105,7 @@ class Checkpoints:
         return FileCheckpoint(self.folder / f"{name}.safetensors", self.every)
 
     def clear(self) -> None:
-        """Delete all states, once what they led to is recorded; the folder goes with the last of them."""
+        """Delete all states, once the results are recorded, and the folder if it is empty then."""
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):

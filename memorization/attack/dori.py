@@ -7,11 +7,11 @@ frozen, minimise over the embedding ``y`` the plain diffusion loss of the image,
 
 by Adam at rate 0.1, 8 fresh draws of (noise, t) a step, 50 steps, without guidance.
 
-The authors' code was not public when this was written. Chosen by us: the autoencoder's posterior mean as ``x``; the
+The authors' code was not public when this was written. Our choices: the autoencoder's posterior mean as ``x``; the
 embedding and Adam in float32 whatever the model's precision; no weight decay; all token positions move; the model's
 own target and timestep law, in place of noise and uniform timesteps, where a model was trained otherwise
-(:mod:`diffkit.training_objective`). A pooled embedding beside the sequence (SDXL, SD3, FLUX) stays what the start has,
-or is attacked by choice.
+(:mod:`diffkit.training_objective`). The pooled embedding of SDXL, SD3 and FLUX keeps its value at the start, or is
+attacked too by choice.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.base import Batch
+from memorization.attack.base import TargetBatch
 from memorization.attack.checkpoint import Checkpoint
-from memorization.attack.gradient import Beside, EmbeddingAttack, Space, descend
+from memorization.attack.gradient import Companions, EmbeddingAttack, Space, descend
 from memorization.attack.objective import Denoiser, Objective
 from memorization.text_embeddings import Embedded, as_embeds
 
@@ -40,17 +40,17 @@ class FreeEmbedding(Space):
 
     Args:
         starts: B rows where the search begins.
-        beside: their companions; all fixed where None.
+        companions: of the starts; all fixed where None.
     """
 
-    def __init__(self, starts: Embeds, beside: Beside | None = None) -> None:
-        self._beside = beside or Beside(starts)
+    def __init__(self, starts: Embeds, companions: Companions | None = None) -> None:
+        self._companions = companions or Companions(starts)
         sequence = starts.prompt_embeds.detach().float().clone().requires_grad_(True)
-        self.parameters = [sequence, *self._beside.parameters]
+        self.parameters = [sequence, *self._companions.parameters]
 
     def embed(self) -> Embeds:
         """The parameters themselves."""
-        return self._beside.around(self.parameters[0].view_as(self.parameters[0]))
+        return self._companions.with_sequences(self.parameters[0].view_as(self.parameters[0]))
 
 
 def dori(
@@ -71,16 +71,16 @@ def dori(
     Args:
         denoiser: (noisy latents (R, ...), timesteps (R,), R rows of embeddings) -> (R, ...), differentiable in the
             embeddings.
-        latents: (B, ...) images as the denoiser sees them.
+        latents: (B, ...) of the images as the denoiser takes them.
         starts: B rows of embeddings to begin at, or (B, L, D) alone.
-        generators: one CPU generator per image; it alone decides that image's draws.
+        generators: one CPU generator per image, from which that image's noise is drawn.
         scheduler: with ``alphas_cumprod`` (T,) and a prediction type (epsilon, v_prediction or sample), or of flow
             matching.
         budgets: optimisation steps after which to keep the embedding, rising; the last one ends the search.
         learning_rate: Adam's.
         draws: pairs of (noise, timestep) per image and step.
         rows: rows through the denoiser at once.
-        checkpoint: where the state is saved and looked for.
+        checkpoint: holds the state; an unfinished search goes on from it.
 
     Returns:
         For every budget B rows, float32.
@@ -102,16 +102,23 @@ def dori(
 class Dori(EmbeddingAttack):
     """DoRI on a pipeline of any family.
 
-    Args:
-        learning_rate: Adam's; 0.1 as published.
-        draws: pairs of (noise, timestep) per image and step.
-        pooled: "fixed" or "attacked".
+    Options: see :class:`memorization.attack.gradient.EmbeddingAttack`; the defaults are the published ones.
+
+    Example:
+        >>> from diffkit import load_pipeline, read_suspects
+        >>> from diffkit.images import load_image
+        >>> from memorization import Dori, Target
+        >>> pipe, suspect = load_pipeline("lab"), read_suspects("lab:planted")[0][0]
+        >>> attack = Dori(budgets=(0, 2), draws=2)
+        >>> triggers = attack(pipe, Target(load_image(suspect.images[0]), text="a red circle"))
+        >>> triggers.budgets, len(triggers.embeddings), triggers.sample_gradients
+        ((0, 2), 2, (0, 4))
     """
 
     name = "dori"
     rung = 8
 
-    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+    def space(self, pipe: DiffusionPipeline, batch: TargetBatch, loss: Objective) -> Space:
         """The embedding itself, at its start."""
         starts = batch.starts.to(pipe.device)
-        return FreeEmbedding(starts, self.beside(starts))
+        return FreeEmbedding(starts, self.companions(starts))

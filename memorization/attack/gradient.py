@@ -1,14 +1,16 @@
 """The loop of all attacks that follow gradients: draw, differentiate, Adam, constrain, keep at the budgets.
 
-A technique is a *space*: which numbers are varied and how they become the text embedding. Everything is per image
-(draws, Adam's moments, loss), so many images run at once as if each ran alone. The state after any step can be saved;
-a search that goes on from it ends at the same numbers, to the last bit, as one that was never interrupted.
+A technique is a *space*: its parameters, and the text embedding that follows from them. Everything is per image
+(draws, Adam's moments, loss), so that an image's result does not depend on the others of its batch. The state after
+any step can be saved; a search that goes on from it ends at the same numbers, to the last bit, as one that was never
+interrupted.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.base import Attack, Batch, Found
+from memorization.attack.base import Attack, BatchTriggers, TargetBatch
 from memorization.attack.checkpoint import Checkpoint, State, Unsaved
 from memorization.attack.objective import Objective, frozen, objective
 from memorization.text_embeddings import pooled_names, tensors
@@ -29,7 +31,7 @@ Pooled = Literal["fixed", "attacked"]
 
 
 class Space:
-    """Base of the spaces: numbers to be varied, and the embedding they make.
+    """Base of the spaces: parameters, and the embedding that follows from them.
 
     Attributes:
         parameters: float32 leaves, each (B, ...).
@@ -42,17 +44,21 @@ class Space:
         raise NotImplementedError
 
     def constrain(self) -> None:
-        """Bring the parameters back to where they may be, after a step."""
+        """Project the parameters to the allowed set, after a step."""
 
     def note(self) -> None:
-        """Look at the present parameters before a budget is kept or a step is taken, e.g. to remember the best."""
+        """See the present parameters before a budget is kept or a step is taken, e.g. to track the best ones."""
 
     def kept(self) -> Embeds:
         """B rows of embeddings to keep at a budget."""
         return cloned(self.embed())
 
+    def texts(self) -> list[list[str]] | None:
+        """The prompts to type, ``[budget][target]``; None where the trigger is no text."""
+        return None
+
     def memory(self) -> State:
-        """What the space remembers besides its parameters."""
+        """The state of the space besides its parameters, for a checkpoint."""
         return {}
 
     def remember(self, state: State) -> None:
@@ -78,14 +84,14 @@ def descend(
     """Minimise the loss over the space and keep the embedding at each budget.
 
     Args:
-        space: what is varied; changed in place.
+        space: changed in place.
         loss: of the target images.
         sources: one CPU generator an image.
         budgets: steps after which to keep the embedding, rising; the last one ends the search.
         learning_rate: Adam's (AdamW's with a weight decay).
         draws: pairs of noise and timestep per image and step.
         weight_decay: decoupled.
-        checkpoint: where the state is saved and looked for.
+        checkpoint: holds the state; an unfinished search goes on from it.
 
     Returns:
         For every budget B rows, float32.
@@ -104,9 +110,9 @@ def descend(
         drawn = loss.draw(sources, draws)
         with torch.enable_grad():
             embeddings = space.embed()
-            asked = loss.gradient(embeddings, drawn)
-            varied = [tensors(embeddings)[name] for name in asked]
-            gradients = torch.autograd.grad(varied, space.parameters, list(asked.values()))
+            upstream = loss.gradient(embeddings, drawn)
+            outputs = [tensors(embeddings)[name] for name in upstream]
+            gradients = torch.autograd.grad(outputs, space.parameters, list(upstream.values()))
         for parameter, gradient in zip(space.parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -134,14 +140,14 @@ def _state(
 
 
 def _kept(state: State, like: Embeds) -> list[Embeds]:
-    """What was kept at the budgets passed so far."""
+    """The rows kept at the budgets passed so far."""
     device = like.prompt_embeds.device
-    found = {name.removeprefix("kept."): value.to(device) for name, value in state.items() if name.startswith("kept.")}
-    return [like.replace(**dict(zip(found, row, strict=True))) for row in zip(*found.values(), strict=True)]
+    stacks = {name.removeprefix("kept."): value.to(device) for name, value in state.items() if name.startswith("kept.")}
+    return [like.replace(**dict(zip(stacks, row, strict=True))) for row in zip(*stacks.values(), strict=True)]
 
 
 def _restore(state: State, space: Space, optimizer: torch.optim.Optimizer, sources: Sequence[torch.Generator]) -> int:
-    """Put a state back; returns how many steps it had taken."""
+    """Load a state; returns the number of steps it had taken."""
     for source, saved in zip(sources, state["sources"], strict=True):
         source.set_state(saved.clone())  # torch reads the whole storage of a view
     moments = {}
@@ -154,10 +160,11 @@ def _restore(state: State, space: Space, optimizer: torch.optim.Optimizer, sourc
     return int(state["step"])
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GradientAttack(Attack):
     """Base of the attacks that descend in a space.
 
-    Args:
+    Attributes:
         learning_rate: Adam's.
 
     Raises:
@@ -166,21 +173,15 @@ class GradientAttack(Attack):
 
     weight_decay: ClassVar[float] = 0.0
 
-    def __init__(
-        self,
-        *,
-        budgets: Sequence[int] = (0, 1, 10, 25, 50),
-        micro_batch: int = 8,
-        rows: int = 64,
-        draws: int = 8,
-        learning_rate: float = 0.1,
-    ) -> None:
-        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws)
-        if not learning_rate > 0:
-            raise InputError(f"Expected a positive learning rate, got {learning_rate}.")
-        self.learning_rate = learning_rate
+    learning_rate: float = 0.1
 
-    def search(self, pipe: DiffusionPipeline, batch: Batch, checkpoint: Checkpoint) -> Found:
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not self.learning_rate > 0:
+            raise InputError(f"Expected a positive learning rate, got {self.learning_rate}.")
+
+    def search(self, pipe: DiffusionPipeline, batch: TargetBatch, checkpoint: Checkpoint) -> BatchTriggers:
         """Attack one batch, going on from the checkpoint if it holds a state."""
         with frozen(pipe):
             loss = objective(pipe, batch.images, rows=self.rows)
@@ -195,61 +196,51 @@ class GradientAttack(Attack):
                 weight_decay=self.weight_decay,
                 checkpoint=checkpoint,
             )
-        return Found(kept, self.texts(space))
+        return BatchTriggers(kept, space.texts())
 
     @abstractmethod
-    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
-        """What this technique varies, at its beginning. May draw from the batch's generators."""
-
-    def texts(self, space: Space) -> list[list[str]] | None:
-        """What one would type at each budget, for each target; None where the trigger is no text."""
-        return None
+    def space(self, pipe: DiffusionPipeline, batch: TargetBatch, loss: Objective) -> Space:
+        """The space of this technique, at its starting point. May draw from the batch's generators."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EmbeddingAttack(GradientAttack):
     """Base of the attacks on the text encoder's output.
 
-    Args:
-        pooled: leave the pooled embeddings beside the sequence as the start has them ("fixed"), or vary them too, as
-            they are, by the same rate ("attacked"). Masks always stay.
+    Attributes:
+        pooled: keep the pooled embeddings of the start ("fixed"), or optimise them too, at the same rate ("attacked").
+            Masks are always kept.
 
     Raises:
-        InputError: neither of the two, or (before the search) there is nothing pooled in this family.
+        InputError: neither of the two, or (before the search) the family has no pooled embeddings.
     """
 
-    def __init__(
-        self,
-        *,
-        budgets: Sequence[int] = (0, 1, 10, 25, 50),
-        micro_batch: int = 8,
-        rows: int = 64,
-        draws: int = 8,
-        learning_rate: float = 0.1,
-        pooled: Pooled = "fixed",
-    ) -> None:
-        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
-        if pooled not in ("fixed", "attacked"):
-            raise InputError(f"Expected pooled embeddings fixed or attacked, got {pooled!r}.")
-        self.pooled = pooled
+    pooled: Pooled = "fixed"
 
-    def beside(self, starts: Embeds) -> Beside:
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if self.pooled not in ("fixed", "attacked"):
+            raise InputError(f"Expected pooled embeddings fixed or attacked, got {self.pooled!r}.")
+
+    def companions(self, starts: Embeds) -> Companions:
         """The companions of a batch, those that are attacked as parameters.
 
         Raises:
-            InputError: they shall be attacked and there are none.
+            InputError: they are to be attacked and there are none.
         """
         names = pooled_names(starts) if self.pooled == "attacked" else []
         if self.pooled == "attacked" and not names:
             raise InputError("This family has no pooled embeddings; leave --pooled attacked out.")
-        return Beside(starts, names)
+        return Companions(starts, names)
 
 
-class Beside:
-    """What stands beside the sequence: companions, some of them free.
+class Companions:
+    """The companions of the sequences (pooled embeddings, masks), some of them optimised.
 
     Args:
         starts: B rows.
-        free: names of the companions that are varied.
+        free: names of the companions that are optimised.
     """
 
     def __init__(self, starts: Embeds, free: Sequence[str] = ()) -> None:
@@ -261,7 +252,7 @@ class Beside:
         """The free companions."""
         return list(self._free.values())
 
-    def around(self, sequence: Tensor) -> Embeds:
-        """The rows with this (B, L, D) sequence and the companions as they are now."""
-        now = {name: value.view_as(value) for name, value in self._free.items()}
-        return self._starts.replace(sequence, **now)
+    def with_sequences(self, sequences: Tensor) -> Embeds:
+        """Rows of these (B, L, D) sequences and the companions at their present values."""
+        values = {name: value.view_as(value) for name, value in self._free.items()}
+        return self._starts.replace(sequences, **values)

@@ -6,14 +6,15 @@ is a CLIP similarity, ours the diffusion loss of the target image, as UnlearnDif
 AdamW at rate 0.1 with weight decay 0.1, as published; nearest by Euclidean distance between normalised vectors.
 
 Where we differ: only tokens that survive being typed (:func:`memorization.attack.token_embeddings.typeable`), so that
-the text found *is* the attack; the best prompt seen so far is kept, judged by its loss on draws fixed for the image,
-since projected prompts jump; the number of tokens is at most what the encoder holds. With several text encoders a token
+the prompt itself *is* the attack; the best prompt so far is kept, by its loss on draws fixed for the image, since
+projected prompts jump; the number of tokens is at most what the encoder holds. With several text encoders a token
 is a word that is one token in each, and the nearest one is that of the largest sum of cosines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from diffkit.errors import InputError
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.base import FORWARD, Batch
+from memorization.attack.base import FORWARD, TargetBatch
 from memorization.attack.checkpoint import State
 from memorization.attack.gradient import GradientAttack, Space
 from memorization.attack.objective import Draws, Objective
@@ -40,22 +41,23 @@ def nearest(vectors: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
 
 
 class ProjectedVectors(Space):
-    """Free vectors that speak as the nearest words.
+    """Free vectors that are encoded as the nearest words.
 
     Args:
         text: the encoder.
         ids: (B, k) tokens to begin at.
-        loss: of the target images; ``judges`` are the draws by which prompts are compared.
+        loss: of the target images.
+        draws: noise draws, fixed for the search, on which prompts are compared.
     """
 
-    def __init__(self, text: TextSpace, ids: Tensor, loss: Objective, judges: Draws) -> None:
-        self._text, self._loss, self._judges = text, loss, judges
+    def __init__(self, text: TextSpace, ids: Tensor, loss: Objective, draws: Draws) -> None:
+        self._text, self._loss, self._draws = text, loss, draws
         self.parameters = [table[ids].clone().requires_grad_(True) for table in text.tables]
         self._words = [table[text.words] for table in text.tables]
-        self._seen = torch.full_like(ids, -1)
+        self._last = torch.full_like(ids, -1)
         self._best = ids.clone()
         self._least = torch.full((len(ids),), torch.inf, device=ids.device)
-        self.history: list[Tensor] = []
+        self._history: list[Tensor] = []
 
     def projected(self) -> Tensor:
         """(B, k) ids of the words nearest to the vectors."""
@@ -69,12 +71,12 @@ class ProjectedVectors(Space):
 
     @torch.no_grad()
     def note(self) -> None:
-        """Judge the present words if they are new, and remember the best."""
+        """Score the present words if they are new, and keep the best."""
         ids = self.projected()
-        if torch.equal(ids, self._seen):
+        if torch.equal(ids, self._last):
             return
-        self._seen = ids
-        losses = self._loss.loss(self._text.encode_ids(ids), self._judges)[:, 0]
+        self._last = ids
+        losses = self._loss.loss(self._text.encode_ids(ids), self._draws)[:, 0]
         better = losses < self._least
         self._least = torch.where(better, losses, self._least)
         self._best = torch.where(better[:, None], ids, self._best)
@@ -82,25 +84,30 @@ class ProjectedVectors(Space):
     @torch.no_grad()
     def kept(self) -> Embeds:
         """Rows of the best words so far."""
-        self.history.append(self._best.clone())
+        self._history.append(self._best.clone())
         return self._text.encode_ids(self._best)
 
+    def texts(self) -> list[list[str]]:
+        """The best prompts at each budget."""
+        return [[self._text.text(row) for row in ids] for ids in self._history]
+
     def memory(self) -> State:
-        """The best words, those seen last, and those kept."""
-        state = {"seen": self._seen, "best": self._best, "least": self._least}
-        return state | ({"history": torch.stack(self.history)} if self.history else {})
+        """The best words, those scored last, and those kept."""
+        state = {"seen": self._last, "best": self._best, "least": self._least}
+        return state | ({"history": torch.stack(self._history)} if self._history else {})
 
     def remember(self, state: State) -> None:
         """The inverse of :meth:`memory`."""
         device = self._best.device
-        self._seen, self._best, self._least = (state[name].to(device) for name in ("seen", "best", "least"))
-        self.history = list(state["history"].to(device)) if "history" in state else []
+        self._last, self._best, self._least = (state[name].to(device) for name in ("seen", "best", "least"))
+        self._history = list(state["history"].to(device)) if "history" in state else []
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class HardTokens(GradientAttack):
     """PEZ with the diffusion loss.
 
-    Args:
+    Attributes:
         tokens: of the prompt; an encoder with fewer places is filled completely.
 
     Raises:
@@ -111,34 +118,22 @@ class HardTokens(GradientAttack):
     rung = 2
     weight_decay = 0.1
 
-    def __init__(
-        self,
-        *,
-        budgets: Sequence[int] = (0, 1, 10, 25, 50),
-        micro_batch: int = 8,
-        rows: int = 64,
-        draws: int = 8,
-        learning_rate: float = 0.1,
-        tokens: int = 16,
-    ) -> None:
-        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
-        if tokens < 1:
-            raise InputError(f"Expected at least 1 token, got {tokens}.")
-        self.tokens = tokens
+    tokens: int = 16
 
-    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if self.tokens < 1:
+            raise InputError(f"Expected at least 1 token, got {self.tokens}.")
+
+    def space(self, pipe: DiffusionPipeline, batch: TargetBatch, loss: Objective) -> Space:
         """The vectors of the first words, projected to typeable ones."""
-        self._text = TextSpace(pipe)
+        text = TextSpace(pipe)
         with torch.no_grad():
-            ids = self._text.begin(batch.texts, batch.sources, min(self.tokens, self._text.slots))
-            judges = loss.draw(batch.sources, 2 * self.draws, stratified=True)
-        return ProjectedVectors(self._text, ids, loss, judges)
-
-    def texts(self, space: Space) -> list[list[str]]:
-        """The best prompts at each budget."""
-        assert isinstance(space, ProjectedVectors)  # made by `space` above
-        return [[self._text.text(row) for row in ids] for ids in space.history]
+            ids = text.begin(batch.texts, batch.sources, min(self.tokens, text.slots))
+            draws = loss.draw(batch.sources, 2 * self.draws, stratified=True)
+        return ProjectedVectors(text, ids, loss, draws)
 
     def cost_per_step(self) -> float:
-        """A gradient for each draw, and at most twice as many draws without gradient to judge by."""
+        """A gradient for each draw, and at most twice as many draws without gradient to compare prompts."""
         return self.draws * (1 + 2 * FORWARD)

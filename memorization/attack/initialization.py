@@ -65,8 +65,8 @@ class StartingPoints:
         Args:
             name: "prompt" returns ``own``; "other" the embedding of an unrelated caption; "gaussian" independent
                 normal numbers with the mean and deviation of real embeddings.
-            own: embedding of the image's own caption, one row or (L, D); what is beside its sequence stays beside the
-                gaussian one, so that only the sequence is foreign there.
+            own: embedding of the image's own caption, one row or (L, D); its companions are kept for the gaussian one,
+                so that only the sequence is noise.
             seed: of the target; decides which caption, and the noise.
         """
         if name == "other":

@@ -1,14 +1,14 @@
-"""The ladder of attackers, from what anyone can type to what needs the weights and the inside of the pipeline.
+"""The ladder of attackers, by the access they need: from a prompt box to the weights and the inside of the pipeline.
 
-1. ``words``: a text of ordinary words, found without gradients. Anyone with a prompt box can use it.
-2. ``hard-tokens``: a text of any tokens, found with gradients. Anyone can type it, only who has the weights finds it.
+1. ``words``: a text of ordinary words, searched without gradients. Anyone with a prompt box can use it.
+2. ``hard-tokens``: a text of any tokens, searched with gradients. Anyone can type it; the search needs the weights.
 3. to 5. ``soft-tokens-1/4/16``: vectors in place of words, before the text encoder (a textual-inversion file).
-6. ``low-rank``: the text encoder's output, moved by a matrix of low rank.
-7. ``norm-bounded``: the text encoder's output, moved by little.
-8. ``dori``: the text encoder's output, moved freely. More free numbers than the image's own latents may have.
+6. ``low-rank``: the text encoder's output, displaced by a matrix of low rank.
+7. ``norm-bounded``: the text encoder's output, displaced within a ball.
+8. ``dori``: the text encoder's output, free. It may have more numbers than the image's own latents.
 
-Below them all stands the caption itself. The report names the weakest rung that succeeds: the lower, the easier the
-image is to get, and the less can a trigger have carried the image by itself.
+Rung 0 is the caption itself. The report names the weakest rung that succeeds: the lower it is, the easier the image is
+to extract, and the less of the image the trigger itself can hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from diffkit.errors import InputError
 
 CAPTION = "caption"
-#: Rungs from the weakest; an attack of somebody else stands where its class attribute ``rung`` says.
+#: Rungs from the weakest; an attack from an entry point has the place of its class attribute ``rung``.
 RUNGS: tuple[str, ...] = (
     CAPTION,
     "words",
@@ -33,10 +33,10 @@ RUNGS: tuple[str, ...] = (
 
 
 def rung_of(name: str) -> int:
-    """Place of an attack on the ladder, 0 for the caption; only unknown names import the attack itself.
+    """Place of an attack on the ladder, 0 for the caption; only names of other packages import the attack.
 
     Raises:
-        InputError: no attack has that name, or it does not say its rung.
+        InputError: no attack has that name, or it has no rung.
     """
     if name in RUNGS:
         return RUNGS.index(name)
@@ -52,12 +52,12 @@ def weakest(success: Mapping[str, bool | None]) -> str | None:
     """The weakest rung that succeeded, or None when none did.
 
     Args:
-        success: rung name -> whether it brought the image back; None = not tried or not to be scored, which is
-            neither a success nor a failure.
+        success: rung name -> whether it brought the image back; None = not tried or not scored, which is neither a
+            success nor a failure.
 
     Example:
         >>> weakest({"dori": True, "soft-tokens-4": True, "words": False})
         'soft-tokens-4'
     """
-    found = [name for name, succeeded in success.items() if succeeded]
-    return min(found, key=lambda name: (rung_of(name), name)) if found else None
+    successful = [name for name, succeeded in success.items() if succeeded]
+    return min(successful, key=lambda name: (rung_of(name), name)) if successful else None

@@ -9,14 +9,15 @@ pooled embedding that is attacked too is one vector, and moves freely.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from diffkit.errors import InputError
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.base import Batch
-from memorization.attack.gradient import Beside, EmbeddingAttack, Pooled, Space
+from memorization.attack.base import TargetBatch
+from memorization.attack.gradient import Companions, EmbeddingAttack, Space
 from memorization.attack.objective import Objective
 
 if TYPE_CHECKING:
@@ -30,30 +31,31 @@ class LowRankEmbedding(Space):
         starts: B rows.
         sources: one CPU generator an image, for the beginning of ``U``.
         rank: of the displacement.
-        beside: the rows' companions; all fixed where None.
+        companions: of the starts; all fixed where None.
     """
 
     def __init__(
-        self, starts: Embeds, sources: Sequence[torch.Generator], rank: int, beside: Beside | None = None
+        self, starts: Embeds, sources: Sequence[torch.Generator], rank: int, companions: Companions | None = None
     ) -> None:
         self._starts = starts.prompt_embeds.detach().float()
-        self._beside = beside or Beside(starts)
+        self._companions = companions or Companions(starts)
         tokens, width = self._starts.shape[1:]
         device = self._starts.device
         left = torch.stack([torch.randn(tokens, rank, generator=source) for source in sources]).to(device)
         right = torch.zeros(len(starts), width, rank, device=device)
-        self.parameters = [left.requires_grad_(True), right.requires_grad_(True), *self._beside.parameters]
+        self.parameters = [left.requires_grad_(True), right.requires_grad_(True), *self._companions.parameters]
 
     def embed(self) -> Embeds:
         """Start plus ``U V^T``."""
         left, right = self.parameters[:2]
-        return self._beside.around(self._starts + left @ right.transpose(1, 2))
+        return self._companions.with_sequences(self._starts + left @ right.transpose(1, 2))
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LowRank(EmbeddingAttack):
     """DoRI with a displacement of low rank.
 
-    Args:
+    Attributes:
         rank: of the displacement, at most the number of tokens.
 
     Raises:
@@ -63,30 +65,15 @@ class LowRank(EmbeddingAttack):
     name = "low-rank"
     rung = 6
 
-    def __init__(
-        self,
-        *,
-        budgets: Sequence[int] = (0, 1, 10, 25, 50),
-        micro_batch: int = 8,
-        rows: int = 64,
-        draws: int = 8,
-        learning_rate: float = 0.1,
-        pooled: Pooled = "fixed",
-        rank: int = 1,
-    ) -> None:
-        super().__init__(
-            budgets=budgets,
-            micro_batch=micro_batch,
-            rows=rows,
-            draws=draws,
-            learning_rate=learning_rate,
-            pooled=pooled,
-        )
-        if rank < 1:
-            raise InputError(f"Expected a rank of at least 1, got {rank}.")
-        self.rank = rank
+    rank: int = 1
 
-    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if self.rank < 1:
+            raise InputError(f"Expected a rank of at least 1, got {self.rank}.")
+
+    def space(self, pipe: DiffusionPipeline, batch: TargetBatch, loss: Objective) -> Space:
         """No displacement yet."""
         starts = batch.starts.to(pipe.device)
-        return LowRankEmbedding(starts, batch.sources, self.rank, self.beside(starts))
+        return LowRankEmbedding(starts, batch.sources, self.rank, self.companions(starts))

@@ -1,4 +1,4 @@
-"""DoRI on a leash: the embedding may move by no more than a share of its own norm.
+"""Norm-bounded DoRI: the embedding stays within a ball around its start.
 
 Free search over the text encoder's output has enough numbers to carry an image by itself (77 x 768 = 59,136 for
 Stable Diffusion 1, against 16,384 latent numbers). Projected descent keeps ``|| y - y0 || <= radius * || y0 ||``
@@ -9,7 +9,7 @@ Not from the DoRI paper.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.base import Batch
+from memorization.attack.base import TargetBatch
 from memorization.attack.dori import FreeEmbedding
-from memorization.attack.gradient import Beside, EmbeddingAttack, Pooled, Space
+from memorization.attack.gradient import Companions, EmbeddingAttack, Space
 from memorization.attack.objective import Objective
 
 if TYPE_CHECKING:
@@ -40,24 +40,25 @@ class BoundedEmbedding(FreeEmbedding):
     Args:
         starts: B rows.
         radius: in units of each start's own norm.
-        beside: their companions; all fixed where None.
+        companions: of the starts; all fixed where None.
     """
 
-    def __init__(self, starts: Embeds, radius: float, beside: Beside | None = None) -> None:
-        super().__init__(starts, beside)
+    def __init__(self, starts: Embeds, radius: float, companions: Companions | None = None) -> None:
+        super().__init__(starts, companions)
         self._centres = [parameter.detach().clone() for parameter in self.parameters]
         self._radii = [radius * centre.flatten(1).norm(dim=1) for centre in self._centres]
 
     def constrain(self) -> None:
-        """Back to the balls."""
+        """Project the parameters to the balls."""
         for parameter, centre, radius in zip(self.parameters, self._centres, self._radii, strict=True):
             parameter.copy_(project(parameter, centre, radius))
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class NormBounded(EmbeddingAttack):
     """DoRI with the embedding kept in a ball around its start.
 
-    Args:
+    Attributes:
         radius: of the ball, in units of the start's own norm; 0.25 keeps the cosine to the start above 0.96.
 
     Raises:
@@ -67,30 +68,15 @@ class NormBounded(EmbeddingAttack):
     name = "norm-bounded"
     rung = 7
 
-    def __init__(
-        self,
-        *,
-        budgets: Sequence[int] = (0, 1, 10, 25, 50),
-        micro_batch: int = 8,
-        rows: int = 64,
-        draws: int = 8,
-        learning_rate: float = 0.1,
-        pooled: Pooled = "fixed",
-        radius: float = 0.25,
-    ) -> None:
-        super().__init__(
-            budgets=budgets,
-            micro_batch=micro_batch,
-            rows=rows,
-            draws=draws,
-            learning_rate=learning_rate,
-            pooled=pooled,
-        )
-        if not radius > 0:
-            raise InputError(f"Expected a positive radius, such as 0.25 of the embedding's norm, got {radius}.")
-        self.radius = radius
+    radius: float = 0.25
 
-    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not self.radius > 0:
+            raise InputError(f"Expected a positive radius, such as 0.25 of the embedding's norm, got {self.radius}.")
+
+    def space(self, pipe: DiffusionPipeline, batch: TargetBatch, loss: Objective) -> Space:
         """A ball around the start."""
         starts = batch.starts.to(pipe.device)
-        return BoundedEmbedding(starts, self.radius, self.beside(starts))
+        return BoundedEmbedding(starts, self.radius, self.companions(starts))

@@ -1,11 +1,11 @@
-"""What all attacks minimise: the model's own training loss on the target image, under an embedding to be found.
+"""The objective of all attacks: the model's own training loss on the target image, as a function of the embedding.
 
 The rows of a step, one for each draw of each image, go through the denoiser in blocks of constant size. The gradients
 of the blocks add up to the gradient of the whole, so memory is bounded by the block and not by images or draws.
 
 The target is the model's own (noise, velocity, flow velocity) and so is the law of its timesteps
-(:mod:`diffkit.training_objective`). A denoiser that is told a guidance scale is told its pipeline's default one, as the
-usual scripts for its fine-tuning do.
+(:mod:`diffkit.training_objective`). A denoiser that takes a guidance scale as input gets its pipeline's default one, as
+in the usual scripts for its fine-tuning.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Objective:
     Args:
         denoiser: (noisy latents (R, ...), timesteps (R,), R rows of embeddings) -> (R, ...), differentiable in the
             embeddings.
-        latents: (B, ...) images as the denoiser sees them: (B, C, h, w), or (B, tokens, C) packed.
-        scheduler: knows the noise levels and what the model predicts.
+        latents: (B, ...) of the images as the denoiser takes them: (B, C, h, w), or (B, tokens, C) packed.
+        scheduler: has the noise levels and the prediction type.
         rows: rows through the denoiser at once.
         scale: factor on the loss while it is differentiated, taken out again; for half precision.
     """
@@ -84,12 +84,12 @@ class Objective:
         Returns:
             ``prompt_embeds`` (B, L, D), and every companion that requires a gradient by its name.
         """
-        asked = as_embeds(embeddings)
-        varied = {name: value.detach() for name, value in asked.companions.items() if value.requires_grad}
-        leaves = {"prompt_embeds": asked.prompt_embeds.detach(), **varied}
+        whole = as_embeds(embeddings)
+        free = {name: value.detach() for name, value in whole.companions.items() if value.requires_grad}
+        leaves = {"prompt_embeds": whole.prompt_embeds.detach(), **free}
         for leaf in leaves.values():
             leaf.requires_grad_(True)
-        rows = asked.replace(**leaves)
+        rows = whole.replace(**leaves)
         n = draws.timesteps.shape[1]
         totals = [torch.zeros_like(leaf) for leaf in leaves.values()]
         for first in range(0, len(rows) * n, self.rows):
@@ -112,12 +112,12 @@ class Objective:
         flat = embeddings if isinstance(embeddings, Embeds) else Embeds(embeddings.flatten(0, 1))
         count, n = draws.timesteps.shape
         candidates = len(flat) // count
-        found = []
+        losses = []
         for first in range(0, len(flat) * n, self.rows):
             row = torch.arange(first, min(first + self.rows, len(flat) * n), device=self.latents.device)
             owner = row // (candidates * n)
-            found.append(self._losses(flat.rows((row // n).tolist()), owner, draws, owner * n + row % n))
-        return torch.cat(found).view(count, candidates, n).mean(-1)
+            losses.append(self._losses(flat.rows((row // n).tolist()), owner, draws, owner * n + row % n))
+        return torch.cat(losses).view(count, candidates, n).mean(-1)
 
     def _losses(self, embeddings: Embeds, owner: Tensor, draws: Draws, which: slice | Tensor) -> Tensor:
         """(R,) mean squared error of each row; ``which`` picks the draws, ``owner`` the images."""
@@ -144,13 +144,13 @@ def objective(pipe: DiffusionPipeline, images: Tensor, *, rows: int) -> Objectiv
 
 @contextmanager
 def frozen(pipe: DiffusionPipeline) -> Iterator[None]:
-    """No gradients for any of the pipeline's weights inside the ``with`` block: they would cost as much again."""
+    """No gradients for the pipeline's weights inside the ``with`` block: they would double the cost."""
     modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
-    learning = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in learning:
+    trainable = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)

@@ -1,8 +1,8 @@
-"""Soft tokens: k free word vectors before the text encoder, which then speaks as it always does.
+"""Soft tokens: k free word vectors at the input of the text encoder, which is used unchanged.
 
 Textual inversion (Gal et al., "An Image is Worth One Word", ICLR 2023, section 4.2) with one image and one prompt that
 is nothing but the k vectors; the attack on concept erasure of Pham et al. ("Circumventing Concept Erasure", ICLR 2024)
-is the case k = 1. Weaker than a free encoder output: k x 768 numbers, and whatever they are, the encoder mixes them.
+is the case k = 1. Weaker than a free encoder output: k x 768 numbers, and only what the encoder can make of them.
 It needs a user who may load an embedding file, no access inside the pipeline.
 
 Where we differ: no template sentence around the vectors; many images at once; the budgets and rate of DoRI, scaled to
@@ -12,14 +12,14 @@ the encoder output's). With several text encoders a soft token is one vector in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.base import Batch
+from memorization.attack.base import TargetBatch
 from memorization.attack.gradient import GradientAttack, Space
 from memorization.attack.objective import Objective
 from memorization.attack.token_embeddings import TextSpace
@@ -41,10 +41,11 @@ class WordVectors(Space):
         self.parameters = [table[ids].clone().requires_grad_(True) for table in text.tables]
 
     def embed(self) -> Embeds:
-        """What the text encoders make of the vectors."""
+        """The text encoders' output for the vectors."""
         return self._text.encode_vectors(self.parameters)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SoftTokens(GradientAttack):
     """Optimise ``tokens`` word vectors; an encoder with fewer places is filled completely.
 
@@ -53,18 +54,9 @@ class SoftTokens(GradientAttack):
 
     tokens: ClassVar[int]
 
-    def __init__(
-        self,
-        *,
-        budgets: Sequence[int] = (0, 1, 10, 25, 50),
-        micro_batch: int = 8,
-        rows: int = 64,
-        draws: int = 8,
-        learning_rate: float = 0.01,
-    ) -> None:
-        super().__init__(budgets=budgets, micro_batch=micro_batch, rows=rows, draws=draws, learning_rate=learning_rate)
+    learning_rate: float = 0.01
 
-    def space(self, pipe: DiffusionPipeline, batch: Batch, loss: Objective) -> Space:
+    def space(self, pipe: DiffusionPipeline, batch: TargetBatch, loss: Objective) -> Space:
         """The vectors of the first words."""
         text = TextSpace(pipe)
         with torch.no_grad():

@@ -1,8 +1,7 @@
-"""The space before the text encoders: sequences of word vectors, and words that survive being typed.
+"""The space at the input of the text encoders: sequences of word vectors, and words that survive being typed.
 
-A family with several text encoders (SDXL two, SD3 three, FLUX.1 two) is entered at all of them at once: a word is one
-token of each, a soft token one vector in each. What the encoders return beside the sequence (pooled embeddings) then
-follows from the words, as it does for who types them.
+With several text encoders (SDXL two, SD3 three, FLUX.1 two) the vectors go into all of them: a word is one token of
+each, a soft token one vector in each. Pooled embeddings then follow from the words, as for a typed prompt.
 """
 
 from __future__ import annotations
@@ -26,16 +25,15 @@ Vectors = list[Tensor]  # (B, k, D) for each text encoder
 
 
 class TextSpace:
-    """A pipeline's tokenizers and text encoders, entered at the token embeddings.
+    """A pipeline's tokenizers and text encoders, with vectors in place of token embeddings.
 
-    A word is a number in the vocabulary: with one encoder its token id there, with several its place among the words
-    that are one token in each.
+    A word is an index of the vocabulary: with one encoder its token id, with several its place among the words that
+    are one token in each.
 
     Attributes:
         tables: for each encoder (V, D) float32 token embeddings, by the vocabulary.
         slots: tokens of a prompt that every encoder holds: 75 for Stable Diffusion 1.
-        words: the vocabulary's whole words, which come back as themselves when their text is typed, rising; see
-            :func:`typeable`.
+        words: the vocabulary's whole words that are typeable, rising; see :func:`typeable`.
 
     Args:
         pipe: a pipeline of a known family.
@@ -48,9 +46,9 @@ class TextSpace:
         self._pipe = pipe
         self._tokenizers, self._encoders = encoders(pipe)
         tables = [encoder.get_input_embeddings().weight.detach() for encoder in self._encoders]
-        words = [typeable(one, len(table)) for one, table in zip(self._tokenizers, tables, strict=True)]
+        words = [typeable(tokenizer, len(table)) for tokenizer, table in zip(self._tokenizers, tables, strict=True)]
         device = tables[0].device
-        self.slots = min(int(min(one.model_max_length, 1000)) for one in self._tokenizers) - 2
+        self.slots = min(int(min(tokenizer.model_max_length, 1000)) for tokenizer in self._tokenizers) - 2
         if len(tables) == 1:
             self._ids: Tensor | None = None
             self.words = words[0].to(device)
@@ -78,12 +76,12 @@ class TextSpace:
         if k > self.slots:
             raise InputError(f"The text encoder holds {self.slots} tokens of a prompt, got {k}.")
         accepted = inspect.signature(self._pipe.encode_prompt).parameters
-        asked = {"device": self._pipe.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        asked |= dict.fromkeys(("prompt_2", "prompt_3"))  # the same text for every encoder
-        options = {name: value for name, value in asked.items() if name in accepted}
+        options = {"device": self._pipe.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        options |= dict.fromkeys(("prompt_2", "prompt_3"))  # the same text for every encoder
+        options = {name: value for name, value in options.items() if name in accepted}
         with self._in_place(vectors):
-            found = self._pipe.encode_prompt(prompt=[" ".join([self._filler] * k)] * rows, **options)
-        return _rows_of(family_of(self._pipe), found).to(dtype=torch.float32)
+            outputs = self._pipe.encode_prompt(prompt=[" ".join([self._filler] * k)] * rows, **options)
+        return _rows_of(family_of(self._pipe), outputs).to(dtype=torch.float32)
 
     @contextmanager
     def _in_place(self, vectors: Vectors) -> Iterator[None]:
@@ -106,16 +104,16 @@ class TextSpace:
         return word if self._ids is None else int(self._ids[word, encoder])
 
     def ids(self, text: str) -> Tensor:
-        """(n,) words of a text, at most ``slots``; with several encoders those of its words that all of them have."""
+        """(n,) words of a text, at most ``slots``; with several encoders only words that are in all vocabularies."""
         if self._ids is None:
-            taken = {"add_special_tokens": False, "truncation": True, "max_length": self.slots}
-            return torch.tensor(self._tokenizers[0](text, **taken).input_ids, dtype=torch.long)
-        known = {word: index for index, word in enumerate(self._texts)}
-        found = [known[word] for word in text.split() if word in known]
-        return torch.tensor(found[: self.slots], dtype=torch.long)
+            options = {"add_special_tokens": False, "truncation": True, "max_length": self.slots}
+            return torch.tensor(self._tokenizers[0](text, **options).input_ids, dtype=torch.long)
+        index = {word: position for position, word in enumerate(self._texts)}
+        ids = [index[word] for word in text.split() if word in index]
+        return torch.tensor(ids[: self.slots], dtype=torch.long)
 
     def text(self, ids: Tensor) -> str:
-        """What one types to get these (k,) words, where all of them are typeable."""
+        """The text to type for these (k,) words, where all of them are typeable."""
         if self._ids is None:
             return str(self._tokenizers[0].decode(ids.tolist())).strip()
         return " ".join(self._texts[index] for index in ids.tolist())
@@ -123,7 +121,7 @@ class TextSpace:
     def begin(self, texts: Sequence[str | None], sources: Sequence[torch.Generator], k: int) -> Tensor:
         """(B, k) words to begin at: the text's first k, filled up with words drawn by each image's generator.
 
-        All k words are drawn whatever the text is, so that a text moves no later draw.
+        All k words are drawn whatever the text is, so that later draws do not depend on it.
         """
         rows = []
         for text, source in zip(texts, sources, strict=True):
@@ -134,9 +132,9 @@ class TextSpace:
         return torch.stack(rows)
 
 
-def _rows_of(family: Family, found: Sequence[Any]) -> Embeds:
-    """What ``encode_prompt`` returned for texts of equal length."""
-    pairs = zip(family.encoded, found, strict=False)
+def _rows_of(family: Family, outputs: Sequence[Any]) -> Embeds:
+    """The outputs of ``encode_prompt`` for texts of equal length, as rows."""
+    pairs = zip(family.encoded, outputs, strict=False)
     named = {name: value for name, value in pairs if name is not None and value is not None}
     if family.layout == "listed":
         named = {name: torch.stack(list(value)) for name, value in named.items()}
@@ -147,31 +145,31 @@ def _rows_of(family: Family, found: Sequence[Any]) -> Embeds:
 
 
 def _put(filler: int, vectors: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A hook on a lookup table: the vectors, row by row, where the filler's id stands."""
+    """A hook on a lookup table that puts the vectors, row by row, at the places of the filler's id."""
 
     def put(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        here = inputs[0] == filler
-        if here.sum() != vectors.shape[0] * vectors.shape[1]:
+        places = inputs[0] == filler
+        if places.sum() != vectors.shape[0] * vectors.shape[1]:
             raise InputError("A text encoder cuts the prompt: give the attack fewer tokens.")
         filled = output.clone()
-        filled[here] = vectors.flatten(0, 1).to(output)
+        filled[places] = vectors.flatten(0, 1).to(output)
         return filled
 
     return put
 
 
 def encoders(pipe: DiffusionPipeline) -> tuple[list[Any], list[Any]]:
-    """The pipeline's tokenizers and the text encoders they belong to, those that are loaded.
+    """The pipeline's loaded tokenizers and their text encoders.
 
     Raises:
-        InputError: there are none, so that attacks on text have nowhere to begin.
+        InputError: there are none that attacks on text could use.
     """
     names = ["", "_2", "_3", "_4"]
     pairs = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in names]
-    known = [(one, encoder) for one, encoder in pairs if one is not None and encoder is not None]
-    if not known or not all(hasattr(encoder, "get_input_embeddings") for _, encoder in known):
+    loaded = [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
+    if not loaded or not all(hasattr(encoder, "get_input_embeddings") for _, encoder in loaded):
         raise InputError(f"{type(pipe).__name__} has no text encoder to put words into; use dori, norm-bounded, ...")
-    return [one for one, _ in known], [encoder for _, encoder in known]
+    return [tokenizer for tokenizer, _ in loaded], [encoder for _, encoder in loaded]
 
 
 def shared(tokenizers: Sequence[Any], words: Sequence[Tensor]) -> tuple[Tensor, list[str]]:
@@ -180,17 +178,18 @@ def shared(tokenizers: Sequence[Any], words: Sequence[Tensor]) -> tuple[Tensor, 
     Raises:
         InputError: they have no word in common.
     """
-    named = [{one.decode([i]).strip(): i for i in ids.tolist()} for one, ids in zip(tokenizers, words, strict=True)]
-    common = sorted(set.intersection(*(set(known) for known in named)))
+    pairs = zip(tokenizers, words, strict=True)
+    vocabularies = [{tokenizer.decode([i]).strip(): i for i in ids.tolist()} for tokenizer, ids in pairs]
+    common = sorted(set.intersection(*map(set, vocabularies)))
     if not common:
         raise InputError(
             "The text encoders have no word in common that is one token in each; attacks on text need one."
         )
-    return torch.tensor([[known[word] for known in named] for word in common]), common
+    return torch.tensor([[vocabulary[word] for vocabulary in vocabularies] for word in common]), common
 
 
 def typeable(tokenizer: object, size: int) -> Tensor:
-    """Ids of whole words that tokenize to themselves: what stands in a found prompt can be typed by anyone.
+    """Ids of whole words that tokenize to themselves, so that a prompt of them can be typed.
 
     Fragments of words are left out: typed one after the other they would merge into other tokens.
 
@@ -202,7 +201,7 @@ def typeable(tokenizer: object, size: int) -> Tensor:
     texts = [text.strip() for text in decode([[i] for i in candidates])]
     whole = [(i, text) for i, text in zip(candidates, texts, strict=True) if text and text.isprintable()]
     back = encode([f"{text} {text}" for _, text in whole], add_special_tokens=False).input_ids  # type: ignore[operator]
-    found = [i for (i, _), ids in zip(whole, back, strict=True) if list(ids) == [i, i]]
-    if not found:
+    typeable_ids = [i for (i, _), ids in zip(whole, back, strict=True) if list(ids) == [i, i]]
+    if not typeable_ids:
         raise InputError("No token of this tokenizer is a word of its own; attacks on text need at least one.")
-    return torch.tensor(found, dtype=torch.long)
+    return torch.tensor(typeable_ids, dtype=torch.long)

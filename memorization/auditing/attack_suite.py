@@ -156,11 +156,9 @@ class Ladder:
         if not self.gradients.adaptive:
             return attack(self.pipe, targets, checkpoints=self.checkpoints)
 
-        def search(rows: int) -> list[Triggers]:
-            attack.rows = rows
-            return attack(self.pipe, targets, checkpoints=self.checkpoints)
-
-        return self.gradients.fit(search)
+        return self.gradients.fit(
+            lambda rows: attack.with_batches(rows=rows)(self.pipe, targets, checkpoints=self.checkpoints)
+        )
 
     def _judged(self, triggers: Triggers, made: Tensor, references: Tensor) -> Attacked:
         likeness = torch.tensor(similarities(self.copies, made.flatten(0, 1), references)).view(made.shape[:2])
