@@ -1,11 +1,24 @@
-"""Signal and noise at the timesteps of a model's training, of diffusion and of flow matching alike."""
+"""What a denoiser's output means: signal and noise at a timestep, and conversions between epsilon, v, x0 and velocity.
+
+Noisy latents are ``x_t = signal x0 + noise epsilon`` everywhere; only the two coefficients and what the denoiser
+predicts differ from model to model:
+
+==============  ==================  ======================  =============================  ============================
+model           signal              noise                   output                         source
+==============  ==================  ======================  =============================  ============================
+epsilon         sqrt(abar_t)        sqrt(1 - abar_t)        epsilon                        Ho et al. 2020, eq. 4
+v_prediction    sqrt(abar_t)        sqrt(1 - abar_t)        v = signal epsilon - noise x0  Salimans and Ho 2022, app. D
+sample          sqrt(abar_t)        sqrt(1 - abar_t)        x0                             Salimans and Ho 2022, app. D
+flow matching   1 - t / T           t / T                   velocity = epsilon - x0        Esser et al. 2024, section 2
+==============  ==================  ======================  =============================  ============================
+
+All are pure functions on tensors, in float32, differentiable in latents and outputs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,49 +26,27 @@ from torch import Tensor
 from diffkit.errors import ScoringError
 from diffkit.families import Scheduler
 
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
+__all__ = [
+    "PREDICTION_TYPES",
+    "Coefficients",
+    "coefficients",
+    "is_flow",
+    "log_snr",
+    "noise_over_signal",
+    "noise_per_prediction",
+    "predicted_noise",
+    "predicted_x0",
+    "x0_of_velocity",
+]
 
-__all__ = ["StepCall", "all_timesteps", "is_flow", "log_snr", "ratio", "tweedie", "x0_weight"]
-
-
-def all_timesteps(scheduler: Scheduler) -> Tensor:
-    """Every whole training timestep at which there is some noise: (n,) integers, or floats of a flow model."""
-    total = int(scheduler.config.num_train_timesteps)
-    return torch.arange(1.0, total) if is_flow(scheduler) else torch.arange(total)
-
-
-def ratio(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
-    """(n,) signal over noise: ``sqrt(abar / (1 - abar))``, or ``(1 - sigma) / sigma`` of a flow model; >= 0."""
-    if is_flow(scheduler):
-        sigma = _sigma(scheduler, timesteps)
-        return (1 - sigma) / sigma
-    abar = _abar(scheduler, timesteps)
-    return (abar / (1 - abar)).sqrt()
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # of diffusion
 
 
-def x0_weight(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
-    """(n,) what turns a squared error of the velocity into one of x0: ``1 - abar``, or ``sigma^2`` of a flow model."""
-    return _sigma(scheduler, timesteps).square() if is_flow(scheduler) else 1 - _abar(scheduler, timesteps)
+class Coefficients(NamedTuple):
+    """Of the clean latents and of unit noise in noisy latents, both float32 in [0, 1], shaped as the timesteps."""
 
-
-def _abar(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
-    table: Tensor = scheduler.alphas_cumprod.float().to(timesteps.device)
-    return table[timesteps]
-
-
-def _sigma(scheduler: Scheduler, timesteps: Tensor) -> Tensor:
-    return timesteps.float() / float(scheduler.config.num_train_timesteps)
-
-
-@dataclass(frozen=True)
-class StepCall:
-    """One call of ``scheduler.step``: what went in, and what came out."""
-
-    model_output: Tensor
-    timestep: Tensor
-    sample: Tensor
-    result: Sequence[Tensor]
+    signal: Tensor
+    noise: Tensor
 
 
 def is_flow(scheduler: Scheduler) -> bool:
@@ -63,83 +54,137 @@ def is_flow(scheduler: Scheduler) -> bool:
     return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
 
 
-def tweedie(scheduler: Scheduler, call: StepCall) -> Tensor:
-    """Tweedie's estimate from the model's output and alpha-bar at the timestep, float32.
+def coefficients(scheduler: Scheduler, timesteps: Tensor | float) -> Coefficients:
+    """Signal and noise in the latents at training timesteps: ``x_t = signal x0 + noise epsilon``.
 
-    Of a flow model ``sample - sigma v``, with sigma the timestep over the number of training timesteps.
+    Diffusion: ``sqrt(abar_t), sqrt(1 - abar_t)`` (Ho et al. 2020, equation 4) at the nearest whole timestep; flow
+    matching: ``1 - sigma, sigma`` with ``sigma = t / T`` (Esser et al. 2024, section 2).
+
+    Args:
+        timesteps: one or many, in the scheduler's units.
+
+    Raises:
+        ScoringError: the scheduler knows no alpha-bar of training timesteps.
+
+    Example:
+        >>> from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+        >>> [round(float(value), 3) for value in coefficients(DDIMScheduler(), 500)]
+        [0.279, 0.96]
+        >>> [round(float(value), 3) for value in coefficients(FlowMatchEulerDiscreteScheduler(), 500)]
+        [0.5, 0.5]
     """
     if is_flow(scheduler):
-        sigma = call.timestep.to(call.sample.device, torch.float32) / scheduler.config.num_train_timesteps
-        estimate: Tensor = call.sample.float() - sigma * call.model_output.float()
-        return estimate
-    alpha: Tensor = scheduler.alphas_cumprod[int(call.timestep)].to(call.sample.device)
-    sample, output = call.sample.float(), call.model_output.float()
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return output
-    if kind == "v_prediction":
-        return alpha.sqrt() * sample - (1 - alpha).sqrt() * output
-    return (sample - (1 - alpha).sqrt() * output) / alpha.sqrt()
+        sigma = _sigma(scheduler, timesteps)
+        return Coefficients(1 - sigma, sigma)
+    alpha_bar = _alpha_bar(scheduler, timesteps)
+    return Coefficients(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def noise_over_signal(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor:
+    """Noise level as Karras et al. 2022 count it, >= 0: ``sqrt((1 - abar) / abar)``, or ``sigma / (1 - sigma)``.
+
+    By the very expression of diffusers' Euler scheduler, so that the figures are equal to its ``sigmas``.
+    """
+    if is_flow(scheduler):
+        sigma = _sigma(scheduler, timesteps)
+        return sigma / (1 - sigma)
+    alpha_bar = _alpha_bar(scheduler, timesteps)
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
 def log_snr(sigma: float) -> float:
-    """-2 ln(sigma): log of the signal-to-noise ratio of power; higher is cleaner, infinite without noise."""
+    """``-2 ln(sigma)``, log of the signal-to-noise ratio of power (Kingma et al. 2021, equation 3); higher is cleaner.
+
+    Args:
+        sigma: noise over signal, see :func:`noise_over_signal`; infinite log-SNR at 0.
+    """
     return -2.0 * math.log(sigma) if sigma > 0 else math.inf
 
 
-def noise_per_prediction(scheduler: SchedulerMixin, timestep: Tensor) -> float:
-    """What a difference of predictions must be multiplied by to be a difference of noise.
+def predicted_x0(scheduler: Scheduler, output: Tensor, latents: Tensor, timesteps: Tensor | float) -> Tensor:
+    """Tweedie's estimate of the clean latents, float32 and shaped as the latents.
 
-    1 for noise prediction; for velocity v = sqrt(abar) eps - sqrt(1 - abar) x0 at a fixed x_t it is sqrt(abar); for
-    the prediction of x0 it is sqrt(abar / (1 - abar)). Of a flow model 1: its velocity is compared as it is.
-    """
-    if is_flow(scheduler):
-        return 1.0
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return 1.0
-    abar = float(scheduler.alphas_cumprod[int(torch.as_tensor(timestep).flatten()[0].round())])
-    signal: float = abar**0.5
-    return signal if kind == "v_prediction" else signal / (1 - abar) ** 0.5
+    ``(x_t - noise epsilon) / signal``, ``signal x_t - noise v`` (Salimans and Ho 2022, appendix D), the output itself
+    of a model that predicts x0, or ``x_t - sigma velocity`` of a flow model.
 
-
-def alpha_bar(scheduler: Scheduler, timestep: float | Tensor) -> float:
-    """Cumulative signal share in (0, 1) at a training timestep.
+    Args:
+        output: of the denoiser, shaped as the latents.
+        latents: (B, ...) noisy, with the coefficients of :func:`coefficients`.
+        timesteps: one for all rows, or (B,).
 
     Raises:
-        ScoringError: the scheduler keeps none (flow matching).
+        ScoringError: the prediction type is unknown, or the scheduler knows no alpha-bar.
     """
+    output, latents = output.float(), latents.float()
+    signal, noise = _columns(scheduler, latents, timesteps)
+    if is_flow(scheduler):
+        return x0_of_velocity(output, latents, noise)
+    kind = _prediction_type(scheduler)
+    if kind == "sample":
+        return output
+    return signal * latents - noise * output if kind == "v_prediction" else (latents - noise * output) / signal
+
+
+def x0_of_velocity(velocity: Tensor, latents: Tensor, sigma: Tensor | float) -> Tensor:
+    """``x_t - sigma velocity`` of a flow model, float32 (Esser et al. 2024, section 2)."""
+    return latents.float() - sigma * velocity.float()
+
+
+def predicted_noise(scheduler: Scheduler, output: Tensor, latents: Tensor, timesteps: Tensor | float) -> Tensor:
+    """The denoiser's output as predicted noise, float32 and shaped as the latents.
+
+    The output itself of a model that predicts epsilon, ``signal v + noise x_t`` (Salimans and Ho 2022, appendix D),
+    ``(x_t - signal x0) / noise``, or ``x_t + (1 - sigma) velocity`` of a flow model.
+
+    Args and errors as for :func:`predicted_x0`.
+    """
+    output, latents = output.float(), latents.float()
+    signal, noise = _columns(scheduler, latents, timesteps)
+    if is_flow(scheduler):
+        return latents + signal * output
+    kind = _prediction_type(scheduler)
+    if kind == "epsilon":
+        return output
+    return signal * output + noise * latents if kind == "v_prediction" else (latents - signal * output) / noise
+
+
+def noise_per_prediction(scheduler: Scheduler, timestep: Tensor | float) -> float:
+    """Norm of a difference of predicted noises over the norm of the difference of outputs, at the same latents.
+
+    1 of epsilon, ``signal`` of v and ``signal / noise`` of x0, by the formulas of :func:`predicted_noise`. Of a flow
+    model 1: its velocities are compared as they are.
+    """
+    if is_flow(scheduler) or _prediction_type(scheduler) == "epsilon":
+        return 1.0
+    signal, noise = (float(value.flatten()[0]) for value in coefficients(scheduler, timestep))
+    return signal if _prediction_type(scheduler) == "v_prediction" else signal / noise
+
+
+def _alpha_bar(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor:
+    """Cumulative product of ``1 - beta`` at the nearest whole timesteps, float32 in [0, 1]."""
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
         raise ScoringError(f"{type(scheduler).__name__} keeps no alphas_cumprod; use a DDIM-like scheduler")
-    return float(table[int(torch.as_tensor(timestep).flatten()[0].round())])
+    indices = torch.as_tensor(timesteps).round().long()
+    alpha_bar: Tensor = table.to(indices.device, torch.float32)[indices]
+    return alpha_bar
 
 
-def sigma(scheduler: Scheduler, timestep: float | Tensor) -> float:
-    """Noise level in [0, 1] of a flow model at a timestep."""
-    return float(torch.as_tensor(timestep).flatten()[0]) / float(scheduler.config.num_train_timesteps)
+def _sigma(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor:
+    """Noise level of a flow model, float32 in [0, 1]."""
+    sigma: Tensor = torch.as_tensor(timesteps).float() / scheduler.config.num_train_timesteps
+    return sigma
 
 
-def noise_level(scheduler: Scheduler, timestep: float | Tensor) -> float:
-    """Share of noise in the latents at a timestep, in (0, 1]: ``sqrt(1 - abar)``, or a flow model's sigma."""
-    return sigma(scheduler, timestep) if is_flow(scheduler) else (1 - alpha_bar(scheduler, timestep)) ** 0.5
+def _columns(scheduler: Scheduler, latents: Tensor, timesteps: Tensor | float) -> Coefficients:
+    """Coefficients on the latents' device that multiply (B, ...) latents row by row."""
+    at = torch.as_tensor(timesteps).to(latents.device)
+    shape = (-1, *[1] * (latents.ndim - 1)) if at.ndim else ()
+    return Coefficients(*(value.view(shape) for value in coefficients(scheduler, at)))
 
 
-def as_noise(scheduler: Scheduler, output: Tensor, latents: Tensor, timestep: float | Tensor) -> Tensor:
-    """The network's output as predicted noise, float32, whatever it predicts.
-
-    Of a flow model, whose latents are ``x_t = (1 - sigma) x + sigma eps`` and whose output is ``v = eps - x``:
-    ``eps = x_t + (1 - sigma) v``.
-    """
-    output, latents = output.float(), latents.float()
-    if is_flow(scheduler):
-        return latents + (1 - sigma(scheduler, timestep)) * output
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return output
-    signal = alpha_bar(scheduler, timestep)
-    if kind == "v_prediction":
-        return float(signal**0.5) * output + float((1 - signal) ** 0.5) * latents
-    if kind == "sample":
-        return (latents - float(signal**0.5) * output) / float((1 - signal) ** 0.5)
-    raise ScoringError(f"prediction type {kind!r} is unknown; expected epsilon, v_prediction or sample")
+def _prediction_type(scheduler: Scheduler) -> str:
+    kind: str = scheduler.config.prediction_type
+    if kind not in PREDICTION_TYPES:
+        raise ScoringError(f"prediction type {kind!r} is unknown; expected epsilon, v_prediction or sample")
+    return kind

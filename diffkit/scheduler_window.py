@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffkit.families import Scheduler
-from diffkit.parameterization import StepCall
-from diffkit.solvers import Solver, State, solver_of
+from diffkit.solvers import Solver, State, StepCall, solver_of
 
 __all__ = ["Window", "restored", "window"]
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.parameterization import StepCall, is_flow, tweedie
+from diffkit.parameterization import is_flow, noise_over_signal, predicted_x0, x0_of_velocity
 
 __all__ = [
     "SOLVERS",
     "Solver",
     "State",
+    "StepCall",
     "gather_states",
     "noise_levels",
     "solver_of",
@@ -24,6 +25,16 @@ __all__ = [
 
 PURE_NOISE = 1000.0
 State = dict[str, object]  # attribute of the scheduler -> its value, tensors of shape (B, ...) inside
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """One call of ``scheduler.step``: what went in, and what came out."""
+
+    model_output: Tensor
+    timestep: Tensor
+    sample: Tensor
+    result: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,19 +57,24 @@ def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
     return call.result[1]
 
 
+def _x0_of_output(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """Tweedie's estimate from the model's output, float32."""
+    return predicted_x0(scheduler, call.model_output, call.sample, call.timestep)
+
+
 def _x0_of_dpm(scheduler: Scheduler, call: StepCall) -> Tensor:
     """DPM++ keeps x0 itself in ``model_outputs``; plain DPM keeps the noise."""
     if scheduler.config.algorithm_type.endswith("++"):
         last: Tensor = scheduler.model_outputs[-1]
         return last
-    return tweedie(scheduler, call)
+    return _x0_of_output(scheduler, call)
 
 
 def _x0_of_unipc(scheduler: Scheduler, call: StepCall) -> Tensor:
     if scheduler.predict_x0:
         last: Tensor = scheduler.model_outputs[-1]
         return last
-    return tweedie(scheduler, call)
+    return _x0_of_output(scheduler, call)
 
 
 def _refuse_inner_solver(scheduler: Scheduler) -> str | None:
@@ -68,10 +84,9 @@ def _refuse_inner_solver(scheduler: Scheduler) -> str | None:
 
 
 def _x0_of_flow(scheduler: Scheduler, call: StepCall) -> Tensor:
-    """``sample - sigma v`` with the sigma of before the step, float32; ``step`` has moved the index on by one."""
+    """With the sigma of before the step: ``step`` has moved the index on by one."""
     sigma = scheduler.sigmas[scheduler.step_index - 1].to(call.sample.device)
-    estimate: Tensor = call.sample.float() - sigma * call.model_output.float()
-    return estimate
+    return x0_of_velocity(call.model_output, call.sample, sigma)
 
 
 def _refuse_odd_flow(scheduler: Scheduler) -> str | None:
@@ -90,7 +105,7 @@ SOLVERS: dict[str, Solver] = {
     "EulerAncestralDiscreteScheduler": Solver(("_step_index",), _x0_returned),
     "DPMSolverMultistepScheduler": Solver(("_step_index", "model_outputs", "lower_order_nums"), _x0_of_dpm),
     "UniPCMultistepScheduler": Solver(_UNIPC, _x0_of_unipc, _refuse_inner_solver),
-    "PNDMScheduler": Solver(_PNDM, tweedie),
+    "PNDMScheduler": Solver(_PNDM, _x0_of_output),
     "FlowMatchEulerDiscreteScheduler": Solver(("_step_index",), _x0_of_flow, _refuse_odd_flow),
 }
 
@@ -114,9 +129,9 @@ def solver_of(scheduler: Scheduler) -> Solver:
 
 
 def noise_levels(scheduler: Scheduler) -> list[float]:
-    """Noise level of the latents that go INTO each step of the present timesteps: sigma, noise over signal.
+    """Noise over signal of the latents that go into each step of the present timesteps, falling from step to step.
 
-    ``sqrt((1 - alpha_bar) / alpha_bar)``, or ``sigma / (1 - sigma)`` of a flow model, falling from step to step. Pure
+    As :func:`diffkit.parameterization.noise_over_signal`, by the scheduler's own ``sigmas`` where it keeps them. Pure
     noise, where a flow model begins, counts as ``PURE_NOISE``: it has no finite ratio.
     """
     sigmas = getattr(scheduler, "sigmas", None)
@@ -125,8 +140,7 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
         if not is_flow(scheduler):
             return levels
         return [min(level / (1 - level), PURE_NOISE) if level < 1 else PURE_NOISE for level in levels]
-    alphas = scheduler.alphas_cumprod[scheduler.timesteps.long().cpu()]
-    return [float(sigma) for sigma in ((1 - alphas) / alphas).sqrt()]
+    return [float(sigma) for sigma in noise_over_signal(scheduler, scheduler.timesteps.long().cpu())]
 
 
 def split_state(state: State, rows: int) -> list[State]:

@@ -9,21 +9,18 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.parameterization import is_flow
+from diffkit.parameterization import PREDICTION_TYPES, coefficients, is_flow
 
-__all__ = ["Noised", "draw_timesteps", "noised", "timestep_bins", "timesteps_at"]
+__all__ = ["Noised", "all_timesteps", "draw_timesteps", "noised", "timestep_bins", "timesteps_at"]
 
 Noised = tuple[Tensor, Tensor]  # noisy latents and the target, both shaped as the clean latents
 
 
 def noised(scheduler: Scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
-    """Noisy latents and the training target at them.
+    """Noisy latents ``signal x + spread noise`` and the training target at them.
 
-    Diffusion: ``sqrt(abar_t) x + sqrt(1 - abar_t) noise``; flow matching: ``(1 - sigma) x + sigma noise`` with
-    ``sigma = t / T``, and the target is the velocity ``noise - x`` (Esser et al. 2024, section 2).
-
-    The target of diffusion is the noise for "epsilon", ``sqrt(abar_t) noise - sqrt(1 - abar_t) x`` for "v_prediction"
-    (Salimans and Ho 2022, appendix D), ``x`` for "sample". Differentiable in ``clean`` and ``noise``.
+    Signal and spread are those of :func:`diffkit.parameterization.coefficients`. The target is what the table there
+    calls the output. Differentiable in ``clean`` and ``noise``.
 
     Args:
         scheduler: with ``alphas_cumprod`` (T,) and a ``prediction_type``, or one of flow matching.
@@ -34,20 +31,17 @@ def noised(scheduler: Scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor
     Raises:
         InputError: the scheduler predicts something else.
     """
-    column = (-1, *[1] * (clean.ndim - 1))
-    if is_flow(scheduler):
-        sigma = (timesteps.to(clean.device, torch.float32) / scheduler.config.num_train_timesteps).view(column)
-        return (1 - sigma) * clean + sigma * noise, noise - clean
-    abar = getattr(scheduler, "alphas_cumprod", None)
-    kind = scheduler.config.get("prediction_type")
-    if abar is None or kind not in ("epsilon", "v_prediction", "sample"):
+    flow, kind = is_flow(scheduler), scheduler.config.get("prediction_type")
+    if not flow and not (hasattr(scheduler, "alphas_cumprod") and kind in PREDICTION_TYPES):
         raise InputError(
             f"Expected a scheduler that predicts epsilon, v_prediction or sample, got {type(scheduler).__name__} with "
             f"{kind!r}."
         )
-    level = abar.to(clean.device, torch.float32)[timesteps.to(clean.device)].view(column)
-    signal, spread = level.sqrt(), (1 - level).sqrt()
+    column = (-1, *[1] * (clean.ndim - 1))
+    signal, spread = (value.view(column) for value in coefficients(scheduler, timesteps.to(clean.device)))
     noisy = signal * clean + spread * noise
+    if flow:
+        return noisy, noise - clean
     if kind == "sample":
         return noisy, clean
     return noisy, noise if kind == "epsilon" else signal * noise - spread * clean
@@ -63,6 +57,12 @@ def draw_timesteps(scheduler: Scheduler, n: int, generator: torch.Generator | No
     if not is_flow(scheduler):
         return torch.randint(total, (n,), generator=generator)
     return _shifted(scheduler, torch.randn(n, generator=generator).sigmoid())
+
+
+def all_timesteps(scheduler: Scheduler) -> Tensor:
+    """Every whole training timestep at which there is some noise: (n,) integers, or floats of a flow model."""
+    total = int(scheduler.config.num_train_timesteps)
+    return torch.arange(1.0, total) if is_flow(scheduler) else torch.arange(total)
 
 
 def timesteps_at(scheduler: Scheduler, shares: Tensor) -> Tensor:

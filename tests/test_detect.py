@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
-from diffkit.parameterization import noise_per_prediction
 from diffkit.seeds import generators
 from memorization.detection.noise_magnitude import NoiseMagnitude, noise_magnitude
 from memorization.generation import Sampling, generate
@@ -73,20 +71,3 @@ def test_rows_do_not_depend_on_the_batch() -> None:
             output_type="pt",
         ).images
         torch.testing.assert_close(many[row : row + 1], stock, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_differences_are_of_noise_whatever_the_model_predicts(kind: str) -> None:
-    scheduler = DDIMScheduler(prediction_type=kind)
-    generator = torch.Generator().manual_seed(0)
-    clean, other, noisy = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(3))
-    timestep = torch.tensor(300)
-    abar = scheduler.alphas_cumprod[300]
-    noises = [(noisy - abar.sqrt() * x0) / (1 - abar).sqrt() for x0 in (clean, other)]
-    predictions = {
-        "epsilon": noises,
-        "sample": [clean, other],
-        "v_prediction": [abar.sqrt() * e - (1 - abar).sqrt() * x for e, x in zip(noises, (clean, other), strict=True)],
-    }[kind]
-    found = noise_magnitude(*predictions) * noise_per_prediction(scheduler, timestep)
-    assert found.item() == pytest.approx(noise_magnitude(*noises).item(), rel=1e-4)

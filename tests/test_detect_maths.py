@@ -12,7 +12,6 @@ from scipy.stats import entropy
 from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
-from diffkit.parameterization import as_noise
 from memorization.detection.anisotropy import anisotropy
 from memorization.detection.attention_maps import attention_probabilities, record_attention, text_attention_layers
 from memorization.detection.bright_ending import end_token_map, masked_magnitude
@@ -169,17 +168,6 @@ def test_end_tokens_are_where_the_tokenizer_put_them() -> None:
     for end, row in zip(found, ids, strict=True):
         assert row[end] == pipe.tokenizer.eos_token_id
         assert pipe.tokenizer.eos_token_id not in row[:end]
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_every_prediction_becomes_the_same_noise(kind: str) -> None:
-    pipe = tiny_pipeline()
-    pipe.scheduler.register_to_config(prediction_type=kind)
-    x0, eps, step = noise(1, 4, 4, 4), noise(1, 4, 4, 4, seed=1), 400
-    signal = pipe.scheduler.alphas_cumprod[step]
-    x = signal.sqrt() * x0 + (1 - signal).sqrt() * eps
-    output = {"epsilon": eps, "sample": x0, "v_prediction": signal.sqrt() * eps - (1 - signal).sqrt() * x0}[kind]
-    torch.testing.assert_close(as_noise(pipe.scheduler, output, x, step), eps, rtol=1e-4, atol=1e-5)
 
 
 def test_the_probe_starts_from_the_noise_and_the_timestep_of_the_pipeline_itself() -> None:

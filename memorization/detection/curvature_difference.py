@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
-from diffkit.parameterization import noise_level
+from diffkit.parameterization import coefficients
 from diffkit.sampling_steps import before_steps
 from diffkit.seeds import generators
 from memorization.detection.base import Need
@@ -126,7 +126,7 @@ class CurvatureDifference(GenerationDetector):
             return epsilon(pipe, x, step, batch.conditional) - epsilon(pipe, x, step, batch.unconditional)
 
         diagonal = hutchinson_diagonal(difference, latents, draws=self.draws, sources=generators(batch.seeds))
-        return curvature_map(diagonal, noise_level(pipe.scheduler, step))
+        return curvature_map(diagonal, float(coefficients(pipe.scheduler, step).noise))
 
     @contextmanager
     def listen(

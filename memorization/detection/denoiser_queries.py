@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.families import Pipeline
-from diffkit.parameterization import as_noise, is_flow
+from diffkit.parameterization import is_flow, predicted_noise
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import spaced
 from diffkit.seeds import generators
@@ -98,7 +98,7 @@ def epsilon(
     pipe: Pipeline, latents: Tensor, timestep: float, embeds: Embeds, size: tuple[int, int] | None = None
 ) -> Tensor:
     """:func:`predicted` as noise, float32, whatever the network predicts."""
-    return as_noise(pipe.scheduler, predicted(pipe, latents, timestep, embeds, size), latents, timestep)
+    return predicted_noise(pipe.scheduler, predicted(pipe, latents, timestep, embeds, size), latents, timestep)
 
 
 def norms(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffkit.parameterization import alpha_bar, is_flow
+from diffkit.parameterization import coefficients, is_flow
 from diffkit.prompt_embeds import Embeds
 from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import Batch, epsilon, in_batches, norms, predicted, timesteps
@@ -83,7 +83,7 @@ class Sharpness:
         def score_at(x: Tensor, embeds: Embeds) -> Tensor:
             if is_flow(pipe.scheduler):
                 return predicted(pipe, x, step, embeds, sampling.size).float()
-            scale = -1 / (1 - alpha_bar(pipe.scheduler, step)) ** 0.5
+            scale = -1 / float(coefficients(pipe.scheduler, step).noise)
             found: Tensor = epsilon(pipe, x, step, embeds, sampling.size) * scale
             return found
 

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffkit.activations import record_activations
 from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, family_of, pipe_denoiser
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
-from diffkit.taps import activations
 from memorization.mitigation.layers import feed_forward_layers, value_layers
 from memorization.text_embeddings import Embedded, as_embeds
 
@@ -41,8 +41,8 @@ def discrepancies(
     Args:
         pipe: a pipeline of a known family.
         embeddings: n rows.
-        patterns: layers, shell-style; see :func:`diffkit.taps.activations`; None = the text's value projections and
-            the second feed-forward linears of the family.
+        patterns: layers, shell-style, see :func:`diffkit.activations.record_activations`; None = the text's value
+            projections and the second feed-forward linears of the family.
         noise_seeds: initial noises to average over; each is shared by all embeddings.
         steps: of the sampling whose first timestep is taken.
 
@@ -70,10 +70,10 @@ def _outputs(pipe: Pipeline, embeddings: Embeds, pattern: str, seed: int, steps:
     denoiser = pipe_denoiser(pipe)
     noise = initial_latents(pipe, generators([seed]), dtype=torch.float32).to(pipe.device, denoiser.dtype)
     latents, timestep = begin(pipe, noise, steps)
-    with activations(denoiser, pattern) as seen:
+    with record_activations(denoiser, pattern) as outputs:
         for index in range(len(embeddings)):
             predict_noise(pipe, latents, timestep, embeddings.rows([index]).to(pipe.device, denoiser.dtype))
-    return {layer: torch.cat(calls).flatten(1).cpu() for layer, calls in seen.items()}
+    return {layer: torch.cat(calls).flatten(1).cpu() for layer, calls in outputs.items()}
 
 
 def _distances(rows: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import family_of, pipe_denoiser
 from diffkit.latents import spatial
-from diffkit.parameterization import is_flow
+from diffkit.parameterization import is_flow, predicted_noise, predicted_x0
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
@@ -204,9 +204,8 @@ def select(values: Mapping[str, Tensor], known: Statistics, *, theta: float, top
 def differences(pipe: Pipeline, prompt_embeds: Embedded, seeds: Sequence[int], *, steps: int = 20) -> Tensor:
     """Noise difference ``eps(x_T, T, y) - x_T`` for each seed, without guidance: (S, C, h, w) float32.
 
-    A model that predicts velocity v gives ``eps = sqrt(abar) v + sqrt(1 - abar) x_T``; one that predicts x0 gives
-    ``(x_T - sqrt(abar) x0) / sqrt(1 - abar)``. Under flow matching x_T is the noise itself, so that this difference
-    would be 0: there it is the image that the first step points at, ``x_T - sigma v``, unpacked.
+    Whatever the model predicts, see :func:`diffkit.parameterization.predicted_noise`. Under flow matching x_T is the
+    noise itself, so that this difference would be 0: there it is the predicted x0 of the first step, unpacked.
 
     Args:
         pipe: a pipeline of a known family.
@@ -220,15 +219,8 @@ def differences(pipe: Pipeline, prompt_embeds: Embedded, seeds: Sequence[int], *
     rows = as_embeds(prompt_embeds).to(pipe.device, denoiser.dtype).expand(len(noise))
     output = predict_noise(pipe, scaled.to(denoiser.dtype), timestep, rows).float()
     if is_flow(scheduler):
-        image = scaled.float() - timestep.float() / scheduler.config.num_train_timesteps * output
-        return spatial(pipe, image)
-    abar = scheduler.alphas_cumprod[int(timestep.round())].to(output)
-    kind = scheduler.config.prediction_type
-    if kind == "v_prediction":
-        output = abar.sqrt() * output + (1 - abar).sqrt() * scaled
-    elif kind == "sample":
-        output = (scaled - abar.sqrt() * output) / (1 - abar).sqrt()
-    return output - noise
+        return spatial(pipe, predicted_x0(scheduler, output, scaled, timestep))
+    return predicted_noise(scheduler, output, scaled, timestep) - noise
 
 
 def memorization_score(maps: Tensor) -> Tensor:

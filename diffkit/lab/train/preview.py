@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from diffkit.lab.train.denoiser import Examples
 from diffkit.lab.train.loop import bf16_where_fast, train
+from diffkit.parameterization import predicted_x0
 
 WIDTH = 16
 
@@ -52,8 +53,7 @@ def estimates(pipe: StableDiffusionPipeline, examples: Examples, *, seed: int) -
         noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
         with bf16_where_fast():
             velocity = pipe.unet(noisy, timesteps, pipe.text_encoder(ids)[0]).sample.float()
-        signal = pipe.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        found.append(signal.sqrt() * noisy - (1 - signal).sqrt() * velocity)
+        found.append(predicted_x0(pipe.scheduler, velocity, noisy, timesteps))
     unscaled: Tensor = torch.cat(found) / pipe.vae.config.scaling_factor
     return unscaled
 

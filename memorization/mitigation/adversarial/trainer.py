@@ -23,10 +23,10 @@ from diffkit.families import family_of
 from diffkit.loading import warn_of_slow_bfloat16
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
-from diffkit.parameterization import all_timesteps, ratio, x0_weight
+from diffkit.parameterization import coefficients, noise_over_signal
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
-from diffkit.training_objective import draw_timesteps, noised
+from diffkit.training_objective import all_timesteps, draw_timesteps, noised
 from memorization.mitigation.adversarial.checkpoint import Checkpoint, restore, save
 from memorization.mitigation.adversarial.data import TrainingData, prepare
 from memorization.mitigation.adversarial.objective import rate_factor, redirected
@@ -106,8 +106,8 @@ class Trainer:
         self.denoiser = getattr(pipe, self.family.denoiser)
         self.wrapped = self.accelerator.prepare_model(self.denoiser)
         steps = all_timesteps(pipe.scheduler)
-        known = ratio(pipe.scheduler, steps).square()
-        within = (known >= settings.redirect_low) & (known <= settings.redirect_high)
+        snr = noise_over_signal(pipe.scheduler, steps) ** -2
+        within = (snr >= settings.redirect_low) & (snr <= settings.redirect_high)
         self.medium = steps[within].to(pipe.device)  # timesteps of redirected samples
         if not len(self.medium):
             raise InputError("No timestep has a signal-to-noise ratio between redirect_low and redirect_high.")
@@ -167,7 +167,8 @@ class Trainer:
         latents, noise, timesteps, embeds, begins = self._batch(generator)
         noisy, target = noised(self.pipe.scheduler, latents, noise, timesteps)
         n = self.settings.adversarial_batch
-        weights = torch.where(begins.to(noise.device), x0_weight(self.pipe.scheduler, timesteps[:n]), 1.0)
+        x0_weight = coefficients(self.pipe.scheduler, timesteps[:n]).noise.square()  # from an error of v to one of x0
+        weights = torch.where(begins.to(noise.device), x0_weight, 1.0)
         with torch.enable_grad(), self.accelerator.autocast():
             predicted = self._predict(self.wrapped, noisy, timesteps, embeds)
             each = (predicted.float() - target).square().flatten(1).mean(1)
@@ -220,7 +221,7 @@ class Trainer:
         timesteps = torch.where(begins.to(noise.device), medium, self._timesteps(n, generator))
         along = (torch.rand(n, generator=generator) / BETWEEN).clamp(max=1)
         share = torch.where(begins, along, 0.0).view(column).to(ends)
-        shift = ratio(self.pipe.scheduler, timesteps)
+        shift = 1 / noise_over_signal(self.pipe.scheduler, timesteps)
         noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, shift)
         keep, said = self._retained(generator)
         return (

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import NOISE
 
-from diffkit.parameterization import StepCall, tweedie
+from diffkit.parameterization import predicted_x0
 from diffkit.solvers import PURE_NOISE, noise_levels
 from diffkit.training_objective import draw_timesteps, noised
 
@@ -25,7 +25,7 @@ def test_flow_noising_is_the_schedulers_and_its_target_gives_x0_back(shift):
         for row in range(3):
             theirs = scheduler.scale_noise(clean[row : row + 1], timesteps[row : row + 1], noise[row : row + 1])
             torch.testing.assert_close(noisy[row : row + 1], theirs)
-            back = tweedie(scheduler, StepCall(target[row], timesteps[row], noisy[row], ()))
+            back = predicted_x0(scheduler, target[row], noisy[row], timesteps[row])
             torch.testing.assert_close(back, clean[row], rtol=1e-4, atol=1e-4)
 
 
@@ -36,7 +36,7 @@ def test_diffusion_targets_give_x0_back(kind):
     noisy, target = noised(scheduler, CLEAN, NOISY, timesteps)
     torch.testing.assert_close(noisy, scheduler.add_noise(CLEAN, NOISY, timesteps))
     for row in range(3):
-        back = tweedie(scheduler, StepCall(target[row], timesteps[row], noisy[row], ()))
+        back = predicted_x0(scheduler, target[row], noisy[row], timesteps[row])
         torch.testing.assert_close(back, CLEAN[row], rtol=1e-3, atol=1e-3)
 
 
