@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Family, default_size, family_of
+from diffkit.families import default_size, family_of
 from diffkit.families.base import stock_default
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompt_embeds import Embeds
@@ -20,8 +20,6 @@ from memorization.text_embeddings import Embedded, as_embeds
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-STACKED = Family.__dataclass_fields__["guidance"].default  # [negative; positive] in one batch, as most families do
 
 
 class Listener(Protocol):
@@ -56,13 +54,6 @@ def is_guided(pipe: DiffusionPipeline, sampling: Sampling) -> bool:
     """Whether this generation also asks what the model would draw without the caption (classifier-free guidance)."""
     options = {"negative_prompt": "", **_scales(pipe, sampling)}
     return bool(family_of(pipe).guided(pipe, sampling.guidance_scale, options))
-
-
-def halves(pipe: DiffusionPipeline, sampling: Sampling) -> Literal["together", "apart"] | None:
-    """How this generation asks with and without the caption: in one batch, negatives first, or otherwise; None: not."""
-    if not is_guided(pipe, sampling):
-        return None
-    return "together" if family_of(pipe).guidance == STACKED else "apart"
 
 
 def _scales(pipe: DiffusionPipeline, sampling: Sampling) -> dict[str, float]:

@@ -357,3 +357,9 @@ def test_trajectories_are_recorded(name, tmp_path):
     for index, score in enumerate(found[0].finals["brightness"].tolist()):
         alone = pipe(PROMPT, **plain, generator=generators([candidate_seed(0, 0, index)])[0])[0]
         assert float(score) == pytest.approx(float(brightness(alone.float(), [PROMPT])), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latents_are_a_map_where_the_family_says_so(name):
+    pipe = pipeline(name)
+    assert family_of(pipe).latents_are_map == (len(latent_shape(pipe)) == 3)

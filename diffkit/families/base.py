@@ -114,7 +114,7 @@ def _noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
     return (denoiser.config.in_channels, size.height // factor, size.width // factor)
 
 
-def _as_it_is(pipe: Pipeline, latents: Tensor) -> Tensor:
+def _as_drawn(pipe: Pipeline, latents: Tensor) -> Tensor:
     return latents
 
 
@@ -146,10 +146,6 @@ def unshifted(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) -> 
     return result
 
 
-def _same(prediction: Tensor, call: Call) -> Tensor:
-    return prediction
-
-
 def _first_tensor(output: Any, call: Call) -> Tensor:
     first: Tensor = output[0]
     return first
@@ -171,12 +167,14 @@ class Family:
         output: (the denoiser's output tuple, call) -> prediction as ``scheduler.step`` takes it, shaped as the latents.
         guided: (pipeline, guidance scale, further keyword arguments with ``negative_prompt``) -> whether negatives
             are needed.
-        guidance: how the pipeline guides, in words, for the table of families.
+        guidance: how the pipeline guides, in words, for the table of families only.
+        guidance_batched: whether a guided step is one call of the denoiser on the rows [negative; positive].
         default_size: (pipeline) -> pixels when the call names none.
         multiple: (pipeline) -> what height and width must be multiples of.
         noise_shape: (pipeline, size) -> shape of one row of initial noise as the pipeline draws it.
         noise_dtype: the precision in which the pipeline draws noise and carries latents; the prompts' own where None.
         pack: (pipeline, drawn noise) -> latents as the loop carries them.
+        latents_are_map: whether these are pictures (B, C, h, w), not packed into tokens (B, tokens, C).
         to_denoiser: (pipeline, latents as the VAE encodes them, VAE) -> latents as the loop carries them.
         to_vae: (pipeline, latents, VAE, size) -> the inverse, by the very expression of the pipeline's own decoding.
         frames: whether the VAE is one of videos, in which an image is a frame.
@@ -190,8 +188,12 @@ class Family:
             says ``force_zeros_for_empty_prompt``.
         control: keyword of the one image that a ControlNet follows; None where there is no ControlNet.
         fixed: keywords of the call that are always given beside the encoded prompts.
+        text_attention: whether detectors can read how the image attends to the text: cross-attention named ``attn2``,
+            or joint attention with ``add_k_proj``.
+        end_token: the tokenizer whose end token stands exactly once in the carried sequence; None where there is no
+            single one.
         refusals: (pipeline, further keyword arguments, size) -> why its denoising cannot be cut, or None.
-        refused: what is refused, in words, for the table of families.
+        refused: what is refused, in words, for the table of families only.
     """
 
     name: str
@@ -203,11 +205,13 @@ class Family:
     schedulers: tuple[str, ...] = DIFFUSION
     guided: Callable[[Pipeline, float, Mapping[str, object]], bool] = classifier_free
     guidance: str = "classifier-free, one batch of both"
+    guidance_batched: bool = True
     default_size: Callable[[Pipeline], Size] = _default_size
     multiple: Callable[[Pipeline], int] = lambda pipe: 8
     noise_shape: Callable[[Pipeline, Size], tuple[int, ...]] = _noise_shape
     noise_dtype: torch.dtype | None = None
-    pack: Callable[[Pipeline, Tensor], Tensor] = _as_it_is
+    pack: Callable[[Pipeline, Tensor], Tensor] = _as_drawn
+    latents_are_map: bool = True
     to_denoiser: Callable[[Pipeline, Tensor, Autoencoder], Tensor] = scaled
     to_vae: Callable[[Pipeline, Tensor, Autoencoder, Size], Tensor] = unscaled
     frames: bool = False
@@ -219,6 +223,8 @@ class Family:
     zeros_for_none: bool = False
     control: str | None = None
     fixed: Mapping[str, object] = field(default_factory=dict)
+    text_attention: bool = False
+    end_token: Literal["tokenizer", "tokenizer_2"] | None = None
     refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
     refused: str = "nothing"
 
@@ -245,7 +251,7 @@ def keywords_of(cls: Any) -> Mapping[str, inspect.Parameter]:
     """The keyword arguments of a pipeline class's call, without ``self`` and catch-alls."""
     parameters = inspect.signature(cls.__call__).parameters
     named = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-    return {name: one for name, one in parameters.items() if name != "self" and one.kind in named}
+    return {name: parameter for name, parameter in parameters.items() if name != "self" and parameter.kind in named}
 
 
 def stock_default(family: Family, keyword: str) -> Any:

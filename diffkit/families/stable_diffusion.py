@@ -29,6 +29,8 @@ STABLE_DIFFUSION = Family(
     encoded=("prompt_embeds",),
     inputs=_inputs,
     guided=_guided,
+    text_attention=True,
+    end_token="tokenizer",
     encoding=frozenset({"clip_skip"}),
 )
 
@@ -78,6 +80,8 @@ SDXL = Family(
     encoded=("prompt_embeds", None, "pooled_prompt_embeds", None),
     inputs=_inputs_xl,
     guided=_guided,
+    text_attention=True,
+    end_token="tokenizer",
     to_denoiser=_to_denoiser_xl,
     to_vae=_to_vae_xl,
     encoding=frozenset({"clip_skip", "prompt_2", "negative_prompt_2"}),
@@ -104,6 +108,8 @@ STABLE_DIFFUSION_CONTROLNET = replace(
     name="Stable Diffusion 1/2 with ControlNet",
     pipeline="StableDiffusionControlNetPipeline",
     control="image",
+    text_attention=False,
+    end_token=None,
     refusals=_refusals_control,
     refused="control_guidance_start and _end other than 0 and 1",
 )
@@ -112,6 +118,8 @@ SDXL_CONTROLNET = replace(
     name="SDXL with ControlNet",
     pipeline="StableDiffusionXLControlNetPipeline",
     control="image",
+    text_attention=False,
+    end_token=None,
     refusals=_refusals_control,
     refused="control_guidance_start and _end other than 0 and 1, denoising_end",
 )

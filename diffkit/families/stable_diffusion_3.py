@@ -45,6 +45,7 @@ STABLE_DIFFUSION_3 = Family(
     encoded=("prompt_embeds", None, "pooled_prompt_embeds", None),
     inputs=_inputs,
     schedulers=FLOW,
+    text_attention=True,
     multiple=lambda pipe: int(pipe.vae_scale_factor * pipe.patch_size),
     to_denoiser=shifted,
     to_vae=unshifted,

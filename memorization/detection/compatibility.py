@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fitting", "lacking", "refuse_misfits"]
 
-LOOKED_INTO = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
-ONE_END = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline")
-
 
 class Needy(Protocol):
     """What of a detector is looked at."""
@@ -60,16 +57,13 @@ def _true_scale(family: Family) -> float:
 #: What may be missing -> (whether the family has it, what it lacks in words).
 HAS: Mapping[Need, tuple[Callable[[Pipeline, Family], bool], str]] = {
     "unconditional": (_asked_without, "no prediction without the caption (its guidance is distilled)"),
-    "attention": (lambda pipe, family: family.pipeline in LOOKED_INTO, "no attention over the text that is read here"),
-    "end_token": (lambda pipe, family: family.pipeline in ONE_END, "no single end token in its text"),
+    "attention": (lambda pipe, family: family.text_attention, "no attention over the text that is read here"),
+    "end_token": (lambda pipe, family: family.end_token is not None, "no single end token in its text"),
     "noise_level": (
         lambda pipe, family: is_flow(pipe.scheduler) or hasattr(pipe.scheduler, "alphas_cumprod"),
         "no alphas_cumprod in its scheduler",
     ),
-    "map": (
-        lambda pipe, family: family.pack is Family.__dataclass_fields__["pack"].default,
-        "packed latents, which are no map",
-    ),
+    "map": (lambda pipe, family: family.latents_are_map, "packed latents, which are no map"),
 }
 
 

@@ -14,7 +14,7 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.families import family_of
 from diffkit.families.base import stock_default
 from memorization.detection.base import Detector
-from memorization.detection.compatibility import ONE_END, lacking
+from memorization.detection.compatibility import lacking
 from memorization.detection.generation_detector import GenerationDetector, together
 from memorization.text_embeddings import empty_text, encoded
 
@@ -59,11 +59,10 @@ def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int] | 
     None where the family's text has no single end (see :mod:`memorization.detection.compatibility`).
     """
     family = family_of(pipe)
-    if family.pipeline not in ONE_END:
+    if family.end_token is None:
         return None
-    tokenizer, longest = pipe.tokenizer, pipe.tokenizer.model_max_length
-    if family.pipeline == "FluxPipeline":  # its sequence is T5's; CLIP only gives the pooled embedding
-        tokenizer, longest = pipe.tokenizer_2, stock_default(family, "max_sequence_length")
+    tokenizer = getattr(pipe, family.end_token)
+    longest = stock_default(family, "max_sequence_length") or tokenizer.model_max_length
     found = []
     for caption in captions:
         ids = tokenizer(caption, padding="max_length", max_length=longest, truncation=True).input_ids

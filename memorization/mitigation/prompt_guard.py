@@ -28,7 +28,6 @@ from diffkit.parameterization import noise_per_prediction
 from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
 from memorization.detection.noise_magnitude import noise_magnitude
-from memorization.generation import STACKED
 from memorization.mitigation import Method
 from memorization.mitigation.reference_captions import ordinary_captions
 
@@ -138,7 +137,7 @@ def refuse_unguided(pipe: Pipeline) -> Family:
         InputError: it does not.
     """
     family = family_of(pipe)
-    if family.guidance != STACKED:
+    if not family.guidance_batched:
         raise InputError(f"The prompt guard works on both predictions of one batch; {family.name} makes no such.")
     return family
 

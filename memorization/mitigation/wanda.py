@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.errors import InputError
+from diffkit.families import family_of
 from diffkit.prompt_embeds import Embeds
-from memorization.generation import Sampling, call_arguments, halves, stopping
+from memorization.generation import Sampling, call_arguments, is_guided, stopping
 from memorization.mitigation.layers import Mask
 from memorization.text_embeddings import Embedded, as_embeds, empty_text
 
@@ -154,7 +155,7 @@ def _denoise(
 ) -> None:
     """A generation that stops after the first ``timesteps``; the conditional half comes last in its batches."""
     sampling = Sampling(steps, guidance, len(rows))
-    if halves(pipe, sampling) == "apart":
+    if is_guided(pipe, sampling) and not family_of(pipe).guidance_batched:
         sampling = sampling._replace(guidance_scale=min(guidance, 1.0))
     against = negative.to(pipe.device, pipe.dtype).expand(len(rows))
     arguments = call_arguments(pipe, rows.to(pipe.device, pipe.dtype), against, [seed] * len(rows), sampling)
