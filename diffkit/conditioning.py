@@ -138,28 +138,28 @@ def _encode(
 ) -> Embeds:
     """Rows of texts, each through ``encode_prompt`` by itself; equal rows once."""
     accepted = inspect.signature(pipe.encode_prompt).parameters
-    wanted = {
+    encoder_options = {
         "device": pipe._execution_device,
         "num_images_per_prompt": 1,
         "do_classifier_free_guidance": False,
         **options,
     }
-    shared = {name: value for name, value in wanted.items() if name in accepted}
+    shared = {name: value for name, value in encoder_options.items() if name in accepted}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    known: dict[tuple[str | None, ...], Embeds] = {}
+    encoded: dict[tuple[str | None, ...], Embeds] = {}
     for row in rows:
         key = tuple(row.values())
-        if key not in known:
+        if key not in encoded:
             texts = {name: None if text is None else [text] for name, text in row.items() if name in accepted}
             own = family.encode_negative if negative else None
-            found = pipe.encode_prompt(**texts, **shared) if own is None else own(pipe, texts["prompt"], options)
-            known[key] = _embeds(family, found)
-    return Embeds.cat([known[tuple(row.values())] for row in rows])
+            outputs = pipe.encode_prompt(**texts, **shared) if own is None else own(pipe, texts["prompt"], options)
+            encoded[key] = _embeds(family, outputs)
+    return Embeds.cat([encoded[tuple(row.values())] for row in rows])
 
 
-def _embeds(family: Family, found: Sequence[Tensor | list[Tensor] | None]) -> Embeds:
+def _embeds(family: Family, outputs: Sequence[Tensor | list[Tensor] | None]) -> Embeds:
     """What ``encode_prompt`` returned for one text, under its keywords."""
-    named = {name: value for name, value in zip(family.encoded, found, strict=False) if name is not None}
+    named = {name: value for name, value in zip(family.encoded, outputs, strict=False) if name is not None}
     if family.layout == "listed":
         named = {name: value[0][None] for name, value in named.items() if value is not None}
     sequence, *rest = [(name, value) for name, value in named.items() if isinstance(value, Tensor)]

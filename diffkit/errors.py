@@ -1,4 +1,4 @@
-"""What can go wrong, said in one sentence: what is wrong, where, and what to do next."""
+"""Errors whose message is one sentence: what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Interrupted(KeyboardInterrupt):
         self.folder = folder
 
 
-def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
+def unknown_name(kind: str, name: str, names: Sequence[str]) -> InputError:
     """The error for a name nobody registered: says which names exist, the likeliest first.
 
     Args:
         kind: what is looked up, e.g. "reward".
         name: what the user wrote.
-        known: the names that would have worked; may be empty.
+        names: those that would have worked; may be empty.
     """
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    listing = ", ".join(sorted(known)) if known else "none"
+    listing = ", ".join(sorted(names)) if names else "none"
     return InputError(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")

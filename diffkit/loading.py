@@ -64,13 +64,13 @@ def load_pipeline(
     source = resolve_model(model)
     if isinstance(source, Path) and revision is not None:
         raise InputError(f"--revision belongs to a hub id, but {model!r} is a folder; leave it out.")
-    wanted = resolve_dtype(dtype, place, source)
+    precision = resolve_dtype(dtype, place, source)
     where = str(source)
     local = isinstance(source, Path)
     try:
         with quietly():
             loaded = (cls or DiffusionPipeline).from_pretrained(
-                where, revision=revision, dtype=wanted, use_safetensors=True, local_files_only=local
+                where, revision=revision, dtype=precision, use_safetensors=True, local_files_only=local
             )
     except (OSError, ValueError) as error:
         raise InputError(_not_loaded(model, error)) from error
@@ -88,15 +88,15 @@ def load_pipeline(
 
 def _not_loaded(model: str | Path, error: Exception) -> str:
     """One sentence; what a hub client says of caches and connections is put in words of what to do."""
-    said = first_line(error)
+    message = first_line(error)
     signs = ("not fully cached", "connect", "offline", *(["model_index.json"] if constants.HF_HUB_OFFLINE else []))
-    if isinstance(error, OSError) and "/" in str(model) and any(sign in said for sign in signs):
+    if isinstance(error, OSError) and "/" in str(model) and any(sign in message for sign in signs):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         return (
             f"The model {str(model)!r} is not complete in the hub's cache, and {why}; connect once, or give the folder "
             "of a download."
         )
-    return f"Could not load the model {str(model)!r}: {said}"
+    return f"Could not load the model {str(model)!r}: {message}"
 
 
 def first_line(error: BaseException) -> str:
@@ -125,11 +125,11 @@ def model_class(source: Path | str, options: Mapping[str, Any] | None = None) ->
     except (OSError, ValueError) as error:
         raise InputError(_not_loaded(source, error)) from error
     name = index.get("_class_name")
-    found = getattr(diffusers, str(name), None)
-    if found is None or not any(family.pipeline in {base.__name__ for base in found.__mro__} for family in FAMILIES):
-        known = ", ".join(family.pipeline for family in FAMILIES)
-        raise InputError(f"The model {str(source)!r} is a {name}, of no known family; the families are: {known}.")
-    return found
+    stock = getattr(diffusers, str(name), None)
+    if stock is None or not any(family.pipeline in {base.__name__ for base in stock.__mro__} for family in FAMILIES):
+        names = ", ".join(family.pipeline for family in FAMILIES)
+        raise InputError(f"The model {str(source)!r} is a {name}, of no known family; the families are: {names}.")
+    return stock
 
 
 def model_checksum(model: str | Path, lora: str | Path | None = None) -> str | None:
@@ -248,8 +248,8 @@ log = logging.getLogger(__name__)
 
 def cpu_has_bfloat16() -> bool:
     """Whether this machine's processor has instructions for bfloat16."""
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
 
 
 def warn_of_slow_bfloat16(precision: str, device: torch.device) -> None:

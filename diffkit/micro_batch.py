@@ -80,11 +80,11 @@ class MicroBatch:
         self.size, self.adaptive, self.what = size, adaptive, what
 
     @classmethod
-    def of(cls, wanted: int | Literal["auto"], device: torch.device, *, what: str = "rows") -> MicroBatch:
+    def of(cls, size: int | Literal["auto"], device: torch.device, *, what: str = "rows") -> MicroBatch:
         """A fixed number, or ``auto`` for work on a device."""
-        if wanted == "auto":
+        if size == "auto":
             return cls(auto_size(device), adaptive=True, what=what)
-        return cls(wanted, what=what)
+        return cls(size, what=what)
 
     def fit(self, work: Callable[[int], R]) -> R:
         """What ``work`` returns at the present size, or at the first smaller one that fits.

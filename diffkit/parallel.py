@@ -72,8 +72,8 @@ def everyone(value: T) -> list[T]:
     if processes() == 1:
         return [value]
     with _with_others():
-        found: list[T] = gather_object([value])
-    return found
+        values: list[T] = gather_object([value])
+    return values
 
 
 def shard(items: Sequence[T]) -> list[T]:

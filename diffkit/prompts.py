@@ -49,14 +49,14 @@ def _scenes(source: str, n: int) -> list[str]:
     from diffkit.lab.world import held_out_scenes, training_scenes
 
     held_out = source == "lab:held-out"
-    if n > (known := _count(held_out)):
-        raise InputError(f"{source} has only {known} different scenes, not {n}; lower --limit.")
-    found, drawn = list[str](), n
-    while len(found) < n:  # draws repeat scenes, the more the nearer n comes to all of them
+    if n > (available := _count(held_out)):
+        raise InputError(f"{source} has only {available} different scenes, not {n}; lower --limit.")
+    captions, drawn = list[str](), n
+    while len(captions) < n:  # draws repeat scenes, the more the nearer n comes to all of them
         drawn *= 2
         scenes = held_out_scenes(drawn, seed=SEED) if held_out else training_scenes(drawn, seed=SEED)
-        found = list(dict.fromkeys(scene.caption for scene in scenes))
-    return found[:n]
+        captions = list(dict.fromkeys(scene.caption for scene in scenes))
+    return captions[:n]
 
 
 def _trios(source: str, n: int) -> list[str]:

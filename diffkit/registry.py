@@ -86,10 +86,10 @@ class Registry(Generic[T]):
         if name in self._objects:
             return self._objects[name]
         if name in self._builtins:
-            found = cast(T, import_attribute(self._builtins[name]))
+            value = cast(T, import_attribute(self._builtins[name]))
         elif name in (entries := self._entry_points()):
-            found = cast(T, entries[name].load())
+            value = cast(T, entries[name].load())
         else:
             raise unknown_name(self.kind, name, self.names())
-        self._objects[name] = found
-        return found
+        self._objects[name] = value
+        return value

@@ -1,4 +1,4 @@
-"""Steps of a generation: what it begins with, for those who do not generate, and what each step of one is given."""
+"""Steps of a generation: the denoiser's first input without generating, and a callback before every step."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from diffkit.families import Size, family_of
 if TYPE_CHECKING:
     from diffkit.families import Pipeline, Scheduler
 
-__all__ = ["Begun", "begin", "before_steps", "spaced"]
+__all__ = ["FirstInput", "begin", "before_steps", "spaced"]
 
 
-class Begun(NamedTuple):
-    """What the denoiser is given first: latents as it takes them, and the timestep, a scalar tensor."""
+class FirstInput(NamedTuple):
+    """Input of the denoiser at the first step: latents as it takes them, and the timestep, a scalar tensor."""
 
     latents: Tensor
     timestep: Tensor
 
 
 def spaced(pipe: Pipeline, steps: int, size: tuple[int, int] | None = None) -> Scheduler:
-    """A copy of the pipeline's scheduler, set to so many steps as the pipeline itself would; the pipeline is untouched.
+    """A copy of the pipeline's scheduler, set to ``steps`` as the pipeline sets it; the pipeline is left unchanged.
 
     Args:
         size: (height, width) in pixels, on which some families' timesteps depend; the model's own when None.
@@ -37,19 +37,19 @@ def spaced(pipe: Pipeline, steps: int, size: tuple[int, int] | None = None) -> S
     return scheduler
 
 
-def begin(pipe: Pipeline, noise: Tensor, steps: int, size: tuple[int, int] | None = None) -> Begun:
-    """Unit noise as the denoiser is given it at the first of so many steps."""
+def begin(pipe: Pipeline, noise: Tensor, steps: int, size: tuple[int, int] | None = None) -> FirstInput:
+    """Input of the denoiser at the first of ``steps`` steps, from unit noise."""
     scheduler = spaced(pipe, steps, size)
     timestep = scheduler.timesteps[0]
     latents = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
     if hasattr(scheduler, "scale_model_input"):
         latents = scheduler.scale_model_input(latents, timestep)
-    return Begun(latents, timestep)
+    return FirstInput(latents, timestep)
 
 
 @contextmanager
-def before_steps(pipe: Pipeline, hear: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Call ``hear(timestep, latents)`` before every step of the pipeline's scheduler inside the ``with`` block.
+def before_steps(pipe: Pipeline, callback: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Call ``callback(timestep, latents)`` before every step of the pipeline's scheduler inside the ``with`` block.
 
     Latents are as the loop carries them, not yet scaled for the denoiser.
     """
@@ -57,11 +57,13 @@ def before_steps(pipe: Pipeline, hear: Callable[[Tensor, Tensor], None]) -> Iter
     own, step = vars(scheduler).get("step"), scheduler.step
 
     @functools.wraps(step)  # pipelines look at the signature to see what they may hand over
-    def heard(model_output: Tensor, timestep: Tensor, sample: Tensor, *rest: object, **named: object) -> Any:
-        hear(timestep, sample)
+    def step_after_callback(
+        model_output: Tensor, timestep: Tensor, sample: Tensor, *rest: object, **named: object
+    ) -> Any:
+        callback(timestep, sample)
         return step(model_output, timestep, sample, *rest, **named)
 
-    scheduler.step = heard
+    scheduler.step = step_after_callback
     try:
         yield
     finally:

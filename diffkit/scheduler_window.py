@@ -47,21 +47,21 @@ def window(
         report: called with x0, shaped as the latents, after each step.
     """
     base: Any = type(scheduler)
-    seen = Window(scheduler, solver_of(scheduler), stop, report)
+    view = Window(scheduler, solver_of(scheduler), stop, report)
     with restored(scheduler):
-        scheduler.__class__ = _windowed(base, seen, start, stop, state)
+        scheduler.__class__ = _windowed(base, view, start, stop, state)
         try:
-            yield seen
+            yield view
         finally:
             scheduler.__class__ = base
 
 
-def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> type:
+def _windowed(base: Any, view: Window, start: int, stop: int, state: State) -> type:
     """The subclass of the scheduler's class for one segment."""
 
     def timesteps(self: Any) -> Any:
         full = self.__dict__["timesteps"]
-        return full if seen.inside else full[start:stop]
+        return full if view.inside else full[start:stop]
 
     def set_timesteps_attribute(self: Any, value: Any) -> None:
         self.__dict__["timesteps"] = value
@@ -76,22 +76,22 @@ def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> t
     # The pipeline inspects the signatures of these methods, so the wrappers must show the originals'.
     @functools.wraps(base.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        with seen.full_view():
+        with view.full_view():
             base.set_timesteps(self, *args, **kwargs)
         if start:
             self.__dict__.update(state)
 
     def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with seen.full_view():
+        with view.full_view():
             return base.scale_model_input(self, *args, **kwargs)
 
     @functools.wraps(base.step)
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with seen.full_view():
+        with view.full_view():
             result = base.step(self, model_output, timestep, sample, *args, **kwargs)
             values = result if isinstance(result, tuple) else tuple(result.values())
-            seen.x0 = seen.solver.x0(self, StepCall(model_output, timestep, sample, values))
-        seen.report(seen.x0)
+            view.x0 = view.solver.x0(self, StepCall(model_output, timestep, sample, values))
+        view.report(view.x0)
         return result
 
     def set_begin_index(self: Any, begin_index: int = 0) -> None:
@@ -103,7 +103,7 @@ def _windowed(base: Any, seen: Window, start: int, stop: int, state: State) -> t
         "step": step,
         "__module__": base.__module__,
     }
-    if hasattr(seen.scheduler, "init_noise_sigma"):
+    if hasattr(view.scheduler, "init_noise_sigma"):
         members["init_noise_sigma"] = property(init_noise_sigma)
     if hasattr(base, "scale_model_input"):
         members["scale_model_input"] = functools.wraps(base.scale_model_input)(scale_model_input)

@@ -91,9 +91,9 @@ def rank_p_value(value: float, controls: ArrayLike, *, higher: bool = True) -> f
         controls: (N,) scores of the controls, finite, N >= 1.
         higher: whether higher values are the extreme ones.
     """
-    one = _numbers([value], "value")[0]
+    score = _numbers([value], "value")[0]
     others = _numbers(controls, "controls")
-    extreme = (others >= one) if higher else (others <= one)
+    extreme = (others >= score) if higher else (others <= score)
     return float((1 + extreme.sum()) / (1 + others.size))
 
 
@@ -143,10 +143,10 @@ def auc(positives: ArrayLike, negatives: ArrayLike, *, higher: bool = True) -> f
     """
     from scipy.stats import rankdata
 
-    found, other = _numbers(positives, "positives"), _numbers(negatives, "negatives")
-    ranks = rankdata(np.concatenate([found, other]) * (1 if higher else -1))
-    wins = ranks[: found.size].sum() - found.size * (found.size + 1) / 2
-    return float(wins / (found.size * other.size))
+    positive, negative = _numbers(positives, "positives"), _numbers(negatives, "negatives")
+    ranks = rankdata(np.concatenate([positive, negative]) * (1 if higher else -1))
+    wins = ranks[: positive.size].sum() - positive.size * (positive.size + 1) / 2
+    return float(wins / (positive.size * negative.size))
 
 
 def tpr_at_fpr(positives: ArrayLike, negatives: ArrayLike, fpr: float = 0.01, *, higher: bool = True) -> float:
@@ -154,12 +154,12 @@ def tpr_at_fpr(positives: ArrayLike, negatives: ArrayLike, fpr: float = 0.01, *,
 
     With fewer than 1 / fpr negatives none of them may be flagged.
     """
-    found, other = _numbers(positives, "positives"), _numbers(negatives, "negatives")
+    positive, negative = _numbers(positives, "positives"), _numbers(negatives, "negatives")
     if not 0 <= fpr <= 1:
         raise ValueError(f"fpr: expected a number in [0, 1], got {fpr}")
     sign = 1 if higher else -1
-    allowed = int(np.floor(fpr * other.size + 1e-9))
-    if allowed >= other.size:
+    allowed = int(np.floor(fpr * negative.size + 1e-9))
+    if allowed >= negative.size:
         return 1.0
-    barrier = np.sort(sign * other)[::-1][allowed]  # the first negative that may not be flagged
-    return float((sign * found > barrier).mean())
+    barrier = np.sort(sign * negative)[::-1][allowed]  # the first negative that may not be flagged
+    return float((sign * positive > barrier).mean())

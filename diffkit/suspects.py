@@ -128,9 +128,9 @@ def _suspect(row: _Row, base: Path, taken: set[str]) -> Suspect:
 
 def _take(values: dict[str, object], names: Iterable[str]) -> object:
     """Remove and return the first column of these names, whatever their capitals."""
-    for wanted in names:
+    for column in names:
         for name in values:
-            if name.strip().lower() == wanted:
+            if name.strip().lower() == column:
                 return values.pop(name)
     return None
 
@@ -195,8 +195,8 @@ def _rows_of_csv(path: Path) -> tuple[list[_Row], list[RowError]]:
             raise InputError(f"{path} is no CSV: {error}.") from error
     table = max(tables.values(), key=_plausibility)
     if not table or not any(name.strip().lower() in CAPTION_NAMES for name in table[0]):
-        found = ", ".join(repr(name) for name in table[0]) if table else "nothing"
-        raise InputError(f"{path} has no caption column: found {found}; expected one of {', '.join(CAPTION_NAMES)}.")
+        columns = ", ".join(repr(name) for name in table[0]) if table else "nothing"
+        raise InputError(f"{path} has no caption column: found {columns}; expected one of {', '.join(CAPTION_NAMES)}.")
     header, rows, errors = table[0], [], []
     for number, cells in enumerate(table[1:], start=2):
         if not cells:
@@ -212,10 +212,10 @@ def _plausibility(table: list[list[str]]) -> tuple[bool, float, int]:
     """How well a delimiter fits: a caption column, the share of rows as long as the header, the number of columns."""
     if not table:
         return False, 0.0, 0
-    known = any(name.strip().lower() in CAPTION_NAMES for name in table[0])
+    has_caption = any(name.strip().lower() in CAPTION_NAMES for name in table[0])
     rows = [row for row in table[1:] if row]
     fitting = sum(len(row) == len(table[0]) for row in rows) / max(len(rows), 1)
-    return known, fitting, len(table[0])
+    return has_caption, fitting, len(table[0])
 
 
 def _rows_of_jsonl(path: Path) -> tuple[list[_Row], list[RowError]]:
@@ -233,8 +233,8 @@ def _rows_of_jsonl(path: Path) -> tuple[list[_Row], list[RowError]]:
         else:
             errors.append(RowError(str(path), number, f"expected an object, got {line.strip()[:60]}"))
     if rows and not any(name.strip().lower() in CAPTION_NAMES for row in rows for name in row.values):
-        found = ", ".join(repr(name) for name in rows[0].values)
-        raise InputError(f"{path} has no caption: found {found}; expected one of {', '.join(CAPTION_NAMES)}.")
+        columns = ", ".join(repr(name) for name in rows[0].values)
+        raise InputError(f"{path} has no caption: found {columns}; expected one of {', '.join(CAPTION_NAMES)}.")
     return rows, errors
 
 

@@ -76,9 +76,9 @@ def timesteps_at(scheduler: Scheduler, shares: Tensor) -> Tensor:
 
 def _shifted(scheduler: Scheduler, sigma: Tensor) -> Tensor:
     """Timesteps of noise levels, after the scheduler's own constant shift."""
-    known = scheduler.config
-    moves = 1.0 if known.get("use_dynamic_shifting") else known.get("shift", known.get("flow_shift", 1.0))
-    drawn: Tensor = known.num_train_timesteps * moves * sigma / (1 + (moves - 1) * sigma)
+    config = scheduler.config
+    moves = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
+    drawn: Tensor = config.num_train_timesteps * moves * sigma / (1 + (moves - 1) * sigma)
     return drawn
 
 

@@ -88,8 +88,8 @@ def stopping(pipe: DiffusionPipeline, steps: int | None) -> dict[str, Any]:
             pipe._interrupt = True  # the pipeline's own switch; its next call resets it
         return {}
 
-    known = inspect.signature(type(pipe).__call__).parameters
-    return {"callback_on_step_end": stop} if "callback_on_step_end" in known else {}
+    keywords = inspect.signature(type(pipe).__call__).parameters
+    return {"callback_on_step_end": stop} if "callback_on_step_end" in keywords else {}
 
 
 @torch.no_grad()
@@ -121,11 +121,11 @@ def generate(
         rows = [first + min(i, real - 1) for i in range(size)]
         embeds = rows_of.rows(rows).to(pipe.device, pipe.dtype)
         arguments = call_arguments(pipe, embeds, negative, [seeds[row] for row in rows], sampling)
-        batch, heard = _call(pipe, arguments, detector)
+        batch, values = _call(pipe, arguments, detector)
         images.append(batch[:real])
-        scores.append(heard[:real] if heard is not None else None)
-    known = [part for part in scores if part is not None]
-    return Generated(torch.cat(images), torch.cat(known) if len(known) == len(scores) and known else None)
+        scores.append(values[:real] if values is not None else None)
+    scored = [part for part in scores if part is not None]
+    return Generated(torch.cat(images), torch.cat(scored) if len(scored) == len(scores) and scored else None)
 
 
 def _call(
@@ -146,16 +146,16 @@ def round_trip(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     return torch.cat(parts).cpu()
 
 
-def image_size(pipe: DiffusionPipeline, wanted: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(height, width) in pixels of the images that are made: what is wanted, else the pipeline's own default.
+def image_size(pipe: DiffusionPipeline, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) in pixels of the images that are made: ``size`` if given, else the pipeline's own default.
 
     Raises:
         InputError: the family makes no images of that size.
     """
     cell = family_of(pipe).multiple(pipe)
-    if wanted is not None and any(side % cell or side < cell for side in wanted):
-        raise InputError(f"Expected height and width to be multiples of {cell}, got {wanted[0]}x{wanted[1]}.")
-    if wanted is not None:
-        return wanted
+    if size is not None and any(side % cell or side < cell for side in size):
+        raise InputError(f"Expected height and width to be multiples of {cell}, got {size[0]}x{size[1]}.")
+    if size is not None:
+        return size
     size = default_size(pipe)
     return size.height, size.width

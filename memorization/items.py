@@ -70,11 +70,11 @@ def gather(
     Raises:
         InputError: no suspect at all, or an id used twice.
     """
-    wanted, suspect_errors = read_suspects(suspects)
-    known, control_errors = read_suspects(controls) if controls is not None else ([], [])
-    items = [AuditItem("suspect", suspect) for suspect in wanted[:limit]]
-    items += [AuditItem("control", suspect) for suspect in known[:limit_controls]]
-    if not wanted:
+    suspect_list, suspect_errors = read_suspects(suspects)
+    control_list, control_errors = read_suspects(controls) if controls is not None else ([], [])
+    items = [AuditItem("suspect", suspect) for suspect in suspect_list[:limit]]
+    items += [AuditItem("control", suspect) for suspect in control_list[:limit_controls]]
+    if not suspect_list:
         raise InputError(f"{suspects} has no row that can be audited ({len(suspect_errors)} in error).")
     twice = [key for key, count in Counter(item.key for item in items).items() if count > 1]
     if twice:

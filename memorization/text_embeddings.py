@@ -30,9 +30,9 @@ def as_embeds(rows: Embedded) -> Embeds:
     return rows if isinstance(rows, Embeds) else Embeds(rows)
 
 
-def as_row(one: Embedded) -> Embeds:
+def as_row(row: Embedded) -> Embeds:
     """One encoded text, (L, D) or Embeds of one row, as Embeds of one row."""
-    return one if isinstance(one, Embeds) else Embeds(one[None])
+    return row if isinstance(row, Embeds) else Embeds(row[None])
 
 
 def encoded(pipe: Pipeline, captions: Sequence[str]) -> Embeds:

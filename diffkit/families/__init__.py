@@ -79,8 +79,8 @@ def family_of(pipe: Pipeline) -> Family:
     for name, reason in REFUSED_PIPELINES.items():
         if name in ancestors:
             raise InputError(f"A {name} cannot be cut in mid-denoising: {reason}.")
-    known = ", ".join(family.pipeline for family in FAMILIES)
-    raise InputError(f"{type(pipe).__name__} belongs to no known family of pipelines; use one of: {known}.")
+    pipelines = ", ".join(family.pipeline for family in FAMILIES)
+    raise InputError(f"{type(pipe).__name__} belongs to no known family of pipelines; use one of: {pipelines}.")
 
 
 def pipe_denoiser(pipe: Pipeline) -> Pipeline:

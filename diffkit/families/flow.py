@@ -14,13 +14,13 @@ def shift_of_tokens(pipe: Pipeline, tokens: int, *, max_shift: float = 1.15) -> 
     """mu, how far the noise levels shift for so many tokens, from the scheduler's configuration."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    known = pipe.scheduler.config
+    config = pipe.scheduler.config
     mu: float = calculate_shift(
         tokens,
-        known.get("base_image_seq_len", 256),
-        known.get("max_image_seq_len", 4096),
-        known.get("base_shift", 0.5),
-        known.get("max_shift", max_shift),
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", max_shift),
     )
     return mu
 

@@ -34,8 +34,8 @@ def _refuse_binning(pipe: Pipeline, options: Mapping[str, object], size: Size, b
         from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
         from diffusers.pipelines.sana import pipeline_sana
 
-        known = (pipeline_sana, pipeline_pixart_sigma, pipeline_pixart_alpha)
-        ratios = next(getattr(module, bins[own]) for module in known if hasattr(module, bins[own]))
+        modules = (pipeline_sana, pipeline_pixart_sigma, pipeline_pixart_alpha)
+        ratios = next(getattr(module, bins[own]) for module in modules if hasattr(module, bins[own]))
     binned = pipe.image_processor.classify_height_width_bin(size.height, size.width, ratios=ratios)
     if tuple(binned) == tuple(size):
         return None
@@ -83,8 +83,8 @@ def _inputs_sana(pipe: Pipeline, call: Call) -> Inputs:
 def _negative_of_sana(pipe: Pipeline, text: list[str] | None, options: Mapping[str, object]) -> tuple[Any, ...]:
     """Without the instruction that goes before a prompt."""
     keys = {name: options[name] for name in ("clean_caption", "max_sequence_length")}
-    found = pipe.encode_prompt(text, False, device=pipe._execution_device, complex_human_instruction=None, **keys)
-    return tuple(found)
+    encoded = pipe.encode_prompt(text, False, device=pipe._execution_device, complex_human_instruction=None, **keys)
+    return tuple(encoded)
 
 
 SANA_BINS = {size: f"ASPECT_RATIO_{size * 32}_BIN" for size in (16, 32, 64, 128)}

@@ -55,15 +55,15 @@ def _moments(vae: Autoencoder, latents: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _to_denoiser_xl(pipe: Pipeline, latents: Tensor, vae: Autoencoder) -> Tensor:
-    known = _moments(vae, latents)
-    normal = latents if known is None else (latents - known[0]) / known[1]
+    moments = _moments(vae, latents)
+    normal = latents if moments is None else (latents - moments[0]) / moments[1]
     result: Tensor = normal * vae.config.scaling_factor
     return result
 
 
 def _to_vae_xl(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) -> Tensor:
-    known, scale = _moments(vae, latents), vae.config.scaling_factor
-    result: Tensor = latents / scale if known is None else latents * known[1] / scale + known[0]
+    moments, scale = _moments(vae, latents), vae.config.scaling_factor
+    result: Tensor = latents / scale if moments is None else latents * moments[1] / scale + moments[0]
     return result
 
 

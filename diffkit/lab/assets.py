@@ -37,9 +37,9 @@ def photographs_path(name: str) -> Path:
     return _folder(name, PHOTOGRAPHS)
 
 
-def _folder(name: str, known: tuple[str, ...]) -> Path:
-    if name not in known:
-        raise InputError(f"the lab has {' and '.join(known)}, not {name!r}")
+def _folder(name: str, names: tuple[str, ...]) -> Path:
+    if name not in names:
+        raise InputError(f"the lab has {' and '.join(names)}, not {name!r}")
     if not (DATA / name).is_dir():
         raise InputError(
             f"the lab's {name} is missing from this installation: run 'diffkit lab train' to make it again"

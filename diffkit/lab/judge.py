@@ -64,7 +64,7 @@ def _shape_fits(mask: np.ndarray) -> dict[str, float]:
 
 def _blobs(labels: np.ndarray) -> list[_Blob]:
     """Connected regions of one colour, thin rims (antialiasing) removed, at least 40 pixels large."""
-    found = []
+    blobs = []
     for index, colour in enumerate(COLOURS):
         same = labels == index
         core = ndimage.binary_opening(same, structure=np.ones((3, 3)))
@@ -73,8 +73,8 @@ def _blobs(labels: np.ndarray) -> list[_Blob]:
             mask = regions == region
             if mask.sum() >= 40:
                 cy, cx = ndimage.center_of_mass(mask)
-                found.append(_Blob(colour, mask, (cx, cy), _shape_fits(mask)))
-    return found
+                blobs.append(_Blob(colour, mask, (cx, cy), _shape_fits(mask)))
+    return blobs
 
 
 def _relation_margin(relation: str, subject: _Blob, other: _Blob) -> float:
@@ -129,9 +129,9 @@ def check(image: Tensor, scene: Scene | Trio | str) -> Judgement:
     blobs = _blobs(labels)
     if isinstance(scene, Scene):
         return _judge(scene, labels, blobs, more=0)
-    one, other = (_judge(clause, labels, blobs, more=1) for clause in scene.clauses)
-    subject, thing, relation, background, alone = (a and b for a, b in zip(one[:5], other[:5], strict=True))
-    return Judgement(subject, thing, relation, background, alone, (one.score + other.score) / 2)
+    first, second = (_judge(clause, labels, blobs, more=1) for clause in scene.clauses)
+    subject, thing, relation, background, alone = (a and b for a, b in zip(first[:5], second[:5], strict=True))
+    return Judgement(subject, thing, relation, background, alone, (first.score + second.score) / 2)
 
 
 def _judge(scene: Scene, labels: np.ndarray, blobs: list[_Blob], *, more: int) -> Judgement:

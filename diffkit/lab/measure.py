@@ -38,8 +38,8 @@ def correlation(images: Tensor, reference: Tensor) -> Tensor:
     """Pearson correlation of all pixels and channels: (B, 3, H, W) with (3, H, W) -> (B,) in [-1, 1]."""
     a = images.flatten(1) - images.flatten(1).mean(1, keepdim=True)
     b = (reference - reference.mean()).flatten()
-    found: Tensor = (a @ b) / (a.norm(dim=1) * b.norm()).clamp(min=1e-8)
-    return found
+    correlations: Tensor = (a @ b) / (a.norm(dim=1) * b.norm()).clamp(min=1e-8)
+    return correlations
 
 
 @torch.no_grad()
@@ -85,10 +85,10 @@ def replication(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     suspects, _ = read_suspects("lab:planted")
     controls = [control for control in read_suspects("lab:controls")[0] if control.kind == "control"]
     strength = {photograph.name: photograph.strength for photograph in planted.PHOTOGRAPHS}
-    found = _similarities(pipe, suspects)
+    similarities = _similarities(pipe, suspects)
     groups: dict[str, list[float]] = defaultdict(list)
     for suspect in suspects:
-        groups[f"{suspect.kind}, {strength[suspect.images[0].stem]}"] += found[suspect.id].tolist()
+        groups[f"{suspect.kind}, {strength[suspect.images[0].stem]}"] += similarities[suspect.id].tolist()
     other = torch.cat(list(_similarities(pipe, controls).values()))
     return {
         "planted": {
@@ -100,19 +100,19 @@ def replication(pipe: StableDiffusionPipeline) -> dict[str, Any]:
             "median": other.median().item(),
             "max": other.max().item(),
         },
-        "by image": {key: float(values.median()) for key, values in found.items()},
+        "by image": {key: float(values.median()) for key, values in similarities.items()},
     }
 
 
 @torch.no_grad()
 def autoencoder_limit(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     """Correlation of photographs with their own reconstruction: the most that a generation can reach."""
-    found = {}
+    limits = {}
     for name in ("planted", "controls"):
         images = torch.stack([load_image(s.images[0]) for s in read_suspects(f"lab:{name}")[0]])
         decoded = decode_latents(pipe, encode_images(pipe, images))
-        found[name] = _mean([float(correlation(d[None], i)) for d, i in zip(decoded, images, strict=True)])
-    return found
+        limits[name] = _mean([float(correlation(d[None], i)) for d, i in zip(decoded, images, strict=True)])
+    return limits
 
 
 def scenes(
@@ -165,8 +165,8 @@ def accuracy_change(before: Tensor, after: Tensor) -> dict[str, Any]:
     """
     if before.shape != after.shape:
         raise InputError(f"Expected the same scenes and seeds, got {tuple(before.shape)} and {tuple(after.shape)}.")
-    one, other = before.double().mean(1), after.double().mean(1)
-    return {"before": _mean(one.tolist()), "after": _mean(other.tolist()), "change": _mean((other - one).tolist())}
+    old, new = before.double().mean(1), after.double().mean(1)
+    return {"before": _mean(old.tolist()), "after": _mean(new.tolist()), "change": _mean((new - old).tolist())}
 
 
 def reward_accuracy(reward: Reward, *, n: int = 400) -> dict[str, Any]:

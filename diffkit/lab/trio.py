@@ -36,8 +36,8 @@ class Trio:
     @property
     def caption(self) -> str:
         """The trio in words; 14 tokens, all that the lab's text encoder reads."""
-        one, two, three = (f"a {thing.colour} {thing.shape}" for thing in (self.first, self.second, self.third))
-        return f"{one} {self.relation} {two} {self.other_relation} {three} on {self.background}"
+        first, second, third = (f"a {thing.colour} {thing.shape}" for thing in (self.first, self.second, self.third))
+        return f"{first} {self.relation} {second} {self.other_relation} {third} on {self.background}"
 
     @property
     def clauses(self) -> tuple[Scene, Scene]:
@@ -50,10 +50,10 @@ class Trio:
 
 def parse_trio(caption: str) -> Trio | None:
     """Read a caption back; None when it is not of a trio's form."""
-    found = _CAPTION.fullmatch(" ".join(caption.lower().split()))
-    if found is None:
+    match = _CAPTION.fullmatch(" ".join(caption.lower().split()))
+    if match is None:
         return None
-    word = found.groups()
+    word = match.groups()
     return Trio(Thing(*word[:2]), word[2], Thing(*word[3:5]), word[5], Thing(*word[6:8]), word[8])
 
 
@@ -66,14 +66,14 @@ def clauses(caption: str) -> tuple[str, str]:
 def sample_trios(n: int, *, seed: int) -> list[Trio]:
     """Draw ``n`` trios, every part uniform; their three colours differ."""
     rng = np.random.default_rng(seed)
-    found = []
+    trios = []
     for _ in range(n):
         colours = rng.choice(list(COLOURS), size=3, replace=False)
-        one, two, three = (Thing(str(colour), SHAPES[rng.integers(3)]) for colour in colours)
+        thing_1, thing_2, thing_3 = (Thing(str(colour), SHAPES[rng.integers(3)]) for colour in colours)
         pair = [ACROSS[rng.integers(2)], UPRIGHT[rng.integers(2)]]
         first, second = pair if rng.random() < 0.5 else pair[::-1]
-        found.append(Trio(one, first, two, second, three, list(BACKGROUNDS)[rng.integers(4)]))
-    return found
+        trios.append(Trio(thing_1, first, thing_2, second, thing_3, list(BACKGROUNDS)[rng.integers(4)]))
+    return trios
 
 
 def held_out_trios(n: int, *, seed: int) -> list[Trio]:

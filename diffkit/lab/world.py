@@ -73,8 +73,8 @@ def parse(caption: str) -> Scene:
         second = rest.index("a")
         relation = " ".join(rest[:second])
         _, colour2, shape2, on, background = rest[second:]
-        known = colour in COLOURS and colour2 in COLOURS and shape in SHAPES and shape2 in SHAPES
-        if (article, on) != ("a", "on") or not known or relation not in RELATIONS or background not in BACKGROUNDS:
+        in_world = colour in COLOURS and colour2 in COLOURS and shape in SHAPES and shape2 in SHAPES
+        if (article, on) != ("a", "on") or not in_world or relation not in RELATIONS or background not in BACKGROUNDS:
             raise ValueError
     except ValueError:
         raise ValueError(

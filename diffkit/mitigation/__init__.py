@@ -169,8 +169,8 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     version = card.get("schema_version") if isinstance(card, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise InputError(f"{path} was written by a newer diffkit (schema {version}); upgrade diffkit.")
-    wanted = {"method", "kind", "model", "model_sha256", "settings", "suspects", "figures", "weights_sha256"}
-    if not isinstance(card, dict) or version is None or not wanted <= set(card):
+    keys = {"method", "kind", "model", "model_sha256", "settings", "suspects", "figures", "weights_sha256"}
+    if not isinstance(card, dict) or version is None or not keys <= set(card):
         raise InputError(f"{path} is not the card of a mitigation; run the mitigation again.")
     return dict(card)
 
@@ -223,10 +223,10 @@ def apply_mitigation(
     """
     if not isinstance(mitigation, Mitigation):
         mitigation = load_mitigation(mitigation)
-    known = mitigation.model_sha256
-    if known is not None and model_sha256 is not None and known != model_sha256:
+    made_for = mitigation.model_sha256
+    if made_for is not None and model_sha256 is not None and made_for != model_sha256:
         raise InputError(
-            f"This mitigation was made for {mitigation.model!r} (sha256 {known[:12]}), but the model is another one "
+            f"This mitigation was made for {mitigation.model!r} (sha256 {made_for[:12]}), but the model is another one "
             f"(sha256 {model_sha256[:12]}); make it again for this model."
         )
     if only is not None and only not in mitigation.parts():

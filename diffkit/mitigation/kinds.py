@@ -42,12 +42,12 @@ def find_parameter(pipe: Pipeline, name: str) -> nn.Parameter:
         InputError: the pipeline has none, or holds it elsewhere (offloaded layer by layer).
     """
     module, _, attribute = name.rpartition(".")
-    found = getattr(find_module(pipe, module), attribute, None) if module else None
-    if not isinstance(found, nn.Parameter):
+    parameter = getattr(find_module(pipe, module), attribute, None) if module else None
+    if not isinstance(parameter, nn.Parameter):
         raise InputError(f"The mitigation names {name!r}, which this {type(pipe).__name__} does not have.")
-    if found.is_meta:
+    if parameter.is_meta:
         raise InputError(f"{name!r} is offloaded; apply the mitigation before switching offloading on.")
-    return found
+    return parameter
 
 
 class _Off(NamedTuple):

@@ -56,11 +56,11 @@ def _from_text(text: str) -> Reward:
     is_option = re.compile(r"[a-z_]+=[^+]*$").match  # a plus stands between the rewards of an ensemble
     options = dict(part.split("=", 1) for part in parts if is_option(part))
     location = ":".join(part for part in parts if not is_option(part))
-    known = inspect.signature(factory).parameters
-    unknown = [key for key in options if key not in known or key in ("location", "version")]
-    if unknown or (location and "location" not in known) or not (location or options):
-        possible = [f"{key}=" for key in known if key not in ("location", "version")]
-        takes = ", ".join([*(["a location"] if "location" in known else []), *possible]) or "nothing"
+    parameters = inspect.signature(factory).parameters
+    unknown = [key for key in options if key not in parameters or key in ("location", "version")]
+    if unknown or (location and "location" not in parameters) or not (location or options):
+        possible = [f"{key}=" for key in parameters if key not in ("location", "version")]
+        takes = ", ".join([*(["a location"] if "location" in parameters else []), *possible]) or "nothing"
         wrong = f"option {unknown[0]!r}" if unknown else repr(rest)
         raise InputError(f"The reward {name!r} does not understand {wrong} in {text!r}; it takes {takes}.")
     return factory(location, **options) if location else factory(**options)

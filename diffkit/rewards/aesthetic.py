@@ -26,7 +26,7 @@ __all__ = ["PLACES", "Aesthetic", "AestheticNetwork", "linear_head", "load", "wi
 REPOSITORY = "trl-lib/ddpo-aesthetic-predictor"
 CLIP = "openai/clip-vit-large-patch14"
 FILES = ("sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.pth", "aesthetic-model.safetensors")
-WANTED = (
+DOWNLOAD = (
     f"{FILES[0]} from https://github.com/christophschuhmann/improved-aesthetic-predictor, or {FILES[1]} from "
     f"https://huggingface.co/{REPOSITORY}"
 )
@@ -89,17 +89,17 @@ class Aesthetic(NetworkReward):
             InputError: nothing usable is there; the message says what to download.
         """
         names = FILES[1:] if str(location) == REPOSITORY else FILES
-        file = find_file(location, names, reward=cls.name, wanted=WANTED)
+        file = find_file(location, names, reward=cls.name, download=DOWNLOAD)
         state = read_tensors(file)
         head = linear_head(widths_of(state, "layers."))
         head.load_state_dict({name.removeprefix("layers."): value for name, value in state.items()})
         beside = (file.parent / "config.json").is_file() and str(location) != REPOSITORY
         source = clip if clip is not None else file.parent if beside else CLIP
         needs = f"https://huggingface.co/{CLIP}"
-        model: Any = read_model(CLIPVisionModelWithProjection, source, reward=cls.name, wanted=needs)
-        wanted, made = head[0].in_features, model.config.projection_dim
-        if made != wanted:
-            raise InputError(f"The head reads vectors of {wanted} numbers, but the CLIP in {source} makes {made}.")
+        model: Any = read_model(CLIPVisionModelWithProjection, source, reward=cls.name, download=needs)
+        width, clip_width = head[0].in_features, model.config.projection_dim
+        if clip_width != width:
+            raise InputError(f"The head reads vectors of {width} numbers, but the CLIP in {source} makes {clip_width}.")
         fit = Preprocessing(model.config.image_size, "crop")
         files = [file, *model_files(source)]
         reward = cls(AestheticNetwork(model, head), fit, files, device=device, dtype=dtype)
@@ -113,9 +113,9 @@ load = Aesthetic.from_pretrained
 
 def linear_head(widths: Sequence[int]) -> nn.Sequential:
     """Features (B, widths[0]) to (B, 1); published are 768, 1024, 128, 64, 16, 1."""
-    one, two, three, four, five = (nn.Linear(i, o) for i, o in itertools.pairwise(widths))
+    linear_1, linear_2, linear_3, linear_4, linear_5 = (nn.Linear(i, o) for i, o in itertools.pairwise(widths))
     first, second, third = (nn.Dropout(share) for share in DROPOUT)
-    return nn.Sequential(one, first, two, second, three, third, four, five)
+    return nn.Sequential(linear_1, first, linear_2, second, linear_3, third, linear_4, linear_5)
 
 
 def widths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:

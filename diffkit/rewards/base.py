@@ -133,8 +133,8 @@ def as_reward(reward: Reward | RewardFunction) -> Reward:
 def describe(reward: Reward) -> dict[str, object]:
     """What a record says of a reward: its name, and its card (preprocessing, checksums, tau) where it has one."""
     card = getattr(reward, "card", None)
-    said: Mapping[str, object] = card() if callable(card) else card or {}
-    return {"name": reward.name, **said}
+    details: Mapping[str, object] = card() if callable(card) else card or {}
+    return {"name": reward.name, **details}
 
 
 class Scores(NamedTuple):

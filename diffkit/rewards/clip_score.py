@@ -21,7 +21,7 @@ from diffkit.rewards.weights import model_files, one_sentence
 __all__ = ["ClipScore", "load"]
 
 MODEL = "openai/clip-vit-large-patch14"
-WANTED = f"https://huggingface.co/{MODEL} (config.json, model.safetensors and the tokenizer's files)"
+DOWNLOAD = f"https://huggingface.co/{MODEL} (config.json, model.safetensors and the tokenizer's files)"
 Convention = Literal["cosine", "clipscore", "percent"]
 
 
@@ -59,7 +59,7 @@ class ClipScore(DualEncoderReward):
             model, tokenizer, side = load_open_clip(location, reward=cls.name)
             network, fit = OpenClip(model, convention), Preprocessing(side, "crop")
         else:
-            model, tokenizer = _load_transformers(location, location, reward=cls.name, wanted=WANTED)
+            model, tokenizer = _load_transformers(location, location, reward=cls.name, download=DOWNLOAD)
             network = TransformersClip(model, convention)
             fit = Preprocessing(model.config.vision_config.image_size, "crop-floor")
         files = model_files(str(location).removeprefix("hf-hub:"))
@@ -81,9 +81,9 @@ def load_open_clip(location: str | Path, *, reward: str) -> tuple[Any, Tokenizer
 
     hub = str(location).startswith("hf-hub:")
     where = str(location) if hub else f"local-dir:{Path(location).expanduser()}"
-    wanted = "open_clip_config.json and open_clip_model.safetensors of an open_clip checkpoint"
+    download = "open_clip_config.json and open_clip_model.safetensors of an open_clip checkpoint"
     plain = str(location).removeprefix("hf-hub:") if hub else Path(location)
-    with one_sentence(reward, plain, wanted), quietly():
+    with one_sentence(reward, plain, download), quietly():
         model: Any = open_clip.create_model(where, require_pretrained=True)
         words: Any = open_clip.get_tokenizer(where)
     asked = model.visual.preprocess_cfg

@@ -71,8 +71,8 @@ def pareto_fronts(scores: Floats) -> NDArray[np.int64]:
     One candidate dominates another when it is nowhere worse and somewhere better, so equal ones share a front.
     """
     left = ~_failed(scores)
-    one, other = scores[..., :, None, :], scores[..., None, :, :]
-    dominates = (one >= other).all(axis=-1) & (one > other).any(axis=-1)  # (..., m by m): row over column
+    row, column = scores[..., :, None, :], scores[..., None, :, :]
+    dominates = (row >= column).all(axis=-1) & (row > column).any(axis=-1)  # (..., m by m): row over column
     fronts = np.full(scores.shape[:-1], -1, dtype=np.int64)
     front = 0
     while left.any():

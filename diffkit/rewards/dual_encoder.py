@@ -93,8 +93,8 @@ class TransformersClip(DualEncoder):
     def text_features(self, *tokens: Tensor) -> Tensor:
         """Of token ids and attention mask, both (B, L)."""
         ids, mask = tokens
-        found = self.model.get_text_features(input_ids=ids, attention_mask=mask)  # type: ignore[operator]
-        features: Tensor = found.pooler_output
+        output = self.model.get_text_features(input_ids=ids, attention_mask=mask)  # type: ignore[operator]
+        features: Tensor = output.pooler_output
         return features
 
 
@@ -164,27 +164,27 @@ class DualEncoderReward(NetworkReward):
 
 
 def load_transformers(
-    location: str | Path, tokenizer_from: str | Path, *, reward: str, wanted: str
+    location: str | Path, tokenizer_from: str | Path, *, reward: str, download: str
 ) -> tuple[CLIPModel, Tokenizer]:
     """A CLIP and its tokenizer by transformers' own ``from_pretrained``; only a hub id opens a connection.
 
     Raises:
         InputError: nothing usable is there, or the folder asks for another preprocessing than CLIP's.
     """
-    model: Any = read_model(CLIPModel, location, reward=reward, wanted=wanted)
+    model: Any = read_model(CLIPModel, location, reward=reward, download=download)
     local, beside = Path(location).expanduser(), Path(tokenizer_from).expanduser()
-    with one_sentence(reward, tokenizer_from, f"the tokenizer's files of {wanted}"), quietly():
+    with one_sentence(reward, tokenizer_from, f"the tokenizer's files of {download}"), quietly():
         words: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             beside if beside.is_dir() else tokenizer_from, local_files_only=beside.is_dir()
         )
-    with one_sentence(reward, location, wanted):
+    with one_sentence(reward, location, download):
         _check_preprocessor(local, model.config.vision_config.image_size)
     text = model.config.text_config
     length = text.max_position_embeddings
     if len(words) != text.vocab_size:  # where its files are missing, transformers 5 makes a tokenizer of a few words
         raise InputError(
             f"The tokenizer in {tokenizer_from} has {len(words)} words, the network {text.vocab_size}; download the "
-            f"tokenizer's files of {wanted}."
+            f"tokenizer's files of {download}."
         )
 
     def tokenize(prompts: list[str]) -> tuple[Tensor, ...]:

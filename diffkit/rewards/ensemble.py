@@ -64,8 +64,8 @@ class Ensemble:
     @property
     def licence(self) -> str:
         """Of each reward that states one."""
-        known = {reward.name: str(getattr(reward, "licence", "not stated")) for reward in self.rewards}
-        return "; ".join(f"{name}: {licence}" for name, licence in known.items())
+        licences = {reward.name: str(getattr(reward, "licence", "not stated")) for reward in self.rewards}
+        return "; ".join(f"{name}: {licence}" for name, licence in licences.items())
 
     def score_each(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B, K) float32 of images (B, 3, H, W) in [0, 1], higher is better: those that point down are negated.
@@ -107,11 +107,11 @@ class Ensemble:
         if rule not in COMBINE:
             raise InputError(f"Expected a rule among {', '.join(COMBINE)}, got {rule!r}.")
         scores = self.score_each(images, prompts).double().numpy()
-        found = np.empty(len(scores))
+        utilities = np.empty(len(scores))
         for prompt in dict.fromkeys(prompts):
             rows = [row for row, other in enumerate(prompts) if other == prompt]
-            found[rows] = COMBINE[rule](scores[rows])
-        return torch.from_numpy(found)
+            utilities[rows] = COMBINE[rule](scores[rows])
+        return torch.from_numpy(utilities)
 
 
 def load(location: str = "") -> Ensemble:

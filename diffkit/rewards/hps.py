@@ -58,10 +58,10 @@ class HPS(DualEncoderReward):
         if version not in FILES:
             raise InputError(f"Expected the version v2 or v2.1 of HPS, got {version!r}.")
         name, published = f"hps-{version}", FILES[version]
-        wanted = f"{published} from https://huggingface.co/{REPOSITORY}"
+        download = f"{published} from https://huggingface.co/{REPOSITORY}"
         names = [published, published.replace(".pt", ".safetensors")]
-        file = find_file(location, names, reward=name, wanted=wanted)
-        with one_sentence(name, file, wanted):
+        file = find_file(location, names, reward=name, download=download)
+        with one_sentence(name, file, download):
             config = _architecture(file.parent / "open_clip_config.json")
             model = _build(config, file)
         words = SimpleTokenizer(context_length=config["text_cfg"].get("context_length", 77))

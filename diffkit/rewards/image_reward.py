@@ -29,7 +29,7 @@ from diffkit.rewards.weights import find_file, one_sentence, read_tensors
 __all__ = ["ImageReward", "ImageRewardNetwork", "load", "renamed", "text_config", "vision_config"]
 
 REPOSITORY, FILES = "THUDM/ImageReward", ("ImageReward.pt", "ImageReward.safetensors")
-WANTED = f"{FILES[0]} from https://huggingface.co/{REPOSITORY}"
+DOWNLOAD = f"{FILES[0]} from https://huggingface.co/{REPOSITORY}"
 TOKENIZER, VOCABULARY = "bert-base-uncased", ("tokenizer.json", "vocab.txt")
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 TOKENS, HEAD_WIDTH = 35, 64
@@ -77,18 +77,18 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     What only BLIP's pre-training needs (projections, momentum copies, queues) and the buffer of positions are left out.
     """
-    found = {}
+    tensors = {}
     for name, value in state.items():
         if name.startswith("blip.visual_encoder."):
             new = name.removeprefix("blip.visual_encoder.")
             for pattern, replacement in RENAMED:
                 new = re.sub(pattern, replacement, new)
-            found[f"vision.{new}"] = value
+            tensors[f"vision.{new}"] = value
         elif name.startswith("blip.text_encoder.") and not name.endswith("embeddings.position_ids"):
-            found[f"text.{name.removeprefix('blip.text_encoder.')}"] = value
+            tensors[f"text.{name.removeprefix('blip.text_encoder.')}"] = value
         elif name.startswith("mlp.layers."):
-            found[f"head.{name.removeprefix('mlp.layers.')}"] = value
-    return found
+            tensors[f"head.{name.removeprefix('mlp.layers.')}"] = value
+    return tensors
 
 
 def vision_config(state: Mapping[str, Tensor]) -> BlipVisionConfig:
@@ -151,12 +151,12 @@ class ImageReward(NetworkReward):
         Raises:
             InputError: nothing usable is there; the message says what to download.
         """
-        file = find_file(location, FILES, reward=cls.name, wanted=WANTED)
+        file = find_file(location, FILES, reward=cls.name, download=DOWNLOAD)
         config = file.parent / "med_config.json"
         state = renamed(read_tensors(file))
         if "vision.embeddings.patch_embedding.weight" not in state:
-            raise InputError(f"{file} is no ImageReward: it has no tensors named blip.visual_encoder; {WANTED}.")
-        with one_sentence(cls.name, file, WANTED):
+            raise InputError(f"{file} is no ImageReward: it has no tensors named blip.visual_encoder; {DOWNLOAD}.")
+        with one_sentence(cls.name, file, DOWNLOAD):
             vision = vision_config(state)
             text = text_config(json.loads(config.read_bytes()) if config.is_file() else {}, vision.hidden_size)
             network = ImageRewardNetwork(vision, text, widths_of(state, "head."))
@@ -175,9 +175,9 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     local = any((folder / name).is_file() for name in VOCABULARY)
     source = folder if local else TOKENIZER
-    wanted = f"vocab.txt from https://huggingface.co/{TOKENIZER} into the folder of {FILES[0]}"
-    file = find_file(source, VOCABULARY, reward=ImageReward.name, wanted=wanted)
-    with one_sentence(ImageReward.name, file, wanted), quietly():
+    download = f"vocab.txt from https://huggingface.co/{TOKENIZER} into the folder of {FILES[0]}"
+    file = find_file(source, VOCABULARY, reward=ImageReward.name, download=download)
+    with one_sentence(ImageReward.name, file, download), quietly():
         tokenizer: PreTrainedTokenizerBase = BertTokenizer.from_pretrained(file.parent, local_files_only=True)
     tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     return tokenizer

@@ -39,13 +39,13 @@ class Recent(Generic[T]):
         """One value for each prompt; ``make`` is called once, with the different new ones, if there are any."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
         made = dict(zip(new, make(new), strict=True)) if new else {}
-        found = [made[prompt] if prompt in made else self._known[prompt] for prompt in prompts]
-        for prompt, value in zip(prompts, found, strict=True):
+        values = [made[prompt] if prompt in made else self._known[prompt] for prompt in prompts]
+        for prompt, value in zip(prompts, values, strict=True):
             self._known[prompt] = value
             self._known.move_to_end(prompt)
         while len(self._known) > self.size:
             self._known.popitem(last=False)
-        return found
+        return values
 
     def clear(self) -> None:
         """Forget all."""
@@ -82,8 +82,8 @@ class NetworkReward:
         dtype: str = "float32",
     ) -> None:
         place = resolve_device(device)
-        wanted = torch.float32 if dtype == "auto" else resolve_dtype(dtype, place, "")
-        self.network = network.to(place, wanted).eval().requires_grad_(False)
+        precision = torch.float32 if dtype == "auto" else resolve_dtype(dtype, place, "")
+        self.network = network.to(place, precision).eval().requires_grad_(False)
         self.preprocessing, self.files = preprocessing, tuple(files)
         self.input_size = preprocessing.side
         self._tokens: Recent[tuple[Tensor, ...]] = Recent()

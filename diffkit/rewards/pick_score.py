@@ -17,7 +17,7 @@ __all__ = ["PickScore", "load"]
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-WANTED = f"https://huggingface.co/{MODEL} (config.json, model.safetensors) with the tokenizer of {PROCESSOR}"
+DOWNLOAD = f"https://huggingface.co/{MODEL} (config.json, model.safetensors) with the tokenizer of {PROCESSOR}"
 
 
 class PickScore(DualEncoderReward):
@@ -40,7 +40,7 @@ class PickScore(DualEncoderReward):
             InputError: nothing usable is there; the message says what to download.
         """
         words = PROCESSOR if str(location) == MODEL else location
-        model, tokenizer = load_transformers(location, words, reward=cls.name, wanted=WANTED)
+        model, tokenizer = load_transformers(location, words, reward=cls.name, download=DOWNLOAD)
         side = model.config.vision_config.image_size
         network = TransformersClip(model, "logit")
         fit = Preprocessing(side, "crop-floor")

@@ -37,13 +37,13 @@ def is_hub_id(location: str | Path) -> bool:
 
 
 @contextmanager
-def one_sentence(reward: str, location: str | Path, wanted: str) -> Iterator[None]:
+def one_sentence(reward: str, location: str | Path, download: str) -> Iterator[None]:
     """What goes wrong while weights are looked up or read becomes one sentence that says what to do.
 
     Args:
         reward: its registered name.
         location: what the user gave, or the published default.
-        wanted: what to download, and from where.
+        download: what to download, and from where.
 
     Raises:
         InputError: in place of whatever the libraries raise on missing or damaged files and missing connections.
@@ -62,7 +62,7 @@ def one_sentence(reward: str, location: str | Path, wanted: str) -> Iterator[Non
         SafetensorError,
         pickle.UnpicklingError,
     ) as e:
-        advice = f"download {wanted}, and give its place as {reward}:/its/place"
+        advice = f"download {download}, and give its place as {reward}:/its/place"
         if not is_hub_id(location):
             reason = " ".join(str(e).split())[:200].rstrip(".")
             raise InputError(f"{location} holds no usable weights of {reward} ({reason}); {advice}.") from e
@@ -73,12 +73,12 @@ def one_sentence(reward: str, location: str | Path, wanted: str) -> Iterator[Non
         ) from e
 
 
-def find_file(location: str | Path, names: Sequence[str], *, reward: str, wanted: str) -> Path:
+def find_file(location: str | Path, names: Sequence[str], *, reward: str, download: str) -> Path:
     """The first of these files at a location, which may be that very file, whatever its name.
 
     Args:
         names: candidates, the best first.
-        reward, wanted: for the message, see :func:`one_sentence`.
+        reward, download: for the message, see :func:`one_sentence`.
 
     Raises:
         InputError: nothing is there.
@@ -91,10 +91,11 @@ def find_file(location: str | Path, names: Sequence[str], *, reward: str, wanted
             if (path / name).is_file():
                 return path / name
     elif is_hub_id(location):
-        with one_sentence(reward, location, wanted):
+        with one_sentence(reward, location, download):
             return _from_hub(str(location), names)
     raise InputError(
-        f"{location} holds no weights of {reward}: expected {' or '.join(names)}; download {wanted}, and put it there."
+        f"{location} holds no weights of {reward}: expected {' or '.join(names)}; "
+        f"download {download}, and put it there."
     )
 
 
@@ -117,8 +118,8 @@ def model_files(folder: str | Path) -> list[Path]:
     if not path.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(str(folder), "config.json")
-        path = Path(found).parent if isinstance(found, (str, os.PathLike)) else path
+        config = try_to_load_from_cache(str(folder), "config.json")
+        path = Path(config).parent if isinstance(config, (str, os.PathLike)) else path
     for name in MODEL_FILES:
         stem, dot, suffix = name.partition(".")
         shards = sorted(path.glob(f"{stem}-*-of-*{dot}{suffix}"))
@@ -127,14 +128,14 @@ def model_files(folder: str | Path) -> list[Path]:
     return []
 
 
-def read_model(kind: Any, source: str | Path, *, reward: str, wanted: str) -> Any:
+def read_model(kind: Any, source: str | Path, *, reward: str, download: str) -> Any:
     """A transformers model of that class, float32, by ``from_pretrained``; only a hub id opens a connection.
 
     Raises:
         InputError: nothing usable is there, or tensors are missing, which transformers would fill with random numbers.
     """
     local, verbosity = Path(source).expanduser().is_dir(), logging.get_verbosity()
-    with one_sentence(reward, source, wanted), quietly():
+    with one_sentence(reward, source, download), quietly():
         if not local and not is_hub_id(source):
             raise OSError("there is no such folder")
         logging.set_verbosity_error()  # it lists what a part of a CLIP leaves unused
@@ -159,21 +160,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            found: object = load_file(path)
+            content: object = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path} cannot be read as a file of tensors alone: {reason}.") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} holds no tensors by name; expected a published checkpoint.")
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def digest(files: Sequence[Path]) -> str | None:
     """Hex SHA-256 of a weight file, as hubs show it; of several, of their digests in order; None of none."""
-    known = [sha256_file(path) for path in files]
-    if len(known) < 2:
-        return known[0] if known else None
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()
+    digests = [sha256_file(path) for path in files]
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

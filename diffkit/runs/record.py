@@ -34,9 +34,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Where two configurations differ: "attack.steps is 50 there and 10 here", nested keys with dots."""
-    old, new = _flatten(there), _flatten(here)
+def differing_keys(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """How a recorded configuration differs from the present one: "attack.steps is 50 there and 10 here"."""
+    old, new = _flatten(recorded), _flatten(present)
 
     def shown(values: Mapping[str, Any], key: str) -> str:
         return json.dumps(values[key], ensure_ascii=False) if key in values else "not set"
@@ -95,16 +95,16 @@ class Run:
                 something else is, a newer diffkit wrote it, or another process is writing to it now.
         """
         folder = Path(folder)
-        wanted = json.loads(dump_json(dict(config)))  # tuples become lists, as they will be read back
+        requested = json.loads(dump_json(dict(config)))  # tuples become lists, as they will be read back
         _refuse_foreign_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder / ".lock")
         try:
             present = _read_record(folder / "run.json")
             if present is not None:
-                _refuse_other_run(folder, present, kind, wanted)
+                _refuse_other_run(folder, present, kind, requested)
             session = {"started": _now(), "finished": None, **environment()}
-            record = present or _new_record(kind, wanted)
+            record = present or _new_record(kind, requested)
             record["provenance"] = json.loads(dump_json(dict(provenance or {})))
             record["sessions"].append(session)
             record["finished"] = None
@@ -230,9 +230,9 @@ def _refuse_foreign_folder(folder: Path) -> None:
             raise InputError(f"{folder} is not empty and holds no run (it has {foreign[0]!r}). Choose another --out.")
 
 
-def _refuse_other_run(folder: Path, present: Mapping[str, Any], kind: str, wanted: Mapping[str, Any]) -> None:
+def _refuse_other_run(folder: Path, present: Mapping[str, Any], kind: str, requested: Mapping[str, Any]) -> None:
     if present["kind"] != kind:
         raise InputError(f"{folder} holds a run of {present['kind']!r}, not of {kind!r}. Choose another --out.")
-    if present["config_hash"] != config_hash(wanted):
-        differences = "; ".join(differing_keys(present["config"], wanted)) or "run.json was edited by hand"
+    if present["config_hash"] != config_hash(requested):
+        differences = "; ".join(differing_keys(present["config"], requested)) or "run.json was edited by hand"
         raise InputError(f"{folder} holds another run: {differences}. Choose another --out, or the same options.")

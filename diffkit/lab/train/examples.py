@@ -121,7 +121,7 @@ def label(picture: Picture, scene: Scene) -> Labels:
 
     missing = Placed(Thing("", ""), world.SIZE / 2, world.SIZE / 2, 0.0)
     choices = [*picture.things, missing]
-    best, found, best_pair = -1.0, (0.0, 0.0, 0.0), (missing, missing)
+    best, best_parts, best_pair = -1.0, (0.0, 0.0, 0.0), (missing, missing)
     for a in choices:
         for b in choices:
             if a is b and a is not missing:
@@ -129,9 +129,9 @@ def label(picture: Picture, scene: Scene) -> Labels:
             first, second = likeness(a, scene.subject), likeness(b, scene.object)
             relation = _margin(a, b, scene.relation) if first and second else 0.0
             if first + second + relation > best:
-                best, found, best_pair = first + second + relation, (first, second, relation), (a, b)
+                best, best_parts, best_pair = first + second + relation, (first, second, relation), (a, b)
     x1, y1, x2, y2 = (2 * v / world.SIZE - 1 for p in best_pair for v in (p.x, p.y))
-    return Labels((*found, float(picture.background == scene.background)), (x1, y1, x2, y2), best_pair)
+    return Labels((*best_parts, float(picture.background == scene.background)), (x1, y1, x2, y2), best_pair)
 
 
 def _margin(first: Placed, second: Placed, relation: str) -> float:

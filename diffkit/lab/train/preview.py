@@ -46,15 +46,15 @@ def estimates(pipe: StableDiffusionPipeline, examples: Examples, *, seed: int) -
         (N, 4, 16, 16).
     """
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    x0 = []
     for latents, ids in zip(examples.latents.split(64), examples.ids.split(64), strict=True):
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(pipe.scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
         noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
         with bf16_where_fast():
             velocity = pipe.unet(noisy, timesteps, pipe.text_encoder(ids)[0]).sample.float()
-        found.append(predicted_x0(pipe.scheduler, velocity, noisy, timesteps))
-    unscaled: Tensor = torch.cat(found) / pipe.vae.config.scaling_factor
+        x0.append(predicted_x0(pipe.scheduler, velocity, noisy, timesteps))
+    unscaled: Tensor = torch.cat(x0) / pipe.vae.config.scaling_factor
     return unscaled
 
 
@@ -71,13 +71,13 @@ def train_preview(
     clean = chosen.latents / pipe.vae.config.scaling_factor
     inputs = torch.cat([estimates(pipe, chosen, seed=seed), clean])
     with torch.no_grad(), bf16_where_fast():
-        wanted = torch.cat([pipe.vae.decoder(part).clamp(-1, 1).bfloat16() for part in inputs.split(64)])
+        targets = torch.cat([pipe.vae.decoder(part).clamp(-1, 1).bfloat16() for part in inputs.split(64)])
 
     def loss_at(step: int) -> Tensor:
         drawn = torch.randint(len(inputs), (batch,))
         with bf16_where_fast():
             shown = preview.decoder(inputs[drawn])
-        return F.l1_loss(shown.float(), wanted[drawn].float())
+        return F.l1_loss(shown.float(), targets[drawn].float())
 
     models = {"decoder": preview.decoder}
     train("preview", models=models, loss_at=loss_at, steps=steps, learning_rate=3e-3, folder=folder, seed=seed)

@@ -161,8 +161,8 @@ def _attention_loss(looks: Tensor, labels: list[Labels]) -> Tensor:
     masks = torch.stack([world.cover(placed) if placed.radius else blank for placed in things])
     shares = F.avg_pool2d(masks[:, None], PATCH).flatten(1).view(len(labels), 2, 1, -1)
     mass = (looks * (shares > 0.2)).sum(-1)
-    there = (shares.amax(-1) > 0.2) & (torch.tensor([item.parts[:2] for item in labels]) > 0)[..., None]
-    return -(mass.clamp(min=1e-6).log() * there).mean()
+    visible = (shares.amax(-1) > 0.2) & (torch.tensor([item.parts[:2] for item in labels]) > 0)[..., None]
+    return -(mass.clamp(min=1e-6).log() * visible).mean()
 
 
 def _word_positions(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
