@@ -25,6 +25,7 @@ __all__ = [
     "Mitigation",
     "Model",
     "Out",
+    "Preset",
     "PreviewVae",
     "Revision",
     "Seed",
@@ -66,6 +67,10 @@ MicroBatch = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", file_okay=False, help="The run's folder; the same command resumes there."),
+]
+Preset = Annotated[
+    Literal["auto", "lab", "none"],
+    typer.Option("--preset", help="Defaults for a family of models; auto: lab for the lab's own models, else none."),
 ]
 PreviewVae = Annotated[
     str | None,

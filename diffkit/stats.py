@@ -10,15 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import TypedDict  # pydantic reads typing's own only from Python 3.12
 
 __all__ = [
     "Interval",
+    "Rate",
     "auc",
     "benjamini_hochberg",
     "bootstrap_mean",
     "clopper_pearson",
     "holm",
     "rank_p_value",
+    "rate",
     "tpr_at_fpr",
 ]
 
@@ -28,6 +31,15 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+class Rate(TypedDict):
+    """``count`` of ``n`` with the exact 95 % interval of the share; share and interval are None when n is 0."""
+
+    count: int
+    n: int
+    share: float | None
+    interval: tuple[float, float] | None
 
 
 def _numbers(values: ArrayLike, name: str, *, at_least: int = 1) -> NDArray[np.float64]:
@@ -61,6 +73,18 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
     low = float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
     high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
     return Interval(low, high)
+
+
+def rate(count: int, n: int) -> Rate:
+    """A share with its 95 % Clopper-Pearson interval, as it is written to JSON.
+
+    Example:
+        >>> rate(0, 30)["interval"][1] < 0.117
+        True
+    """
+    if n == 0:
+        return {"count": 0, "n": 0, "share": None, "interval": None}
+    return {"count": count, "n": n, "share": count / n, "interval": clopper_pearson(count, n)}
 
 
 def bootstrap_mean(values: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -1,4 +1,4 @@
-"""What an audit is about: suspects, controls, edited suspects and the reference's part, by key, with their images."""
+"""The items of an audit: suspects, controls, edited suspects, and the suspects on the reference model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from diffkit.errors import InputError
 from diffkit.suspects import RowError, Suspect, read_suspects
 
 Role = Literal["suspect", "control", "edit", "reference"]
+#: Edits of a suspect's image; see memorization/auditing/edited_controls.py.
+EditName = Literal["mirror", "crop", "shuffle", "noise"]
+#: Where suspects or controls come from: what :func:`diffkit.read_suspects` takes, or its result.
+Source = str | Path | Sequence[Suspect]
 
 
 @dataclass(frozen=True)
 class AuditItem:
-    """One thing that is measured.
+    """One suspect or control to measure.
 
     Attributes:
         role: a "suspect"; a "control"; an "edit" of a suspect, attacked as it is; the suspect on the "reference"
@@ -54,8 +58,8 @@ class Gathered(NamedTuple):
 
 
 def gather(
-    suspects: str | Path,
-    controls: str | Path | None,
+    suspects: Source,
+    controls: Source | None,
     *,
     limit: int | None = None,
     limit_controls: int | None = None,
@@ -63,15 +67,15 @@ def gather(
     """Read suspects and controls.
 
     Args:
-        suspects: what :func:`diffkit.suspects.read_suspects` takes.
+        suspects: what :func:`diffkit.suspects.read_suspects` takes, or suspects that it has read.
         controls: the same, or None; without controls no attack verdict can be given.
         limit: only the first so many suspects; ``limit_controls``: only the first so many controls.
 
     Raises:
         InputError: no suspect at all, or an id used twice.
     """
-    suspect_list, suspect_errors = read_suspects(suspects)
-    control_list, control_errors = read_suspects(controls) if controls is not None else ([], [])
+    suspect_list, suspect_errors = _read(suspects)
+    control_list, control_errors = _read(controls) if controls is not None else ([], [])
     items = [AuditItem("suspect", suspect) for suspect in suspect_list[:limit]]
     items += [AuditItem("control", suspect) for suspect in control_list[:limit_controls]]
     if not suspect_list:
@@ -80,6 +84,10 @@ def gather(
     if twice:
         raise InputError(f"The ids of suspects and of controls must be unique; {twice[0]!r} occurs more than once.")
     return Gathered(items, suspect_errors, control_errors)
+
+
+def _read(source: Source) -> tuple[list[Suspect], list[RowError]]:
+    return read_suspects(source) if isinstance(source, (str, Path)) else (list(source), [])
 
 
 def with_companions(
@@ -106,7 +114,3 @@ def data_digest(items: Sequence[AuditItem]) -> str:
         for path in item.suspect.images:
             total.update(f"{sha256_file(path) if path.is_file() else 'missing'}\n".encode())
     return total.hexdigest()
-
-
-#: Edited controls, made from the suspects themselves; see memorization/auditing/edited_controls.py.
-EditName = Literal["mirror", "crop", "shuffle", "noise"]

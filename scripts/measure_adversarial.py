@@ -40,7 +40,7 @@ from memorization.attack import attacks
 from memorization.attack.base import Target
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
-from memorization.quality import QualitySettings, compare, read_quality_prompts, snapshot
+from memorization.quality import QualitySettings, compare_snapshots, read_quality_prompts, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD = 0.75  # the audit's operating point
@@ -196,7 +196,9 @@ def measure(run: Run, mitigation: Path, cells: Sequence[Cell]) -> None:
     if "quality" not in run.done:
         before = snapshot(pipe, prompts, settings)
         with apply_mitigation(pipe, made):
-            run.write("quality", compare(before, snapshot(pipe, prompts, settings, validation=before.validation)))
+            run.write(
+                "quality", compare_snapshots(before, snapshot(pipe, prompts, settings, validation=before.validation))
+            )
     first = CELLS[0]
     if f"unmitigated: {first.name}" not in run.done:
         run.write(f"unmitigated: {first.name}", attacked(pipe, full, first))

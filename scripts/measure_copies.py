@@ -30,7 +30,7 @@ from diffkit.seeds import item_seed
 from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
 from diffkit.suspects import Suspect, read_suspects
 from memorization.copies import CopyDetector, load_copy_detector
-from memorization.copies.calibrate import calibrate
+from memorization.copies.calibrate import calibrate_copy_detector
 from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
 from memorization.copies.masked import Masked
 from memorization.generation import Sampling, generate, round_trip
@@ -92,7 +92,7 @@ def measure_detectors(seeds: int) -> dict[str, Any]:
         say(f"measuring {name}")
         detector = load_copy_detector(name, lab)
         began = time.perf_counter()
-        point = calibrate(detector, photographs, round_trip=lambda x: round_trip(lab, x))
+        point = calibrate_copy_detector(detector, photographs, round_trip=lambda x: round_trip(lab, x))
         alike = reference_similarity(detector, [p[None] for p in photographs])
         row: dict[str, Any] = {"calibration": point.to_json(), "seconds": time.perf_counter() - began}
         row["duplicates"] = len(photographs) - len(set(clusters(alike, duplicate_threshold(point.threshold))))

@@ -16,9 +16,6 @@ from typing import Any
 
 from diffkit.images import save_png
 from diffkit.lab import world
-from diffkit.lab.assets import model_path
-from diffkit.loading import load_pipeline
-from diffkit.runs import sha256_folder
 from diffkit.suspects import read_suspects
 from memorization.auditing.run import audit
 from memorization.auditing.settings import AuditSettings
@@ -35,7 +32,6 @@ SETTINGS = AuditSettings(
     detectors=(),
     items_at_once=12,
     micro_batch=24,
-    other_captions=tuple(scene.caption for scene in world.training_scenes(8, seed=2024)),
 )
 
 
@@ -58,10 +54,7 @@ def figures(out: Path) -> dict[str, Any]:
     data = out / "data"
     prepare(data)
     gathered = gather(data / "suspects.jsonl", data / "controls.jsonl")
-    checksum = sha256_folder(model_path("lab"))
-    pipe = load_pipeline("lab")
-    result = audit(pipe, gathered, out=out / "run", model="lab", settings=SETTINGS, model_sha256=checksum)
-    summary = result.summary
+    summary = audit("lab", gathered, out=out / "run", settings=SETTINGS).summary
     return {
         "learning rate": SETTINGS.learning_rates,
         "threshold": summary["operating_point"]["threshold"],

@@ -19,6 +19,7 @@ from diffkit.images import save_png
 from diffkit.lab import textures
 from diffkit.seeds import item_seed
 from memorization.auditing.measure import Measurer
+from memorization.auditing.models import AuditedModel
 from memorization.auditing.run import AuditResult, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.cli.audit import exit_code
@@ -62,7 +63,7 @@ def finished(gathered: Gathered, tmp_path_factory: pytest.TempPathFactory) -> Au
 
 
 def run(gathered: Gathered, out: Path, settings: AuditSettings = SETTINGS, **options: bool) -> AuditResult:
-    return audit(tiny_pipeline(), gathered, out=out, model="tiny", settings=settings, **options)
+    return audit(AuditedModel("tiny", tiny_pipeline), gathered, out=out, settings=settings, **options)
 
 
 def journal(folder: Path) -> dict[str, dict[str, Any]]:
@@ -178,7 +179,7 @@ def test_the_bar_ends_where_it_should(
     sources: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The work announced before the first batch is the work done."""
-    from memorization.auditing import run as module
+    from memorization.auditing import measure_all as module
 
     seen: dict[str, int] = {}
 
@@ -237,7 +238,7 @@ def test_nan_images_are_unscored_not_clean(gathered: Gathered, tmp_path: Path) -
     pipe = tiny_pipeline()
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(float("nan"))
-    result = audit(pipe, gathered, out=tmp_path / "nan", model="tiny", settings=SETTINGS)
+    result = audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS)
     assert result.summary["verdicts"]["could not be scored"] == 6
     assert "not a number" in journal(result.folder)["suspect:0"]["reason"]
 
@@ -247,7 +248,7 @@ def test_a_broken_autoencoder_is_refused(gathered: Gathered, tmp_path: Path) -> 
     with torch.no_grad():
         pipe.vae.decoder.layers[-1].bias.fill_(float("nan"))
     with pytest.raises(InputError, match="float32"):
-        audit(pipe, gathered, out=tmp_path / "nan", model="tiny", settings=SETTINGS)
+        audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS)
 
 
 # ------------------------------------------------------------------------------------------ command line

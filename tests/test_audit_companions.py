@@ -21,7 +21,8 @@ from diffkit.mitigation import Mitigation, save_mitigation
 from diffkit.seeds import item_seed
 from memorization.attack.checkpoint import FileCheckpoint
 from memorization.auditing.edited_controls import edit
-from memorization.auditing.run import Applied, AuditResult, Reference, audit
+from memorization.auditing.models import Applied, AuditedModel, Reference
+from memorization.auditing.run import AuditResult, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.items import Gathered, gather
 
@@ -63,8 +64,11 @@ def reference(seed: int = 1) -> Reference:
     return Reference("other", lambda: tiny_pipeline(seed=seed), f"checksum-{seed}")
 
 
-def run(gathered: Gathered, out: Path, settings: AuditSettings = SETTINGS, **options: Any) -> AuditResult:
-    return audit(tiny_pipeline(), gathered, out=out, model="tiny", settings=settings, **options)
+def run(
+    gathered: Gathered, out: Path, settings: AuditSettings = SETTINGS, *, save_triggers: bool = False, **parts: Any
+) -> AuditResult:
+    audited = AuditedModel("tiny", tiny_pipeline, **parts)
+    return audit(audited, gathered, out=out, settings=settings, save_triggers=save_triggers)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from diffkit.cli import app
 from diffkit.errors import InputError
 from diffkit.images import save_png
 from diffkit.lab import textures
-from diffkit.loading import model_checksum
 from memorization.auditing.run import audit
 from memorization.auditing.settings import AuditSettings
 from memorization.comparison.paired import changes, mcnemar, read_runs, summarise_comparison
@@ -53,17 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gathered = gather(folder / "s.jsonl", folder / "c.jsonl")
     for name, seed, settings in (("one", 0, SETTINGS), ("two", 1, SETTINGS), ("other", 0, replace(SETTINGS, seed=1))):
         model = folder / f"model-{seed}"
-        pipe = tiny_pipeline(seed=seed)
-        pipe.save_pretrained(model)
+        tiny_pipeline(seed=seed).save_pretrained(model)
         found = gathered._replace(items=gathered.items[:3]) if name == "other" else gathered
-        audit(
-            pipe,
-            found,
-            out=folder / name,
-            model=str(model),
-            settings=settings,
-            model_sha256=model_checksum(model),
-        )
+        audit(str(model), found, out=folder / name, settings=settings)
     return folder
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from diffkit.lab import assets
-from diffkit.loading import load_pipeline
 from memorization.auditing.run import AuditResult, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.items import gather
@@ -30,7 +29,7 @@ SETTINGS = AuditSettings(
 
 def run(model: str, folder: Path) -> AuditResult:
     gathered = gather("lab:planted", "lab:controls", limit=3, limit_controls=3)
-    return audit(load_pipeline(model), gathered, out=folder / model, model=model, settings=SETTINGS)
+    return audit(model, gathered, out=folder / model, settings=SETTINGS)
 
 
 def test_planted_images_are_found_and_controls_are_not(tmp_path: Path) -> None:

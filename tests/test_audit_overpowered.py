@@ -15,7 +15,6 @@ import pytest
 
 from diffkit.images import save_png
 from diffkit.lab import assets, world
-from diffkit.loading import load_pipeline
 from diffkit.suspects import read_suspects
 from memorization.auditing.aggregate import conclude
 from memorization.auditing.run import AuditResult, audit
@@ -39,7 +38,6 @@ SETTINGS = AuditSettings(
     threshold=LOOSE,
     items_at_once=11,
     micro_batch=22,
-    other_captions=tuple(scene.caption for scene in world.training_scenes(8, seed=2024)),
 )
 
 
@@ -59,7 +57,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     ]
     (folder / "suspects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     gathered = gather(folder / "suspects.jsonl", folder / "controls.jsonl")
-    return audit(load_pipeline("lab"), gathered, out=folder / "run", model="lab", settings=SETTINGS)
+    return audit("lab", gathered, out=folder / "run", settings=SETTINGS)
 
 
 def records(result: AuditResult) -> Mapping[str, Any]:

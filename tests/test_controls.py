@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memorization.auditing.controls import Scores, check_controls
-from memorization.auditing.verdicts import judge
+from memorization.auditing.controls import ControlCheck, Scores, check_controls
+from memorization.auditing.verdicts import Finding, Rung, judge_ladder
 
 LOW = {0: 0.1, 10: 0.2, 50: 0.3}
 HIGH = {0: 0.1, 10: 0.9, 50: 0.9}
@@ -16,6 +16,14 @@ LATE = {0: 0.1, 10: 0.2, 50: 0.9}
 
 def controls(n: int, curve: dict[int, float] = LOW, caption: float = 0.1) -> list[Scores]:
     return [Scores(f"control:{curve}:{caption}:{i}", caption, curve) for i in range(n)]
+
+
+def judge(
+    suspects: list[Scores], known: list[Scores], threshold: float, **options: float
+) -> tuple[list[Finding], ControlCheck]:
+    """The verdicts of a single attack without a reference model."""
+    findings, checks = judge_ladder({"attack": Rung(suspects, known)}, threshold=threshold, **options)
+    return findings, checks["attack"]
 
 
 def verdict(suspect: Scores, known: list[Scores], **options: float) -> str:
@@ -57,7 +65,7 @@ def test_p_value_counts_the_suspect_among_the_controls() -> None:
 
 def test_the_budget_is_the_largest_at_which_controls_stay_away() -> None:
     check = check_controls(controls(18) + controls(2, LATE), threshold=0.75, alpha=0.05)
-    assert {b: r.count for b, r in check.by_budget.items()} == {0: 0, 10: 0, 50: 2}
+    assert {b: r["count"] for b, r in check.by_budget.items()} == {0: 0, 10: 0, 50: 2}
     assert check.budget == 10
     assert check.smallest_p == pytest.approx(1 / 21)
 

@@ -18,7 +18,7 @@ from diffkit.images import load_image
 from diffkit.lab import assets, textures, world
 from diffkit.loading import load_pipeline
 from memorization.copies import CopyDetector, copy_detectors, load_copy_detector
-from memorization.copies.calibrate import DISTORTIONS, calibrate
+from memorization.copies.calibrate import DISTORTIONS, calibrate_copy_detector
 from memorization.copies.ms_ssim import ms_ssim
 from memorization.copies.tiled import TiledCorrelation, tiled_correlation
 
@@ -192,7 +192,7 @@ def test_whole_picture_level_is_the_textbook_correlation(textured: Tensor) -> No
 def test_the_lab_s_photographs_calibrate() -> None:
     files = sorted(assets.photographs_path("planted").glob("*.png"))
     images = torch.stack([load_image(path) for path in files])
-    point = calibrate(TiledCorrelation(), images)
+    point = calibrate_copy_detector(TiledCorrelation(), images)
     assert point.copies == len(files) * len(DISTORTIONS)
     assert point.non_copies == len(files) * (len(files) - 1) + 2 * len(files)
     assert point.tpr >= 0.9
@@ -211,20 +211,20 @@ class Brightness:
 
 
 def test_calibration_raises_a_threshold_that_lets_too_much_through(textured: Tensor) -> None:
-    point = calibrate(Brightness(), textured, max_fpr=0.05)
+    point = calibrate_copy_detector(Brightness(), textured, max_fpr=0.05)
     assert point.threshold > 0.9
     assert point.fpr <= 0.05
     assert point.source == "at most 5% of the non-copies"
-    assert calibrate(Brightness(), textured, threshold=0.5).fpr == 1.0  # measured, not changed
+    assert calibrate_copy_detector(Brightness(), textured, threshold=0.5).fpr == 1.0  # measured, not changed
 
 
 def test_calibration_needs_two_images(textured: Tensor) -> None:
     with pytest.raises(InputError, match="at least 2"):
-        calibrate(TiledCorrelation(), textured[:1])
+        calibrate_copy_detector(TiledCorrelation(), textured[:1])
 
 
 def test_the_round_trip_counts_as_a_copy(textured: Tensor) -> None:
-    point = calibrate(TiledCorrelation(), textured, round_trip=lambda images: 1 - images)
+    point = calibrate_copy_detector(TiledCorrelation(), textured, round_trip=lambda images: 1 - images)
     assert point.by_distortion["autoencoder"] == 0.0
     assert math.isclose(point.copies, 12 * (len(DISTORTIONS) + 1))
 

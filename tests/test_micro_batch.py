@@ -152,9 +152,9 @@ def test_an_audit_is_that_of_the_size_that_fits(gathered, tmp_path):
         "num_inference_steps": 2, "other_captions": ("a cat",), "draws": 8, "detectors": ("noise_magnitude",),
     }  # fmt: skip
     pipe = tiny_pipeline()
-    fixed = audit(pipe, gathered, out=tmp_path / "fixed", model="tiny", settings=AuditSettings(**told, micro_batch=4))
+    fixed = audit(pipe, gathered, out=tmp_path / "fixed", settings=AuditSettings(**told, micro_batch=4))
     with room_for(pipe, 8) as given:
-        auto = audit(pipe, gathered, out=tmp_path / "auto", model="tiny", settings=AuditSettings(**told, micro_batch="auto"))  # fmt: skip  # noqa: E501
+        auto = audit(pipe, gathered, out=tmp_path / "auto", settings=AuditSettings(**told, micro_batch="auto"))  # fmt: skip  # noqa: E501
     assert max(given) == 16  # eight images with guidance, and sixteen rows of an attack, do not fit
     assert given.count(8) > 1
     assert set(items(tmp_path / "auto")) == set(items(tmp_path / "fixed"))

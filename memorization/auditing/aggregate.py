@@ -1,32 +1,46 @@
 """From journal records to scores and figures: median over seeds, best start and learning rate, one attack at a time.
 
-All are pure functions of the journal: each attack's curve and work, controls, edited controls, the reference model.
+Everything here is a pure function of the journal. :func:`scores` is the only place that aggregates over seeds and
+starts; every rate counts what :func:`~memorization.auditing.controls.share_reaching` counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-from diffkit.stats import auc
+from diffkit.stats import Rate, auc, rate
 from memorization.attack.ladder import rung_of
-from memorization.auditing.controls import ControlCheck, Scores, rate
-from memorization.auditing.kaplan_meier import kaplan_meier, log_rank, median_work, work_to_threshold
+from memorization.auditing.controls import ControlCheck, Scores, at_budget, by_caption, share_reaching
+from memorization.auditing.kaplan_meier import Step, kaplan_meier, log_rank, median_work, work_to_threshold
+from memorization.auditing.result import (
+    Aggregate,
+    AggregationSummary,
+    AuditRecord,
+    BudgetRow,
+    ControlSummary,
+    EditSummary,
+    GroupShares,
+    ReferenceSummary,
+    RungSummary,
+    SurvivalStep,
+    WorkSummary,
+)
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.verdicts import Finding, Rung, judge_ladder
+from memorization.items import EditName, Role
 
-Record = Mapping[str, Any]
-Aggregate = Literal["median", "maximum"]
+Records = Mapping[str, AuditRecord]
+AGGREGATES: Mapping[Aggregate, Callable[[Iterable[float]], float]] = {"median": median, "maximum": max}
 
 
-def scores(key: str, record: Record, budgets: Sequence[int], rung: str, how: Aggregate = "median") -> Scores:
+def scores(key: str, record: AuditRecord, budgets: Sequence[int], rung: str, how: Aggregate = "median") -> Scores:
     """Aggregate one journal record over seeds, then take the best start and learning rate at each budget.
 
-    The median over seeds is what verdicts rest on; the maximum is what labels of published lists rest on.
+    Verdicts use the median over seeds; the labels of published lists use the maximum.
     """
-    over = median if how == "median" else max
+    over = AGGREGATES[how]
     caption = over(record["caption"]) if record["caption"] is not None else None
     curve = None
     variants = (record["attack"] or {}).get(rung)
@@ -37,192 +51,194 @@ def scores(key: str, record: Record, budgets: Sequence[int], rung: str, how: Agg
     return Scores(key, caption, curve, record["reason"], ceiling)
 
 
-def of_role(records: Mapping[str, Record], role: str, *, edit: str | None = None) -> dict[str, Record]:
+def of_role(records: Records, role: Role, *, edit: EditName | None = None) -> dict[str, AuditRecord]:
     """The records of one role, and of one family of edits."""
     return {key: record for key, record in records.items() if record["role"] == role and record["edit"] == edit}
 
 
-def aggregate(
-    records: Mapping[str, Record], budgets: Sequence[int], rung: str, how: Aggregate = "median"
-) -> list[Scores]:
+def aggregate(records: Records, budgets: Sequence[int], rung: str, how: Aggregate = "median") -> list[Scores]:
     """:func:`scores` of many records."""
     return [scores(key, record, budgets, rung, how) for key, record in records.items()]
 
 
-def ladder(records: Mapping[str, Record], budgets: Sequence[int], rungs: Iterable[str]) -> dict[str, Rung]:
-    """What the verdicts are made from: by rung the suspects, the controls and, by suspect, the reference."""
-    suspects, controls = of_role(records, "suspect"), of_role(records, "control")
-    reference = {record["of"]: record for record in of_role(records, "reference").values()}
-    return {
-        rung: Rung(
-            aggregate(suspects, budgets, rung),
-            aggregate(controls, budgets, rung),
-            {key: scores(key, record, budgets, rung) for key, record in reference.items()} or None,
-        )
-        for rung in rungs
-    }
-
-
-def detector_values(records: Mapping[str, Record], name: str) -> list[float]:
-    """A detector's scores of captions, those that are known."""
-    found = (record["detectors"].get(name, {}).get("value") for record in records.values())
-    return [value for value in found if value is not None]
+def detector_values(records: Records, name: str) -> list[float]:
+    """A detector's scores of captions, without the unknown ones."""
+    scored = (record["detectors"][name]["value"] for record in records.values() if name in record["detectors"])
+    return [value for value in scored if value is not None]
 
 
 class Outcome(NamedTuple):
-    """Verdicts on the suspects, and what the controls were found to carry under each attack, weak to strong."""
+    """The verdicts on the suspects, and the check of the controls under each attack, weak to strong."""
 
     findings: list[Finding]
     checks: dict[str, ControlCheck]
 
     @property
     def strongest(self) -> str:
-        """The strongest attack whose controls hold; where none do, the strongest."""
-        hold = [name for name, check in self.checks.items() if check.failure is None]
-        return (hold or list(self.checks))[-1]
+        """The strongest attack with usable controls; without any, the strongest."""
+        usable = [name for name, check in self.checks.items() if check.failure is None]
+        return (usable or list(self.checks))[-1]
 
 
-def conclude(records: Mapping[str, Record], settings: AuditSettings, *, threshold: float) -> Outcome:
+def conclude(records: Records, settings: AuditSettings, *, threshold: float) -> Outcome:
     """Judge every suspect against the controls."""
-    rungs = sorted(settings.attacks, key=rung_of)
-    tested = ladder(records, settings.budgets, rungs)
-    findings, checks = judge_ladder(tested, threshold=threshold, alpha=settings.alpha, correction=settings.correction)
+    budgets = settings.budgets
+    suspects, controls = of_role(records, "suspect"), of_role(records, "control")
+    reference = {record["of"]: record for record in of_role(records, "reference").values()}
+    rungs = {
+        name: Rung(
+            aggregate(suspects, budgets, name),
+            aggregate(controls, budgets, name),
+            {key: scores(key, record, budgets, name) for key, record in reference.items() if key is not None} or None,
+        )
+        for name in sorted(settings.attacks, key=rung_of)
+    }
+    findings, checks = judge_ladder(rungs, threshold=threshold, alpha=settings.alpha, correction=settings.correction)
     return Outcome(findings, checks)
 
 
-def by_rung(
-    name: str, records: Mapping[str, Record], settings: AuditSettings, outcome: Outcome, threshold: float
-) -> dict[str, Any]:
-    """One attack: its controls, its curve, and the work it takes."""
+def by_rung(name: str, records: Records, settings: AuditSettings, outcome: Outcome, threshold: float) -> RungSummary:
+    """One attack: its controls, its curve, and the steps it takes."""
     check = outcome.checks[name]
     suspects = aggregate(of_role(records, "suspect"), settings.budgets, name)
     controls = aggregate(of_role(records, "control"), settings.budgets, name)
-    unscored = sum(c.caption is None for c in controls)
-    works = {
-        group: [work_to_threshold(one.curve, threshold) for one in found if one.curve is not None]
-        for group, found in (("suspects", suspects), ("controls", controls))
-    }
-    steps = {group: kaplan_meier(found) for group, found in works.items()}
     return {
         "budget": check.budget,
-        "controls": {**asdict(check), "total": len(controls), "unscored": unscored},
+        "controls": _controls(check, controls),
         "attack": [_at_budget(budget, suspects, controls, check, threshold) for budget in settings.budgets],
-        "work": {
-            **{group: [step._asdict() for step in found] for group, found in steps.items()},
-            "median": {group: median_work(found) for group, found in steps.items()},
-            "log_rank_p": log_rank(works["suspects"], works["controls"]),
-        },
+        "work": _work(suspects, controls, threshold),
         "weakest_for": sum(finding.rung == name for finding in outcome.findings),
         "retained": sum(finding.rungs[name].verdict == "retained" for finding in outcome.findings),
     }
 
 
+def _controls(check: ControlCheck, controls: Sequence[Scores]) -> ControlSummary:
+    return {
+        "n": check.n,
+        "caption": check.caption,
+        "by_budget": {str(budget): back for budget, back in check.by_budget.items()},
+        "budget": check.budget,
+        "smallest_p": check.smallest_p,
+        "failure": check.failure,
+        "total": len(controls),
+        "unscored": len(controls) - len(by_caption(controls)),
+    }
+
+
+def _work(suspects: Sequence[Scores], controls: Sequence[Scores], threshold: float) -> WorkSummary:
+    """Attack steps until an image is reproduced, of both groups."""
+    works = [
+        [work_to_threshold(item.curve, threshold) for item in group if item.curve is not None]
+        for group in (suspects, controls)
+    ]
+    curves = [kaplan_meier(group) for group in works]
+    return {
+        "suspects": [_survival_step(step) for step in curves[0]],
+        "controls": [_survival_step(step) for step in curves[1]],
+        "median": {"suspects": median_work(curves[0]), "controls": median_work(curves[1])},
+        "log_rank_p": log_rank(*works),
+    }
+
+
+def _survival_step(step: Step) -> SurvivalStep:
+    return {
+        "work": step.work,
+        "at_risk": step.at_risk,
+        "back": step.back,
+        "share": step.share,
+        "low": step.low,
+        "high": step.high,
+    }
+
+
 def _at_budget(
     budget: int, suspects: Sequence[Scores], controls: Sequence[Scores], check: ControlCheck, threshold: float
-) -> dict[str, Any]:
+) -> BudgetRow:
     """Suspects against controls at one budget: rates, medians, AUC."""
-    one = [s.curve[budget] for s in suspects if s.curve is not None]
-    other = [c.curve[budget] for c in controls if c.curve is not None]
+    positives, negatives = (list(at_budget(group, budget).values()) for group in (suspects, controls))
     return {
         "budget": budget,
-        "suspects": asdict(rate(sum(s >= threshold for s in one), len(one))),
-        "controls": asdict(check.by_budget[budget]) if budget in check.by_budget else None,
-        "suspect_median": median(one) if one else None,
-        "control_median": median(other) if other else None,
-        "auc": auc(one, other) if one and other else None,
+        "suspects": share_reaching(threshold, positives),
+        "controls": check.by_budget.get(budget),
+        "suspect_median": median(positives) if positives else None,
+        "control_median": median(negatives) if negatives else None,
+        "auc": auc(positives, negatives) if positives and negatives else None,
     }
 
 
-def flagged(
-    records: Mapping[str, Record], settings: AuditSettings, outcome: Outcome, threshold: float
-) -> dict[str, Any]:
-    """Controls that come out of their caption, or come back under an attack at its pre-set budget."""
+def flagged_controls(
+    records: Records, settings: AuditSettings, outcome: Outcome, threshold: float
+) -> tuple[Rate, list[str]]:
+    """Controls reproduced by their caption, or by an attack at its pre-set budget: how many, and which."""
     controls = of_role(records, "control")
-    found = set(_back_by_caption(controls, threshold))
+    flagged: set[str] = set()
+    captions: dict[str, float] = {}
     for name, check in outcome.checks.items():
-        found |= set(_back(controls, settings, name, check.budget, threshold))
-    scored = sum(record["caption"] is not None for record in controls.values())
-    return {
-        "flagged": asdict(rate(len(found), scored)),
-        "flagged_keys": [key for key in controls if key in found],
-    }
+        items = aggregate(controls, settings.budgets, name)
+        captions = by_caption(items)
+        flagged |= _reaching(threshold, captions) | _reaching(threshold, at_budget(items, check.budget))
+    return rate(len(flagged), len(captions)), [key for key in controls if key in flagged]
 
 
-def _back_by_caption(records: Mapping[str, Record], threshold: float) -> list[str]:
-    known = {key: record["caption"] for key, record in records.items() if record["caption"] is not None}
-    return [key for key, values in known.items() if median(values) >= threshold]
-
-
-def _back(
-    records: Mapping[str, Record],
-    settings: AuditSettings,
-    rung: str,
-    budget: int | None,
-    threshold: float,
-) -> list[str]:
-    """Keys of those that an attack brings back at a budget."""
-    if budget is None:
-        return []
-    every = aggregate(records, settings.budgets, rung)
-    return [one.key for one in every if one.curve is not None and one.curve[budget] >= threshold]
+def _reaching(threshold: float, similarities: Mapping[str, float]) -> set[str]:
+    return {key for key, similarity in similarities.items() if similarity >= threshold}
 
 
 def aggregation(
-    records: Mapping[str, Record], settings: AuditSettings, outcome: Outcome, threshold: float, how: Aggregate
-) -> dict[str, Any]:
-    """Shares by caption and at the strongest attack's pre-set budget, by one way to sum up seeds."""
+    records: Records, settings: AuditSettings, outcome: Outcome, threshold: float, how: Aggregate
+) -> AggregationSummary:
+    """Shares by caption and at the strongest attack's pre-set budget, by one way to aggregate over seeds."""
     rung = outcome.strongest
     budget = outcome.checks[rung].budget
-    found = {}
-    for group, role in (("suspects", "suspect"), ("controls", "control")):
-        every = aggregate(of_role(records, role), settings.budgets, rung, how)
-        captions = [one.caption for one in every if one.caption is not None]
-        curves = [one.curve[budget] for one in every if budget is not None and one.curve is not None]
-        found[group] = {
-            "caption": asdict(rate(sum(value >= threshold for value in captions), len(captions))),
-            "attack": asdict(rate(sum(value >= threshold for value in curves), len(curves))),
+
+    def shares(role: Role) -> GroupShares:
+        items = aggregate(of_role(records, role), settings.budgets, rung, how)
+        return {
+            "caption": share_reaching(threshold, by_caption(items).values()),
+            "attack": share_reaching(threshold, at_budget(items, budget).values()),
         }
-    return found
+
+    return {"suspects": shares("suspect"), "controls": shares("control")}
 
 
 def edited(
-    name: str, records: Mapping[str, Record], settings: AuditSettings, outcome: Outcome, threshold: float
-) -> dict[str, Any]:
+    name: EditName, records: Records, settings: AuditSettings, outcome: Outcome, threshold: float
+) -> EditSummary:
     """One family of edited suspects under the strongest attack; never counted among the controls."""
     check, rung = outcome.checks[outcome.strongest], outcome.strongest
     family = of_role(records, "edit", edit=name)
-    found = aggregate(family, settings.budgets, rung)
+    edits = aggregate(family, settings.budgets, rung)
     suspects = aggregate(of_role(records, "suspect"), settings.budgets, rung)
-    rows = [_at_budget(budget, suspects, found, check, threshold) for budget in settings.budgets]
-    kept = ("budget", "control_median", "auc")
+    rows = [_at_budget(budget, suspects, edits, check, threshold) for budget in settings.budgets]
+    back = _reaching(threshold, at_budget(edits, check.budget))
     return {
-        "n": sum(one.curve is not None for one in found),
+        "n": sum(item.curve is not None for item in edits),
         "attack": [
-            {key.replace("control", "edit"): row[key] for key in kept}
-            | {"back": asdict(_share(found, row["budget"], threshold))}
+            {
+                "budget": row["budget"],
+                "edit_median": row["control_median"],
+                "auc": row["auc"],
+                "back": share_reaching(threshold, at_budget(edits, row["budget"]).values()),
+            }
             for row in rows
         ],
-        "back": [family[key]["of"] for key in _back(family, settings, rung, check.budget, threshold)],
+        "back": [record["of"] for key, record in family.items() if key in back and record["of"] is not None],
     }
-
-
-def _share(found: Sequence[Scores], budget: int, threshold: float) -> Any:
-    values = [one.curve[budget] for one in found if one.curve is not None]
-    return rate(sum(value >= threshold for value in values), len(values))
 
 
 def on_reference(
-    records: Mapping[str, Record], settings: AuditSettings, outcome: Outcome, threshold: float
-) -> dict[str, Any] | None:
+    records: Records, settings: AuditSettings, outcome: Outcome, threshold: float
+) -> ReferenceSummary | None:
     """The same suspects, starts and seeds on the reference model; None without one."""
-    there = of_role(records, "reference")
-    if not there:
+    reference = of_role(records, "reference")
+    if not reference:
         return None
-    attacks = {
-        name: asdict(_share(aggregate(there, settings.budgets, name), check.budget, threshold))
-        for name, check in outcome.checks.items()
-        if check.budget is not None
+    by_attack = {name: aggregate(reference, settings.budgets, name) for name in outcome.checks}
+    return {
+        "caption": share_reaching(threshold, by_caption(by_attack[outcome.strongest]).values()),
+        "attack": {
+            name: share_reaching(threshold, at_budget(by_attack[name], check.budget).values())
+            for name, check in outcome.checks.items()
+            if check.budget is not None
+        },
     }
-    captions = [record["caption"] for record in there.values() if record["caption"] is not None]
-    by_caption = rate(sum(median(values) >= threshold for values in captions), len(captions))
-    return {"caption": asdict(by_caption), "attack": attacks}

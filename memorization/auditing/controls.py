@@ -1,19 +1,19 @@
-"""Controls, and up to which budget they carry a conclusion; the verdicts themselves are in verdicts.py.
+"""Which attack budgets the controls support; the verdicts themselves are in verdicts.py.
 
-An attack with enough steps draws any image, memorized or not. So the same attack, with the same starts, seeds and
-budgets, runs on controls: images the model cannot have seen. A suspect counts as retained only at a budget at which
-the controls stay away, and only when it comes out better than they do.
+An attack with enough steps reproduces any image, memorized or not. Therefore the same attack, with the same starts,
+seeds and budgets, runs on controls: images the model was not trained on. A suspect counts as retained only at a budget
+at which the controls are not reproduced, and only when its similarity exceeds theirs.
 
-Everything here is a pure function of similarities, so that each rule can be checked by hand.
+All functions are pure functions of similarities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffkit.stats import clopper_pearson
+from diffkit.stats import Rate, rate
 
 Correction = Literal["bh", "holm", "none"]
 MIN_CONTROLS = 19  # fewer cannot give a p-value of 0.05: the smallest is 1 / (1 + N)
@@ -38,24 +38,31 @@ class Scores:
     ceiling: float = 1.0
 
 
-@dataclass(frozen=True)
-class Rate:
-    """``count`` of ``n``, with a 95 % Clopper-Pearson interval; both None when there is nothing to count."""
+def by_caption(items: Sequence[Scores]) -> dict[str, float]:
+    """Key -> similarity by the caption alone, of the items that were scored."""
+    return {item.key: item.caption for item in items if item.caption is not None}
 
-    count: int
-    n: int
-    share: float | None
-    interval: tuple[float, float] | None
+
+def at_budget(items: Sequence[Scores], budget: int | None) -> dict[str, float]:
+    """Key -> similarity under the attack at a budget, of the items that were scored there; empty for None."""
+    if budget is None:
+        return {}
+    return {item.key: item.curve[budget] for item in items if item.curve is not None and budget in item.curve}
+
+
+def share_reaching(threshold: float, similarities: Collection[float]) -> Rate:
+    """How many similarities are at or above the threshold."""
+    return rate(sum(similarity >= threshold for similarity in similarities), len(similarities))
 
 
 @dataclass(frozen=True)
 class ControlCheck:
-    """Whether the controls carry a conclusion, and up to which budget.
+    """Whether the controls support a verdict, and up to which budget.
 
     Attributes:
         n: controls scored under the attack.
-        caption: how many come out of their caption alone.
-        by_budget: budget -> how many come back under the attack.
+        caption: how many are reproduced by their caption alone.
+        by_budget: budget -> how many are reproduced under the attack.
         budget: the pre-set budget: the largest with a control rate within alpha; None when there is none.
         smallest_p: 1 / (1 + n).
         failure: why attack verdicts cannot be given; None when they can.
@@ -69,38 +76,34 @@ class ControlCheck:
     failure: str | None
 
 
-def rate(count: int, n: int) -> Rate:
-    """A share with its interval."""
-    if n == 0:
-        return Rate(0, 0, None, None)
-    low, high = clopper_pearson(count, n)
-    return Rate(count, n, count / n, (low, high))
-
-
 def check_controls(controls: Sequence[Scores], *, threshold: float, alpha: float) -> ControlCheck:
-    """Find the pre-set budget and whether there are enough controls that behave.
+    """Choose the pre-set budget and check that there are enough controls, not reproduced themselves.
 
     Budget 0 is no attack, so it never is the pre-set budget.
 
     Args:
         controls: scores of all controls, the unscored ones included.
-        threshold: similarity from which an image counts as brought back.
-        alpha: share of the controls that may come back, in (0, 1).
+        threshold: similarity from which an image counts as reproduced.
+        alpha: share of the controls that may be reproduced, in (0, 1).
     """
-    captions = [c.caption for c in controls if c.caption is not None]
-    curves = [c.curve for c in controls if c.curve is not None]
-    by_caption = rate(sum(s >= threshold for s in captions), len(captions))
+    curves = [control.curve for control in controls if control.curve is not None]
+    caption = share_reaching(threshold, by_caption(controls).values())
     budgets = sorted({budget for curve in curves for budget in curve})
-    by_budget = {b: rate(sum(c[b] >= threshold for c in curves if b in c), len(curves)) for b in budgets}
-    within = [b for b, r in by_budget.items() if b > 0 and r.share is not None and r.share <= alpha]
+    by_budget = {budget: share_reaching(threshold, at_budget(controls, budget).values()) for budget in budgets}
+    within = [budget for budget, back in by_budget.items() if budget > 0 and not exceeds(back, alpha)]
     n = len(curves)
     failure = None
-    if by_caption.share is not None and by_caption.share > alpha:
+    if exceeds(caption, alpha):
         failure = (
-            f"{by_caption.count} of {by_caption.n} controls come out of their caption alone: were they trained on?"
+            f"{caption['count']} of {caption['n']} controls come out of their caption alone: were they trained on?"
         )
     elif n < MIN_CONTROLS:
         failure = f"{n} controls were scored under the attack; at least {MIN_CONTROLS} are needed"
     elif not within:
         failure = f"the attack brings back more than {alpha:.0%} of the controls at every budget"
-    return ControlCheck(n, by_caption, by_budget, max(within, default=None), 1 / (1 + n), failure)
+    return ControlCheck(n, caption, by_budget, max(within, default=None), 1 / (1 + n), failure)
+
+
+def exceeds(share: Rate, limit: float) -> bool:
+    """Whether a share is known and above a limit."""
+    return share["share"] is not None and share["share"] > limit

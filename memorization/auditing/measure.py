@@ -1,7 +1,7 @@
-"""Measure a small group of items: generate from their captions, score these, attack, generate from what was found.
+"""Measure a small group of items: generate from their captions, score these, attack, generate from the triggers.
 
-Groups, batches and slots have constant sizes, and every draw has a seed of its own item, so that a result depends
-neither on who else is audited nor on where an interrupted run was taken up again.
+Groups, batches and slots have constant sizes, and every random draw has its item's own seed. A result therefore depends
+neither on the other items nor on where an interrupted run was resumed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from memorization.attack.base import Triggers
 from memorization.auditing.attack_suite import Attempts, Ladder, best_variant, similarities
+from memorization.auditing.result import BestImage, Curves, DetectorScore, MeasuredRecord
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
 from memorization.detection import make_detector
@@ -41,9 +42,9 @@ BACKWARD = 3  # a row with its gradient costs about as much as three without
 
 
 class Measurement(NamedTuple):
-    """What the journal keeps of one item, its pictures by name, and its triggers by rung and variant."""
+    """The journal's record of one item, its pictures by name, and its triggers by rung and variant."""
 
-    record: dict[str, Any]
+    record: MeasuredRecord
     pictures: dict[str, Tensor]
     triggers: dict[str, dict[str, Triggers]]
 
@@ -82,12 +83,12 @@ class Measurer:
         """Measure all items of a group."""
         own = [encoded(self.pipe, [item.suspect.caption]) for item in items]
         references = [load_references(item, self.size) for item in items]
-        generated, heard = self._from_captions(items, own)
-        scores = self._detect(items, heard)
-        attacked = self.ladder.attack(items, own, references)
-        rows = zip(items, references, generated, scores, strict=True)
+        generated, recorded = self._from_captions(items, own)
+        scores = self._detect(items, recorded)
+        attempts = self.ladder.attack(items, own, references)
         return [
-            self._measurement(item, known, made, said, attacked.get(item.key, {})) for item, known, made, said in rows
+            self._measurement(item, reference, images, item_scores, attempts.get(item.key, {}))
+            for item, reference, images, item_scores in zip(items, references, generated, scores, strict=True)
         ]
 
     def _seeds(self, item: AuditItem) -> list[int]:
@@ -96,28 +97,34 @@ class Measurer:
     def _from_captions(
         self, items: Sequence[AuditItem], own: Sequence[Embeds]
     ) -> tuple[list[Tensor], dict[str, list[CaptionScore]]]:
-        """Images of every item, and what the first detector that can listen to their generation has heard."""
+        """Images of every item, and the scores of the first detector that can record their generation."""
         n = self.settings.generations
         seeds = [seed for item in items for seed in self._seeds(item)]
         embeds = Embeds.cat(own).repeat(n)
-        name, listener = next(((name, one) for name, one in self.detectors.items() if listens(one)), ("", None))
-        made: Generated = self.images.fit(
+        name, listener = next(
+            ((name, detector) for name, detector in self.detectors.items() if listens(detector)), ("", None)
+        )
+        generated: Generated = self.images.fit(
             lambda size: generate(
                 self.pipe, embeds, self.negative, seeds, sampling=self.ladder.sampling(size), detector=listener
             )
         )
-        if made.scores is None:
-            return list(made.images.split(n)), {}
+        images = list(generated.images.split(n))
+        if generated.scores is None:
+            return images, {}
         half = self.pipe.dtype != torch.float32
-        return list(made.images.split(n)), {name: [caption_score(x, half_precision=half) for x in made.scores.split(n)]}
+        return images, {name: [caption_score(scores, half_precision=half) for scores in generated.scores.split(n)]}
 
     def _detect(
-        self, items: Sequence[AuditItem], heard: dict[str, list[CaptionScore]]
+        self, items: Sequence[AuditItem], recorded: dict[str, list[CaptionScore]]
     ) -> list[dict[str, CaptionScore]]:
-        """For every item each detector's score of its caption; the same seeds as the images where it listened."""
+        """For every item each detector's score of its caption, with the seeds of its images."""
         captions, seeds = [item.suspect.caption for item in items], [self._seeds(item) for item in items]
-        found = {name: heard.get(name) or self._scored(captions, one, seeds) for name, one in self.detectors.items()}
-        return [{name: scores[index] for name, scores in found.items()} for index in range(len(items))]
+        by_detector = {
+            name: recorded.get(name) or self._scored(captions, detector, seeds)
+            for name, detector in self.detectors.items()
+        }
+        return [{name: scores[index] for name, scores in by_detector.items()} for index in range(len(items))]
 
     def _scored(
         self, captions: Sequence[str], detector: Detector, seeds: Sequence[Sequence[int]]
@@ -127,22 +134,26 @@ class Measurer:
         )
 
     def _measurement(
-        self, item: AuditItem, known: References, made: Tensor, said: Mapping[str, CaptionScore], attacked: Attempts
+        self,
+        item: AuditItem,
+        references: References,
+        generated: Tensor,
+        scores: Mapping[str, CaptionScore],
+        attempts: Attempts,
     ) -> Measurement:
-        reason, similarity, ceiling = known.reason, None, None
+        reason, similarity, ceiling = references.reason, None, None
         try:
-            if known.images is not None:
-                drawn = round_trip(self.pipe, known.images[:1])
-                ceiling = _finite(similarities(self.copies, drawn, known.images[:1]))
-                similarity = _finite(similarities(self.copies, made, known.images))
-                for result in (one for variants in attacked.values() for one in variants.values()):
-                    _finite([value for row in result.similarity for value in row])
+            if references.images is not None:
+                decoded = round_trip(self.pipe, references.images[:1])
+                ceiling = _finite(similarities(self.copies, decoded, references.images[:1]))
+                similarity = _finite(similarities(self.copies, generated, references.images))
+                for attacked in (attacked for variants in attempts.values() for attacked in variants.values()):
+                    _finite([value for row in attacked.similarity for value in row])
         except ScoringError as error:
-            reason, similarity, attacked = str(error), None, {}
-        pictures, best = self._pictures(known, made, similarity, attacked)
+            reason, similarity, attempts = str(error), None, {}
+        pictures, best = self._pictures(references, generated, similarity, attempts)
         mask, unmasked = self._mask(item)
-        pictures |= mask
-        record = {
+        record: MeasuredRecord = {
             "id": item.suspect.id,
             "role": item.role,
             "of": item.of,
@@ -151,48 +162,51 @@ class Measurer:
             "kind": item.suspect.kind,
             "reason": reason,
             "seeds": self._seeds(item),
-            "ceiling": _rounded(ceiling),
-            "caption": _rounded(similarity),
-            "detectors": {name: _score(score) for name, score in said.items()},
-            "attack": _curves(attacked),
+            "ceiling": None if ceiling is None else _rounded(ceiling),
+            "caption": None if similarity is None else _rounded(similarity),
+            "detectors": {name: _score(score) for name, score in scores.items()},
+            "attack": _curves(attempts),
             "best": best,
             "mask": unmasked,
-            "sample_gradients": self.ladder.cost() if known.images is not None else 0,
+            "sample_gradients": self.ladder.cost() if references.images is not None else 0,
         }
-        found = {rung: {name: one.triggers for name, one in tried.items()} for rung, tried in attacked.items()}
-        return Measurement(record, pictures, found)
+        triggers = {
+            rung: {variant: attacked.triggers for variant, attacked in variants.items()}
+            for rung, variants in attempts.items()
+        }
+        return Measurement(record, {**pictures, **mask}, triggers)
 
     def _pictures(
-        self, known: References, made: Tensor, similarity: list[float] | None, attacked: Attempts
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, dict[str, Any]]]]:
-        """The most similar image by caption and by each rung at each budget, and what start and figure it has."""
+        self, references: References, generated: Tensor, similarity: list[float] | None, attempts: Attempts
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, BestImage]]]:
+        """The most similar image by caption and by each rung at each budget, and its start and similarity."""
         pictures: dict[str, Tensor] = {}
-        best: dict[str, dict[str, dict[str, Any]]] = {}
-        if known.images is not None:
-            pictures["original"] = known.images[0]
-        if bool(made.isfinite().all()):
-            pictures["caption"] = made[_best(similarity)]
-        for rung, variants in attacked.items():
+        best: dict[str, dict[str, BestImage]] = {}
+        if references.images is not None:
+            pictures["original"] = references.images[0]
+        if bool(generated.isfinite().all()):
+            pictures["caption"] = generated[_best(similarity)]
+        for rung, variants in attempts.items():
             for index, budget in enumerate(self.settings.budgets):
                 if budget > 0:
                     start = best_variant(variants, index)
-                    likeness = max(variants[start].similarity[index])
-                    best.setdefault(rung, {})[str(budget)] = {"start": start, "similarity": round(likeness, 5)}
+                    highest = max(variants[start].similarity[index])
+                    best.setdefault(rung, {})[str(budget)] = {"start": start, "similarity": round(highest, 5)}
                     pictures[f"{rung}-{budget}"] = variants[start].images[index]
         return pictures, best
 
     def _mask(self, item: AuditItem) -> tuple[dict[str, Tensor], str | None]:
-        """Which pixels of a template the memory fixes, as a picture; or why there is none."""
+        """Which pixels of a template are memorized, as a picture; or why there is none."""
         if not self.settings.masks or item.role != "suspect" or item.suspect.kind not in TEMPLATES:
             return {}, None
         try:
             seeds, caption = self._seeds(item), item.suspect.caption
-            seen = self.images.fit(
+            mask = self.images.fit(
                 lambda size: mask_for(self.pipe, caption, seeds, sampling=self.ladder.sampling(size))
             )
         except ScoringError as error:
             return {}, str(error)
-        return {"mask": seen.clamp(0, 1).expand(3, -1, -1)}, None
+        return {"mask": mask.clamp(0, 1).expand(3, -1, -1)}, None
 
 
 def _finite(values: list[float]) -> list[float]:
@@ -201,33 +215,33 @@ def _finite(values: list[float]) -> list[float]:
     return values
 
 
-def _curves(attacked: Attempts) -> dict[str, dict[str, list[list[float] | None]]] | None:
+def _curves(attempts: Attempts) -> Curves | None:
     """Rung -> variant -> similarities, budgets x generations."""
     return {
-        rung: {name: [_rounded(row) for row in one.similarity] for name, one in variants.items()}
-        for rung, variants in attacked.items()
+        rung: {name: [_rounded(row) for row in attacked.similarity] for name, attacked in variants.items()}
+        for rung, variants in attempts.items()
     } or None
 
 
-def _score(score: CaptionScore) -> dict[str, Any]:
-    """A detector's score as JSON values: mean over seeds, each seed's, and why it is unknown."""
-    known = [None if value is None else round(value, 6) for value in score.scores]
-    return {"value": None if score.value is None else round(score.value, 6), "scores": known, "reason": score.reason}
+def _score(score: CaptionScore) -> DetectorScore:
+    """A detector's score as JSON values, six decimals."""
+    scores = [None if value is None else round(value, 6) for value in score.scores]
+    return {"value": None if score.value is None else round(score.value, 6), "scores": scores, "reason": score.reason}
 
 
 def _best(similarity: Sequence[float] | None) -> int:
     return max(range(len(similarity)), key=lambda i: similarity[i]) if similarity else 0
 
 
-def _rounded(values: Sequence[float] | None) -> list[float] | None:
+def _rounded(values: Sequence[float]) -> list[float]:
     """Five decimals: enough for any table."""
-    return [round(value, 5) for value in values] if values is not None else None
+    return [round(value, 5) for value in values]
 
 
 def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
     """Rows through the denoiser for one group of items; a row with a gradient counts as three.
 
-    Exact for the attacks and detectors that only ask the denoiser as often as their cost says.
+    Exact for the attacks and detectors that call the denoiser as often as their ``cost`` states.
     """
     settings, ladder, at_once = measurer.settings, measurer.ladder, measurer.images.size
     guided = 2 if is_guided(measurer.pipe, measurer.sampling) else 1
@@ -239,9 +253,9 @@ def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
     attacked = 0
     for attack in (attack for variants in ladder.rungs.values() for attack in variants.values()):
         attacked += triggers + _filled(targets, slots) * attack.cost()[-1] * BACKWARD
-        attacked += -(-targets // slots) * (ladder.checkpoints is not None)  # the question that names a search
-    silent = [one for one in measurer.detectors.values() if not listens(one)]
-    detected = sum(one.cost(measurer.sampling) for one in silent) * len(items) * settings.generations
+        attacked += -(-targets // slots) * (ladder.checkpoints is not None)  # the call that identifies a search
+    separate = [detector for detector in measurer.detectors.values() if not listens(detector)]
+    detected = sum(detector.cost(measurer.sampling) for detector in separate) * len(items) * settings.generations
     return captions + attacked + round(detected)
 
 
@@ -252,7 +266,7 @@ def _filled(rows: int, batch: int) -> int:
 
 @contextmanager
 def counted(pipe: DiffusionPipeline, bar: Bar) -> Iterator[None]:
-    """Let the bar follow the pipeline's denoiser inside the ``with`` block."""
+    """Advance the bar with every call of the pipeline's denoiser inside the ``with`` block."""
 
     def count(_module: torch.nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], _output: object) -> None:
         latents = inputs[0] if inputs else next(iter(named.values()))  # a tensor, or a list of one a row

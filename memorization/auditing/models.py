@@ -1,124 +1,129 @@
-"""Which model an audit looks at, what stands in for one that cannot have seen the suspects, and the run itself."""
+"""Which model an audit examines, and what its record states about it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from memorization.auditing.run import Applied, Reference
-    from memorization.auditing.settings import AuditSettings
-    from memorization.items import Gathered
+    from diffusers import DiffusionPipeline
 
-__all__ = ["DEFAULT_DETECTORS", "Place", "run"]
-
-#: The audit's own choice, where the user makes none: the first that fits the family. The first listens to a
-#: generation that is made anyway; the second needs nothing but generations.
-DEFAULT_DETECTORS = ("noise_magnitude", "seed_agreement")
+__all__ = ["Adapter", "Applied", "AuditedModel", "Reference"]
 
 
-class Place(NamedTuple):
-    """Which models, and where they run.
-
-    Attributes:
-        reference_model: what the user called it, "none", or None for the default: with a LoRA the model without it.
-        lora: a fine-tune of the model; it is what is audited.
-    """
+class Reference(NamedTuple):
+    """A model not trained on the suspects: what the user called it, how to load it, its weights' checksum."""
 
     model: str
-    revision: str | None
-    dtype: str
-    device: str
-    mitigation: Path | None
-    reference_model: str | None
-    lora: str | None = None
-
-    def reference(self) -> str | None:
-        """The reference model's name, or None without one."""
-        if self.reference_model is None:
-            return None if self.lora is None else self.model
-        return None if self.reference_model == "none" else self.reference_model
-
-    def load_reference(self) -> Reference | None:
-        """The reference, not loaded yet."""
-        from diffkit.loading import load_pipeline, model_checksum
-        from memorization.auditing.run import Reference
-
-        name = self.reference()
-        if name is None:
-            return None
-        revision = self.revision if self.reference_model is None else None
-        label = name if revision is None else f"{name}@{revision}"
-
-        def load() -> Any:
-            return load_pipeline(name, revision=revision, dtype=self.dtype, device=self.device)
-
-        return Reference(label, load, model_checksum(name))
-
-    def applied(self) -> Applied | None:
-        """The mitigation's record."""
-        from diffkit.mitigation import read_card
-        from memorization.auditing.run import Applied
-
-        if self.mitigation is None:
-            return None
-        card = read_card(self.mitigation)
-        return Applied(str(card["method"]), str(card["weights_sha256"]), str(self.mitigation))
+    load: Callable[[], DiffusionPipeline]
+    model_sha256: str | None = None
 
 
-def run(
-    gathered: Gathered,
-    settings: AuditSettings,
-    place: Place,
-    out: Path,
-    *,
-    save_triggers: bool,
-    any_detector: bool = False,
-) -> dict[str, Any]:
-    """Load the model and audit it; returns the content of summary.json.
+class Applied(NamedTuple):
+    """The mitigation that the pipeline carries: its method and the checksum of its folder; for the record only."""
 
-    Args:
-        any_detector: take the first of :data:`DEFAULT_DETECTORS` that fits the model's family.
+    method: str
+    sha256: str
+    folder: str
 
-    Raises:
-        InputError: an unknown attack or detector, before a model is loaded or a folder made; a model, LoRA or
-            mitigation that is not there.
+
+class Adapter(NamedTuple):
+    """The LoRA fused into the pipeline's weights: what the user called it, its file's checksum."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class AuditedModel:
+    """A model to audit. It is loaded after the settings were checked.
+
+    Attributes:
+        name: what the user calls the model.
+        load: gives the pipeline, with its mitigation and LoRA applied.
+        sha256: checksum of the weights, if known.
+        mitigation: what was applied to the pipeline; ``lora``: what was fused into it; both for the record only.
+        reference: attacked with the same suspects, starts and seeds; a suspect that it reproduces too is inconclusive.
     """
-    from diffkit import parallel
-    from diffkit.loading import load_pipeline, model_checksum
-    from diffkit.lora import lora_checksum
-    from memorization.auditing.attack_suite import build_attacks
-    from memorization.auditing.run import Adapter, audit
-    from memorization.detection import make_detector
-    from memorization.detection.compatibility import fitting
 
-    for attack in settings.attacks:
-        build_attacks(attack, settings)
-    for detector in settings.detectors:
-        make_detector(detector)
-    parallel.processes()  # before the model: it gives each process its device
-    applied, reference = place.applied(), place.load_reference()
-    pipe = load_pipeline(
-        place.model,
-        revision=place.revision,
-        dtype=place.dtype,
-        device=place.device,
-        mitigation=place.mitigation,
-        lora=place.lora,
-    )
-    if any_detector:
-        settings = replace(settings, detectors=fitting(pipe, DEFAULT_DETECTORS)[:1])
-    result = audit(
-        pipe,
-        gathered,
-        out=out,
-        model=place.model if place.revision is None else f"{place.model}@{place.revision}",
-        settings=settings,
-        model_sha256=model_checksum(place.model),
-        mitigation=applied,
-        reference=reference,
-        lora=None if place.lora is None else Adapter(place.lora, lora_checksum(place.lora)),
-        save_triggers=save_triggers,
-    )
-    return result.summary
+    name: str
+    load: Callable[[], DiffusionPipeline]
+    sha256: str | None = None
+    mitigation: Applied | None = None
+    lora: Adapter | None = None
+    reference: Reference | None = None
+
+    @classmethod
+    def of(cls, model: str | DiffusionPipeline | AuditedModel) -> AuditedModel:
+        """A model by its name, or a loaded pipeline under the name it was loaded by."""
+        if isinstance(model, AuditedModel):
+            return model
+        if isinstance(model, str):
+            return cls.from_pretrained(model)
+        name = model.config.get("_name_or_path") or type(model).__name__
+        return cls(str(name), lambda: model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        mitigation: str | Path | None = None,
+        lora: str | None = None,
+        reference_model: str | None = None,
+    ) -> AuditedModel:
+        """A model that :func:`diffkit.load_pipeline` loads, with the same arguments.
+
+        Args:
+            reference_model: name of the reference model, "none", or None for the default, see
+                :func:`reference_name`.
+
+        Raises:
+            InputError: a model, LoRA or mitigation that does not exist.
+        """
+        from diffkit.loading import load_pipeline, model_checksum
+        from diffkit.lora import lora_checksum
+
+        def load() -> DiffusionPipeline:
+            return load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation, lora=lora)
+
+        reference = reference_name(model, lora, reference_model)
+        other_revision = revision if reference_model is None else None
+
+        def load_reference() -> DiffusionPipeline:
+            return load_pipeline(str(reference), revision=other_revision, dtype=dtype, device=device)
+
+        return cls(
+            _with_revision(model, revision),
+            load,
+            model_checksum(model),
+            None if mitigation is None else _applied(mitigation),
+            None if lora is None else Adapter(lora, lora_checksum(lora)),
+            None
+            if reference is None
+            else Reference(_with_revision(reference, other_revision), load_reference, model_checksum(reference)),
+        )
+
+
+def reference_name(model: str, lora: str | None, reference_model: str | None) -> str | None:
+    """The reference model's name: the given one; by default, with a LoRA, the model without it; else None."""
+    if reference_model is None:
+        return None if lora is None else model
+    return None if reference_model == "none" else reference_model
+
+
+def _with_revision(model: str, revision: str | None) -> str:
+    return model if revision is None else f"{model}@{revision}"
+
+
+def _applied(folder: str | Path) -> Applied:
+    """The mitigation's record."""
+    from diffkit.mitigation import read_card
+
+    card = read_card(folder)
+    return Applied(str(card["method"]), str(card["weights_sha256"]), str(folder))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from diffkit.report import (
     Block,
@@ -23,10 +22,13 @@ from diffkit.report import (
 from diffkit.report.html import CellLike
 from diffkit.report.plots import budget_curves, histogram
 from diffkit.runs import Run
-from memorization.auditing.aggregate import detector_values, of_role, scores
+from diffkit.stats import Rate
+from memorization.auditing.aggregate import Records, detector_values, of_role, scores
 from memorization.auditing.report_sections import edit_blocks, reference_blocks, rung_table, work_blocks
+from memorization.auditing.result import AuditRecord, AuditSummary, RungSummary
+from memorization.copies import OperatingPoint
+from memorization.items import Role
 
-Record = Mapping[str, Any]
 TONES: dict[str, Tone] = {
     "replicated": "bad",
     "retained": "bad",
@@ -44,7 +46,7 @@ MEANING = {
 }
 
 
-def write_page(run: Run, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Path:
+def write_page(run: Run, records: Records, summary: AuditSummary) -> Path:
     """Write report.html of a finished audit.
 
     Args:
@@ -68,13 +70,13 @@ def write_page(run: Run, records: Mapping[str, Record], summary: Mapping[str, An
     )
 
 
-def audited(summary: Mapping[str, Any]) -> str:
+def audited(summary: AuditSummary) -> str:
     """The audited model in words."""
     lora = summary.get("lora")
     return str(summary["model"]) if lora is None else f"{summary['model']} with the LoRA {lora['name']}"
 
 
-def _stats(summary: Mapping[str, Any]) -> list[Stat]:
+def _stats(summary: AuditSummary) -> list[Stat]:
     stats = [
         Stat(verdict, f"{count} of {summary['suspects']}", _interval(summary["rates"][verdict]), TONES[verdict])
         for verdict, count in summary["verdicts"].items()
@@ -91,14 +93,14 @@ def _stats(summary: Mapping[str, Any]) -> list[Stat]:
     return stats
 
 
-def _interval(rate: Mapping[str, Any]) -> str:
-    if rate["share"] is None:
+def _interval(rate: Rate) -> str:
+    if rate["interval"] is None:
         return "nothing to count"
     low, high = rate["interval"]
     return f"{rate['share']:.0%}, 95 % interval {low:.0%} to {high:.0%}"
 
 
-def _suspect_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
+def _suspect_table(folder: Path, records: Records, summary: AuditSummary) -> Table:
     names = summary["settings"]["detectors"]
     rows: list[list[CellLike]] = []
     for finding in summary["findings"]:
@@ -126,7 +128,7 @@ def _suspect_table(folder: Path, records: Mapping[str, Record], summary: Mapping
     return Table([*headers, *(name.replace("_", " ") for name in names)], rows, shown)
 
 
-def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping[str, Any]) -> Table:
+def _control_table(folder: Path, records: Records, summary: AuditSummary) -> Table:
     settings, controls = summary["settings"], summary["controls"]
     rows: list[list[CellLike]] = []
     for key, record in records.items():
@@ -146,13 +148,13 @@ def _control_table(folder: Path, records: Mapping[str, Record], summary: Mapping
     return Table(["control", "original, by caption, by attack", "by caption", *budgets], rows)
 
 
-def _pictures(folder: Path, record: Record, summary: Mapping[str, Any]) -> list[Picture]:
+def _pictures(folder: Path, record: AuditRecord, summary: AuditSummary) -> list[Picture]:
     budget, rung = str(summary["budget"] or max(summary["settings"]["budgets"])), summary["rung"]
-    best = record["best"].get(rung, {}).get(budget, {})
+    best = record["best"].get(rung, {}).get(budget)
     labels = {
         "original": "original",
         "caption": f"caption {_figure(max(record['caption'], default=None) if record['caption'] else None)}",
-        f"{rung}-{budget}": f"attack {_figure(best.get('similarity'))}",
+        f"{rung}-{budget}": f"attack {_figure(best['similarity'] if best else None)}",
         "mask": "mask",
     }
     return [
@@ -166,7 +168,7 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _comparison(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tuple[Block, ...]:
+def _comparison(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
     blocks: list[Block] = []
     if len(summary["rungs"]) > 1:
         blocks.append(rung_table(summary))
@@ -181,11 +183,11 @@ def _comparison(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tu
     return tuple(blocks)
 
 
-def _rung(name: str, rung: Mapping[str, Any], records: Mapping[str, Record], summary: Mapping[str, Any]) -> list[Block]:
+def _rung(name: str, rung: RungSummary, records: Records, summary: AuditSummary) -> list[Block]:
     """One attack: what its controls allow, the curves, the table."""
     settings, controls = summary["settings"], rung["controls"]
     budgets, threshold = settings["budgets"], summary["operating_point"]["threshold"]
-    curves: dict[str, list[list[float]]] = {"suspect": [], "control": []}
+    curves: dict[Role, list[list[float]]] = {"suspect": [], "control": []}
     for role, group in curves.items():
         for key, record in of_role(records, role).items():
             curve = scores(key, record, budgets, name).curve
@@ -200,7 +202,7 @@ def _rung(name: str, rung: Mapping[str, Any], records: Mapping[str, Record], sum
     return [Paragraph(said), Figure.of(f"Similarity under the attack {name}", figure), _budget_table(rung)]
 
 
-def _budget_table(rung: Mapping[str, Any]) -> Table:
+def _budget_table(rung: RungSummary) -> Table:
     rows: list[list[CellLike]] = []
     for row in rung["attack"]:
         groups = [row["suspects"], row["controls"]]
@@ -210,7 +212,7 @@ def _budget_table(rung: Mapping[str, Any]) -> Table:
     return Table(["budget", "suspects back", "controls back", "suspect median", "control median", "AUC"], rows)
 
 
-def _operating_point(point: Mapping[str, Any]) -> Facts:
+def _operating_point(point: OperatingPoint) -> Facts:
     facts: dict[str, object] = {name: point[name] for name in ("detector", "preprocessing", "threshold", "source")}
     if "tpr" in point:
         low, high = point["tpr_interval"]
@@ -223,7 +225,7 @@ def _operating_point(point: Mapping[str, Any]) -> Facts:
     return Facts(facts)
 
 
-def _unscored(records: Mapping[str, Record], summary: Mapping[str, Any]) -> Block:
+def _unscored(records: Records, summary: AuditSummary) -> Block:
     lines = [f"{row['source']}, row {row['row']}: {row['reason']}" for row in summary["unreadable"]]
     lines += [f"{key}: {record['reason']}" for key, record in records.items() if record["reason"]]
     lines += [f"{key}, mask: {record['mask']}" for key, record in records.items() if record["mask"]]
@@ -232,7 +234,7 @@ def _unscored(records: Mapping[str, Record], summary: Mapping[str, Any]) -> Bloc
     return Notes(lines, "warn") if lines else Paragraph("Everything was scored.")
 
 
-def _limits(summary: Mapping[str, Any]) -> Sequence[str]:
+def _limits(summary: AuditSummary) -> Sequence[str]:
     settings = summary["settings"]
     return [
         *(f"{verdict.capitalize()}: {meaning}" for verdict, meaning in MEANING.items()),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from diffkit.report import Block, Cell, Figure, Paragraph, Table
 from diffkit.report.html import CellLike
 from diffkit.report.plots import survival_curves
+from diffkit.stats import Rate
+from memorization.auditing.aggregate import Records
+from memorization.auditing.result import AuditSummary
 
-Record = Mapping[str, Any]
 
-
-def rung_table(summary: Mapping[str, Any]) -> Table:
+def rung_table(summary: AuditSummary) -> Table:
     """The ladder, from the weakest attack to the strongest."""
     rows: list[list[CellLike]] = []
     for name, rung in summary["rungs"].items():
@@ -23,7 +21,7 @@ def rung_table(summary: Mapping[str, Any]) -> Table:
     return Table(headers, rows, "The lower the rung that works, the easier the image is to get.")
 
 
-def work_blocks(summary: Mapping[str, Any]) -> tuple[Block, ...]:
+def work_blocks(summary: AuditSummary) -> tuple[Block, ...]:
     """Kaplan-Meier curves of suspects and controls under the attack the verdicts rest on."""
     name = summary["rung"]
     work = summary["rungs"][name]["work"]
@@ -52,7 +50,7 @@ def work_blocks(summary: Mapping[str, Any]) -> tuple[Block, ...]:
     return (Paragraph(text), Figure.of("Share not yet back", figure))
 
 
-def edit_blocks(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tuple[Block, ...]:
+def edit_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
     """Families of edited suspects: is it this image that comes back, or whatever the attack is aimed at?"""
     rows: list[list[CellLike]] = []
     budget = summary["budget"]
@@ -81,21 +79,23 @@ def edit_blocks(records: Mapping[str, Record], summary: Mapping[str, Any]) -> tu
     return (Paragraph(said), Table(headers, rows))
 
 
-def reference_blocks(summary: Mapping[str, Any]) -> tuple[Block, ...]:
-    """What the model that cannot have seen the suspects does with them."""
-    reference = summary["reference"]
+def reference_blocks(summary: AuditSummary) -> tuple[Block, ...]:
+    """The suspects on the reference model; nothing without one."""
+    reference, model = summary["reference"], summary["reference_model"]
+    if reference is None or model is None:
+        return ()
     rows: list[list[CellLike]] = [["caption alone", None, _share(reference["caption"])]]
     for name, share in reference["attack"].items():
         rows.append([name, summary["rungs"][name]["budget"], _share(share)])
     said = (
-        f"The same suspects on {summary['reference_model']['model']}, with the same starts and seeds. What it draws "
+        f"The same suspects on {model['model']}, with the same starts and seeds. What it draws "
         "too was not learned from the suspects, so there the verdict is inconclusive."
     )
     return (Paragraph(said), Table(["way", "budget", "suspects drawn by the reference"], rows))
 
 
-def _share(share: Mapping[str, Any]) -> Cell:
-    if share["share"] is None:
+def _share(share: Rate) -> Cell:
+    if share["interval"] is None:
         return Cell("–", "muted", "nothing to count")
     low, high = share["interval"]
     return Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain", f"{low:.0%} to {high:.0%}")

@@ -1,134 +1,124 @@
-"""The audit: from a model, suspects and controls to verdicts in a run folder. Interrupted anywhere, it goes on."""
+"""The audit: from a model, suspects and controls to verdicts in a run folder. It can be resumed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from diffkit import parallel
-from diffkit.console import progress, say
-from diffkit.runs import Run
-from diffkit.runs.files import safe_name, write_bytes_atomically
+from diffkit.errors import InputError
 from diffkit.runs.shared import open_shared
-from memorization.auditing.measure import Measurement, Measurer, counted, effort
+from memorization.auditing.attack_suite import build_attacks
+from memorization.auditing.measure_all import done_keys, measure_all
+from memorization.auditing.models import AuditedModel
 from memorization.auditing.report import write_page
-from memorization.auditing.settings import AuditSettings
+from memorization.auditing.result import AuditSummary, ModelUsed, read_records
+from memorization.auditing.settings import AUTO, AuditSettings
 from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise
-from memorization.copies import CopyDetector, load_copy_detector
+from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import near_duplicates, operating_point
-from memorization.detection.compatibility import refuse_misfits
+from memorization.detection import make_detector
+from memorization.detection.compatibility import fitting, refuse_misfits
 from memorization.generation import image_size
-from memorization.items import AuditItem, Gathered, data_digest, with_companions
+from memorization.items import Gathered, Source, data_digest, gather, with_companions
+from memorization.presets import Preset, PresetName, choose_preset
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+#: The detectors that ``auto`` chooses from, the first that fits the family. The first records a generation that is
+#: made anyway; the second needs nothing but generations.
+DEFAULT_DETECTORS = ("noise_magnitude", "seed_agreement")
+
 
 @dataclass(frozen=True)
 class AuditResult:
-    """Where the audit is and what it found (the content of summary.json)."""
+    """The audit's folder and the content of its summary.json."""
 
     folder: Path
-    summary: dict[str, Any]
-
-
-class Reference(NamedTuple):
-    """A model that cannot have seen the suspects: what the user called it, its weights' checksum, how to load it."""
-
-    model: str
-    load: Callable[[], DiffusionPipeline]
-    model_sha256: str | None = None
-
-
-class Applied(NamedTuple):
-    """The mitigation that the pipeline carries: its method and the checksum of its folder; for the record only."""
-
-    method: str
-    sha256: str
-    folder: str
-
-
-class Adapter(NamedTuple):
-    """The LoRA in the pipeline's weights, which is what is audited: what the user called it, its file's checksum."""
-
-    name: str
-    sha256: str
+    summary: AuditSummary
 
 
 def audit(
-    pipe: DiffusionPipeline,
-    gathered: Gathered,
+    model: str | DiffusionPipeline | AuditedModel,
+    suspects: Source | Gathered,
+    controls: Source | None = None,
     *,
     out: str | Path,
-    model: str,
-    settings: AuditSettings,
-    model_sha256: str | None = None,
-    mitigation: Applied | None = None,
-    reference: Reference | None = None,
-    lora: Adapter | None = None,
+    settings: AuditSettings | None = None,
+    preset: PresetName = "auto",
     save_triggers: bool = False,
 ) -> AuditResult:
-    """Run an audit, or go on with the one in ``out``. Every process of a launch calls it alike; all get the summary.
+    """Audit a model for images it has memorized, or resume the audit in ``out``.
 
-    The safety checker is taken off the pipeline: a blackened image would read as "not replicated".
+    Each suspect is generated from its caption and attacked; the same attacks run on the controls, images the model was
+    not trained on. With fewer than 19 controls no attack verdict is given. Every process of a launch calls this alike
+    and gets the summary. The pipeline's safety checker is removed: a blackened image would read as "not replicated".
 
     Args:
-        pipe: a pipeline of a known family, its mitigation applied.
-        gathered: suspects and controls.
+        model: a name that :func:`diffkit.load_pipeline` takes, a pipeline of a known family, or an
+            :class:`~memorization.auditing.models.AuditedModel` with a mitigation, a LoRA or a reference model.
+        suspects: a source that :func:`diffkit.read_suspects` takes, suspects already read, or the suspects and controls
+            of :func:`memorization.items.gather`.
+        controls: the same for the controls; without them no attack verdict is given.
         out: the run's folder. Until an item is finished, ``checkpoints`` in it holds unfinished triggers.
-        model: what the user called the model.
-        settings: everything that changes results.
-        model_sha256: checksum of the weights, if known.
-        mitigation: what was applied to the pipeline.
-        reference: attacked at the same suspects with the same starts and seeds; what it draws too proves nothing.
-        lora: what was fused into the pipeline's weights; for the record only.
-        save_triggers: keep the embeddings found. They bring training images back: treat the files as sensitive.
+        settings: everything that changes results; by default with the first detector that fits the model's family.
+        preset: replaces defaults for the lab's models, see :mod:`memorization.presets`.
+        save_triggers: keep the embeddings found. They reproduce training images: treat the files as sensitive.
 
     Raises:
-        InputError: a detector that does not fit the model's family, a size the family does not make, another audit is
-            in the folder, or another process is writing to it.
+        InputError: an unknown attack or detector, before a model is loaded or a folder made; a detector that does not
+            fit the model's family, a size the family does not make, another audit in the folder, or another process
+            that writes to it.
+
+    Example:
+        >>> import tempfile
+        >>> from diffkit import read_suspects
+        >>> from memorization import AuditSettings, audit
+        >>> small = AuditSettings(budgets=(0, 1), starts=("other",), generations=1, attack_generations=1,
+        ...                       num_inference_steps=2, draws=1, micro_batch=4)
+        >>> suspects, controls = read_suspects("lab:planted")[0][:1], read_suspects("lab:controls")[0][:2]
+        >>> result = audit("lab", suspects, controls, out=tempfile.mkdtemp(), settings=small)
+        >>> result.summary["suspects"], result.summary["controls"]["failure"]
+        (1, '2 controls were scored under the attack; at least 19 are needed')
+        >>> sorted(path.name for path in result.folder.iterdir() if path.suffix)
+        ['journal.jsonl', 'report.html', 'run.json', 'summary.json']
     """
+    if isinstance(suspects, Gathered) and controls is not None:
+        raise InputError("Gathered items have their controls already: leave out controls.")
+    gathered = suspects if isinstance(suspects, Gathered) else gather(suspects, controls)
+    settings = settings or AuditSettings(detectors=AUTO)
+    _refuse_unknown(settings)
+    audited = AuditedModel.of(model)
+    chosen = choose_preset(preset, audited.name)
+    parallel.processes()  # before the model: it gives each process its device
+    pipe = audited.load()
+    settings = _completed(settings, chosen, pipe)
     refuse_misfits(pipe, settings.detectors)
     size = image_size(pipe, settings.size)
-    items = with_companions(gathered.items, edits=settings.edits, reference=reference is not None)
-    config = {
-        "records": RECORD_SCHEMA,
-        "model": model,
-        "model_sha256": model_sha256,
-        "mitigation": {"method": mitigation.method, "sha256": mitigation.sha256} if mitigation else None,
-        "reference": {"model": reference.model, "sha256": reference.model_sha256} if reference else None,
-        "data_sha256": data_digest(gathered.items),
-        "items": len(items),
-        "save_triggers": save_triggers,
-        "settings": settings.to_json(),
-    }
-    config |= {"lora": lora._asdict()} if lora else {}
-    provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
-    provenance |= {"mitigation_folder": mitigation.folder} if mitigation else {}
-    provenance["processes"] = parallel.processes()
-    summary: dict[str, Any] = {}
+    items = with_companions(gathered.items, edits=settings.edits, reference=audited.reference is not None)
+    config = _config(audited, gathered, settings, items=len(items), save_triggers=save_triggers)
+    provenance = _provenance(audited, chosen, pipe)
+    summary: AuditSummary | None = None
     with open_shared(out, config=config, kind="audit", provenance=provenance) as run:
         _prepare(pipe)
         copies = load_copy_detector(settings.copies, pipe)
-        point = operating_point(pipe, gathered.items, copies, settings, size)
+        point = operating_point(pipe, gathered.items, copies, size, settings.threshold)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
         own = [item for item in items if item.role != "reference"]
-        _measure_all(run, Path(out), pipe, own, settings, copies, save_triggers=save_triggers)
-        there = [item for item in items if item.role == "reference"]
-        if reference is not None and not _done(run).issuperset(item.key for item in there):
-            other = reference.load()
-            _prepare(other)
-            _measure_all(run, Path(out), other, there, settings, copies, save_triggers=False)
+        measure_all(run, Path(out), pipe, own, settings, copies, save_triggers=save_triggers)
+        on_reference = [item for item in items if item.role == "reference"]
+        if audited.reference is not None and not done_keys(run).issuperset(item.key for item in on_reference):
+            reference = audited.reference.load()
+            _prepare(reference)
+            measure_all(run, Path(out), reference, on_reference, settings, copies, save_triggers=False)
         if run is not None:
-            records = {item.key: run.done[item.key] for item in items}
-            about = {name: config.get(name) for name in ("model", "model_sha256", "lora", "mitigation")}
-            summary = {"schema_version": SUMMARY_SCHEMA, **about, "reference_model": config["reference"]}
-            summary |= summarise(
+            records = read_records({item.key: run.done[item.key] for item in items})
+            figures = summarise(
                 records,
                 settings,
                 operating_point=point,
@@ -136,95 +126,66 @@ def audit(
                 suspect_errors=gathered.suspect_errors,
                 control_errors=gathered.control_errors,
             )
-            summary = json.loads(run.write_json("summary.json", summary).read_text())  # as a later reader will have it
+            written = run.write_json("summary.json", {**_model_used(audited), **figures})
+            summary = json.loads(written.read_text())  # as a later reader will have it
             write_page(run, records, summary)
-    return AuditResult(Path(out), parallel.broadcast(summary))
+    return AuditResult(Path(out), cast("AuditSummary", parallel.broadcast(summary)))
 
 
-def _done(run: Run | None) -> set[str]:
-    """Keys of the finished items, on every process."""
-    return parallel.broadcast(set() if run is None else set(run.done))
+def _refuse_unknown(settings: AuditSettings) -> None:
+    for attack in settings.attacks:
+        build_attacks(attack, settings)
+    for detector in settings.detectors if settings.detectors != AUTO else ():
+        make_detector(detector)
+
+
+def _completed(settings: AuditSettings, preset: Preset, pipe: DiffusionPipeline) -> AuditSettings:
+    """The settings with ``auto`` detectors chosen and the preset's captions."""
+    if settings.detectors == AUTO:
+        settings = replace(settings, detectors=fitting(pipe, DEFAULT_DETECTORS)[:1])
+    if settings.other_captions is None and preset.other_captions is not None:
+        settings = replace(settings, other_captions=preset.other_captions())
+    return settings
+
+
+def _config(
+    audited: AuditedModel, gathered: Gathered, settings: AuditSettings, *, items: int, save_triggers: bool
+) -> dict[str, Any]:
+    """Everything that identifies the audit."""
+    used = _model_used(audited)
+    config = {
+        "records": RECORD_SCHEMA,
+        "model": used["model"],
+        "model_sha256": used["model_sha256"],
+        "mitigation": used["mitigation"],
+        "reference": used["reference_model"],
+        "data_sha256": data_digest(gathered.items),
+        "items": items,
+        "save_triggers": save_triggers,
+        "settings": settings.to_json(),
+    }
+    return config | ({"lora": used["lora"]} if used["lora"] else {})
+
+
+def _model_used(audited: AuditedModel) -> ModelUsed:
+    mitigation, reference, lora = audited.mitigation, audited.reference, audited.lora
+    return {
+        "schema_version": SUMMARY_SCHEMA,
+        "model": audited.name,
+        "model_sha256": audited.sha256,
+        "lora": {"name": lora.name, "sha256": lora.sha256} if lora else None,
+        "mitigation": {"method": mitigation.method, "sha256": mitigation.sha256} if mitigation else None,
+        "reference_model": {"model": reference.model, "sha256": reference.model_sha256} if reference else None,
+    }
+
+
+def _provenance(audited: AuditedModel, preset: Preset, pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What is worth knowing but does not identify the audit."""
+    provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
+    provenance |= {"mitigation_folder": audited.mitigation.folder} if audited.mitigation else {}
+    return provenance | {"processes": parallel.processes(), "preset": preset.name}
 
 
 def _prepare(pipe: DiffusionPipeline) -> None:
     pipe.set_progress_bar_config(disable=True)
     pipe.safety_checker = None
-
-
-def _measure_all(
-    run: Run | None,
-    folder: Path,
-    pipe: DiffusionPipeline,
-    items: Sequence[AuditItem],
-    settings: AuditSettings,
-    copies: CopyDetector,
-    *,
-    save_triggers: bool,
-) -> None:
-    """Measure what is not in the journal yet; each process takes every n-th group.
-
-    Groups are cut from the whole list, never from what is left: a resumed group, or one on another process, fills the
-    same slots of the same batches, which makes its numbers the same to the last bit.
-    """
-    done, size = _done(run), parallel.processes()
-    n = settings.items_at_once
-    groups = [items[first : first + n] for first in range(0, len(items), n)]
-    left = [group for group in groups if any(item.key not in done for item in group)]
-    finished = sum(item.key in done for item in items)
-    if finished:
-        say(f"{finished} of {len(items)} items are finished already; going on.")
-    if not left:
-        return
-    measurer = Measurer(pipe, settings, copies, image_size(pipe, settings.size), folder / "checkpoints")
-    total = sum(effort(group, measurer) for group in left[::size])  # what the first process does
-    with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(pipe, bar):
-        for first in range(0, len(left), size):
-            turn = left[first : first + size]
-            found = [_measured(measurer, group, save_triggers) for group in parallel.shard(turn)]
-            for group, measured in zip(turn, parallel.gather(found), strict=True):
-                for item, one in zip(group, measured, strict=True):
-                    if run is not None and item.key not in done:
-                        _keep(run, item, one, save_triggers=save_triggers)
-                finished += sum(item.key not in done for item in group)
-            if run is not None:
-                measurer.ladder.clear()
-            parallel.broadcast(None)  # no search saves its state while the first process clears those that are done
-            bar.describe(f"auditing, {finished} of {len(items)} items")
-
-
-def _measured(measurer: Measurer, group: Sequence[AuditItem], save_triggers: bool) -> list[Measurement]:
-    """A group's measurements; triggers travel to the process that writes only where they are kept."""
-    found = measurer.measure(group)
-    return found if save_triggers else [one._replace(triggers={}) for one in found]
-
-
-def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bool) -> None:
-    """Write an item's files, then its line: what the journal names is there."""
-    stem = item.key.replace(":", "-", 1)
-    pictures = {name: run.save_image(f"{stem}-{name}", picture) for name, picture in measured.pictures.items()}
-    record: Mapping[str, Any] = {**measured.record, "pictures": pictures}
-    if save_triggers and measured.triggers:
-        record = {**record, "triggers": _save_triggers(run, item, measured)}
-    run.write(item.key, record)
-
-
-def _save_triggers(run: Run, item: AuditItem, measured: Measurement) -> str:
-    """All embeddings of one item in one safetensors file, keys ``<rung>.<start>.<budget>``; texts in its metadata.
-
-    What the denoiser takes beside a sequence stands under ``<rung>.<start>.<budget>.<keyword of the pipeline>``.
-    """
-    from safetensors.torch import save
-
-    tensors, texts = {}, {}
-    for rung, variants in measured.triggers.items():
-        for variant, triggers in variants.items():
-            for index, budget in enumerate(triggers.budgets):
-                name = f"{rung}.{variant}.{budget}"
-                tensors[name] = triggers.embeddings[index].contiguous()
-                beside = triggers.embeds.companions
-                tensors |= {f"{name}.{companion}": value[index].contiguous() for companion, value in beside.items()}
-                if triggers.texts is not None:
-                    texts[name] = triggers.texts[index]
-    name = f"triggers/{safe_name(item.key.replace(':', '-', 1))}.safetensors"
-    write_bytes_atomically(run.path(name), save(tensors, metadata=texts))
-    return name

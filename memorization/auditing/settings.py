@@ -11,15 +11,17 @@ from diffkit.errors import InputError
 from memorization.auditing.controls import Correction
 from memorization.items import EditName
 
+AUTO = ("auto",)  # detectors: the first default that fits the model's family
+
 
 @dataclass(frozen=True)
 class AuditSettings:
     """Settings of an audit.
 
     Attributes:
-        attacks: registered attacks, the rungs of the ladder; each is judged against the controls on its own.
+        attacks: registered attacks, the rungs of the ladder; each is compared with the controls on its own.
         budgets: attack steps at which similarity is measured; rising, from 0.
-        starts: where the attack begins: "prompt", "other", "gaussian"; the best start counts, for all alike.
+        starts: where the attack begins: "prompt", "other", "gaussian"; the best start counts.
         generations: images from each caption; the median similarity over them counts.
         attack_generations: images from each trigger at each budget; the median counts.
         num_inference_steps: of every generation; ``guidance_scale`` likewise.
@@ -29,9 +31,9 @@ class AuditSettings:
         pooled: leave pooled embeddings (SDXL, SD3, FLUX) as the starts have them, or attack them too.
         size: (height, width) in pixels of every image; None = the model's own.
         alpha: level of the pre-set budget and of the corrected p-values.
-        detectors: registered detectors that score the captions alone.
+        detectors: registered detectors that score the captions alone; ``("auto",)``: one that fits the family.
         edits: families of edited controls, attacked like the suspects and reported apart from the controls.
-        masks: find in each template which pixels the memory fixes, for the report.
+        masks: compute for each template which pixels are memorized, for the report.
         threshold: of the copy detector; None = its own, raised by the calibration where needed.
         items_at_once: suspects or controls in one constant-size batch; results are kept after each batch.
         micro_batch: images generated at once; ``auto`` begins with many and halves them when memory runs out.
@@ -65,13 +67,13 @@ class AuditSettings:
     other_captions: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse values out of range."""
         rising = all(low < high for low, high in zip(self.budgets, self.budgets[1:], strict=False))
         if len(self.budgets) < 2 or self.budgets[0] != 0 or not rising:
             raise InputError(f"Expected rising attack budgets from 0, such as 0,1,10,25,50, got {_text(self.budgets)}.")
-        known = ("prompt", "other", "gaussian")
-        if not self.starts or len(set(self.starts)) != len(self.starts) or not set(self.starts) <= set(known):
-            raise InputError(f"Expected starts among {', '.join(known)}, each once, got {_text(self.starts)!r}.")
+        names = ("prompt", "other", "gaussian")
+        if not self.starts or len(set(self.starts)) != len(self.starts) or not set(self.starts) <= set(names):
+            raise InputError(f"Expected starts among {', '.join(names)}, each once, got {_text(self.starts)!r}.")
         _refuse_repeats("attacks", self.attacks, at_least=1)
         _refuse_repeats("detectors", self.detectors, at_least=0)
         if len(set(self.edits)) != len(self.edits) or not set(self.edits) <= set(get_args(EditName)):

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Literal, cast
 
-from diffkit.stats import auc, tpr_at_fpr
+from diffkit.stats import Rate, auc, rate, tpr_at_fpr
 from diffkit.suspects import RowError
 from memorization.auditing.aggregate import (
-    Record,
+    AGGREGATES,
+    Records,
     aggregation,
     by_rung,
     conclude,
     detector_values,
     edited,
-    flagged,
+    flagged_controls,
     of_role,
     on_reference,
     scores,
 )
-from memorization.auditing.controls import rate
+from memorization.auditing.result import (
+    AuditFigures,
+    AuditRecord,
+    AuditSummary,
+    ClusterSummary,
+    CostSummary,
+    DetectorSummary,
+    RungResult,
+    SettingsValues,
+    SuspectResult,
+    UnreadableRow,
+)
 from memorization.auditing.settings import AuditSettings
-from memorization.auditing.verdicts import VERDICTS, Finding, Verdict
+from memorization.auditing.verdicts import VERDICTS, Finding, RungFinding, Verdict
+from memorization.copies import OperatingPoint
 
 #: Versions of what an audit writes; a reader refuses others.
 SUMMARY_SCHEMA = 2
@@ -30,14 +42,14 @@ RECORD_SCHEMA = 2  # of the items in the journal; part of the configuration, so 
 
 
 def summarise(
-    records: Mapping[str, Record],
+    records: Records,
     settings: AuditSettings,
     *,
-    operating_point: Mapping[str, Any],
+    operating_point: OperatingPoint,
     labels: Mapping[str, int] | None = None,
     suspect_errors: Sequence[RowError] = (),
     control_errors: Sequence[RowError] = (),
-) -> dict[str, Any]:
+) -> AuditFigures:
     """All figures of an audit as JSON values; no dates and no durations, so that the same audit gives the same file.
 
     Args:
@@ -53,7 +65,8 @@ def summarise(
     rungs = {name: by_rung(name, records, settings, outcome, threshold) for name in outcome.checks}
     counts = {verdict: sum(f.verdict == verdict for f in outcome.findings) for verdict in VERDICTS}
     counts["could not be scored"] += len(suspect_errors)
-    main = rungs[outcome.strongest]
+    deciding = rungs[outcome.strongest]
+    flagged, flagged_keys = flagged_controls(records, settings, outcome, threshold)
     return {
         "suspects": len(outcome.findings) + len(suspect_errors),
         "verdicts": counts,
@@ -61,40 +74,40 @@ def summarise(
         "clusters": _clusters(outcome.findings, labels or {}, len(suspect_errors)),
         "by_kind": _by_kind(records, outcome.findings),
         "rung": outcome.strongest,
-        "budget": main["budget"],
-        "controls": main["controls"] | flagged(records, settings, outcome, threshold),
-        "attack": main["attack"],
+        "budget": deciding["budget"],
+        "controls": {**deciding["controls"], "flagged": flagged, "flagged_keys": flagged_keys},
+        "attack": deciding["attack"],
         "rungs": rungs,
-        "aggregation": {how: aggregation(records, settings, outcome, threshold, how) for how in ("median", "maximum")},
+        "aggregation": {how: aggregation(records, settings, outcome, threshold, how) for how in AGGREGATES},
         "edits": {name: edited(name, records, settings, outcome, threshold) for name in settings.edits},
         "reference": on_reference(records, settings, outcome, threshold),
         "detectors": {name: _detector(records, name) for name in settings.detectors},
-        "operating_point": dict(operating_point),
+        "operating_point": operating_point,
         "findings": [_finding(f, records[f.key], settings, threshold) for f in outcome.findings],
-        "unreadable": [{"of": "suspects", **error._asdict()} for error in suspect_errors]
-        + [{"of": "controls", **error._asdict()} for error in control_errors],
-        "cost": {
-            "sample_gradients": sum(record["sample_gradients"] for record in records.values()),
-            "caption_images": len(records) * settings.generations,
-            "trigger_images": _trigger_images(records),
-        },
-        "settings": settings.to_json(),
+        "unreadable": [_unreadable("suspects", error) for error in suspect_errors]
+        + [_unreadable("controls", error) for error in control_errors],
+        "cost": _cost(records, settings),
+        "settings": cast("SettingsValues", settings.to_json()),
     }
 
 
-def items_in_error(summary: Mapping[str, Any]) -> int:
+def items_in_error(summary: AuditSummary) -> int:
     """Suspects and controls for which something could not be scored or read."""
     unreadable_controls = sum(row["of"] == "controls" for row in summary["unreadable"])
-    return int(summary["verdicts"]["could not be scored"] + summary["controls"]["unscored"] + unreadable_controls)
+    return summary["verdicts"]["could not be scored"] + summary["controls"]["unscored"] + unreadable_controls
 
 
-def _rates(counts: Mapping[Verdict, int]) -> dict[str, Any]:
+def _rates(counts: Mapping[Verdict, int]) -> dict[Verdict, Rate]:
     total = sum(counts.values())
-    return {verdict: asdict(rate(count, total)) for verdict, count in counts.items()}
+    return {verdict: rate(count, total) for verdict, count in counts.items()}
 
 
-def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable: int) -> dict[str, Any]:
-    """One image, one vote: each cluster of near-duplicate suspects counts once, with its strongest verdict."""
+def _unreadable(group: Literal["suspects", "controls"], error: RowError) -> UnreadableRow:
+    return {"of": group, "source": error.source, "row": error.row, "reason": error.reason}
+
+
+def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable: int) -> ClusterSummary:
+    """Count each cluster of near-duplicate suspects once, with its strongest verdict."""
     order: tuple[Verdict, ...] = ("replicated", "retained", "inconclusive", "not shown", "could not be scored")
     votes: dict[object, Verdict] = {}
     for finding in findings:
@@ -112,16 +125,22 @@ def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable
     }
 
 
-def _finding(finding: Finding, record: Record, settings: AuditSettings, threshold: float) -> dict[str, Any]:
+def _finding(finding: Finding, record: AuditRecord, settings: AuditSettings, threshold: float) -> SuspectResult:
     """A finding with what its median leaves out: how many seeds reach the threshold, and the best of them."""
     seeds = record["caption"] or []
     highest = {name: scores(finding.key, record, settings.budgets, name, "maximum").curve for name in finding.rungs}
-    values = asdict(finding)
-    values["rungs"] = {
-        name: one._asdict() | {"similarity_max": _at(highest[name], one.budget)} for name, one in finding.rungs.items()
-    }
     return {
-        **values,
+        "key": finding.key,
+        "verdict": finding.verdict,
+        "reason": finding.reason,
+        "rung": finding.rung,
+        "budget": finding.budget,
+        "caption": finding.caption,
+        "similarity": finding.similarity,
+        "p": finding.p,
+        "q": finding.q,
+        "reference_caption": finding.reference_caption,
+        "rungs": {name: _rung_result(result, highest[name]) for name, result in finding.rungs.items()},
         "kind": record["kind"],
         "seeds": len(seeds),
         "seeds_at_threshold": sum(value >= threshold for value in seeds),
@@ -129,36 +148,47 @@ def _finding(finding: Finding, record: Record, settings: AuditSettings, threshol
     }
 
 
-def _at(curve: Mapping[int, float] | None, budget: int | None) -> float | None:
-    return None if curve is None or budget is None else curve.get(budget)
+def _rung_result(result: RungFinding, highest: Mapping[int, float] | None) -> RungResult:
+    return {
+        "verdict": result.verdict,
+        "reason": result.reason,
+        "budget": result.budget,
+        "similarity": result.similarity,
+        "p": result.p,
+        "q": result.q,
+        "reference": result.reference,
+        "similarity_max": None if highest is None or result.budget is None else highest.get(result.budget),
+    }
 
 
-def _by_kind(records: Mapping[str, Record], findings: Sequence[Finding]) -> dict[str, dict[str, int]]:
-    table: dict[str, dict[str, int]] = {}
+def _by_kind(records: Records, findings: Sequence[Finding]) -> dict[str, dict[Verdict, int]]:
+    table: dict[str, dict[Verdict, int]] = {}
     for finding in findings:
         row = table.setdefault(records[finding.key]["kind"] or "unnamed", dict.fromkeys(VERDICTS, 0))
         row[finding.verdict] += 1
     return table
 
 
-def _detector(records: Mapping[str, Record], name: str) -> dict[str, Any]:
-    """How well the detector tells suspects from controls, on means over seeds."""
-    one, other = (detector_values(of_role(records, role), name) for role in ("suspect", "control"))
-    known = bool(one and other)
-    reasons = sorted(
-        {r["detectors"][name]["reason"] for r in records.values() if r["detectors"].get(name, {}).get("reason")}
-    )
+def _detector(records: Records, name: str) -> DetectorSummary:
+    """How well the detector separates suspects from controls, on means over seeds."""
+    positives, negatives = (detector_values(of_role(records, role), name) for role in ("suspect", "control"))
+    scored = bool(positives and negatives)
+    reasons = (record["detectors"][name]["reason"] for record in records.values() if name in record["detectors"])
     return {
-        "suspects": len(one),
-        "controls": len(other),
-        "auc": auc(one, other) if known else None,
-        "tpr_at_1_fpr": tpr_at_fpr(one, other, 0.01) if known else None,
-        "reasons": reasons,
+        "suspects": len(positives),
+        "controls": len(negatives),
+        "auc": auc(positives, negatives) if scored else None,
+        "tpr_at_1_fpr": tpr_at_fpr(positives, negatives, 0.01) if scored else None,
+        "reasons": sorted({reason for reason in reasons if reason}),
     }
 
 
-def _trigger_images(records: Mapping[str, Record]) -> int:
+def _cost(records: Records, settings: AuditSettings) -> CostSummary:
     curves = [
         rows for record in records.values() for rung in (record["attack"] or {}).values() for rows in rung.values()
     ]
-    return sum(len(row) for rows in curves for row in rows)
+    return {
+        "sample_gradients": sum(record["sample_gradients"] for record in records.values()),
+        "caption_images": len(records) * settings.generations,
+        "trigger_images": sum(len(row) for rows in curves for row in rows),
+    }

@@ -1,7 +1,7 @@
-"""Verdicts: what caption, attacks, controls and the reference model together say about each suspect.
+"""Verdicts: the conclusion from caption, attacks, controls and reference model for each suspect.
 
-Every attack is one rung of a ladder and is judged on its own against its own controls; the weakest that succeeds is
-named. Pure functions of similarities, so that each rule can be checked by hand.
+Every attack is one rung of a ladder and is judged on its own against its own controls; the verdict names the weakest
+that succeeds. All functions are pure functions of similarities.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from diffkit.stats import benjamini_hochberg, holm, rank_p_value
-from memorization.auditing.controls import ControlCheck, Correction, Scores, check_controls
+from memorization.attack.ladder import CAPTION
+from memorization.auditing.controls import ControlCheck, Correction, Scores, at_budget, check_controls, exceeds
 
 Verdict = Literal["replicated", "retained", "not shown", "inconclusive", "could not be scored"]
 VERDICTS: tuple[Verdict, ...] = ("replicated", "retained", "not shown", "inconclusive", "could not be scored")
-CAPTION = "caption"  # the lowest rung: no attack at all
 
 
 class RungFinding(NamedTuple):
-    """What one attack says about one suspect, at the budget its own controls allow.
+    """The result of one attack for one suspect, at that attack's pre-set budget.
 
     ``p``: share of the controls (the suspect counted among them) at least as similar; ``q``: corrected for the number
     of suspects and rungs; ``reference``: similarity of the same attack on the reference model.
@@ -40,8 +40,8 @@ class Finding:
 
     Attributes:
         rung: the weakest rung that succeeds: "caption", an attack's name, or None.
-        budget: of the rung the verdict rests on; ``similarity``, ``p``, ``q`` likewise. It is the weakest that
-            succeeds, else the strongest whose controls hold.
+        budget: of the rung that decides the verdict; ``similarity``, ``p``, ``q`` likewise. It is the weakest that
+            succeeds, else the strongest whose controls are usable.
         reference_caption: similarity by caption on the reference model; None without one.
         rungs: every attack's own finding, from weak to strong.
     """
@@ -67,20 +67,6 @@ class Rung(NamedTuple):
     reference: Mapping[str, Scores] | None = None
 
 
-def judge(
-    suspects: Sequence[Scores],
-    controls: Sequence[Scores],
-    *,
-    threshold: float,
-    alpha: float = 0.05,
-    correction: Correction = "bh",
-) -> tuple[list[Finding], ControlCheck]:
-    """:func:`judge_ladder` for a single attack without a reference model."""
-    rung = {"attack": Rung(suspects, controls)}
-    findings, checks = judge_ladder(rung, threshold=threshold, alpha=alpha, correction=correction)
-    return findings, checks["attack"]
-
-
 def judge_ladder(
     rungs: Mapping[str, Rung], *, threshold: float, alpha: float = 0.05, correction: Correction = "bh"
 ) -> tuple[list[Finding], dict[str, ControlCheck]]:
@@ -88,14 +74,14 @@ def judge_ladder(
 
     - ``replicated``: the caption alone gives the image (caption similarity at or above the threshold).
     - ``retained``: it does not, but an attack does at its pre-set budget, with corrected p <= alpha.
-    - ``not shown``: no attack whose controls hold does.
-    - ``inconclusive``: the controls are too few, come back themselves, or do not set the suspect apart; the reference
-      model, which cannot have seen the image, draws it too; or the autoencoder blurs this image so much that the copy
-      detector could not see a memory.
+    - ``not shown``: no attack with usable controls does.
+    - ``inconclusive``: the controls are too few, are reproduced themselves, or are as similar as the suspect; the
+      reference model, which was not trained on the image, reproduces it too; or the autoencoder blurs this image so
+      much that the copy detector could not detect a copy.
     - ``could not be scored``: no image to compare with, or its scoring failed.
 
-    Controls that come out of their own captions put every verdict in doubt, ``replicated`` included; too few
-    controls, or controls that come back under one attack, only those that rest on that attack.
+    Controls that are reproduced by their own captions invalidate every verdict, ``replicated`` included; too few
+    controls, or controls that are reproduced under one attack, only those of that attack.
 
     Args:
         rungs: scores by attack, from the weakest to the strongest; the same suspects, in the same order, in each.
@@ -106,22 +92,24 @@ def judge_ladder(
     """
     checks = {name: check_controls(rung.controls, threshold=threshold, alpha=alpha) for name, rung in rungs.items()}
     p = {
-        (name, key): rank_p_value(similarity, list(_at(rung.controls, checks[name].budget).values()))
+        (name, key): rank_p_value(similarity, list(at_budget(rung.controls, checks[name].budget).values()))
         for name, rung in rungs.items()
-        for key, similarity in _at(rung.suspects, checks[name].budget).items()
+        for key, similarity in at_budget(rung.suspects, checks[name].budget).items()
     }
     q = dict(zip(p, correct(list(p.values()), correction), strict=True))
     first = next(iter(rungs.values()))
     findings = []
     for index, suspect in enumerate(first.suspects):
-        single = {}
+        by_rung = {}
         for name, rung in rungs.items():
-            values = (p.get((name, suspect.key)), q.get((name, suspect.key)))
-            known = rung.reference.get(suspect.key) if rung.reference is not None else None
-            asked = rung.reference is not None
-            single[name] = _by_attack(rung.suspects[index], checks[name], values, known, asked, threshold, alpha)
+            p_values = (p.get((name, suspect.key)), q.get((name, suspect.key)))
+            reference = rung.reference.get(suspect.key) if rung.reference is not None else None
+            required = rung.reference is not None
+            by_rung[name] = _by_attack(
+                rung.suspects[index], checks[name], p_values, reference, required, threshold, alpha
+            )
         caption = first.reference.get(suspect.key) if first.reference is not None else None
-        findings.append(_combine(suspect, single, checks, caption, threshold, alpha))
+        findings.append(_combine(suspect, by_rung, checks, caption, threshold, alpha))
     return findings, checks
 
 
@@ -132,33 +120,26 @@ def correct(p: Sequence[float], correction: Correction) -> list[float]:
     return holm(p) if correction == "holm" else benjamini_hochberg(p)
 
 
-def _at(items: Sequence[Scores], budget: int | None) -> dict[str, float]:
-    """Key -> similarity under the attack at a budget, of the items that were scored there."""
-    if budget is None:
-        return {}
-    return {item.key: item.curve[budget] for item in items if item.curve is not None and budget in item.curve}
-
-
 def _by_attack(
     suspect: Scores,
     check: ControlCheck,
-    tested: tuple[float | None, float | None],
+    p_values: tuple[float | None, float | None],
     reference: Scores | None,
-    asked: bool,
+    required: bool,
     threshold: float,
     alpha: float,
 ) -> RungFinding:
-    """One attack's finding. ``asked``: a reference model was wanted, so one without a score leaves a doubt."""
+    """One attack's finding. ``required``: the audit has a reference model; without its score no "retained"."""
     if check.failure is not None:
         return RungFinding("inconclusive", check.failure)
-    similarity, (p, q) = _at([suspect], check.budget).get(suspect.key), tested
+    similarity, (p, q) = at_budget([suspect], check.budget).get(suspect.key), p_values
     if similarity is None or q is None:
         return RungFinding("could not be scored", suspect.reason or "the attack was not scored", check.budget)
-    there = None if reference is None else _at([reference], check.budget).get(reference.key)
+    on_reference = None if reference is None else at_budget([reference], check.budget).get(reference.key)
     at = f"at budget {check.budget}: {similarity:.2f}"
 
     def finding(verdict: Verdict, reason: str) -> RungFinding:
-        return RungFinding(verdict, reason, check.budget, similarity, p, q, there)
+        return RungFinding(verdict, reason, check.budget, similarity, p, q, on_reference)
 
     if similarity < threshold and suspect.ceiling < threshold:
         why = f"its own copy by the autoencoder reaches only {suspect.ceiling:.2f}: a memory could not be seen"
@@ -168,27 +149,27 @@ def _by_attack(
     if q > alpha:
         why = f"{at} >= {threshold:.2f}, yet corrected p {q:.3f} > {alpha:g} with {check.n} controls: add controls"
         return finding("inconclusive", why)
-    if asked and there is None:
+    if required and on_reference is None:
         return finding("inconclusive", f"{at} >= {threshold:.2f}, but the reference model could not be scored")
-    if there is not None and there >= threshold:
-        why = f"{at}, but the reference model, which cannot have seen it, draws it too: {there:.2f}"
+    if on_reference is not None and on_reference >= threshold:
+        why = f"{at}, but the reference model, which cannot have seen it, draws it too: {on_reference:.2f}"
         return finding("inconclusive", why)
     return finding("retained", f"{at} >= {threshold:.2f}, corrected p {q:.3f}")
 
 
 def _combine(
     suspect: Scores,
-    single: Mapping[str, RungFinding],
+    by_rung: Mapping[str, RungFinding],
     checks: Mapping[str, ControlCheck],
     reference: Scores | None,
     threshold: float,
     alpha: float,
 ) -> Finding:
-    """One verdict from all rungs: rungs whose controls fail are set aside as long as another's hold."""
-    there = reference.caption if reference is not None else None
+    """One verdict from all rungs; a rung with unusable controls is left out while another's are usable."""
+    reference_caption = reference.caption if reference is not None else None
 
-    def finding(verdict: Verdict, reason: str, rung: str | None = None, rests: RungFinding | None = None) -> Finding:
-        values = rests or RungFinding(verdict, reason)
+    def finding(verdict: Verdict, reason: str, rung: str | None = None, decisive: RungFinding | None = None) -> Finding:
+        values = decisive or RungFinding(verdict, reason)
         return Finding(
             suspect.key,
             verdict,
@@ -199,37 +180,40 @@ def _combine(
             similarity=values.similarity,
             p=values.p,
             q=values.q,
-            reference_caption=there,
-            rungs=single,
+            reference_caption=reference_caption,
+            rungs=by_rung,
         )
 
-    usable = {name: one for name, one in single.items() if checks[name].failure is None}
-    strongest = list(usable.values() or single.values())[-1]
+    usable = {name: result for name, result in by_rung.items() if checks[name].failure is None}
+    strongest = list(usable.values() or by_rung.values())[-1]
     if suspect.caption is None and suspect.curve is None:
         return finding("could not be scored", suspect.reason or "no similarity was measured")
     if suspect.caption is not None and suspect.caption >= threshold:
-        return finding(*_by_caption(suspect.caption, checks, there, threshold, alpha), rests=strongest)
+        return finding(*_by_caption(suspect.caption, checks, reference_caption, threshold, alpha), decisive=strongest)
     if not usable:
         return finding("inconclusive", strongest.reason)
-    several = len(single) > 1
+    several = len(by_rung) > 1
 
-    def said(name: str) -> str:
+    def reason(name: str) -> str:
         return f"{name} {usable[name].reason}" if several else usable[name].reason
 
     for verdict in ("retained", "inconclusive", "could not be scored"):
-        for name, one in usable.items():
-            if one.verdict == verdict:
-                return finding(verdict, said(name), name if verdict == "retained" else None, one)
-    return finding("not shown", "; ".join(said(name) for name in usable), rests=strongest)
+        for name, result in usable.items():
+            if result.verdict == verdict:
+                return finding(verdict, reason(name), name if verdict == "retained" else None, result)
+    return finding("not shown", "; ".join(reason(name) for name in usable), decisive=strongest)
 
 
 def _by_caption(
-    similarity: float, checks: Mapping[str, ControlCheck], there: float | None, threshold: float, alpha: float
+    similarity: float, checks: Mapping[str, ControlCheck], reference: float | None, threshold: float, alpha: float
 ) -> tuple[Verdict, str, str | None]:
+    """Verdict, reason and rung of a suspect whose caption alone gives the image."""
     check = next(iter(checks.values()))
-    if check.caption.share is not None and check.caption.share > alpha:
+    if exceeds(check.caption, alpha):
         return "inconclusive", f"the caption gives the image, but {check.failure}", None
-    if there is not None and there >= threshold:
-        why = f"the caption gives the image, but so does the reference model, which cannot have seen it: {there:.2f}"
+    if reference is not None and reference >= threshold:
+        why = (
+            f"the caption gives the image, but so does the reference model, which cannot have seen it: {reference:.2f}"
+        )
         return "inconclusive", why, None
     return "replicated", f"the caption alone gives the image: {similarity:.2f} >= {threshold:.2f}", CAPTION

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.micro_batch import read_micro_batch
 from diffkit.options import (
     Debug,
@@ -24,6 +22,7 @@ from diffkit.options import (
     Mitigation,
     Model,
     Out,
+    Preset,
     Revision,
     Seed,
 )
@@ -31,7 +30,10 @@ from memorization.cli.compare import compare
 from memorization.cli.detect import detect
 
 if TYPE_CHECKING:
+    from diffkit.stats import Rate
+    from memorization.auditing.result import AuditSummary
     from memorization.auditing.settings import AuditSettings
+    from memorization.auditing.verdicts import Verdict
     from memorization.items import Gathered
 
 app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
@@ -43,7 +45,7 @@ EXIT_FAIL_ON, EXIT_ITEMS = 1, 3
 
 FailOn = Literal["never", "replicated", "retained", "inconclusive"]
 #: What each level of --fail-on includes.
-FAILING: dict[FailOn, tuple[str, ...]] = {
+FAILING: dict[FailOn, tuple[Verdict, ...]] = {
     "never": (),
     "replicated": ("replicated",),
     "retained": ("replicated", "retained"),
@@ -98,8 +100,8 @@ def audit(
     reference_model: Annotated[
         str | None,
         typer.Option(
-            help="A model that cannot have seen the suspects; what it draws too proves nothing. With --lora the model "
-            "without it by default; or none."
+            help="A model not trained on the suspects; a suspect that it reproduces too is inconclusive. Default: with "
+            "--lora the model without it, else none."
         ),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Show which pixels of each template are fixed.")] = False,
@@ -108,6 +110,7 @@ def audit(
     other_captions: Annotated[
         Path | None, typer.Option(help="Text file of unrelated captions to begin at, one a line.", dir_okay=False)
     ] = None,
+    preset: Preset = "auto",
     fail_on: Annotated[FailOn, typer.Option(help="Exit 1 if a suspect is this or worse.")] = "never",
     save_triggers: Annotated[
         bool, typer.Option("--save-triggers", help="Keep the embeddings found. They bring images back: sensitive.")
@@ -134,7 +137,8 @@ def audit(
     """
     if context.invoked_subcommand is not None:
         return
-    from memorization.auditing.models import DEFAULT_DETECTORS, Place, run
+    from memorization.auditing.models import AuditedModel, reference_name
+    from memorization.auditing.run import audit as run
     from memorization.auditing.settings import AuditSettings
     from memorization.items import gather
 
@@ -146,7 +150,7 @@ def audit(
         draws=draws,
         pooled=pooled,
         size=_size(size),
-        detectors={"none": (), "auto": DEFAULT_DETECTORS[:1]}.get(detector, _names(detector)),
+        detectors=() if detector == "none" else _names(detector),
         edits=() if edited_controls == "none" else _names(edited_controls),  # type: ignore[arg-type]  # checked there
         masks=masks,
         generations=generations,
@@ -160,24 +164,33 @@ def audit(
         seed=seed,
         items_at_once=batch,
         micro_batch=read_micro_batch(micro_batch),
-        other_captions=_other_captions(other_captions, model),
+        other_captions=None if other_captions is None else _captions(other_captions),
     )
-    place = Place(model, revision, dtype, device, mitigation, reference_model, lora)
     source = None if controls == "none" else controls
     gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        show_plan(gathered, settings, format, reference=place.reference() is not None)
+        show_plan(gathered, settings, format, reference=reference_name(model, lora, reference_model) is not None)
         return
     if out is None:
         raise InputError("An audit needs a folder for its results: add --out runs/audit.")
     for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")
-    summary = run(gathered, settings, place, out, save_triggers=save_triggers, any_detector=detector == "auto")
+    audited = AuditedModel.from_pretrained(
+        model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        mitigation=mitigation,
+        lora=lora,
+        reference_model=reference_model,
+    )
+    result = run(audited, gathered, out=out, settings=settings, preset=preset, save_triggers=save_triggers)
+    summary = result.summary
     show(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
 
-def exit_code(summary: dict[str, Any], fail_on: FailOn) -> int:
+def exit_code(summary: AuditSummary, fail_on: FailOn) -> int:
     """1 when a verdict of the asked-for level occurs, else 3 when something could not be scored, else 0."""
     from memorization.auditing.summary import items_in_error
 
@@ -212,20 +225,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return None if text is None else (height, width)
 
 
-def _other_captions(path: Path | None, model: str) -> tuple[str, ...] | None:
-    """Captions from a file; for the lab held-out scenes, since it knows no other words; else the built-in ones."""
-    if path is not None:
-        if not path.is_file():
-            raise InputError(f"There is no file {path} with unrelated captions.")
-        lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-        if not lines:
-            raise InputError(f"{path} holds no captions.")
-        return lines
-    if model not in LAB_MODELS:
-        return None
-    from diffkit.lab.world import training_scenes
-
-    return tuple(scene.caption for scene in training_scenes(8, seed=2024))
+def _captions(path: Path) -> tuple[str, ...]:
+    """The captions of a text file, one a line."""
+    if not path.is_file():
+        raise InputError(f"There is no file {path} with unrelated captions.")
+    lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not lines:
+        raise InputError(f"{path} holds no captions.")
+    return lines
 
 
 def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, reference: bool) -> None:
@@ -235,7 +242,7 @@ def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, refer
 
     items = with_companions(gathered.items, edits=settings.edits, reference=reference)
     with_image = sum(bool(item.suspect.images) for item in items)
-    attacks = [one for name in settings.attacks for one in build_attacks(name, settings).values()]
+    attacks = [attack for name in settings.attacks for attack in build_attacks(name, settings).values()]
     attempts = with_image * len(settings.starts)
     plan = {
         "suspects": sum(item.role == "suspect" for item in items),
@@ -246,7 +253,7 @@ def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, refer
         "items without an image": len(items) - with_image,
         "images from captions": len(items) * settings.generations,
         "images from triggers": attempts * len(attacks) * len(settings.budgets) * settings.attack_generations,
-        "sample gradients": attempts * sum(one.cost()[-1] for one in attacks),
+        "sample gradients": attempts * sum(attack.cost()[-1] for attack in attacks),
     }
     if format == "json":
         write_json(plan)
@@ -254,7 +261,7 @@ def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, refer
         write_table(["would be done", "count"], list(plan.items()))
 
 
-def show(summary: Mapping[str, Any], out: Path, format: str) -> None:
+def show(summary: AuditSummary, out: Path, format: str) -> None:
     """The verdicts on stdout, the rest on stderr."""
     if format == "json":
         write_json(summary)
@@ -279,9 +286,9 @@ def show(summary: Mapping[str, Any], out: Path, format: str) -> None:
     say(f"Report: {out / 'report.html'}")
 
 
-def interval(rate: Mapping[str, Any]) -> str:
+def interval(rate: Rate) -> str:
     """A share with its interval, as text."""
-    if rate["share"] is None:
+    if rate["interval"] is None:
         return "–"
     low, high = rate["interval"]
     return f"{rate['share']:.0%} ({low:.0%} to {high:.0%})"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diffkit.console import say, write_json, write_table
-from diffkit.errors import InputError
 from diffkit.options import Debug, Device, Dtype, Format, Out
 
 if TYPE_CHECKING:
-    from memorization.comparison.paired import AuditRun
+    from memorization.comparison.result import Comparison
 
 
 def compare(
@@ -38,64 +36,25 @@ def compare(
     Refuses audits of other suspects or settings and names the keys. With --out, a report with all pictures; the same
     command resumes there. Exit codes: 0 done; 2 wrong input; 130 interrupted.
     """
-    from memorization.comparison.paired import read_runs, summarise_comparison
+    from memorization.comparison.run import QualityRequest, compare_audits
 
-    found = read_runs(runs, [name.strip() for name in names.split(",")] if names else None)
-    if quality is not None and out is None:
-        raise InputError("Quality is measured into a folder: add --out runs/compare, or leave out --quality.")
-    if out is None:
-        _show(summarise_comparison(found), format)
-        return
-    asked = {"prompts": quality, "limit": quality_limit, "seeds": quality_seeds, "rewards": rewards}
-    comparison = _run(found, out, asked if quality is not None else None, dtype, device)
+    labels = [name.strip() for name in names.split(",")] if names else None
+    request = None
+    if quality is not None:
+        request = QualityRequest(quality, quality_limit, quality_seeds, rewards, dtype, device)
+    comparison = compare_audits(runs, labels, out=out, quality=request)
     _show(comparison, format)
-    say(f"Report: {out / 'report.html'}")
+    if out is not None:
+        say(f"Report: {out / 'report.html'}")
 
 
-def _run(found: list[AuditRun], out: Path, asked: dict[str, Any] | None, dtype: str, device: str) -> dict[str, Any]:
-    from diffkit.runs import Run
-    from memorization.comparison.paired import summarise_comparison
-    from memorization.comparison.report import write_comparison
-
-    config = {"audits": {one.name: one.record["config_hash"] for one in found}, "quality": asked}
-    with Run.open(out, config=config, kind="audit-compare") as run:
-        measured = None
-        if asked is not None:
-            from memorization.comparison.quality import measure_quality
-            from memorization.quality import QualitySettings
-
-            settings = found[0].summary["settings"]
-            measured = measure_quality(
-                run,
-                found,
-                asked["prompts"],
-                limit=asked["limit"],
-                settings=QualitySettings(
-                    seeds_per_prompt=asked["seeds"],
-                    num_inference_steps=settings["num_inference_steps"],
-                    guidance_scale=settings["guidance_scale"],
-                    micro_batch=QualitySettings.micro_batch
-                    if settings["micro_batch"] == "auto"
-                    else settings["micro_batch"],
-                    seed=settings["seed"],
-                ),
-                rewards=[name.strip() for name in asked["rewards"].split(",") if name.strip()],
-                dtype=dtype,
-                device=device,
-            )
-        comparison = summarise_comparison(found, measured)
-        run.write_json("summary.json", comparison)
-        write_comparison(run, found, comparison)
-    return comparison
-
-
-def _show(comparison: Mapping[str, Any], format: str) -> None:
+def _show(comparison: Comparison, format: str) -> None:
     if format == "json":
         write_json(comparison)
         return
     rows = [
-        [name, *one["verdicts"].values(), one["budget"], f"{one['controls_flagged']['count']}"]
-        for name, one in comparison["runs"].items()
+        [name, *run["verdicts"].values(), run["budget"], f"{run['controls_flagged']['count']}"]
+        for name, run in comparison["runs"].items()
     ]
     verdicts = list(next(iter(comparison["runs"].values()))["verdicts"])
     title = f"{comparison['suspects']} suspects; verdicts of the same audit"
@@ -103,14 +62,14 @@ def _show(comparison: Mapping[str, Any], format: str) -> None:
     paired = [
         [
             name,
-            f"{what}, budget {one['budget']}" if "budget" in one else what,
-            f"{one['before']} of {one['n']}",
-            f"{one['after']} of {one['n']}",
-            None if one["p"] is None else f"{one['p']:.3g}",
-            one["left_out"],
+            f"{way}, budget {change['budget']}" if "budget" in change else way,
+            f"{change['before']} of {change['n']}",
+            f"{change['after']} of {change['n']}",
+            None if change["p"] is None else f"{change['p']:.3g}",
+            change["left_out"],
         ]
         for name, changes in comparison["changes"].items()
-        for what, one in changes.items()
+        for way, change in changes.items()
     ]
     headers = ["model", "brought back by", "before", "after", "p (McNemar)", "left out"]
     write_table(headers, paired, title=f"Paired changes from {comparison['baseline']}")

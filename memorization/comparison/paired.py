@@ -1,22 +1,26 @@
-"""One audit on several models, side by side: same suspects and settings or none, paired changes, quality.
+"""Paired comparison of audits of several models, which must have the same suspects and settings.
 
-Pure functions of finished run folders; the first run is the one the others are compared with.
+Pure functions of finished run folders; the others are compared with the first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffkit.errors import InputError
 from diffkit.runs.journal import read_journal
 from diffkit.runs.record import differing_keys
-from memorization.auditing.aggregate import Record, aggregate, of_role
-from memorization.auditing.controls import rate
+from memorization.auditing.aggregate import aggregate, of_role
+from memorization.auditing.controls import at_budget
+from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, read_records
 from memorization.auditing.summary import SUMMARY_SCHEMA
+from memorization.comparison.result import ComparedRun, Comparison, McNemar, PairedChange
+from memorization.quality.result import QualityReport
 
 #: What may differ between the runs of one comparison.
 OWN_KEYS = ("model", "model_sha256", "lora", "mitigation", "save_triggers")
@@ -29,8 +33,8 @@ class AuditRun:
     name: str
     folder: Path
     record: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    items: Mapping[str, Record]
+    summary: AuditSummary
+    items: Mapping[str, AuditRecord]
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> list[AuditRun]:
@@ -46,12 +50,12 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     """
     if len(folders) < 2:
         raise InputError("A comparison needs at least two audits: diffkit audit compare RUN RUN ...")
-    named = list(names) if names is not None else [Path(folder).name for folder in folders]
-    if len(named) != len(folders) or len(set(named)) != len(named):
+    labels = list(names) if names is not None else [Path(folder).name for folder in folders]
+    if len(labels) != len(folders) or len(set(labels)) != len(labels):
         raise InputError(
-            f"Expected {len(folders)} different names, got {', '.join(named)}; name the runs with --names a,b."
+            f"Expected {len(folders)} different names, got {', '.join(labels)}; name the runs with --names a,b."
         )
-    runs = [_read(Path(folder), name) for folder, name in zip(folders, named, strict=True)]
+    runs = [_read(Path(folder), name) for folder, name in zip(folders, labels, strict=True)]
     for run in runs[1:]:
         refuse_different(runs[0], run)
     return runs
@@ -69,21 +73,20 @@ def _read(folder: Path, name: str) -> AuditRun:
             f"{folder} has a summary of version {summary.get('schema_version')}, this diffkit compares version "
             f"{SUMMARY_SCHEMA}; audit again into a new folder."
         )
-    return AuditRun(name, folder, record, summary, read_journal(folder / "journal.jsonl").items)
+    return AuditRun(name, folder, record, summary, read_records(read_journal(folder / "journal.jsonl").items))
 
 
-def refuse_different(one: AuditRun, other: AuditRun) -> None:
-    """Refuse two audits that did not ask the same question.
+def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
+    """Refuse two audits with different suspects, controls or settings.
 
     Raises:
         InputError: the keys of the configuration that differ, other than those that name the model.
     """
-    there, here = (_common(run.record["config"]) for run in (one, other))
-    differences = differing_keys(there, here)
+    differences = differing_keys(_common(baseline.record["config"]), _common(other.record["config"]))
     if differences:
         raise InputError(
-            f"{one.folder} and {other.folder} are not the same audit: {'; '.join(differences)} "
-            f"(there: {one.name}, here: {other.name}). Audit both with the same suspects, controls and settings."
+            f"{baseline.folder} and {other.folder} are not the same audit: {'; '.join(differences)} "
+            f"(there: {baseline.name}, here: {other.name}). Audit both with the same suspects, controls and settings."
         )
 
 
@@ -91,7 +94,7 @@ def _common(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in OWN_KEYS}
 
 
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     """Exact McNemar test of a paired change: are those that changed one way more than those that changed the other?
 
     Under the null hypothesis each that changed did so either way with probability 1/2 (two-sided binomial).
@@ -122,32 +125,33 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
     }
 
 
-def changes(one: AuditRun, other: AuditRun) -> dict[str, Any]:
+def changes(baseline: AuditRun, other: AuditRun) -> dict[str, PairedChange]:
     """Paired changes from one run to another, suspect by suspect.
 
     ``caption``: the caption alone reaches the threshold. ``attack``: each attack does, at the smaller of the two
     pre-set budgets. ``verdict``: replicated or retained. Suspects unknown in either run (for the verdict also those
     that are inconclusive) are left out and counted.
     """
-    found = {
-        "caption": _paired(_by_caption(one), _by_caption(other)),
-        "verdict": _paired(_verdict(one), _verdict(other)),
+    by_way = {
+        "caption": _paired(_by_caption(baseline), _by_caption(other)),
+        "verdict": _paired(_verdict(baseline), _verdict(other)),
     }
-    for rung in one.summary["rungs"]:
-        budgets = [run.summary["rungs"][rung]["budget"] for run in (one, other)]
-        if all(budget is not None for budget in budgets):
-            budget = min(budgets)
-            found[rung] = {"budget": budget, **_paired(_by_attack(one, rung, budget), _by_attack(other, rung, budget))}
-    return found
+    for rung, results in baseline.summary["rungs"].items():
+        budgets = (results["budget"], other.summary["rungs"][rung]["budget"])
+        if budgets[0] is not None and budgets[1] is not None:
+            budget = min(budgets[0], budgets[1])
+            change = _paired(_by_attack(baseline, rung, budget), _by_attack(other, rung, budget))
+            by_way[rung] = cast("PairedChange", {"budget": budget} | dict(change))
+    return by_way
 
 
 Answers = dict[str, bool | None]
 
 
-def _paired(before: Answers, after: Answers) -> dict[str, Any]:
+def _paired(before: Answers, after: Answers) -> PairedChange:
     pairs = [(before[key], after.get(key)) for key in before]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return {**mcnemar([a for a, _ in known], [b for _, b in known]), "left_out": len(pairs) - len(known)}
+    scored = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return {**mcnemar([a for a, _ in scored], [b for _, b in scored]), "left_out": len(pairs) - len(scored)}
 
 
 def _verdict(run: AuditRun) -> Answers:
@@ -162,56 +166,53 @@ def _by_caption(run: AuditRun) -> Answers:
 
 def _by_attack(run: AuditRun, rung: str, budget: int) -> Answers:
     threshold, budgets = run.summary["operating_point"]["threshold"], run.summary["settings"]["budgets"]
-    found = aggregate(of_role(run.items, "suspect"), budgets, rung)
-    return {one.key: None if one.curve is None else one.curve[budget] >= threshold for one in found}
+    items = aggregate(of_role(run.items, "suspect"), budgets, rung)
+    similarities = at_budget(items, budget)
+    return {item.key: similarities[item.key] >= threshold if item.key in similarities else None for item in items}
 
 
-def summarise_comparison(
-    runs: Sequence[AuditRun], quality: Mapping[str, Mapping[str, Any]] | None = None
-) -> dict[str, Any]:
+def summarise_comparison(runs: Sequence[AuditRun], quality: Mapping[str, QualityReport] | None = None) -> Comparison:
     """The comparison as JSON values.
 
     Args:
         runs: from :func:`read_runs`; the first is the baseline.
-        quality: by name of the later runs what they cost, see :func:`memorization.quality.compare`.
+        quality: by name of the later runs what they cost, see :func:`memorization.quality.compare_snapshots`.
     """
+    findings = {run.name: _findings(run) for run in runs}
     return {
         "schema_version": 1,
         "baseline": runs[0].name,
         "suspects": runs[0].summary["suspects"],
-        "runs": {run.name: _one(run) for run in runs},
+        "runs": {run.name: _compared(run) for run in runs},
         "changes": {run.name: changes(runs[0], run) for run in runs[1:]},
         "quality": dict(quality) if quality is not None else None,
         "gallery": [
-            {"key": key, "verdicts": {run.name: _findings(run)[key]["verdict"] for run in runs}}
-            for key in _findings(runs[0])
+            {"key": key, "verdicts": {run.name: findings[run.name][key]["verdict"] for run in runs}}
+            for key in findings[runs[0].name]
         ],
     }
 
 
-def _findings(run: AuditRun) -> dict[str, Mapping[str, Any]]:
+def _findings(run: AuditRun) -> dict[str, SuspectResult]:
     return {finding["key"]: finding for finding in run.summary["findings"]}
 
 
-def _one(run: AuditRun) -> dict[str, Any]:
+def _compared(run: AuditRun) -> ComparedRun:
     summary = run.summary
-    kept = ("model", "mitigation", "verdicts", "rates", "rung", "budget", "detectors", "attack")
-    known = [answer for answer in _by_caption(run).values() if answer is not None]
+    clusters = summary["clusters"]
     return {
-        **{key: summary[key] for key in kept},
+        "model": summary["model"],
+        "mitigation": summary["mitigation"],
+        "verdicts": summary["verdicts"],
+        "rates": summary["rates"],
+        "rung": summary["rung"],
+        "budget": summary["budget"],
+        "detectors": summary["detectors"],
+        "attack": summary["attack"],
         "threshold": summary["operating_point"]["threshold"],
-        "caption": asdict(rate(sum(known), len(known))),
-        "clusters": {key: summary["clusters"][key] for key in ("n", "verdicts", "rates")},
+        "caption": summary["aggregation"]["median"]["suspects"]["caption"],
+        "clusters": {"n": clusters["n"], "verdicts": clusters["verdicts"], "rates": clusters["rates"]},
         "controls_flagged": summary["controls"]["flagged"],
         "controls_failure": summary["controls"]["failure"],
-        "weakest_rungs": _counted(summary, lambda finding: finding["rung"]),
+        "weakest_rungs": dict(Counter(f["rung"] for f in summary["findings"] if f["rung"] is not None)),
     }
-
-
-def _counted(summary: Mapping[str, Any], of: Callable[[Mapping[str, Any]], str | None]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for finding in summary["findings"]:
-        name = of(finding)
-        if name is not None:
-            found[name] = found.get(name, 0) + 1
-    return found

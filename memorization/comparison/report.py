@@ -1,29 +1,36 @@
-"""The report of a comparison: what each model gives away, what changed, what it cost, picture by picture."""
+"""The report of a comparison: verdicts, paired changes, quality, and every suspect's pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffkit.report import Block, Cell, Figure, Notes, Paragraph, Picture, Section, Stat, Table, Tone, write_report
 from diffkit.report.html import CellLike
 from diffkit.report.plots import lines
 from diffkit.runs import Run
+from diffkit.stats import Rate
 from memorization.auditing.report import TONES
+from memorization.auditing.result import BudgetRow
 from memorization.auditing.verdicts import VERDICTS
 from memorization.comparison.paired import AuditRun
-
-QUALITY = {
-    "drift, relative": ("drift", "relative"),
-    "drift, pixels": ("drift", "pixel"),
-    "likeness within a prompt, change": ("diversity", "change"),
-    "loss, change": ("loss", "all", "change"),
-    "unconditional branch": ("unconditional", "all"),
-}
+from memorization.comparison.result import Comparison
+from memorization.quality.result import Estimate, QualityReport
 
 
-def write_comparison(run: Run, runs: Sequence[AuditRun], comparison: Mapping[str, Any]) -> Path:
+def _estimates(report: QualityReport) -> dict[str, Estimate]:
+    """The estimates of a quality report that the table shows, by their labels."""
+    return {
+        "drift, relative": report["drift"]["relative"],
+        "drift, pixels": report["drift"]["pixel"],
+        "similarity within a prompt, change": report["diversity"]["change"],
+        "loss, change": report["loss"]["all"]["change"],
+        "unconditional branch": report["unconditional"]["all"],
+        **{f"{reward}, change": alignment["change"] for reward, alignment in report["alignment"].items()},
+    }
+
+
+def write_comparison(run: Run, runs: Sequence[AuditRun], comparison: Comparison) -> Path:
     """Write report.html of a comparison into its own run."""
     sections: list[Section | Block] = [
         Section("Verdicts", (_verdicts(comparison),)),
@@ -34,9 +41,10 @@ def write_comparison(run: Run, runs: Sequence[AuditRun], comparison: Mapping[str
         Section("Every suspect", (_gallery(runs, comparison),)),
         Section("Limits", (Notes(LIMITS),)),
     ]
+    total = comparison["suspects"]
     stats = [
-        Stat(name, f"{sum(one['verdicts'][v] for v in ('replicated', 'retained'))} of {comparison['suspects']}", "back")
-        for name, one in comparison["runs"].items()
+        Stat(name, f"{compared['verdicts']['replicated'] + compared['verdicts']['retained']} of {total}", "back")
+        for name, compared in comparison["runs"].items()
     ]
     return write_report(run, title="Memorization before and after", summary=stats, sections=sections)
 
@@ -49,46 +57,50 @@ LIMITS = (
 )
 
 
-def _verdicts(comparison: Mapping[str, Any]) -> Table:
+def _verdicts(comparison: Comparison) -> Table:
     rows: list[list[CellLike]] = []
-    for name, one in comparison["runs"].items():
+    for name, compared in comparison["runs"].items():
         shares: list[CellLike] = [
-            Cell(str(one["verdicts"][verdict]), detail=_interval(one["rates"][verdict])) for verdict in VERDICTS
+            Cell(str(compared["verdicts"][verdict]), detail=_interval(compared["rates"][verdict]))
+            for verdict in VERDICTS
         ]
-        flagged = one["controls_flagged"]
-        tone: Tone = "warn" if one["controls_failure"] or flagged["count"] else "plain"
-        controls = Cell(f"{flagged['count']} of {flagged['n']}", tone, one["controls_failure"] or "")
-        rungs = ", ".join(f"{rung} {count}" for rung, count in one["weakest_rungs"].items())
-        method = one["mitigation"]["method"] if one["mitigation"] else ""
-        rows.append([Cell(name, detail=method or one["model"]), *shares, one["budget"], controls, rungs or None])
+        flagged = compared["controls_flagged"]
+        tone: Tone = "warn" if compared["controls_failure"] or flagged["count"] else "plain"
+        controls = Cell(f"{flagged['count']} of {flagged['n']}", tone, compared["controls_failure"] or "")
+        rungs = ", ".join(f"{rung} {count}" for rung, count in compared["weakest_rungs"].items())
+        method = compared["mitigation"]["method"] if compared["mitigation"] else ""
+        rows.append(
+            [Cell(name, detail=method or compared["model"]), *shares, compared["budget"], controls, rungs or None]
+        )
     return Table(["model", *VERDICTS, "pre-set budget", "controls flagged", "weakest rung that works"], rows)
 
 
-def _changes(comparison: Mapping[str, Any]) -> tuple[Block, ...]:
+def _changes(comparison: Comparison) -> tuple[Block, ...]:
     rows: list[list[CellLike]] = []
     for name, changes in comparison["changes"].items():
-        for what, one in changes.items():
-            label = f"{what}, budget {one['budget']}" if "budget" in one else what
-            p = None if one["p"] is None else f"{one['p']:.3g}"
-            counts = [f"{one[side]} of {one['n']}" for side in ("before", "after")]
-            rows.append([name, label, *counts, one["only_before"], one["only_after"], p, one["left_out"]])
+        for way, change in changes.items():
+            label = f"{way}, budget {change['budget']}" if "budget" in change else way
+            p = None if change["p"] is None else f"{change['p']:.3g}"
+            counts = [f"{change['before']} of {change['n']}", f"{change['after']} of {change['n']}"]
+            rows.append([name, label, *counts, change["only_before"], change["only_after"], p, change["left_out"]])
     headers = ["model", "brought back by", "before", "after", "only before", "only after", "p", "left out"]
-    said = (
+    note = (
         f"Before is {comparison['baseline']}. The same suspects in both; those that are unknown or inconclusive in "
         "either are left out."
     )
-    return (Paragraph(said), Table(headers, rows))
+    return (Paragraph(note), Table(headers, rows))
 
 
-def _curves(comparison: Mapping[str, Any]) -> tuple[Block, ...]:
+def _curves(comparison: Comparison) -> tuple[Block, ...]:
     figures: list[Block] = []
-    for group, key in (("Suspects", "suspects"), ("Controls", "controls")):
+    rates: dict[str, Callable[[BudgetRow], Rate | None]] = {
+        "Suspects": lambda row: row["suspects"],
+        "Controls": lambda row: row["controls"],
+    }
+    for group, rate_of in rates.items():
         series = {
-            name: (
-                list(range(len(one["attack"]))),
-                [(row[key] or {}).get("share") for row in one["attack"]],
-            )
-            for name, one in comparison["runs"].items()
+            name: (list(range(len(run["attack"]))), [_share(rate_of(row)) for row in run["attack"]])
+            for name, run in comparison["runs"].items()
         }
         budgets = [row["budget"] for row in next(iter(comparison["runs"].values()))["attack"]]
         plot = lines(series, xlabel="attack budget (steps)", ylabel="share brought back")
@@ -98,42 +110,35 @@ def _curves(comparison: Mapping[str, Any]) -> tuple[Block, ...]:
     return tuple(figures)
 
 
-def _detectors(comparison: Mapping[str, Any]) -> Block:
+def _share(rate: Rate | None) -> float | None:
+    return None if rate is None else rate["share"]
+
+
+def _detectors(comparison: Comparison) -> Block:
     rows: list[list[CellLike]] = [
-        [name, detector, _figure(one["auc"]), one["suspects"], one["controls"]]
+        [name, detector, _figure(scores["auc"]), scores["suspects"], scores["controls"]]
         for name, run in comparison["runs"].items()
-        for detector, one in run["detectors"].items()
+        for detector, scores in run["detectors"].items()
     ]
     if not rows:
         return Paragraph("No detector was asked.")
     return Table(["model", "detector", "AUC", "suspects", "controls"], rows, "Captions of suspects against controls.")
 
 
-def _quality(comparison: Mapping[str, Any]) -> tuple[Block, ...]:
+def _quality(comparison: Comparison) -> tuple[Block, ...]:
     if not comparison["quality"]:
         return (Paragraph("Not measured; add --quality with a file of prompts (lab:held-out on the lab)."),)
     rows: list[list[CellLike]] = []
     for name, report in comparison["quality"].items():
-        found = {label: _deep(report, path) for label, path in QUALITY.items()}
-        found |= {f"{reward}, change": one["change"] for reward, one in report["alignment"].items()}
-        for label, one in found.items():
-            if isinstance(one, Mapping) and one.get("mean") is not None:
-                rows.append([name, label, Cell(f"{one['mean']:.3f}", detail=_span(one)), one["n"]])
-    said = "Same prompts and seeds as the first model; relative drift 0 is the same picture, 1 another seed's."
-    return (Table(["model", "figure", "mean (95 % interval)", "n"], rows, said),)
+        for label, estimate in _estimates(report).items():
+            if estimate["mean"] is not None:
+                interval = f"{estimate['low']:.3f} to {estimate['high']:.3f}"
+                rows.append([name, label, Cell(f"{estimate['mean']:.3f}", detail=interval), estimate["n"]])
+    note = "Same prompts and seeds as the first model; relative drift 0 is the same picture, 1 another seed's."
+    return (Table(["model", "figure", "mean (95 % interval)", "n"], rows, note),)
 
 
-def _deep(values: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        values = values.get(name) if isinstance(values, Mapping) else None
-    return values
-
-
-def _span(estimate: Mapping[str, Any]) -> str:
-    return f"{estimate['low']:.3f} to {estimate['high']:.3f}"
-
-
-def _gallery(runs: Sequence[AuditRun], comparison: Mapping[str, Any]) -> Table:
+def _gallery(runs: Sequence[AuditRun], comparison: Comparison) -> Table:
     """A row a suspect: the original, then of each run the verdict and the most similar pictures."""
     rows: list[list[CellLike]] = []
     for entry in comparison["gallery"]:
@@ -155,19 +160,19 @@ def _gallery(runs: Sequence[AuditRun], comparison: Mapping[str, Any]) -> Table:
 def _pictures(run: AuditRun, key: str, names: Sequence[str]) -> list[Picture]:
     record = run.items[key]
     caption = f"caption {max(record['caption']):.2f}" if record["caption"] else "caption"
-    found = []
+    pictures = []
     for name in names:
         path = record["pictures"].get(name)
         if path is not None and (run.folder / path).is_file():
             rung, _, budget = name.rpartition("-")
             best = record["best"].get(rung, {}).get(budget)
             label = f"attack {best['similarity']:.2f}" if best else caption if name == "caption" else name
-            found.append(Picture.of(run.folder / path, f"{record['id']}, {run.name}: {name}", label))
-    return found
+            pictures.append(Picture.of(run.folder / path, f"{record['id']}, {run.name}: {name}", label))
+    return pictures
 
 
-def _interval(rate: Mapping[str, Any]) -> str:
-    if rate["share"] is None:
+def _interval(rate: Rate) -> str:
+    if rate["interval"] is None:
         return "nothing to count"
     low, high = rate["interval"]
     return f"{low:.0%} to {high:.0%}"

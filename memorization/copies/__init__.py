@@ -1,14 +1,20 @@
-"""Is this image a copy of that one: the contract every copy detector keeps, and the registry of them.
+"""Copy detectors: whether one image is a copy of another. The protocol they implement, and their registry.
 
-A similarity means nothing without the detector, its preprocessing and its threshold, so all three travel together
-into every result. Others (SSCD with its own weights, for one) join by the entry-point group ``diffkit.copies``.
+A similarity is meaningful only with the detector, its preprocessing and its threshold, so every result names all three.
+Other packages add copy detectors by the entry-point group ``diffkit.copies``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Protocol
+from typing import (
+    TYPE_CHECKING,
+    NotRequired,  # pydantic reads typing's own only from Python 3.12
+    Protocol,
+)
+
+from typing_extensions import TypedDict
 
 from diffkit.errors import InputError
 from diffkit.registry import Registry
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class CopyDetector(Protocol):
-    """What the audit asks of a copy detector.
+    """A copy detector.
 
     Attributes:
         name: as registered.
@@ -36,7 +42,29 @@ class CopyDetector(Protocol):
         ...
 
 
-#: Factories by name. One that takes ``pipe`` gets the audited pipeline, one that takes ``path`` what follows the colon.
+class OperatingPoint(TypedDict):
+    """A copy detector's threshold, and its rates on labelled pairs where it was calibrated, as JSON.
+
+    See :class:`~memorization.copies.calibrate.CopyCalibration`.
+    """
+
+    detector: str
+    preprocessing: str
+    threshold: float
+    source: str
+    images: NotRequired[int]
+    copies: NotRequired[int]
+    non_copies: NotRequired[int]
+    tpr: NotRequired[float]
+    tpr_interval: NotRequired[tuple[float, float]]
+    fpr: NotRequired[float]
+    fpr_interval: NotRequired[tuple[float, float]]
+    tpr_at_1_fpr: NotRequired[float]
+    auc: NotRequired[float]
+    by_distortion: NotRequired[dict[str, float]]
+
+
+#: Factories by name: a parameter ``pipe`` receives the audited pipeline, a parameter ``path`` the text after the colon.
 copy_detectors: Registry[Callable[..., CopyDetector]] = Registry(
     "copy detector",
     "diffkit.copies",

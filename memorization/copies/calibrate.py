@@ -1,7 +1,7 @@
-"""What a copy detector's threshold is worth: labelled pairs made from a folder of images, and the rates on them.
+"""Calibration of a copy detector: its rates on labelled pairs made from a set of images.
 
 Copies are made from each image by the distortions below (and, where given, by the audited model's own autoencoder,
-since that is what every generated image has gone through). Non-copies are pairs of different images and opposite
+which every generated image passes through). Non-copies are pairs of different images and opposite
 quarters of one image. Near-duplicates among the images would be counted as false positives: leave them out.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,14 +21,14 @@ from torch.nn import functional as F
 from diffkit.errors import InputError
 from diffkit.images import to_pil
 from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
-from memorization.copies import CopyDetector
+from memorization.copies import CopyDetector, OperatingPoint
 
 Distortion = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A copy detector's operating point and its rates on labelled pairs; goes into every report.
+class CopyCalibration:
+    """A copy detector's operating point and its rates on labelled pairs.
 
     Attributes:
         threshold: similarity from which a pair counts as a copy.
@@ -52,19 +53,19 @@ class Calibration:
     auc: float
     by_distortion: Mapping[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, object]:
-        """The fields as plain JSON values."""
-        return asdict(self)
+    def to_json(self) -> OperatingPoint:
+        """The fields as JSON values."""
+        return cast("OperatingPoint", asdict(self))
 
 
-def calibrate(
+def calibrate_copy_detector(
     detector: CopyDetector,
     images: Tensor,
     *,
     round_trip: Distortion | None = None,
     max_fpr: float = 0.01,
     threshold: float | None = None,
-) -> Calibration:
+) -> CopyCalibration:
     """Measure a detector on pairs made from ``images`` and choose the operating point.
 
     The threshold is the detector's own, raised where more than ``max_fpr`` of the non-copies would pass it. Raising
@@ -84,32 +85,32 @@ def calibrate(
         raise InputError(f"Calibrating a copy detector takes at least 2 different images, got {len(images)}.")
     ways = {**DISTORTIONS, **({"autoencoder": round_trip} if round_trip else {})}
     copies = {name: _paired(detector, way(images), images) for name, way in ways.items()}
-    others = _non_copies(detector, images)
+    non_copies = _non_copies(detector, images)
     positives = torch.cat(list(copies.values())).double()
-    if not (positives.isfinite().all() and others.isfinite().all()):
+    if not (positives.isfinite().all() and non_copies.isfinite().all()):
         raise InputError(
             "The model's autoencoder, or an image, gives values that are not numbers; try --dtype float32."
         )
     source = "given"
     if threshold is None:
-        floor = _above_all_but(others, max_fpr)
+        floor = _above_all_but(non_copies, max_fpr)
         threshold = max(detector.threshold, floor)
         source = f"at most {max_fpr:.0%} of the non-copies" if floor > detector.threshold else "the detector's default"
-    hits, alarms = int((positives >= threshold).sum()), int((others >= threshold).sum())
-    return Calibration(
+    hits, alarms = int((positives >= threshold).sum()), int((non_copies >= threshold).sum())
+    return CopyCalibration(
         detector=detector.name,
         preprocessing=detector.preprocessing,
         threshold=threshold,
         source=source,
         images=len(images),
         copies=len(positives),
-        non_copies=len(others),
+        non_copies=len(non_copies),
         tpr=hits / len(positives),
         tpr_interval=clopper_pearson(hits, len(positives)),
-        fpr=alarms / len(others),
-        fpr_interval=clopper_pearson(alarms, len(others)),
-        tpr_at_1_fpr=tpr_at_fpr(positives.tolist(), others.tolist(), 0.01),
-        auc=auc(positives.tolist(), others.tolist()),
+        fpr=alarms / len(non_copies),
+        fpr_interval=clopper_pearson(alarms, len(non_copies)),
+        tpr_at_1_fpr=tpr_at_fpr(positives.tolist(), non_copies.tolist(), 0.01),
+        auc=auc(positives.tolist(), non_copies.tolist()),
         by_distortion={name: float((scores.double() >= threshold).double().mean()) for name, scores in copies.items()},
     )
 
@@ -119,14 +120,14 @@ def _non_copies(detector: CopyDetector, images: Tensor) -> Tensor:
     apart = ~torch.eye(len(images), dtype=torch.bool)
     h, w = images.shape[-2] // 2, images.shape[-1] // 2
     corners = [(images[..., :h, :w], images[..., h:, w:]), (images[..., :h, w:], images[..., h:, :w])]
-    quarters = [_paired(detector, one, other) for one, other in corners]
+    quarters = [_paired(detector, first, second) for first, second in corners]
     return torch.cat([detector.similarity(images, images)[apart], *quarters]).double()
 
 
-def _paired(detector: CopyDetector, one: Tensor, other: Tensor) -> Tensor:
+def _paired(detector: CopyDetector, images: Tensor, references: Tensor) -> Tensor:
     """(n,) similarities of the first to the first, the second to the second, ..., in blocks that waste little."""
-    blocks = [slice(first, first + 4) for first in range(0, len(one), 4)]
-    return torch.cat([detector.similarity(one[block], other[block]).diagonal() for block in blocks])
+    blocks = [slice(first, first + 4) for first in range(0, len(images), 4)]
+    return torch.cat([detector.similarity(images[block], references[block]).diagonal() for block in blocks])
 
 
 def _above_all_but(scores: Tensor, share: float) -> float:

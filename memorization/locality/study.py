@@ -20,7 +20,6 @@ from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS
-from memorization.auditing.settings import AuditSettings
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import operating_point
 from memorization.generation import image_size
@@ -110,8 +109,7 @@ def _threshold(pipe: DiffusionPipeline, items: Sequence[AuditItem], settings: Lo
     copies = load_copy_detector(settings.copies, pipe)
     if settings.threshold is not None:
         return {"detector": copies.name, "threshold": settings.threshold, "source": "given"}
-    asked = AuditSettings(copies=settings.copies, seed=settings.seed)
-    return operating_point(pipe, items, copies, asked, image_size(pipe))
+    return dict(operating_point(pipe, items, copies, image_size(pipe)))
 
 
 class _Work:

@@ -1,21 +1,22 @@
-"""What a mitigation costs: the same prompts and seeds before and after, compared pair by pair.
+"""What a mitigation costs in quality: the same prompts and seeds before and after, compared pair by pair.
 
-``quality_report(before, after, prompts)`` does it at once. Where one pipeline serves for both (a mitigation switched on
-and off, a training loop that looks up now and then), take a :func:`snapshot` of each state and :func:`compare` them.
+:func:`quality_report` compares two pipelines. To compare two states of one pipeline (with and without a mitigation,
+before and after training), take a :func:`snapshot` of each and pass them to :func:`compare_snapshots`.
 """
 
 from memorization.quality.fidelity import fidelity
 from memorization.quality.files import load_snapshot, save_snapshot
-from memorization.quality.report import compare, quality_report
-from memorization.quality.settings import QualityBudget, QualitySettings, read_quality_prompts
+from memorization.quality.report import compare_snapshots, quality_report
+from memorization.quality.result import QualityReport
+from memorization.quality.settings import QualitySettings, read_quality_prompts
 from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
 __all__ = [
-    "QualityBudget",
+    "QualityReport",
     "QualitySettings",
     "Snapshot",
     "Validation",
-    "compare",
+    "compare_snapshots",
     "fidelity",
     "load_snapshot",
     "quality_report",

@@ -23,6 +23,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from diffkit.errors import InputError
+from memorization.quality.result import Fidelity
 
 ENOUGH = 10_000  # images a side from which FID is told
 
@@ -108,7 +109,7 @@ def fidelity(
     micro_batch: int = 32,
     resamples: int = 500,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Fidelity:
     """KID with its interval, and FID where there are enough images, as JSON values.
 
     Args:
@@ -127,40 +128,42 @@ def fidelity(
             f"{len(before)} and {len(after)}; draw as many on both sides."
         )
     features = load_features(extractor)
-    one, other = (torch.cat([features(part).cpu() for part in side.split(micro_batch)]) for side in (before, after))
-    if not (one.isfinite().all() and other.isfinite().all()):
+    first, second = (torch.cat([features(part).cpu() for part in side.split(micro_batch)]) for side in (before, after))
+    if not (first.isfinite().all() and second.isfinite().all()):
         raise InputError(f"The feature extractor {features.name!r} returned values that are not numbers.")
-    resampled = bootstrap_kid(one, other, resamples=resamples, seed=seed)
+    resampled = bootstrap_kid(first, second, resamples=resamples, seed=seed)
     low, high = np.quantile(resampled, [0.025, 0.975]) if resampled else (None, None)
-    enough = len(one) >= ENOUGH
+    enough = len(first) >= ENOUGH
     return {
-        "n": len(one),
+        "n": len(first),
         "features": features.name,
-        "kid": {"mean": kid(one, other), "low": _known(low), "high": _known(high)},
-        "fid": fid(one, other) if enough else None,
+        "kid": {"mean": kid(first, second), "low": _number(low), "high": _number(high)},
+        "fid": fid(first, second) if enough else None,
         "fid_reason": None if enough else f"fewer than {ENOUGH} images a side; FID would mostly measure their number",
     }
 
 
-def _known(value: float | None) -> float | None:
+def _number(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def kid(one: Tensor, other: Tensor) -> float:
+def kid(before: Tensor, after: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of (n, d) features, over all of them, by torchmetrics."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features.*")
-        metric = KernelInceptionDistance(feature=_given(one), subsets=1, subset_size=len(one)).set_dtype(torch.float64)
-    metric.update(one, real=True)
-    metric.update(other, real=False)
+        metric = KernelInceptionDistance(feature=_given(before), subsets=1, subset_size=len(before)).set_dtype(
+            torch.float64
+        )
+    metric.update(before, real=True)
+    metric.update(after, real=False)
     return float(metric.compute()[0])
 
 
-def fid(one: Tensor, other: Tensor) -> float:
+def fid(before: Tensor, after: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to (n, d) features, by torchmetrics, float64."""
-    metric = FrechetInceptionDistance(feature=_given(one)).set_dtype(torch.float64)
-    metric.update(one, real=True)
-    metric.update(other, real=False)
+    metric = FrechetInceptionDistance(feature=_given(before)).set_dtype(torch.float64)
+    metric.update(before, real=True)
+    metric.update(after, real=False)
     return float(metric.compute())
 
 
@@ -171,19 +174,19 @@ def _given(features: Tensor) -> nn.Module:
     return identity
 
 
-def bootstrap_kid(one: Tensor, other: Tensor, *, resamples: int, seed: int) -> Sequence[float]:
+def bootstrap_kid(before: Tensor, after: Tensor, *, resamples: int, seed: int) -> Sequence[float]:
     """KID of so many resamples of the images of both sides, without the pairs of an image with itself.
 
     A resample that is one image all over has no pair and is left out; only with a handful of images does it happen.
     """
-    n = len(one)
+    n = len(before)
     generator = np.random.default_rng(seed)
     draws = [torch.from_numpy(generator.multinomial(n, [1 / n] * n, size=resamples)).double() for _ in range(2)]
-    within = [_within(features, weights) for features, weights in zip((one, other), draws, strict=True)]
-    across = ((draws[0] @ poly_kernel(one, other)) * draws[1]).sum(1) / n**2
-    found = within[0] + within[1] - 2 * across
-    known: list[float] = found[found.isfinite()].tolist()
-    return known
+    within = [_within(features, weights) for features, weights in zip((before, after), draws, strict=True)]
+    across = ((draws[0] @ poly_kernel(before, after)) * draws[1]).sum(1) / n**2
+    distances = within[0] + within[1] - 2 * across
+    finite: list[float] = distances[distances.isfinite()].tolist()
+    return finite
 
 
 def _within(features: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Validation loss by noise level, and how far the unconditional branch has moved, on the same images and noise.
 
-A mitigation that spoils the model shows here first, and at which noise level: layout at high noise, detail at low.
-Both need one forward pass a draw and no generation.
+They show damage to the model early, and at which noise level: layout at high noise, detail at low. Each needs one
+forward pass per draw and no generation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Losses(NamedTuple):
-    """What the denoiser does on validation images.
+    """The denoiser's losses and predictions on validation images.
 
     Attributes:
         loss: (V, bins) float32 on the CPU, mean squared error against the model's own training target.

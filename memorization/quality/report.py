@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from diffkit.stats import bootstrap_mean
 from memorization.copies import CopyDetector
 from memorization.quality.fidelity import fidelity, load_features
 from memorization.quality.losses import unconditional_drift
+from memorization.quality.result import Change, Drift, Estimate, FidelityChange, QualityReport, SettingsUsed
 from memorization.quality.settings import QualitySettings
 from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SCHEMA = 1
-Estimate = dict[str, Any]  # mean, low, high (None where unknown), n, missing
 
 
 def quality_report(
@@ -41,14 +41,39 @@ def quality_report(
     copies: str | CopyDetector = "tiled",
     validation: Validation | None = None,
     features: nn.Module | str | Path | None = None,
-) -> dict[str, Any]:
-    """:func:`snapshot` of two pipelines, and their :func:`compare`; same arguments."""
+) -> QualityReport:
+    """Compare the quality of two models on the same prompts and seeds: drift, diversity, text alignment, loss.
+
+    Args:
+        before: the unchanged pipeline; ``after``: the changed one.
+        prompts: different, held out from whatever the change was fitted on.
+        settings: of the generations.
+        rewards: text alignment, by registered name or as objects; none gives no alignment.
+        copies: the copy detector that measures similarity within a prompt.
+        validation: images with captions for the loss; by default the first image of each prompt by ``before``.
+        features: a feature extractor for KID and FID, see :func:`~memorization.quality.fidelity.load_features`.
+
+    Returns:
+        See :func:`compare_snapshots`.
+
+    Example:
+        >>> from diffkit import load_pipeline
+        >>> from memorization import quality_report
+        >>> from memorization.quality import QualitySettings
+        >>> pipe = load_pipeline("lab")
+        >>> small = QualitySettings(seeds_per_prompt=2, num_inference_steps=2, bins=1, draws=1)
+        >>> report = quality_report(pipe, pipe, ["a red circle on gray"], small)
+        >>> report["drift"]["relative"]["mean"], report["unconditional"]["all"]["mean"]
+        (0.0, 0.0)
+    """
     first = snapshot(before, prompts, settings, rewards=rewards, copies=copies, validation=validation)
     second = snapshot(after, prompts, settings, rewards=rewards, copies=copies, validation=first.validation)
-    return compare(first, second, features=features)
+    return compare_snapshots(first, second, features=features)
 
 
-def compare(before: Snapshot, after: Snapshot, *, features: nn.Module | str | Path | None = None) -> dict[str, Any]:
+def compare_snapshots(
+    before: Snapshot, after: Snapshot, *, features: nn.Module | str | Path | None = None
+) -> QualityReport:
     """What changed, as JSON values; each estimate is ``{mean, low, high, n, missing}`` with a 95 % interval.
 
     ``drift``: root mean square distance to the first model's image of the same prompt and seed: ``latent`` (in the
@@ -68,7 +93,7 @@ def compare(before: Snapshot, after: Snapshot, *, features: nn.Module | str | Pa
     return {
         "schema_version": SCHEMA,
         "prompts": len(before.prompts),
-        "settings": asdict(before.settings),
+        "settings": cast("SettingsUsed", asdict(before.settings)),
         "drift": _drift(before, after),
         "diversity": {"detector": before.detector, **_change(before.similarity, after.similarity)},
         "alignment": {
@@ -93,7 +118,7 @@ def compare(before: Snapshot, after: Snapshot, *, features: nn.Module | str | Pa
     }
 
 
-def _fidelity(before: Snapshot, after: Snapshot, features: nn.Module | str | Path | None) -> dict[str, Any] | None:
+def _fidelity(before: Snapshot, after: Snapshot, features: nn.Module | str | Path | None) -> FidelityChange | None:
     """Distances of the distributions, by seeds that the two sides do not share; None without features."""
     half = before.settings.seeds_per_prompt // 2
     if features is None:
@@ -102,8 +127,8 @@ def _fidelity(before: Snapshot, after: Snapshot, features: nn.Module | str | Pat
         raise InputError("KID and FID compare different seeds: give at least 2 seeds per prompt.")
     extractor = load_features(features)
     first, own, other = before.images[:, :half], before.images[:, half : 2 * half], after.images[:, half : 2 * half]
-    pairs = {"change": (first, other), "null": (first, own)}
-    return {name: fidelity(a.flatten(0, 1), b.flatten(0, 1), extractor) for name, (a, b) in pairs.items()}
+    first, own, other = (images.flatten(0, 1) for images in (first, own, other))
+    return {"change": fidelity(first, other, extractor), "null": fidelity(first, own, extractor)}
 
 
 def _check_pair(before: Snapshot, after: Snapshot) -> None:
@@ -111,48 +136,48 @@ def _check_pair(before: Snapshot, after: Snapshot) -> None:
         raise InputError("The two snapshots are of different prompts or settings; take both with the same.")
     if before.alignment.keys() != after.alignment.keys() or before.detector != after.detector:
         raise InputError("The two snapshots have other rewards or another copy detector; take both with the same.")
-    one, other = before.validation, after.validation
-    if one is not other and (one.captions != other.captions or not torch.equal(one.images, other.images)):
+    first, second = before.validation, after.validation
+    if first is not second and (first.captions != second.captions or not torch.equal(first.images, second.images)):
         raise InputError("The two snapshots have other validation images; hand over the first one's `validation`.")
 
 
 def estimate(values: Tensor) -> Estimate:
     """Mean of the finite values with its bootstrap interval; ``missing`` counts the others."""
-    known = [float(value) for value in values.flatten() if math.isfinite(float(value))]
-    counts = {"n": len(known), "missing": values.numel() - len(known)}
-    if not known:
-        return {"mean": None, "low": None, "high": None, **counts}
-    low, high = bootstrap_mean(known)
-    return {"mean": sum(known) / len(known), "low": low, "high": high, **counts}
+    finite = [float(value) for value in values.flatten() if math.isfinite(float(value))]
+    n, missing = len(finite), values.numel() - len(finite)
+    if not finite:
+        return {"mean": None, "low": None, "high": None, "n": n, "missing": missing}
+    low, high = bootstrap_mean(finite)
+    return {"mean": sum(finite) / n, "low": low, "high": high, "n": n, "missing": missing}
 
 
-def _change(before: Tensor, after: Tensor) -> dict[str, Estimate]:
-    """Both means and the mean of the paired differences, over the units for which both are known."""
+def _change(before: Tensor, after: Tensor) -> Change:
+    """Both means and the mean of the paired differences."""
     return {"before": estimate(before), "after": estimate(after), "change": estimate(after - before)}
 
 
-def _drift(before: Snapshot, after: Snapshot) -> dict[str, Estimate]:
+def _drift(before: Snapshot, after: Snapshot) -> Drift:
     latent = _distance(before.latents, after.latents)
     n = before.settings.seeds_per_prompt
-    yardstick = torch.full((len(before.prompts),), float("nan"))
+    between_seeds = torch.full((len(before.prompts),), float("nan"))
     if n > 1:
         pairs = [(i, j) for i in range(n) for j in range(i)]
         apart = [_rms(before.latents[:, i] - before.latents[:, j], 1) for i, j in pairs]
-        yardstick = torch.stack(apart).mean(0).clamp(min=1e-12)
+        between_seeds = torch.stack(apart).mean(0).clamp(min=1e-12)
     return {
         "latent": estimate(latent),
         "pixel": estimate(_distance(before.images, after.images)),
-        "relative": estimate(latent / yardstick),
+        "relative": estimate(latent / between_seeds),
     }
 
 
-def _distance(one: Tensor, other: Tensor) -> Tensor:
+def _distance(before: Tensor, after: Tensor) -> Tensor:
     """(P,) root mean square distance of pairs, averaged over the seeds; NaN where the shapes differ."""
-    if one.shape != other.shape:
-        return torch.full((len(one),), float("nan"))
-    return _rms(one - other, 2).mean(1)
+    if before.shape != after.shape:
+        return torch.full((len(before),), float("nan"))
+    return _rms(before - after, 2).mean(1)
 
 
 def _rms(values: Tensor, keep: int) -> Tensor:
-    found: Tensor = values.flatten(keep).square().mean(-1).sqrt()
-    return found
+    rms: Tensor = values.flatten(keep).square().mean(-1).sqrt()
+    return rms

@@ -1,4 +1,4 @@
-"""What one model does with held-out prompts and validation images, kept to be compared with another state of it."""
+"""Snapshots: one model's images and losses on held-out prompts, to be compared with another model's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Validation(NamedTuple):
-    """(V, 3, H, W) images in [0, 1] with their captions, for the loss; ``source`` says whose they are."""
+    """(V, 3, H, W) images in [0, 1] with their captions, for the loss; ``source``: where they are from."""
 
     images: Tensor
     captions: tuple[str, ...]
@@ -35,7 +35,7 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one model does with the prompts, kept to be compared with another state of it.
+    """One model's images and losses on the prompts, to be compared with another model's.
 
     Attributes:
         images: (P, S, 3, H, W) float32 in [0, 1]; ``latents``: (P, S, ...), the images as its VAE encodes them.
@@ -83,9 +83,9 @@ def snapshot(
         pipe: a pipeline of a known family, in the state to be measured.
         prompts: different, held out from whatever the mitigation was fitted on.
         rewards: text alignment, by registered name or as objects; none gives no alignment.
-        copies: the detector that measures likeness within a prompt.
-        validation: images with captions; None takes the first image of each prompt as this very model makes it. For
-            the second model hand over the first one's ``validation``.
+        copies: the copy detector that measures similarity within a prompt.
+        validation: images with captions; None takes the first image of each prompt as this model makes it. For the
+            second model pass the first one's ``validation``.
 
     Raises:
         InputError: no prompts, or a prompt or reward twice.
@@ -97,12 +97,12 @@ def snapshot(
     images = _images(pipe, prompts, settings)
     detector = load_copy_detector(copies)
     scorers = [load_reward(reward) for reward in rewards]
-    if len({one.name for one in scorers}) < len(scorers):
-        raise InputError(f"Expected rewards of different names, got {', '.join(one.name for one in scorers)}.")
+    if len({scorer.name for scorer in scorers}) < len(scorers):
+        raise InputError(f"Expected rewards of different names, got {', '.join(scorer.name for scorer in scorers)}.")
     n = settings.seeds_per_prompt
     repeated = [prompt for prompt in prompts for _ in range(n)]
     flat = images.flatten(0, 1)
-    scores = {one.name: score_checked(one, flat, repeated).values.view(-1, n) for one in scorers}
+    scores = {scorer.name: score_checked(scorer, flat, repeated).values.view(-1, n) for scorer in scorers}
     validation = validation or Validation(images[:, 0], prompts, "made by the model before, first seed of each prompt")
     return Snapshot(
         prompts=prompts,
@@ -112,7 +112,7 @@ def snapshot(
         similarity=torch.stack([pairwise_similarity(detector, group) for group in images]),
         detector=f"{detector.name}: {detector.preprocessing}",
         alignment=scores,
-        higher_is_better={one.name: one.higher_is_better for one in scorers},
+        higher_is_better={scorer.name: scorer.higher_is_better for scorer in scorers},
         validation=validation,
         losses=validation_losses(
             pipe,
@@ -131,8 +131,8 @@ def pairwise_similarity(detector: CopyDetector, images: Tensor) -> Tensor:
     if len(images) < 2:
         return torch.tensor(float("nan"))
     apart = ~torch.eye(len(images), dtype=torch.bool)
-    likeness: Tensor = detector.similarity(images, images).cpu()[apart].mean()
-    return likeness
+    similarity: Tensor = detector.similarity(images, images).cpu()[apart].mean()
+    return similarity
 
 
 def _images(pipe: DiffusionPipeline, prompts: Sequence[str], settings: QualitySettings) -> Tensor:

@@ -1,0 +1,117 @@
+"""Compare finished audits of several models, and write the comparison into a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffkit.errors import InputError
+from diffkit.runs import Run
+from memorization.comparison.paired import AuditRun, read_runs, summarise_comparison
+from memorization.comparison.result import Comparison
+from memorization.quality.result import QualityReport
+
+__all__ = ["QualityRequest", "compare_audits"]
+
+
+@dataclass(frozen=True)
+class QualityRequest:
+    """What to measure of the models' quality, see :func:`memorization.comparison.quality.measure_quality`.
+
+    Attributes:
+        prompts: a source that :func:`memorization.quality.read_quality_prompts` takes.
+        limit: the first so many prompts.
+        seeds: images of each prompt.
+        rewards: registered rewards for text alignment, comma separated; "" = the preset's, if it has any.
+        dtype: of the models that are loaded; ``device`` likewise.
+    """
+
+    prompts: str
+    limit: int = 16
+    seeds: int = 4
+    rewards: str = ""
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+def compare_audits(
+    folders: Sequence[str | Path],
+    names: Sequence[str] | None = None,
+    *,
+    out: str | Path | None = None,
+    quality: QualityRequest | None = None,
+) -> Comparison:
+    """Compare audits of several models, suspect by suspect: original, mitigated, never trained on the suspects.
+
+    Args:
+        folders: two or more finished audits of the same suspects, controls and settings; the first is the baseline.
+        names: for the report; by default the folders' names.
+        out: a run folder for summary.json and a report with all pictures; the same call resumes there.
+        quality: also measure what each later model lost against the first; needs ``out``.
+
+    Raises:
+        InputError: folders that are no finished audits or not the same audit (the message names the settings that
+            differ), or ``quality`` without ``out``.
+
+    Example:
+        >>> import tempfile
+        >>> from memorization import AuditSettings, audit, compare_audits, read_suspects
+        >>> small = AuditSettings(budgets=(0, 1), starts=("other",), generations=1, attack_generations=1,
+        ...                       num_inference_steps=2, draws=1, micro_batch=2)
+        >>> suspects = read_suspects("lab:planted")[0][:1]
+        >>> runs = [audit(name, suspects, out=tempfile.mkdtemp(), settings=small) for name in ("lab", "lab-clean")]
+        >>> comparison = compare_audits([run.folder for run in runs], ["trained", "never trained"])
+        >>> comparison["changes"]["never trained"]["caption"]["n"]
+        1
+    """
+    runs = read_runs(folders, names)
+    if out is None:
+        if quality is not None:
+            raise InputError("Quality is measured into a folder: add --out runs/compare, or leave out --quality.")
+        return summarise_comparison(runs)
+    from memorization.comparison.report import write_comparison
+
+    asked = (
+        None
+        if quality is None
+        else {
+            "prompts": quality.prompts,
+            "limit": quality.limit,
+            "seeds": quality.seeds,
+            "rewards": quality.rewards,
+        }
+    )
+    config = {"audits": {run.name: run.record["config_hash"] for run in runs}, "quality": asked}
+    with Run.open(out, config=config, kind="audit-compare") as run:
+        measured = None if quality is None else _measure(run, runs, quality)
+        comparison = summarise_comparison(runs, measured)
+        run.write_json("summary.json", comparison)
+        write_comparison(run, runs, comparison)
+    return comparison
+
+
+def _measure(run: Run, runs: Sequence[AuditRun], quality: QualityRequest) -> dict[str, QualityReport]:
+    """Generate as the baseline's audit did."""
+    from memorization.comparison.quality import measure_quality
+    from memorization.quality import QualitySettings
+
+    audited = runs[0].summary["settings"]
+    micro_batch = audited["micro_batch"]
+    settings = QualitySettings(
+        seeds_per_prompt=quality.seeds,
+        num_inference_steps=audited["num_inference_steps"],
+        guidance_scale=audited["guidance_scale"],
+        micro_batch=QualitySettings.micro_batch if micro_batch == "auto" else micro_batch,
+        seed=audited["seed"],
+    )
+    return measure_quality(
+        run,
+        runs,
+        quality.prompts,
+        limit=quality.limit,
+        settings=settings,
+        rewards=[name.strip() for name in quality.rewards.split(",") if name.strip()],
+        dtype=quality.dtype,
+        device=quality.device,
+    )
