@@ -141,7 +141,7 @@ def changes(baseline: AuditRun, other: AuditRun) -> dict[str, PairedChange]:
         if budgets[0] is not None and budgets[1] is not None:
             budget = min(budgets[0], budgets[1])
             change = _paired(_by_attack(baseline, rung, budget), _by_attack(other, rung, budget))
-            by_way[rung] = cast("PairedChange", {"budget": budget} | dict(change))
+            by_way[rung] = {"budget": budget, **change}
     return by_way
 
 
@@ -151,7 +151,8 @@ Answers = dict[str, bool | None]
 def _paired(before: Answers, after: Answers) -> PairedChange:
     pairs = [(before[key], after.get(key)) for key in before]
     scored = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return {**mcnemar([a for a, _ in scored], [b for _, b in scored]), "left_out": len(pairs) - len(scored)}
+    test = mcnemar([a for a, _ in scored], [b for _, b in scored])
+    return cast("PairedChange", {**test, "left_out": len(pairs) - len(scored)})
 
 
 def _verdict(run: AuditRun) -> Answers:
