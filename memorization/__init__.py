@@ -10,11 +10,22 @@ if TYPE_CHECKING:
     from diffkit.suspects import read_suspects
     from memorization.attack.base import Target
     from memorization.attack.dori import Dori
+    from memorization.auditing.run import audit
     from memorization.auditing.settings import AuditSettings
+    from memorization.comparison.run import compare_audits
     from memorization.copies import load_copy_detector
     from memorization.quality import quality_report
 
-__all__ = ["AuditSettings", "Dori", "Target", "load_copy_detector", "quality_report", "read_suspects"]
+__all__ = [
+    "AuditSettings",
+    "Dori",
+    "Target",
+    "audit",
+    "compare_audits",
+    "load_copy_detector",
+    "quality_report",
+    "read_suspects",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -22,6 +33,8 @@ __getattr__, __dir__ = lazy_names(
         "AuditSettings": "memorization.auditing.settings",
         "Dori": "memorization.attack.dori",
         "Target": "memorization.attack.base",
+        "audit": "memorization.auditing.run",
+        "compare_audits": "memorization.comparison.run",
         "load_copy_detector": "memorization.copies",
         "quality_report": "memorization.quality",
         "read_suspects": "diffkit.suspects",
