@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from schemas import validate, validate_run
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
@@ -85,6 +86,14 @@ def test_every_item_is_in_the_journal_and_in_the_totals(finished: AuditResult, g
     (broken,) = summary["unreadable"]
     assert broken["row"] == 6
     assert "gone.png" in broken["reason"]
+
+
+def test_the_files_are_as_declared(finished: AuditResult) -> None:
+    validate_run(finished.folder, "audit")
+    record = journal(finished.folder)["suspect:0"]
+    for wrong in ({**record, "extra": 1}, {**record, "seeds": None}, {k: v for k, v in record.items() if k != "best"}):
+        with pytest.raises(ValueError, match=r"extra|seeds|best"):
+            validate("audit-record", wrong)
 
 
 def test_an_item_s_line(finished: AuditResult) -> None:

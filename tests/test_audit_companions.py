@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from schemas import validate_run
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
 
@@ -82,6 +83,7 @@ def journal(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_everything_that_is_measured_has_its_line(finished: AuditResult) -> None:
+    validate_run(finished.folder, "audit")
     items = journal(finished.folder)
     names = ["suspect:a", "suspect:b", "suspect:3", "control:c"]
     names += ["mirror:a", "mirror:b", "noise:a", "noise:b", "reference:a", "reference:b"]

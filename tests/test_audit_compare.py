@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from schemas import validate_run
 from scipy.stats import binomtest
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
@@ -153,6 +154,7 @@ def test_command_with_quality_and_report(folder: Path, tmp_path: Path) -> None:
     line = ["--out", str(tmp_path / "run"), "--quality", str(tmp_path / "prompts.txt"), "--quality-seeds", "2"]
     done = command(folder, *line, "--format", "json")
     assert done.exit_code == 0, done.output
+    validate_run(tmp_path / "run", "audit-compare")
     quality = json.loads(done.stdout)["quality"]
     assert quality["two"]["drift"]["relative"]["n"] == 2
     page = (tmp_path / "run/report.html").read_text()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from schemas import validate_run
 from typer.testing import CliRunner
 
 from diffkit.errors import InputError
@@ -114,6 +115,7 @@ def test_the_command_gives_json_on_stdout_and_its_exit_codes(tmp_path: Path, cap
     done = run_command(*quick, *files, "--out", str(tmp_path / "a"), "--threshold", "-5", "--fail-on", "flagged")
     assert done.exit_code == 1
     assert json.loads(done.stdout) == json.loads((tmp_path / "a" / "summary.json").read_text())
+    validate_run(tmp_path / "a", "detect")
     never = run_command(*quick, *files, "--out", str(tmp_path / "a"), "--threshold", "-5")
     assert never.exit_code == 0
     assert isinstance(run_command(*quick, *files).exception, InputError)  # no --out

@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> None:
     command.make_context(command.name, [*arguments], parent=context.parent)
 
 
-@pytest.mark.parametrize("script", ["readme_figures", "help_texts", "families_table"])
+@pytest.mark.parametrize("script", ["readme_figures", "help_texts", "families_table", "json_schemas"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     line = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--check"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
