@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -12,8 +13,19 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-__all__ = ["Bar", "get_console", "is_quiet", "launched_as", "progress", "say", "write_json", "write_table"]
+__all__ = [
+    "Bar",
+    "format_table",
+    "get_console",
+    "is_quiet",
+    "launched_as",
+    "progress",
+    "say",
+    "write_json",
+    "write_table",
+]
 
 PLAIN_INTERVAL = 10.0  # seconds between two lines of progress where stderr is a file or a pipe
 PIPED_WIDTH = 200  # columns of a table nobody's terminal limits
@@ -160,15 +172,38 @@ def write_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     """The result on stdout as a table, once for all processes; cells are plain text, None reads as a dash."""
     if launched_as() > 0:
         return
-    from rich import box
     from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console.print(_table(headers, rows, title))
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> str:
+    """The table of :func:`write_table` as plain text.
+
+    Example:
+        >>> print(format_table(["seed", "reward"], [[7, "0.51"], [8, None]]))
+          seed   reward
+         ───────────────
+          7      0.51
+          8      –
+    """
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, highlight=False, width=PIPED_WIDTH, color_system=None)
+    console.print(_table(headers, rows, title))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines() if line.strip())
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for header in headers:
         table.add_column(header)
     for row in rows:
         table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-    console.print(table)
+    return table

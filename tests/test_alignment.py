@@ -22,7 +22,7 @@ from ttsnap.alignment import (
     top_count,
     top_select,
 )
-from ttsnap.evaluation.simulate import replay
+from ttsnap.evaluation.replay import replay
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 

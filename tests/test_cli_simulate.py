@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.ledger import Prices
 from diffkit.rewards.base import as_reward
-from ttsnap.evaluation.budget_curves import budget_curves
+from ttsnap.evaluation.budget_curves import budget_curves, finished_cost
 from ttsnap.reward_tensor import RewardTensor, save_npz
 from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -178,6 +178,4 @@ def test_a_dry_run_only_checks(rewards: Path, tmp_path: Path) -> None:
 
 
 def test_the_prices_of_a_finished_candidate_are_the_unit_of_x() -> None:
-    from ttsnap.cli.simulate import _finished
-
-    assert _finished(Prices(2.0, 1.0, 0.5, preview=0.1), 10) == 21.5
+    assert finished_cost(Prices(2.0, 1.0, 0.5, preview=0.1), 10) == 21.5

@@ -57,7 +57,7 @@ def trained(found, base, settings, checkpoint):
 @pytest.mark.parametrize("backend", ["conditioned", "full", "lora"])
 def test_it_learns(backend, loss, found, base, tmp_path):
     settings = dataclasses.replace(LEARN, backend=backend, loss=loss, standardise=backend == "full")
-    reward, levels = distill(found, base, settings, tmp_path)
+    reward, levels = distill(found, base, settings, out=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss_last_tenth"] < 0.9 * lines[0]["loss_first_tenth"]
     assert np.mean([level.after - level.before for level in levels]) > 0.25
@@ -75,7 +75,7 @@ def test_it_learns(backend, loss, found, base, tmp_path):
 @pytest.mark.parametrize("backend", ["conditioned", "full"])
 def test_trained_at_some_levels_it_serves_others(backend, found, base, tmp_path):
     settings = dataclasses.replace(LEARN, backend=backend)
-    reward, _ = distill(found, base, settings, tmp_path / "out")
+    reward, _ = distill(found, base, settings, out=tmp_path / "out")
     sigmas = (10.0, SIGMAS[0], 6.0, 5.0, SIGMAS[1], 3.5)  # as another number of steps would have them
     other = tiny_trajectories(tmp_path / "run", base, prompts=20, candidates=8, sigmas=sigmas, seed=9)
     final = other.reward_tensor("lab").final
@@ -125,7 +125,7 @@ def intervals(level):
 
 def test_scores_stay_in_the_plain_rewards_unit(found, base, tmp_path):
     settings = dataclasses.replace(LEARN, loss="preference", steps=(0,))
-    reward, _ = distill(found, base, settings, tmp_path)
+    reward, _ = distill(found, base, settings, out=tmp_path)
     final = found.reward_tensor("lab").final
     scores = np.stack([
         reward.score_estimates(t.estimates(0), [t.prompt] * CANDIDATES, reward.levels[0]).numpy() for t in found
@@ -135,7 +135,7 @@ def test_scores_stay_in_the_plain_rewards_unit(found, base, tmp_path):
 
 
 def test_mistake_7_weights_are_saved(found, base, tmp_path):
-    reward, _ = distill(found, base, dataclasses.replace(SHORT, backend="full"), tmp_path)
+    reward, _ = distill(found, base, dataclasses.replace(SHORT, backend="full"), out=tmp_path)
     files = sorted(path.name for path in (tmp_path / "model" / "levels").iterdir())
     assert files == ["00.safetensors", "01.safetensors"]
     for file, state in zip(files, reward.states, strict=True):
@@ -146,7 +146,7 @@ def test_mistake_7_weights_are_saved(found, base, tmp_path):
 
 
 def test_mistake_8_every_stage_keeps_its_metrics(found, base, tmp_path):
-    distill(found, base, dataclasses.replace(SHORT, backend="lora", steps=(0, 1, 2)), tmp_path)
+    distill(found, base, dataclasses.replace(SHORT, backend="lora", steps=(0, 1, 2)), out=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == [0, 1, 2]
     assert [[level["step"] for level in line["held_out"]] for line in lines] == [[2], [1], [0]]
@@ -226,14 +226,14 @@ def test_a_killed_run_goes_on_inside_its_stage_as_if_undisturbed(
 
 
 def test_the_same_folder_goes_on_and_another_recipe_is_refused(found, base, tmp_path):
-    first, levels = distill(found, base, SHORT, tmp_path)
+    first, levels = distill(found, base, SHORT, out=tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text()
-    second, again = distill(found, base, SHORT, tmp_path)
+    second, again = distill(found, base, SHORT, out=tmp_path)
     assert levels == again
     assert (tmp_path / "metrics.jsonl").read_text() == lines
     assert all(torch.equal(value, second.states[0][name]) for name, value in first.states[0].items())
     with pytest.raises(InputError, match="learning_rate is 0.003 there and 0.1 here"):
-        distill(found, base, dataclasses.replace(SHORT, learning_rate=0.1), tmp_path)
+        distill(found, base, dataclasses.replace(SHORT, learning_rate=0.1), out=tmp_path)
 
 
 def test_accumulation_does_not_change_the_update(found, base, tmp_path):
@@ -288,7 +288,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{Path(folder, 'store')}", rank=rank, world_size=2)
     found, base = Trajectories.open(Path(folder, "run")), LabReward(Path(folder, "reward"))
-    distill(found, base, dataclasses.replace(SHORT, steps_per_stage=2), Path(folder, "two"))
+    distill(found, base, dataclasses.replace(SHORT, steps_per_stage=2), out=Path(folder, "two"))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -300,7 +300,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
     workers = [context.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
     for worker in workers:
         worker.start()
-    reward, levels = distill(found, base, dataclasses.replace(SHORT, steps_per_stage=2), tmp_path / "one")
+    reward, levels = distill(found, base, dataclasses.replace(SHORT, steps_per_stage=2), out=tmp_path / "one")
     for worker in workers:
         worker.join(240)
     assert [worker.exitcode for worker in workers] == [0, 0]

@@ -160,7 +160,7 @@ def test_images_without_a_final_score_are_never_targets(found, base, tmp_path):
         settings = dataclasses.replace(SHORT, loss=loss, batch=4, steps_per_stage=2)
         trainer = Trainer(other, base, settings, tmp_path / loss)
         assert all(candidate != 1 for unit in trainer._units for _, candidate in unit)
-    reward, levels = distill(other, base, settings, tmp_path / "out")
+    reward, levels = distill(other, base, settings, out=tmp_path / "out")
     assert reward.card["images_without_a_final_score"] == 8
     assert all(level.prompts == 3 for level in levels)
 

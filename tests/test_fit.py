@@ -45,7 +45,7 @@ def telling(prompts: int = 24, pool: int = 40) -> RewardTensor:
 
 
 def quick(tensor: RewardTensor, budgets=(20.0, 40.0), **given) -> FittedSchedule:
-    return fit(tensor, PRICES, budgets, **{"folds": 2, "tries": 25, "resamples": 6, **given})
+    return fit(tensor, budgets, prices=PRICES, **{"folds": 2, "tries": 25, "resamples": 6, **given})
 
 
 def test_pure_noise_gives_best_of_n():

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
-from ttsnap.evaluation.simulate import simulate
+from ttsnap.evaluation.replay import replay
 from ttsnap.fitting.index_fit import fit_index, price_for_budget, replay_index
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import IndexBook
@@ -120,7 +120,7 @@ def test_beats_best_of_n_and_fixed_fractions_when_the_scale_is_known():
     best_fixed = -np.inf
     for schedule in fractions:
         n = max(n for n in range(1, 60) if schedule.cost(n, CALLS).calls <= budget * CALLS)
-        best_fixed = max(best_fixed, float(simulate(tensor, schedule, n, resamples=10, seed=2).mean()))
+        best_fixed = max(best_fixed, float(replay(tensor, schedule, n, resamples=10, seed=2).values.mean()))
     assert found.spent.mean() == pytest.approx(budget, rel=0.1)
     assert found.values.mean() > best_fixed + 0.02 > expected_best_of_n(tensor.final, 6).mean() + 0.02
 

@@ -32,7 +32,7 @@ class RewardTensor:
     """Rewards of P prompts, N candidates each, over a denoising of T calls. Higher is better.
 
     Attributes:
-        looks: (P, N, T) float64; ``[:, :, s]`` is what the pruning reward says of the x0 estimate after s + 1
+        looks: (P, N, T) float64; ``[:, :, s]`` are the pruning reward's scores of the x0 estimates after s + 1
             denoiser calls; NaN where nothing was recorded.
         final: (P, N) float64, the plain reward of the finished image; NaN where it could not be scored.
         name: of the reward.
@@ -61,7 +61,7 @@ class RewardTensor:
         if np.isinf(looks).any() or np.isinf(final).any():
             raise InputError(f"The rewards {self.name!r} hold infinite values; write NaN where a score is not known.")
         for field, values in (("looks", looks), ("final", final)):
-            values.setflags(write=False)  # `places` must not grow old
+            values.setflags(write=False)  # `places` is cached
             object.__setattr__(self, field, values)
         for name, length in (("sigmas", looks.shape[2]), ("prompts", looks.shape[0])):
             given = getattr(self, name)
@@ -69,6 +69,12 @@ class RewardTensor:
                 object.__setattr__(self, name, tuple(given))
                 if len(given) != length:
                     raise InputError(f"The reward tensor needs {length} {name}, got {len(given)}.")
+
+    def __repr__(self) -> str:
+        """The name and the sizes."""
+        prompts, pool, calls = self.looks.shape
+        size = f"{prompts} prompts, {pool} candidates, {len(self.recorded)} of {calls} steps recorded"
+        return f"RewardTensor({self.name!r}: {size})"
 
     @property
     def calls(self) -> int:

@@ -73,7 +73,6 @@ def collect(
     from diffkit.prompts import read_prompts
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
-    from ttsnap.search.preview_decoder import load_preview_vae
     from ttsnap.trajectories.collect import CollectSettings
     from ttsnap.trajectories.collect import collect as carry_out
 
@@ -89,11 +88,10 @@ def collect(
     if dry_run:
         _announce(pipe, texts, scorers, settings)
         return
-    preview = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
     origin = _origin(model, revision, dtype, preview_vae)
-    found = carry_out(pipe, texts, scorers, settings, out=out, origin=origin, preview_vae=preview)
+    trajectories = carry_out(pipe, texts, scorers, settings, out=out, origin=origin, preview_vae=preview_vae)
     if first:
-        summary = json.loads((found.folder / "summary.json").read_bytes())
+        summary = json.loads((trajectories.folder / "summary.json").read_bytes())
         _show(summary, out, format)
         if any(reward["unscored"] for reward in summary["rewards"].values()):
             raise typer.Exit(EXIT_ITEMS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 
 if TYPE_CHECKING:
-    from diffkit.rewards.base import Reward
+    from ttsnap.evaluation.compare import Comparison
 
 EXIT_ITEMS = 3
 SEARCHES = "best-of-n,ttsp,ttsnap,halving,random,zero-order,fk"
@@ -68,57 +68,35 @@ def compare(
     from diffkit.prompts import read_prompts
     from ttsnap.evaluation.compare import CompareSettings
     from ttsnap.evaluation.compare import compare as carry_out
-    from ttsnap.evaluation.contenders import read_contenders
-    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.evaluation.contenders import paired_reward, read_contenders
     from ttsnap.schedules.load import load_schedule
-    from ttsnap.search.preview_decoder import load_preview_vae
 
     parse_budget(budget)
     texts = read_prompts(prompts, limit)
     schedules = {name: load_schedule(text) if text else None for name, text in
                  (("", schedule), ("ttsp", schedule if plain_schedule is None else plain_schedule))}  # fmt: skip
     contenders = read_contenders(searches, schedules=schedules, eta=eta, index=index)
-    scorer = _reward(reward, noise_aware)
+    scorer = paired_reward(reward, None if noise_aware == "none" else noise_aware)
     first = parallel.is_first()  # before the model: it gives each process its device
-    pipe = TTSnapPipeline.from_pipe(load_pipeline(model, revision=revision, dtype=dtype, device=device))
-    pipe.set_progress_bar_config(disable=True)
-    preview = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
+    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
     settings = CompareSettings(budget, steps, guidance, negative, seed, group, micro_batch)
     origin = {
         "model": model, "revision": revision, "dtype": dtype, "prompts": texts, "searches": searches,
         "budget": budget, "reward": reward, "noise_aware": noise_aware, "steps": steps, "guidance": guidance,
         "negative": negative, "eta": eta, "seed": seed, "micro_batch": micro_batch, "preview_vae": preview_vae,
-        "schedules": {name or "default": None if one is None else one.to_json() for name, one in schedules.items()},
+        "schedules": {key or "default": None if own is None else own.to_json() for key, own in schedules.items()},
         "sha256": _checksums(model, noise_aware, preview_vae, index),
     }  # fmt: skip
-    found = carry_out(
-        pipe, texts, contenders, scorer, settings, out=out, origin=origin, preview_vae=preview, dry=dry_run
+    comparison = carry_out(
+        pipe, texts, contenders, settings, reward=scorer, out=out, origin=origin, preview_vae=preview_vae, dry=dry_run
     )
     if dry_run:
         say(f"Would run {len(contenders)} searches on {len(texts)} prompts with {budget} each; nothing was run.")
         return
-    if first and found is not None:
-        _show(found, out, format)
-        if any(row["failed"] for row in found):
+    if first:
+        _show(comparison, format)
+        if any(row["failed"] for row in comparison.rows):
             raise typer.Exit(EXIT_ITEMS)
-
-
-def _reward(name: str, noise_aware: str) -> Reward:
-    """The plain reward, with the judge of estimates beside it where there is one."""
-    from diffkit.rewards import load_reward
-    from diffkit.rewards.base import EstimateReward
-    from ttsnap.evaluation.contenders import PairedReward
-    from ttsnap.noise_aware.reward import NoiseAwareReward
-
-    plain = load_reward(name)
-    if noise_aware == "none":
-        return plain
-    aware: object = (
-        NoiseAwareReward.from_pretrained(noise_aware) if Path(noise_aware).is_dir() else load_reward(noise_aware)
-    )
-    if not isinstance(aware, EstimateReward):
-        raise InputError(f"The reward {noise_aware!r} does not know noise levels; give another, or none.")
-    return PairedReward(plain, aware)
 
 
 def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | None) -> dict[str, str]:
@@ -134,12 +112,9 @@ def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | 
     return sums if index is None else {**sums, "index": sha256_file(index)}
 
 
-def _show(rows: list[dict[str, Any]], out: Path, format: str) -> None:
-    from ttsnap.evaluation.compare_report import table_rows
-
+def _show(comparison: Comparison, format: str) -> None:
     if format == "json":
-        write_json(rows)
+        write_json(comparison.rows)
         return
-    headers, cells = table_rows(rows)
-    write_table(headers, cells, title=f"{rows[0]['prompts']} prompts, in {out}; intervals are 95 %")
-    say(f"The page is {out / 'report.html'}.")
+    write_table(*comparison.table(), title=comparison.title())
+    say(f"The page is {comparison.folder / 'report.html'}.")

@@ -12,7 +12,7 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Out, Seed
 
 if TYPE_CHECKING:
-    from ttsnap.noise_aware.held_out import LevelTau
+    from ttsnap.noise_aware.distill import Distilled
 
 
 def distill(
@@ -41,7 +41,7 @@ def distill(
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters of lora.")] = 8,
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Of the training.")] = "no",
     tracker: Annotated[
-        str | None, typer.Option(help="Whom accelerate tells the losses: tensorboard, wandb, ...; nobody unless asked.")
+        str | None, typer.Option(help="Log the losses by accelerate: tensorboard, wandb, ...; off by default.")
     ] = None,
     seed: Seed = 0,
     out: Out = None,
@@ -68,22 +68,22 @@ def distill(
         held_out=held_out, temperature=temperature, soft=not hard, rank=rank, mixed_precision=mixed_precision,
         seed=seed,
     )  # fmt: skip
-    found = Trajectories.open(trajectories)
+    recorded = Trajectories.open(trajectories)
     base = load_reward(reward)
     if not isinstance(base, TrainableReward):
         raise InputError(f"The reward {reward!r} has no network to train; see diffkit.rewards.base.TrainableReward.")
     if dry_run:
-        steps = choose_steps(found, settings.steps)
+        steps = choose_steps(recorded, settings.steps)
         count = len(curriculum(backend, len(steps), stages))
-        say(f"Would distil {reward} on {len(found)} prompts, steps {steps}, in {count} stages; nothing was run.")
+        say(f"Would distil {reward} on {len(recorded)} prompts, steps {steps}, in {count} stages; nothing was run.")
         return
     from accelerate import PartialState
 
     from ttsnap.noise_aware.distill import distill as carry_out
 
-    done = carry_out(found, base, settings, out, tracker=tracker)
+    distilled = carry_out(recorded, base, settings, out=out, tracker=tracker)
     if PartialState().is_main_process:
-        _show(done.levels, out, format)
+        _show(distilled, out, format)
 
 
 def parse_levels(text: str) -> tuple[int, ...] | None:
@@ -105,20 +105,13 @@ def parse_levels(text: str) -> tuple[int, ...] | None:
     return tuple(sorted(set(steps)))
 
 
-def _show(levels: list[LevelTau], out: Path, format: str) -> None:
+def _show(distilled: Distilled, out: Path, format: str) -> None:
     from dataclasses import asdict
 
+    from ttsnap.noise_aware.distill import HEADERS
+
     if format == "json":
-        write_json([asdict(level) for level in levels])
+        write_json([asdict(level) for level in distilled.levels])
         return
-
-    def shown(mean: float | None, interval: tuple[float, float] | None) -> str | None:
-        return None if mean is None or interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-
-    rows = [
-        [level.step, f"{level.log_snr:.2f}", level.prompts, shown(level.before, level.before_interval),
-         shown(level.after, level.after_interval), shown(level.gain, level.gain_interval)]
-        for level in sorted(levels, key=lambda level: level.log_snr)
-    ]  # fmt: skip
-    write_table(["step", "log-SNR", "prompts", "tau before", "tau after", "gain"], rows)
+    write_table(HEADERS, distilled.table())
     say(f"The reward is in {out / 'model'}, the picture in {out / 'tau.png'}.")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ttsnap.reward_tensor import RewardTensor
     from ttsnap.schedules.fitted_schedule import FittedSchedule
 
-HEADERS = ["budget", "best-of", "candidates", "schedule", "best-of-N", "reward", "difference", "95 % interval"]
-
 
 def fit(
     tensor: Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")],
@@ -48,6 +46,7 @@ def fit(
     finished candidates. When nothing beats best-of-N on held-out prompts, the file holds best-of-N.
     Exit codes: 0 done; 2 wrong input.
     """
+    from ttsnap.evaluation.budget_curves import read_budgets
     from ttsnap.fitting.fit_schedule import fit as fit_schedule
     from ttsnap.trajectories.read import load_tensor
 
@@ -55,7 +54,7 @@ def fit(
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
     rewards = load_tensor(tensor, key, plain=plain)
     prices = prices_of(rewards, call_cost, verify_cost)
-    limits = budgets_of(budgets, prices, rewards.calls)
+    limits = read_budgets(budgets, prices, rewards.calls)
     prompts, pool = rewards.final.shape
     if dry_run:
         say(f"Would fit {len(limits)} budgets on {prompts} prompts with {pool} candidates; nothing was run.")
@@ -64,7 +63,7 @@ def fit(
         _fit_index(rewards, prices, limits, folds=folds, seed=seed, out=out, format=format)
         return
     with progress("fitting", total=(folds + 1) * len(limits)) as bar:
-        fitted = fit_schedule(rewards, prices, limits, seed=seed, folds=folds, cuts=cuts, resamples=resamples,
+        fitted = fit_schedule(rewards, limits, prices=prices, seed=seed, folds=folds, cuts=cuts, resamples=resamples,
                               advance=bar.advance)  # fmt: skip
     from diffkit.runs.files import write_bytes_atomically
 
@@ -82,30 +81,31 @@ def _fit_index(
     from ttsnap.fitting.index_fit import fit_index
 
     with progress("fitting", total=folds + 1) as bar:
-        gained, spent = held_out_differences(rewards, prices, limits, folds=folds, seed=seed, advance=bar.advance)
+        differences, spent = held_out_differences(rewards, prices, limits, folds=folds, seed=seed, advance=bar.advance)
         book = fit_index(rewards, prices, limits, seed=seed)
         bar.advance()
     write_bytes_atomically(out, (book.to_json() + "\n").encode())
-    found = []
+    rows = []
     for column, (budget, price) in enumerate(book.entries):
-        known = [float(gain) for gain in gained[:, column] if gain == gain]  # without NaN
-        low, high = bootstrap_mean(known)
-        found.append({"equivalent": budget, "price": price, "spent": float(spent[:, column].mean()),
-                      "difference": sum(known) / len(known), "low": low, "high": high})  # fmt: skip
+        gains = [float(gain) for gain in differences[:, column] if gain == gain]  # without NaN
+        low, high = bootstrap_mean(gains)
+        rows.append({"equivalent": budget, "price": price, "spent": float(spent[:, column].mean()),
+                      "difference": sum(gains) / len(gains), "low": low, "high": high})  # fmt: skip
     if format == "json":
-        write_json(found)
+        write_json(rows)
     else:
         write_table(["mean cost, best-of", "spent", "price", "difference", "95 % interval"], [
-            [f"{one['equivalent']:.2f}", f"{one['spent']:.2f}", f"{one['price']:.4g}", f"{one['difference']:+.4f}",
-             f"{one['low']:+.4f} to {one['high']:+.4f}"] for one in found
+            [f"{row['equivalent']:.2f}", f"{row['spent']:.2f}", f"{row['price']:.4g}", f"{row['difference']:+.4f}",
+             f"{row['low']:+.4f} to {row['high']:+.4f}"] for row in rows
         ])  # fmt: skip
-    if not all(one["low"] > 0 for one in found):
+    if not all(row["low"] > 0 for row in rows):
         say("At some budgets the index rule is not surely better than best-of-N on held-out prompts.")
 
 
 def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
     """The given costs, or those that were counted when the rewards were recorded."""
     from diffkit.ledger import Prices
+    from ttsnap.evaluation.budget_curves import known_prices
 
     if call is not None and verify is not None:
         if call <= 0:
@@ -113,39 +113,15 @@ def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -
         return Prices(call, 0.0, verify)
     if call is not None or verify is not None:
         raise InputError("Give both --call-cost and --verify-cost, in one unit.")
-    known = rewards.prices
-    if known is None or known.call is None or known.decode is None or known.verify is None:
-        raise InputError("The rewards do not say what a call and a look cost; give --call-cost and --verify-cost.")
-    return known
-
-
-def budgets_of(text: str, prices: Prices, calls: int) -> list[float]:
-    """The budgets in the unit of the prices; ``2x:16x:2`` counts finished candidates."""
-    from ttsnap.evaluation.budget_curves import parse_budgets
-
-    budgets = parse_budgets(text.replace("x", ""))
-    if "x" not in text:
-        return list(budgets)
-    one = calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
-    return [budget * one for budget in budgets]
+    return known_prices(rewards)
 
 
 def _show(fitted: FittedSchedule, format: str) -> None:
     if format == "json":
         write_json(json.loads(fitted.to_json()))
         return
-    rows: list[list[object]] = []
-    entries = {entry.budget: entry for entry in fitted.entries}
-    for at in fitted.expected:
-        entry = entries.get(at.budget)
-        chosen: list[object] = [None, None, "best-of-N"]
-        if entry is not None:
-            chosen = [f"{entry.equivalent:.1f}", entry.candidates, str(entry.schedule) or "best-of-N"]
-        rows.append([f"{at.budget:g}", *chosen, f"{at.best_of_n:.4f}", f"{at.reward:.4f}",
-                     f"{at.reward - at.best_of_n:+.4f}", f"{at.low:+.4f} to {at.high:+.4f}"])  # fmt: skip
-    write_table(HEADERS, rows)
-    if fitted.reason:
-        say(fitted.reason)
-    elif fitted.gain is not None:
-        say(f"Gain over best-of-N on held-out prompts: {fitted.gain:.1f} % "
-            f"(95 % interval {fitted.low:.1f} to {fitted.high:.1f}).")  # fmt: skip
+    from ttsnap.schedules.fitted_schedule import HEADERS
+
+    write_table(HEADERS, fitted.table())
+    if fitted.conclusion():
+        say(fitted.conclusion())

@@ -14,11 +14,19 @@ from diffkit.ledger import Prices
 from diffkit.rewards.combine import Combine
 from ttsnap.alignment import Utilisation, budget_utilisation, expected_best_of_n, regret, survival
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, Accounting, Allotment, allot
-from ttsnap.evaluation.simulate import Replay, draw_orders, replay
+from ttsnap.evaluation.replay import Replay, draw_orders, replay
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
-__all__ = ["PUBLISHED_BUDGETS", "BudgetCurve", "budget_curves", "parse_budgets"]
+__all__ = [
+    "PUBLISHED_BUDGETS",
+    "BudgetCurve",
+    "budget_curves",
+    "finished_cost",
+    "known_prices",
+    "parse_budgets",
+    "read_budgets",
+]
 
 Floats = NDArray[np.float64]
 PUBLISHED_BUDGETS = tuple(float(budget) for budget in range(400, 4001, 200))
@@ -174,3 +182,34 @@ def parse_budgets(text: str) -> tuple[float, ...]:
             f"Cannot read the budgets {text!r}; write first:last:step, as in 400:4000:200, or 400,800,1600."
         ) from None
     return budgets
+
+
+def read_budgets(budgets: str | Sequence[float], prices: Prices, calls: int) -> list[float]:
+    """Budgets in the unit of the prices; with an x, as in ``"2x:16x:2x"``, they count finished candidates.
+
+    Raises:
+        InputError: as :func:`parse_budgets`.
+    """
+    if not isinstance(budgets, str):
+        return [float(budget) for budget in budgets]
+    unit = finished_cost(prices, calls) if "x" in budgets else 1.0
+    return [budget * unit for budget in parse_budgets(budgets.replace("x", ""))]
+
+
+def finished_cost(prices: Prices, calls: int) -> float:
+    """Cost of one candidate that is denoised to the end, decoded and scored."""
+    return calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
+
+
+def known_prices(tensor: RewardTensor) -> Prices:
+    """The prices that were counted when the rewards were recorded.
+
+    Raises:
+        InputError: they were not.
+    """
+    prices = tensor.prices
+    if prices is None or prices.call is None or prices.decode is None or prices.verify is None:
+        raise InputError(
+            "The rewards do not say what a call and a look cost; give prices (--call-cost and --verify-cost)."
+        )
+    return prices

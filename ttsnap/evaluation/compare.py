@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from diffkit import parallel
-from diffkit.console import progress, say
+from diffkit.console import format_table, progress, say
 from diffkit.errors import ScoringError
-from diffkit.families import Autoencoder
+from diffkit.families import Autoencoder, Pipeline
 from diffkit.lab import judge
-from diffkit.rewards.base import Reward
+from diffkit.rewards.base import EstimateReward, Reward, RewardLike
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
-from ttsnap.evaluation.compare_report import summarise_searches, write_page
-from ttsnap.evaluation.contenders import Contender
+from ttsnap.evaluation.compare_report import summarise_searches, table_rows, write_page
+from ttsnap.evaluation.contenders import Contender, paired_reward, read_contenders
 from ttsnap.pipeline import TTSnapPipeline
+from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import priced
 from ttsnap.search.noise import Noise
+from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.request import Found, Request
 
-__all__ = ["KIND", "CompareSettings", "compare"]
+__all__ = ["KIND", "CompareSettings", "Comparison", "compare"]
 
 KIND = "ttsnap-compare"
 JUDGED_SIZE = (3, 64, 64)
@@ -41,7 +44,7 @@ class CompareSettings:
         group: prompts searched in one call; they share micro-batches.
     """
 
-    budget: str
+    budget: str = "16x"
     num_inference_steps: int = 20
     guidance_scale: float = 3.0
     negative: str | None = None
@@ -125,7 +128,7 @@ class _Bench:
 
 
 def _judged(image: Tensor, prompt: str) -> dict[str, Any]:
-    """What the lab's mechanical judge says; None where the prompt is no scene of the lab."""
+    """The verdict of the lab's mechanical judge; None where the prompt is no scene of the lab."""
     unknown = {"judged": None, "judge_score": None}
     if tuple(image.shape) != JUDGED_SIZE:
         return unknown
@@ -136,35 +139,112 @@ def _judged(image: Tensor, prompt: str) -> dict[str, Any]:
     return {"judged": verdict.correct, "judge_score": verdict.score}
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison measured; printed, it is a table.
+
+    Attributes:
+        rows: one for each strategy; see :func:`ttsnap.evaluation.compare_report.summarise_searches`.
+        folder: the run, with ``report.html``.
+    """
+
+    rows: list[dict[str, Any]]
+    folder: Path
+
+    def table(self) -> tuple[list[str], list[list[str | None]]]:
+        """Headers and cells."""
+        return table_rows(self.rows)
+
+    def title(self) -> str:
+        """Number of prompts and folder."""
+        return f"{self.rows[0]['prompts'] if self.rows else 0} prompts, in {self.folder}; intervals are 95 %"
+
+    def __repr__(self) -> str:
+        """The table."""
+        return format_table(*self.table(), title=self.title())
+
+
 def compare(
-    pipe: TTSnapPipeline,
+    pipe: Pipeline,
     prompts: Sequence[str],
-    contenders: Sequence[Contender],
-    reward: Reward,
-    settings: CompareSettings,
+    searches: str | Sequence[Contender] = "best-of-n,ttsp,ttsnap",
+    settings: CompareSettings | None = None,
     *,
+    reward: RewardLike,
+    noise_aware: EstimateReward | str | Path | None = None,
+    schedule: PruningSchedule | str | Path | None = None,
     out: str | Path,
-    origin: Mapping[str, Any],
-    preview_vae: Autoencoder | None = None,
+    origin: Mapping[str, Any] | None = None,
+    preview_vae: Autoencoder | str | Path | None = None,
     dry: bool = False,
-) -> list[dict[str, Any]] | None:
-    """Run every strategy on every prompt, or go on with the run in ``out``; every process of a launch calls it alike.
+) -> Comparison:
+    """Run every search on every prompt at equal counted cost, or resume the run in ``out``.
+
+    Every process of a launch calls it alike.
 
     Args:
-        dry: only check that every strategy can work here.
-
-    Returns:
-        the rows of :func:`ttsnap.evaluation.compare_report.summarise_searches` on the first process; None on the
-        others, and when dry.
+        pipe: a stock pipeline or a :class:`ttsnap.TTSnapPipeline`.
+        prompts: what to show; a prompt's place in the list is part of its candidates' seeds.
+        searches: names separated by commas, or what :func:`ttsnap.evaluation.contenders.read_contenders` gave.
+        settings: budget and denoising; the defaults of :class:`CompareSettings` without.
+        reward: of finished images, and of estimates where ``noise_aware`` is not given.
+        noise_aware: reward of estimates; a folder that ``distill`` wrote, a registered name or a reward.
+        schedule: for the searches that prune by one; ``"2:0.4,6:0.4,11:0.5"`` by default.
+        out: the run's folder.
+        origin: for the record, what identifies model, rewards and searches; others are refused on resuming.
+        preview_vae: decodes estimates; see :func:`ttsnap.search.preview_decoder.load_preview_vae`.
+        dry: only check that every search can work here; the result has no rows.
 
     Raises:
-        InputError: a strategy cannot work here, bad input, or another run in the folder.
+        InputError: a search cannot work here, bad input, or another run in the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from diffkit import load_pipeline
+        >>> from ttsnap import CompareSettings, compare
+        >>> settings = CompareSettings("2x", num_inference_steps=4)
+        >>> comparison = compare(
+        ...     load_pipeline("lab"), ["a red circle left of a blue square on gray"], "best-of-n,ttsnap", settings,
+        ...     reward="lab-noise-aware", schedule="1:0.5", out=tempfile.mkdtemp(),
+        ... )
+        >>> [(row["search"], row["candidates"]) for row in comparison.rows]
+        [('best-of-n', 2.0), ('ttsnap', 2.0)]
     """
-    bench = _Bench(pipe, prompts, reward, settings, preview_vae)
+    settings = settings or CompareSettings()
+    scorer = paired_reward(reward, noise_aware)
+    pruning = None if schedule is None else load_schedule(schedule)
+    contenders = read_contenders(searches, schedules={"": pruning}) if isinstance(searches, str) else searches
+    if origin is None:
+        origin = _origin(prompts, contenders, settings, scorer, pruning)
+    searcher = TTSnapPipeline.from_pipe(pipe)
+    searcher.set_progress_bar_config(disable=True)
+    preview = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
+    bench = _Bench(searcher, prompts, scorer, settings, preview)
     for contender in contenders:
-        pipe.prepare(bench.request(contender, 0, 1))
-    if dry:
-        return None
+        searcher.prepare(bench.request(contender, 0, 1))
+    if not dry:
+        _run(bench, contenders, Path(out), origin)
+        parallel.broadcast(None)  # wait until the first process has written
+    rows = [] if dry else json.loads((Path(out) / "summary.json").read_bytes())
+    return Comparison(rows, Path(out))
+
+
+def _origin(
+    prompts: Sequence[str],
+    contenders: Sequence[Contender],
+    settings: CompareSettings,
+    reward: Reward,
+    schedule: PruningSchedule | None,
+) -> dict[str, Any]:
+    """What changes results, as far as objects tell; the size of a group does not."""
+    searches = ",".join(contender.label for contender in contenders)
+    written = None if schedule is None else schedule.to_json()
+    fixed = {name: value for name, value in asdict(settings).items() if name != "group"}
+    return {**fixed, "prompts": list(prompts), "searches": searches, "reward": reward.name, "schedule": written}
+
+
+def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapping[str, Any]) -> None:
+    pipe, prompts, settings = bench.pipe, bench.prompts, bench.settings
     tasks = [
         _Task(contender, first, min(first + settings.group, len(prompts)))
         for first in range(0, len(prompts), settings.group)
@@ -190,14 +270,13 @@ def compare(
                 if bar is not None:
                     bar.advance(len(fresh))
         if run is None:
-            return None
+            return
         items = [
             run.done[f"{contender.label}/{index:06d}"] for contender in contenders for index in range(len(prompts))
         ]
-        rows = summarise_searches(items, higher_is_better=reward.higher_is_better)
+        rows = summarise_searches(items, higher_is_better=bench.reward.higher_is_better)
         run.write_json("summary.json", rows)
         write_page(run, rows, items)
-        return rows
 
 
 def _keep(run: Run, fresh: Mapping[str, tuple[dict[str, Any], Tensor | None]]) -> None:

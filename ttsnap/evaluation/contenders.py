@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: strategies by name, and what they are judged by."""
+"""The strategies of a comparison by name, and the rewards that they choose by."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.rewards.base import EstimateReward, Reward
+from diffkit.rewards import load_reward
+from diffkit.rewards.base import EstimateReward, Reward, RewardLike
+from ttsnap.noise_aware.reward import NoiseAwareReward
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.registry import load_search
 from ttsnap.search.strategies.base import Strategy
 
-__all__ = ["Contender", "PairedReward", "read_contenders"]
+__all__ = ["Contender", "PairedReward", "paired_reward", "read_contenders"]
 
 
 class Contender(NamedTuple):
@@ -70,8 +72,28 @@ def _strategy(name: str, schedule: PruningSchedule | None, index: str | Path | N
     return IndexSearch.from_file(index, hard=name == "index")
 
 
+def paired_reward(reward: RewardLike, noise_aware: EstimateReward | str | Path | None = None) -> Reward:
+    """The reward of finished images, paired with one of estimates where that is given.
+
+    Args:
+        noise_aware: a noise-aware reward, its registered name, or a folder that ``distill`` wrote.
+
+    Raises:
+        InputError: no such reward, or the second one is not noise-aware.
+    """
+    plain = load_reward(reward)
+    if noise_aware is None:
+        return plain
+    if isinstance(noise_aware, str | Path) and Path(noise_aware).is_dir():
+        return PairedReward(plain, NoiseAwareReward.from_pretrained(Path(noise_aware)))
+    aware = load_reward(str(noise_aware) if isinstance(noise_aware, Path) else noise_aware)
+    if not isinstance(aware, EstimateReward):
+        raise InputError(f"The reward {str(noise_aware)!r} does not know noise levels; give another, or none.")
+    return PairedReward(plain, aware)
+
+
 class PairedReward:
-    """A plain reward for finished images, and another that judges estimates with their noise level."""
+    """A plain reward for finished images, and a noise-aware one for estimates."""
 
     def __init__(self, reward: Reward, aware: EstimateReward) -> None:
         if reward.higher_is_better != aware.higher_is_better:

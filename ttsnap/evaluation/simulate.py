@@ -1,212 +1,215 @@
-"""Replay a pruning schedule on recorded rewards: which candidate would have won, and what is its final reward?
-
-Each prompt's candidates are a pool of N recorded seeds; a search over n draws n of them without replacement, many times
-over. The authors' simulation (arXiv 2511.22242) draws one subset for all prompts from an unseeded generator, returns
-wrong winners after two or more looks and breaks ties by chance; here every prompt draws its own subsets from its own
-seeded generator, winners are indices into the pool, and ties go to the lower index. NaN never survives a finite score.
-"""
+"""What a pruning schedule would have given on recorded rewards: reward against budget, beside best-of-N."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from diffkit.console import format_table
 from diffkit.errors import InputError
-from diffkit.rewards.combine import COMBINE, Combine
-from ttsnap.reward_tensor import RewardTensor, places
+from diffkit.ledger import Prices
+from diffkit.rewards.combine import Combine
+from ttsnap.evaluation.accounting import PUBLISHED_PRICES, Accounting
+from ttsnap.evaluation.budget_curves import BudgetCurve, budget_curves, finished_cost, read_budgets
+from ttsnap.reward_tensor import RewardTensor
+from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.trajectories.read import load_tensor
 
-__all__ = ["Replay", "draw_orders", "replay", "simulate"]
+__all__ = ["Simulation", "default_budgets", "simulate"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-CHUNK = 1 << 18  # candidates handled at once; more do not fit into a processor's cache
+HEADERS = ("budget", "best-of", "reward", "candidates", "schedule", "reward", "difference", "95 % interval",
+           "best survives", "unspent")  # fmt: skip
 
 
-class Replay(NamedTuple):
-    """What P prompts' searches, each done R times, came to.
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """Reward against budget for one or several rewards; printed, it is a table for each.
 
     Attributes:
-        winners: (P, R) index of the winner in the whole pool; -1 where no survivor could be scored.
-        values: (P, R) its final reward, NaN without a winner; (P, R, K) for several rewards.
-        stages: for each stage the indices (P, R, k) of its candidates, rising: those drawn, then those left after
-            each look.
+        curves: one for each reward.
+        tensors: the rewards that were replayed.
+        finished: cost of one finished candidate, in the unit of the curves' budgets.
+        in_finished: whether the table counts budgets in finished candidates.
     """
 
-    winners: Ints
-    values: Floats
-    stages: tuple[Ints, ...]
+    curves: tuple[BudgetCurve, ...]
+    tensors: tuple[RewardTensor, ...]
+    finished: float
+    in_finished: bool = False
 
+    def to_dict(self) -> list[dict[str, Any]]:
+        """One entry for each reward with all figures, as JSON types; what is not defined is None."""
+        return [_report(curve, tensor, self.finished) for curve, tensor in zip(self.curves, self.tensors, strict=True)]
 
-def draw_orders(prompts: Sequence[int] | range, pool: int, resamples: int, *, seed: int = 0, stream: int = 0) -> Ints:
-    """Random orders (P, R, pool) of the candidates: the first n of each are a subset of n.
+    def table(self, curve: BudgetCurve) -> list[list[object]]:
+        """Rows under ``HEADERS``, one for each budget of a curve."""
+        unit, suffix = (self.finished, "x") if self.in_finished else (1.0, "")
+        return [_row(point, unit, suffix) for point in _points(curve, unit)]
 
-    The generator of a prompt depends on the seed, the stream and the prompt's number only, so other prompts, chunks
-    and further resamplings change nothing. One set of orders for several schedules or several n makes their difference
-    less noisy (common random numbers).
+    def title(self, curve: BudgetCurve) -> str:
+        """The name of the reward and its gain over best-of-N."""
+        name = curve.name or "reward"
+        if curve.utilisation is None or math.isnan(curve.utilisation.gain):
+            return name
+        gain, low, high = curve.utilisation
+        return f"{name}: gain over best-of-N {gain:+.1f} % (95 % interval over prompts {low:+.1f} to {high:+.1f})"
 
-    Args:
-        prompts: the number of each prompt; its generator follows from it.
-        stream: gives independent orders under the same seed.
-    """
-    orders = np.empty((len(prompts), resamples, pool), dtype=np.int64)
-    for row, prompt in zip(orders, prompts, strict=True):
-        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, prompt)))
-        row[:] = generator.permuted(np.tile(np.arange(pool), (resamples, 1)), axis=1)
-    return orders
+    def notes(self, curve: BudgetCurve) -> list[str]:
+        """Sentences on missing scores and on budgets that pay for more candidates than were recorded."""
+        missing = self.tensors[self.curves.index(curve)].missing
+        notes = [f"{curve.name}: {missing} scores are missing; such candidates never win."] if missing else []
+        if any(bought.capped for bought in (*curve.allotments, *curve.best_allotments)):
+            notes.append(
+                f"{curve.name}: * marks budgets that pay for more candidates than were recorded; the gain is over the "
+                "budgets before the first of them."
+            )
+        return notes
+
+    def __repr__(self) -> str:
+        """The tables with their notes."""
+        return "\n".join(
+            "\n".join([format_table(HEADERS, self.table(curve), title=self.title(curve)), *self.notes(curve)])
+            for curve in self.curves
+        )
 
 
 def simulate(
-    tensor: RewardTensor,
-    schedule: PruningSchedule,
-    n: int,
+    tensor: RewardTensor | Sequence[RewardTensor] | str | Path,
+    schedule: PruningSchedule | str | Path = "2:0.4,6:0.4,11:0.5",
+    budgets: str | Sequence[float] | None = None,
     *,
+    prices: Prices | None = None,
+    accounting: Accounting = "exact",
+    combine: Combine | None = None,
     resamples: int = 50,
     seed: int = 0,
-    orders: Ints | None = None,
-) -> Floats:
-    """Final rewards (P, R) of the winners; see :func:`replay`."""
-    return replay(tensor, schedule, n, resamples=resamples, seed=seed, orders=orders).values
-
-
-def replay(
-    tensors: RewardTensor | Sequence[RewardTensor],
-    schedule: PruningSchedule,
-    n: int,
-    *,
-    resamples: int = 50,
-    seed: int = 0,
-    stream: int = 0,
-    orders: Ints | None = None,
-    survivors: Sequence[int] | None = None,
-    combine: Combine = "rank",
-) -> Replay:
-    """Search each prompt's pool ``resamples`` times with n candidates.
+    advance: Callable[[], None] = lambda: None,
+) -> Simulation:
+    """Replay a pruning schedule on recorded rewards and compare it with best-of-N at each budget. No model is run.
 
     Args:
-        tensors: one reward, or several of the same candidates; several prune and choose by ``combine``.
-        n: candidates to begin with.
-        seed, stream: of the subsets, see :func:`draw_orders`.
-        orders: (P, R, N) given orders instead, of which the first n are taken; ``resamples`` and ``seed`` are ignored.
-        survivors: how many to keep at each look instead of ``schedule.survivors(n)``.
+        tensor: recorded rewards, several of the same candidates, or a file or folder with one reward that
+            :func:`ttsnap.load_tensor` reads.
+        schedule: steps and shares to keep, a ``.json`` file that ``fit`` wrote, or the name of a shipped one.
+        budgets: for one prompt: numbers or ``"400:4000:200"`` in the unit of the prices, ``"2x:20x:1x"`` in finished
+            candidates. By default 400 to 4000 for the published prices, else what best-of-2 to best-of-20 cost.
+        prices: of a call, a decoding and a score; by default those recorded with the rewards, else the published ones.
+        accounting: how candidates are counted; see :mod:`ttsnap.evaluation.accounting`.
+        combine: prune and choose by all rewards together: rank, zscore or pareto.
+        resamples: random subsets of each prompt's candidates.
+        seed: of the subsets.
+        advance: called after each budget.
 
     Raises:
-        InputError: n exceeds the pool, a look was not recorded or comes too late, or tensors do not belong together.
+        InputError: a budget does not pay for one candidate, budgets do not rise, or a step was not recorded.
+
+    Example:
+        >>> from ttsnap import load_tensor, simulate
+        >>> result = simulate(load_tensor("lab", "lab-noise-aware"), "lab", "2x:8x:2x", resamples=5)
+        >>> curve = result.curves[0]
+        >>> curve.values.shape, bool(curve.values.mean() > curve.best_of_n.mean())
+        ((24, 4), True)
+        >>> print(result)
+        lab-noise-aware: gain over best-of-N ...
     """
-    group = [tensors] if isinstance(tensors, RewardTensor) else list(tensors)
-    kept = schedule.survivors(n) if survivors is None else list(survivors)
-    _check(group, schedule, n, kept, orders)
-    count, pool = group[0].final.shape
-    resamples = resamples if orders is None else orders.shape[1]
-    parts = []
-    for chunk in _chunks(count, max(1, CHUNK // (resamples * n))):
-        drawn = draw_orders(chunk, pool, resamples, seed=seed, stream=stream) if orders is None else orders[chunk]
-        ids = np.sort(drawn[:, :, :n], axis=-1)
-        if len(group) == 1:
-            parts.append(_one(group[0], schedule.steps, kept, chunk, ids))
-        else:
-            parts.append(_several(group, schedule.steps, kept, chunk, ids, combine))
-    winners = np.concatenate([part[0] for part in parts])
-    stages = tuple(np.concatenate(stage) for stage in zip(*(part[1] for part in parts), strict=True))
-    rows = np.arange(count)[:, None]
-    finals = np.stack([np.where(winners < 0, np.nan, tensor.final[rows, winners]) for tensor in group], axis=-1)
-    return Replay(winners, finals[..., 0] if isinstance(tensors, RewardTensor) else finals, stages)
+    group = _tensors(tensor)
+    prices = prices or group[0].prices or PUBLISHED_PRICES
+    calls = group[0].calls
+    finished = finished_cost(prices, calls)
+    pruning = load_schedule(schedule)
+    budgets = default_budgets(group[0], prices) if budgets is None else budgets
+    curves = budget_curves(
+        group,
+        lambda budget: pruning.resolve(calls, equivalent=budget / finished),
+        read_budgets(budgets, prices, calls),
+        prices=prices,
+        accounting=accounting,
+        resamples=resamples,
+        seed=seed,
+        combine=combine,
+        advance=advance,
+    )
+    return Simulation(tuple(curves), tuple(group), finished, isinstance(budgets, str) and "x" in budgets)
 
 
-def _chunks(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
+def default_budgets(tensor: RewardTensor, prices: Prices) -> str:
+    """The published budgets for the published prices, else the cost of 2 to 20 finished candidates."""
+    return "400:4000:200" if prices == PUBLISHED_PRICES else f"2x:{min(20, tensor.final.shape[1])}x:1x"
 
 
-def _check(
-    group: list[RewardTensor], schedule: PruningSchedule, n: int, kept: Sequence[int], orders: Ints | None
-) -> None:
+def _tensors(tensor: RewardTensor | Sequence[RewardTensor] | str | Path) -> list[RewardTensor]:
+    if isinstance(tensor, str | Path):
+        return [load_tensor(tensor)]
+    group = [tensor] if isinstance(tensor, RewardTensor) else list(tensor)
     if not group:
-        raise InputError("There is no reward to replay.")
-    shape = group[0].looks.shape
-    if any(tensor.looks.shape != shape for tensor in group):
-        raise InputError("Several rewards must be of the same prompts, candidates and steps; their shapes differ.")
-    schedule.validate(shape[2])
-    if not 1 <= n <= shape[1]:
-        raise InputError(f"Cannot draw {n} candidates from a pool of {shape[1]}.")
-    if len(kept) != len(schedule.steps) or any(k < 1 for k in kept):
-        raise InputError(f"Each of {len(schedule.steps)} looks needs a number of survivors from 1, got {list(kept)}.")
-    for tensor in group:
-        unknown = set(schedule.steps) - set(tensor.recorded)
-        if unknown:
-            raise InputError(
-                f"The schedule looks at step {min(unknown)}, but {tensor.name or 'the reward'!s} was recorded at "
-                f"{', '.join(map(str, tensor.recorded)) or 'no step'} only."
-            )
-    if orders is not None and (orders.ndim != 3 or orders.shape[0] != shape[0] or orders.shape[2] < n):
-        raise InputError(f"The orders must be of (prompts {shape[0]}, resamples, at least {n}), got {orders.shape}.")
+        raise InputError("There are no rewards to replay; give at least one.")
+    return group
 
 
-def _one(
-    tensor: RewardTensor, steps: Sequence[int], kept: Sequence[int], chunk: range, ids: Ints
-) -> tuple[Ints, list[Ints]]:
-    """Winners and stages for one reward. Places are whole numbers without ties, so that exactly k are at most the
-    k-th smallest, and the mask that picks them keeps the candidates' order."""
-    pool = tensor.final.shape[1]
-    tables = _places(tensor, steps)
-    rows = np.arange(chunk.start, chunk.stop)[:, None]
-    flat = ids + (rows * pool)[..., None]
-    stages = [flat]
-    for table, k in zip(tables, kept, strict=False):
-        if k < flat.shape[-1]:
-            at = table.take(flat)
-            bound = np.partition(at, k - 1, axis=-1)[..., k - 1 : k]
-            flat = flat[at <= bound].reshape(*flat.shape[:2], k)
-        stages.append(flat)
-    best = np.argmin(tables[-1].take(flat), axis=-1)[..., None]
-    winners = np.take_along_axis(flat, best, axis=-1)[..., 0] - rows * pool
-    unscored = _unscored(tensor, steps)[rows, winners]
-    return np.where(unscored, -1, winners), [stage - (rows * pool)[..., None] for stage in stages]
+def _finite(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _places(tensor: RewardTensor, steps: Sequence[int]) -> list[NDArray[np.int32]]:
-    """For each look and for the final reward the flat places (P * N,) of all candidates, 0 the best."""
-    if not tensor.missing:
-        return [tensor.places[index].ravel() for index in (*steps, -1)]
-    scores = [tensor.looks[:, :, step] for step in steps] + [tensor.final]
-    failed = np.logical_or.accumulate([np.isnan(score) for score in scores])  # once out, a candidate stays out
-    return [places(np.where(out, np.nan, score)).ravel() for out, score in zip(failed, scores, strict=True)]
+def _points(curve: BudgetCurve, finished: float) -> list[dict[str, Any]]:
+    """Figures for each budget; means are over the prompts that have a winner at it."""
+    points = []
+    for b, (bought, best) in enumerate(zip(curve.allotments, curve.best_allotments, strict=True)):
+        difference = float(np.nanmean(curve.values[:, b] - curve.best_of_n[:, b]))
+        error = float(curve.difference_error[b])
+        points.append({
+            "budget": curve.budgets[b],
+            "equivalent": curve.budgets[b] / finished,
+            "best_of_n": {"candidates": best.candidates, "reward": _finite(np.nanmean(curve.best_of_n[:, b])),
+                          "unspent": best.unspent, "capped": best.capped},
+            "schedule": {"schedule": str(curve.schedules[b]), "candidates": bought.candidates,
+                         "survivors": list(bought.survivors), "reward": _finite(np.nanmean(curve.values[:, b])),
+                         "spent": bought.spent, "unspent": bought.unspent, "capped": bought.capped,
+                         "survival": [_finite(share) for share in curve.survival[b]],
+                         "regret": _finite(curve.regret[b])},
+            "difference": {"mean": _finite(difference), "standard_error": _finite(error),
+                           "low": _finite(difference - 1.96 * error), "high": _finite(difference + 1.96 * error)},
+        })  # fmt: skip
+    return points
 
 
-def _unscored(tensor: RewardTensor, steps: Sequence[int]) -> NDArray[np.bool_]:
-    """(P, N): candidates that cannot win, because a look or their final reward is NaN."""
-    out: NDArray[np.bool_] = np.isnan(tensor.looks[:, :, list(steps)]).any(axis=-1) | np.isnan(tensor.final)
-    return out
+def _report(curve: BudgetCurve, tensor: RewardTensor, finished: float) -> dict[str, Any]:
+    gain = None if curve.utilisation is None else curve.utilisation._asdict()
+    return {
+        "name": curve.name,
+        "prompts": len(curve.values),
+        "prompts_without_winner": int((~np.isfinite(curve.values)).any(axis=1).sum()),
+        "missing_scores": tensor.missing,
+        "gain_percent": gain and {name: _finite(value) for name, value in gain.items()},
+        "budgets": _points(curve, finished),
+    }
 
 
-def _several(
-    group: list[RewardTensor], steps: Sequence[int], kept: Sequence[int], chunk: range, ids: Ints, combine: Combine
-) -> tuple[Ints, list[Ints]]:
-    """The same for several rewards, whose utility depends on which candidates are still there."""
-    rows = np.arange(chunk.start, chunk.stop)[:, None, None]
-    out = np.logical_or.reduce([_unscored(tensor, ()) for tensor in group])
-    utility = COMBINE[combine]
-    stages = [ids]
-    failed = np.zeros(group[0].final.shape, dtype=bool)
-    for step, k in zip(steps, kept, strict=True):
-        failed |= np.logical_or.reduce([np.isnan(tensor.looks[:, :, step]) for tensor in group])
-        if k < ids.shape[-1]:
-            scores = _gather([tensor.looks[:, :, step] for tensor in group], failed, rows, ids)
-            order = np.argsort(-utility(scores), axis=-1, kind="stable")[..., :k]
-            ids = np.take_along_axis(ids, np.sort(order, axis=-1), axis=-1)
-        stages.append(ids)
-    finals = utility(_gather([tensor.final for tensor in group], failed | out, rows, ids))
-    best = np.argmax(finals, axis=-1)[..., None]
-    winners = np.take_along_axis(ids, best, axis=-1)[..., 0]
-    nobody = np.take_along_axis(finals, best, axis=-1)[..., 0] == -np.inf
-    return np.where(nobody, -1, winners), stages
+def _row(point: dict[str, Any], unit: float, suffix: str) -> list[object]:
+    best, pruned, difference = point["best_of_n"], point["schedule"], point["difference"]
+    survives = pruned["survival"][-1]
+    return [
+        f"{point['budget'] / unit:g}{suffix}",
+        _count(best),
+        _digits(best["reward"]),
+        _count(pruned),
+        pruned["schedule"] or "best-of-N",
+        _digits(pruned["reward"]),
+        _digits(difference["mean"], "+"),
+        None if difference["low"] is None else f"{difference['low']:+.4f} to {difference['high']:+.4f}",
+        None if survives is None else f"{100 * survives:.0f} %",
+        f"{pruned['unspent'] / unit:.3g}{suffix}",
+    ]
 
 
-def _gather(scores: list[NDArray[Any]], failed: NDArray[np.bool_], rows: NDArray[Any], ids: Ints) -> Floats:
-    """(p, R, m, K) scores of the candidates, NaN for those that failed."""
-    gathered = np.stack([score[rows, ids] for score in scores], axis=-1)
-    gathered[failed[rows, ids]] = np.nan
-    return gathered
+def _count(side: dict[str, Any]) -> str:
+    return f"{side['candidates']}{'*' if side['capped'] else ''}"
+
+
+def _digits(value: float | None, sign: str = "") -> str | None:
+    return None if value is None else f"{value:{sign}.4f}"

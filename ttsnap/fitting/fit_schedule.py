@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,13 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import Utilisation, bootstrap_ratio, budget_utilisation, expected_best_of_n
-from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot
-from ttsnap.evaluation.budget_curves import PUBLISHED_BUDGETS
+from ttsnap.evaluation.accounting import allot
+from ttsnap.evaluation.budget_curves import finished_cost, known_prices, read_budgets
 from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budgets
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.fitted_schedule import Entry, Expected, FittedSchedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.trajectories.read import load_tensor
 
 __all__ = ["fit"]
 
@@ -32,10 +34,10 @@ HELD_OUT = 4  # times as many subsets where the gain is measured; best-of-N on t
 
 
 def fit(
-    tensor: RewardTensor,
-    prices: Prices = PUBLISHED_PRICES,
-    budgets: Sequence[float] = PUBLISHED_BUDGETS,
+    tensor: RewardTensor | str | Path,
+    budgets: str | Sequence[float] = "2x:16x:2x",
     *,
+    prices: Prices | None = None,
     seed: int = 0,
     folds: int = 5,
     cuts: int = 6,
@@ -43,24 +45,36 @@ def fit(
     resamples: int = 20,
     advance: Callable[[], object] = int,
 ) -> FittedSchedule:
-    """The schedule for each budget, and the gain to expect on prompts that were not seen.
+    """Learn a schedule for each budget, and measure its gain over best-of-N on held-out prompts.
 
     Args:
-        tensor: recorded rewards; prompts are the independent units.
-        prices: of a call, a decoding and a verification, in the budgets' unit.
-        budgets: for one prompt, rising; one is enough.
+        tensor: recorded rewards, or a file or folder with one reward that :func:`ttsnap.load_tensor` reads; prompts
+            are the independent units.
+        budgets: for one prompt, rising; one is enough. Numbers or ``"400:4000:200"`` in the unit of the prices,
+            ``"2x:16x:2x"`` in finished candidates.
+        prices: of a call, a decoding and a score; by default those recorded with the rewards.
         seed: of subsets, folds and search; the same seed gives the same schedule.
         folds: parts of the prompts that are held out in turn.
         cuts: most looks in mid-denoising.
         tries: neighbours tried from each start, for each budget.
         resamples: random subsets of each prompt's candidates.
-        advance: told after each of ``(folds + 1) * len(budgets)`` searches.
+        advance: called after each of ``(folds + 1) * len(budgets)`` searches.
 
     Raises:
         InputError: budgets do not rise or do not pay for one candidate, fewer prompts than folds, or a price is
             unknown.
+
+    Example:
+        >>> from ttsnap import fit, load_tensor
+        >>> fitted = fit(load_tensor("lab", "lab-noise-aware"), "8x", cuts=2, tries=10, resamples=3)
+        >>> fitted.steps, fitted.keep
+        ((2, 4), (0.667, 0.5))
+        >>> print(fitted.conclusion())
+        Gain over best-of-N on held-out prompts: ...
     """
-    limits = _checked(tensor, prices, budgets, folds)
+    tensor = load_tensor(tensor) if isinstance(tensor, str | Path) else tensor
+    prices = known_prices(tensor) if prices is None else prices
+    limits = _checked(tensor, prices, read_budgets(budgets, prices, tensor.calls), folds)
     count, pool = tensor.final.shape
     how = {"seed": seed, "cuts": cuts, "tries": tries}
     held = np.full((count, len(limits)), np.nan)
@@ -126,9 +140,7 @@ def _guarded(
         if result.low is not None and result.high is not None:
             shown += f" (95 % interval {result.low:.1f} to {result.high:.1f})"
         return replace(result, reason=f"best-of-N: the gain of pruning on held-out prompts {shown}, not above 0.")
-    finished = (
-        bench.tensor.calls * (bench.prices.call or 0.0) + (bench.prices.decode or 0.0) + (bench.prices.verify or 0.0)
-    )
+    finished = finished_cost(bench.prices, bench.tensor.calls)
     entries = tuple(
         Entry(budget, budget / finished, bench.counts(schedule, budget)[0], schedule)
         for budget, schedule in zip(budgets, schedules, strict=True)

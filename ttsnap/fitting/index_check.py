@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
+from ttsnap.evaluation.budget_curves import finished_cost
 from ttsnap.fitting.index_fit import fit_index, replay_index
 from ttsnap.reward_tensor import RewardTensor
 
@@ -46,7 +47,7 @@ def held_out_differences(
 
     Args:
         budgets: mean cost of a prompt in the unit of the prices, rising.
-        advance: told after each fold.
+        advance: called after each fold.
 
     Returns:
         differences (P, B) at the mean cost that the held-out prompts of the fold really took, and that cost (P, B) in
@@ -58,7 +59,7 @@ def held_out_differences(
     count = len(tensor.final)
     if folds < 2 or count < 2 * folds:
         raise InputError(f"{count} prompts cannot be held out in {folds} parts of at least 2.")
-    finished = tensor.calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
+    finished = finished_cost(prices, tensor.calls)
     differences, spent = np.full((count, len(budgets)), np.nan), np.full((count, len(budgets)), np.nan)
     for part in np.array_split(np.random.default_rng([seed, folds]).permutation(count), folds):
         book = fit_index(tensor.select(np.setdiff1d(np.arange(count), part)), prices, budgets, seed=seed)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
-from ttsnap.evaluation.simulate import draw_orders
+from ttsnap.evaluation.budget_curves import finished_cost
+from ttsnap.evaluation.replay import draw_orders
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import CAP, CAUTION, Floats, IndexBook
 from ttsnap.schedules.index_rule import IndexRule
@@ -128,7 +129,7 @@ def fit_index(
         raise InputError(f"The rewards were not recorded at step {min(missing)}; choose among {tensor.recorded}.")
     model = ScoreModel.fit(tensor, looks)
     costs = model.costs(prices)
-    finished = tensor.calls * (prices.call or 0.0) + (prices.decode or 0.0) + (prices.verify or 0.0)
+    finished = finished_cost(prices, tensor.calls)
     rule = IndexRule(model, costs, 1.0, max(cap * budgets[0] / finished, float(costs.sum())), caution)
     entries: list[tuple[float, float]] = []
     near = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.evaluation.accounting import allot
-from ttsnap.evaluation.simulate import draw_orders, simulate
+from ttsnap.evaluation.replay import draw_orders, replay
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
@@ -38,7 +38,7 @@ class Bench:
     """Values of schedules on one tensor, always on the same subsets.
 
     Attributes:
-        orders: (P, R, N), see :func:`ttsnap.evaluation.simulate.draw_orders`.
+        orders: (P, R, N), see :func:`ttsnap.evaluation.replay.draw_orders`.
     """
 
     tensor: RewardTensor
@@ -66,7 +66,7 @@ class Bench:
             except InputError:
                 self._cache[key] = np.full(len(self.tensor.final), -np.inf)
             else:
-                rewards = simulate(self.tensor, schedule, n, orders=self.orders)
+                rewards = replay(self.tensor, schedule, n, orders=self.orders).values
                 won = np.isfinite(rewards)
                 total = np.where(won, rewards, 0.0).sum(axis=1)
                 self._cache[key] = np.divide(total, won.sum(axis=1), out=np.full(len(total), np.nan), where=won.any(1))
@@ -185,7 +185,7 @@ def search_budgets(
     """One schedule for each budget, rising; each begins from the one before too, and may take the next one's.
 
     Args:
-        advance: told after each budget.
+        advance: called after each budget.
     """
     schedules: list[PruningSchedule] = []
     for index, budget in enumerate(budgets):

@@ -1,4 +1,4 @@
-"""Curriculum self-distillation of a reward into one that knows noise (TTSnap, arXiv 2511.22242).
+"""Curriculum self-distillation of a reward into a noise-aware one (TTSnap, arXiv 2511.22242).
 
 The target of an estimate at any noise level is the frozen reward's own score of the finished image. Stages run from
 clean to noisy and carry the weights over; each begins with a fresh AdamW whose learning rate falls in a straight line
@@ -24,8 +24,10 @@ import numpy as np
 from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save
 
-from diffkit.console import progress
-from diffkit.rewards.base import TrainableReward
+from diffkit.console import format_table, progress
+from diffkit.errors import InputError
+from diffkit.rewards import load_reward
+from diffkit.rewards.base import RewardLike, TrainableReward
 from diffkit.runs import Run
 from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.noise_aware.checkpoint import Place
@@ -43,41 +45,78 @@ from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwar
 from ttsnap.noise_aware.trainer import Trainer
 from ttsnap.trajectories.dataset import Trajectories
 
-__all__ = ["Distilled", "distill"]
+__all__ = ["HEADERS", "DistillSettings", "Distilled", "distill"]
 
 CALIBRATION_PROMPTS = 32
+HEADERS = ("step", "log-SNR", "prompts", "tau before", "tau after", "gain")
 
 
 class Distilled(NamedTuple):
-    """A distilled reward as it was read back from disk, and its levels, from clean to noisy, on held-out prompts."""
+    """A distilled reward as it was read back from disk, and its levels, from clean to noisy, on held-out prompts.
+
+    Printed, it is a table of Kendall's tau to the final reward before and after, from noisy to clean.
+    """
 
     reward: NoiseAwareReward
     levels: list[LevelTau]
 
+    def table(self) -> list[list[object]]:
+        """Rows under ``HEADERS``, one for each level, from noisy to clean."""
+
+        def cell(mean: float | None, interval: tuple[float, float] | None) -> str | None:
+            return None if mean is None or interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+        return [
+            [level.step, f"{level.log_snr:.2f}", level.prompts, cell(level.before, level.before_interval),
+             cell(level.after, level.after_interval), cell(level.gain, level.gain_interval)]
+            for level in sorted(self.levels, key=lambda level: level.log_snr)
+        ]  # fmt: skip
+
+    def __repr__(self) -> str:
+        """The table."""
+        return format_table(HEADERS, self.table(), title=repr(self.reward))
+
 
 def distill(
-    trajectories: Trajectories,
-    base: TrainableReward,
-    settings: DistillSettings,
-    folder: str | Path,
+    trajectories: Trajectories | str | Path,
+    reward: RewardLike,
+    settings: DistillSettings | None = None,
     *,
+    out: str | Path,
     tracker: str | GeneralTracker | None = None,
 ) -> Distilled:
-    """Distil a reward on collected trajectories into ``folder``; the same call goes on there.
+    """Distil a reward on collected trajectories into the folder ``out``; the same call resumes there.
 
     The folder is a run: ``model/`` (for :meth:`NoiseAwareReward.from_pretrained`), ``metrics.jsonl`` with one line a
     stage, ``tau.png``, ``summary.json``. Under ``accelerate launch`` all processes call it and share the disk.
 
     Args:
-        trajectories: trajectories with previews and with this reward's scores.
-        base: the reward; its weights stay as they are.
-        tracker: whom accelerate tells the losses: a name it knows, a tracker of one's own, or nobody.
+        trajectories: with previews and with this reward's scores, or the folder that ``collect`` wrote.
+        reward: one that can be trained, or its registered name; its weights stay as they are.
+        settings: how; the defaults of :class:`DistillSettings` without.
+        tracker: logs the losses: the name of a tracker of accelerate (tensorboard, wandb, ...) or a tracker.
 
     Raises:
-        InputError: the trajectories do not serve, or another run is in the folder.
+        InputError: the reward cannot be trained, the trajectories do not serve, or another run is in the folder.
         DiffkitError: training diverged.
+
+    Example:
+        >>> import tempfile
+        >>> from diffkit import load_pipeline
+        >>> from ttsnap import CollectSettings, DistillSettings, collect, distill
+        >>> folder = tempfile.mkdtemp()
+        >>> prompts = ["a red circle left of a blue square on gray", "a green triangle above a yellow circle on black"]
+        >>> settings = CollectSettings(candidates=2, num_inference_steps=4, record=(1, 3))
+        >>> trajectories = collect(load_pipeline("lab"), prompts, "lab", settings, out=f"{folder}/trajectories")
+        >>> short = DistillSettings(stages=1, steps_per_stage=1, batch=2, held_out=0.5)
+        >>> distilled = distill(trajectories, "lab", short, out=f"{folder}/distilled")
+        >>> distilled.reward.name, [level.step for level in distilled.levels]
+        ('lab-noise-aware', [1])
     """
-    folder = Path(folder)
+    trajectories = trajectories if isinstance(trajectories, Trajectories) else Trajectories.open(trajectories)
+    settings, base, folder = settings or DistillSettings(), load_reward(reward), Path(out)
+    if not isinstance(base, TrainableReward):
+        raise InputError(f"The reward {base.name!r} has no network to train; see diffkit.rewards.base.TrainableReward.")
     trainer = Trainer(trajectories, base, settings, folder / "checkpoint.safetensors", tracker)
     config = {
         **asdict(settings),
@@ -88,21 +127,21 @@ def distill(
     with _open(trainer, folder, config) as run:
         trainer.accelerator.wait_for_everyone()
         _train(trainer, folder, run)
-        reward = _assemble(trainer, folder)
+        distilled = _assemble(trainer, folder)
         if run is not None:
-            reward.save_pretrained(folder / "model")
+            distilled.save_pretrained(folder / "model")
         trainer.accelerator.wait_for_everyone()
-        reward = NoiseAwareReward.from_pretrained(folder / "model", base)
-        levels = _evaluate(trainer, reward.score_estimates, range(len(trainer.levels)))
+        distilled = NoiseAwareReward.from_pretrained(folder / "model", base)
+        levels = _evaluate(trainer, distilled.score_estimates, range(len(trainer.levels)))
         if run is not None:
             limit = plain_limit(levels)
-            reward.plain_above = reward.plain_above if limit is None else limit
-            reward.card = _card(trainer, levels, config)
-            reward.save_pretrained(folder / "model")
+            distilled.plain_above = distilled.plain_above if limit is None else limit
+            distilled.card = _card(trainer, levels, config)
+            distilled.save_pretrained(folder / "model")
             tau_figure(levels, folder / "tau.png")
             run.write_text("metrics.jsonl", "".join(dump_json(item) + "\n" for item in run.done.values()))
-            run.write_json("summary.json", reward.card)
-    return Distilled(reward, levels)
+            run.write_json("summary.json", distilled.card)
+    return Distilled(distilled, levels)
 
 
 def _open(trainer: Trainer, folder: Path, config: dict[str, Any]) -> AbstractContextManager[Run | None]:

@@ -1,4 +1,4 @@
-"""A reward that knows the noise level: what an unfinished image's estimate says about the finished image.
+"""A reward that takes the noise level into account when it scores estimates of unfinished images.
 
 The method is TTSnap's noise-aware reward (arXiv 2511.22242), made by :mod:`ttsnap.noise_aware.distill`. Where we differ
 from the authors' code: levels are keyed by log-SNR, not by step number, so a reward trained at 20 steps serves 12 or
@@ -26,7 +26,7 @@ from diffkit.errors import InputError
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import TrainableReward
 from diffkit.runs.files import dump_json, write_bytes_atomically
-from ttsnap.assets import NOISE_AWARE, shipped
+from ttsnap.assets import NAMES, NOISE_AWARE, shipped
 from ttsnap.noise_aware.backends import Backend, build, load_trainable
 
 __all__ = ["LinearCalibration", "NoiseAwareReward", "load_lab", "load_lab_trio", "weights_digest"]
@@ -53,13 +53,13 @@ def weights_digest(module: nn.Module) -> str:
 
 
 class NoiseAwareReward:
-    """A distilled reward. ``score`` is the plain reward; ``score_estimates`` knows the noise level.
+    """A distilled reward: ``score`` is the plain reward, ``score_estimates`` scores estimates at a noise level.
 
     Which weights score an estimate at log-SNR v: ``full`` and ``lora`` take the straight line in v between the scores
     of the two trained levels around it, which costs two passes and ranked better than the nearest level's weights where
     it was measured, and one level's alone where it was trained; ``conditioned`` takes v itself. An estimate noisier
     than every trained level is scored as at the noisiest, one a little cleaner as at the cleanest; one cleaner than
-    ``plain_above`` is scored by the plain reward, which is at home there.
+    ``plain_above`` is scored by the plain reward, which ranks better there.
 
     Args:
         base: the reward that was distilled.
@@ -69,13 +69,23 @@ class NoiseAwareReward:
         calibrations: (L,) one a level, or none at all.
         rank: of the adapters.
         plain_above: log-SNR above which the plain reward scores estimates; by default 1.0 above the cleanest level.
-        card: what is known about it: prompts, settings, tau before and after on held-out prompts.
+        card: its documentation: prompts, settings, tau before and after on held-out prompts.
 
     Attributes:
         name: the base reward's with ``-noise-aware`` behind it.
         higher_is_better: as the base reward.
         range: as the base reward; a prediction may lie a little outside.
         flops_per_image: of one score of an estimate, counted; between two levels where there are several.
+
+    Example:
+        >>> import torch
+        >>> from ttsnap import NoiseAwareReward
+        >>> reward = NoiseAwareReward.from_pretrained("lab")
+        >>> reward
+        NoiseAwareReward('lab-noise-aware', conditioned, ... levels of log-SNR ... to ...)
+        >>> prompts = ["a red circle left of a blue square on gray"] * 2
+        >>> reward.score_estimates(torch.rand(2, 3, 64, 64), prompts, log_snr=-4.0).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -196,18 +206,24 @@ class NoiseAwareReward:
         write_bytes_atomically(folder / "card.json", (dump_json(self.card, indent=2) + "\n").encode())
         write_bytes_atomically(folder / "config.json", (dump_json(config, indent=2) + "\n").encode())
 
+    def __repr__(self) -> str:
+        """The name, the back-end and the trained levels."""
+        levels = f"{len(self.levels)} levels of log-SNR {self.levels[0]:.1f} to {self.levels[-1]:.1f}"
+        return f"NoiseAwareReward({self.name!r}, {self.backend}, {levels})"
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, base: TrainableReward | None = None) -> NoiseAwareReward:
         """Read what :meth:`save_pretrained` wrote.
 
         Args:
+            folder: the folder ``model`` of a distillation, or the name of a shipped one: ``lab``, ``lab-trio``.
             base: the plain reward; by default the registered one that the folder names.
 
         Raises:
             InputError: the folder holds no such reward or a newer one, is damaged, or was distilled from another
                 reward or other weights than ``base``.
         """
-        folder = Path(folder)
+        folder = shipped(folder, NOISE_AWARE) if isinstance(folder, str) and folder in NAMES else Path(folder)
         config = _read_config(folder)
         plain = base if base is not None else load_reward(config["base"]["name"])
         if not isinstance(plain, TrainableReward):
@@ -266,7 +282,7 @@ def load_lab() -> NoiseAwareReward:
     Raises:
         InputError: this installation lacks it.
     """
-    return NoiseAwareReward.from_pretrained(shipped("lab", NOISE_AWARE))
+    return NoiseAwareReward.from_pretrained("lab")
 
 
 def load_lab_trio() -> NoiseAwareReward:
@@ -275,4 +291,4 @@ def load_lab_trio() -> NoiseAwareReward:
     Raises:
         InputError: this installation lacks it.
     """
-    return NoiseAwareReward.from_pretrained(shipped("lab-trio", NOISE_AWARE))
+    return NoiseAwareReward.from_pretrained("lab-trio")

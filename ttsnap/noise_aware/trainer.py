@@ -1,4 +1,4 @@
-"""The training loop of distillation, by accelerate; a killed one goes on inside its stage as if undisturbed."""
+"""The training loop of distillation, by accelerate; it resumes inside a stage with the same result."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Trainer:
         base: the reward to distil, whose scores of the finished images were recorded.
         settings: how.
         checkpoint: file that a killed run goes on from.
-        tracker: whom accelerate tells the losses: a name it knows (tensorboard, wandb, ...), a tracker, or nobody.
+        tracker: logs the losses: the name of a tracker of accelerate (tensorboard, wandb, ...), or a tracker.
     """
 
     def __init__(

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from diffkit.console import format_table
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
-__all__ = ["SCHEMA", "Entry", "Expected", "FittedSchedule"]
+__all__ = ["HEADERS", "SCHEMA", "Entry", "Expected", "FittedSchedule"]
 
 SCHEMA = 1
+HEADERS = ("budget", "best-of", "candidates", "schedule", "best-of-N", "reward", "difference", "95 % interval")
 
 
 class Entry(NamedTuple):
@@ -88,6 +90,33 @@ class FittedSchedule(PruningSchedule):
         if not self.entries:
             return PruningSchedule(self.steps, self.keep)
         return min(self.entries, key=lambda entry: abs(math.log(entry.budget / budget))).schedule
+
+    def table(self) -> list[list[object]]:
+        """Rows under ``HEADERS``, one for each budget: the schedule, and its reward on held-out prompts."""
+        entries = {entry.budget: entry for entry in self.entries}
+        rows: list[list[object]] = []
+        for expected in self.expected:
+            entry = entries.get(expected.budget)
+            chosen: list[object] = [None, None, "best-of-N"]
+            if entry is not None:
+                chosen = [f"{entry.equivalent:.1f}", entry.candidates, str(entry.schedule) or "best-of-N"]
+            rows.append([f"{expected.budget:g}", *chosen, f"{expected.best_of_n:.4f}", f"{expected.reward:.4f}",
+                         f"{expected.reward - expected.best_of_n:+.4f}",
+                         f"{expected.low:+.4f} to {expected.high:+.4f}"])  # fmt: skip
+        return rows
+
+    def conclusion(self) -> str:
+        """One sentence: the gain over best-of-N on held-out prompts, or why this is best-of-N."""
+        if self.reason or self.gain is None:
+            return self.reason
+        return (
+            f"Gain over best-of-N on held-out prompts: {self.gain:.1f} % "
+            f"(95 % interval {self.low:.1f} to {self.high:.1f})."
+        )
+
+    def __repr__(self) -> str:
+        """The table and the conclusion."""
+        return "\n".join([format_table(HEADERS, self.table()), self.conclusion()])
 
     def to_json(self) -> str:
         """The content of a file that :func:`ttsnap.schedules.load.load_schedule` reads."""

@@ -26,12 +26,14 @@ from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.flops import pipeline_flops
-from diffkit.rewards.base import Reward
+from diffkit.rewards import load_reward
+from diffkit.rewards.base import Reward, RewardLike
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.runs.shared import open_shared
 from diffkit.segments import plan
 from ttsnap.search.budget import probe_reward
+from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.trajectories.dataset import KIND, Trajectories, shard_name
 from ttsnap.trajectories.recorder import CollectSettings, Recorded, Recorder, guided, image_size
 from ttsnap.trajectories.summary import summarise_trajectories
@@ -56,29 +58,46 @@ class _Group(NamedTuple):
 def collect(
     pipe: Pipeline,
     prompts: Sequence[str],
-    rewards: Mapping[str, Reward],
-    settings: CollectSettings,
+    rewards: RewardLike | Sequence[RewardLike] | Mapping[str, RewardLike],
+    settings: CollectSettings | None = None,
     *,
     out: str | Path,
     origin: Mapping[str, Any] | None = None,
-    preview_vae: Autoencoder | None = None,
+    preview_vae: Autoencoder | str | Path | None = None,
 ) -> Trajectories:
     """Record every prompt, or go on with the recording in ``out``; every process of a launch calls it alike.
 
     Args:
         pipe: a pipeline whose denoising can be cut, on this process's device.
         prompts: what to show; a prompt's place in the list is part of its candidates' seeds.
-        rewards: by the name that the record uses. A noise-aware one scores estimates with their noise level.
-        settings: everything else that changes results.
+        rewards: one or several: registered names, rewards, or callables ``(images, prompts) -> scores``; a mapping
+            gives them the names of the record. A noise-aware one scores estimates with their noise level.
+        settings: everything else that changes results; the defaults of :class:`CollectSettings` without.
         out: the run's folder.
         origin: what identifies the model and the preview decoder, for the record; others are refused on resuming.
         preview_vae: decodes estimates, as it will in a search; see
-        :func:`ttsnap.search.preview_decoder.load_preview_vae`.
+            :func:`ttsnap.search.preview_decoder.load_preview_vae`.
 
     Raises:
         InputError: bad input, a recording of something else in the folder, or a reward that does not work.
+
+    Example:
+        >>> import tempfile
+        >>> from diffkit import load_pipeline
+        >>> from ttsnap import CollectSettings, collect
+        >>> folder = tempfile.mkdtemp()
+        >>> pipe = load_pipeline("lab")
+        >>> settings = CollectSettings(candidates=2, num_inference_steps=4)
+        >>> trajectories = collect(pipe, ["a red circle left of a blue square on gray"], "lab", settings, out=folder)
+        >>> trajectories
+        Trajectories('...': 1 prompts, 2 candidates, 4 steps, rewards lab)
+        >>> trajectories[0].previews.shape
+        torch.Size([2, 4, 3, 64, 64])
     """
+    rewards = _named(rewards)
+    settings = settings or CollectSettings()
     _check(prompts, rewards)
+    preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
     steps = plan(pipe, settings.num_inference_steps, image_size(pipe, settings))
     settings = settings.resolved(steps)
     config = _config(prompts, rewards, settings, origin or {})
@@ -103,7 +122,7 @@ def collect(
                         _keep(run, fresh, bar)
         if run is not None:
             run.write_json("summary.json", summarise_trajectories(Trajectories.open(out)))
-    parallel.broadcast(None)  # nobody reads before the first process has written
+    parallel.broadcast(None)  # wait until the first process has written
     return Trajectories.open(out)
 
 
@@ -119,6 +138,22 @@ def _check(prompts: Sequence[str], rewards: Mapping[str, Reward]) -> None:
         raise InputError("Expected a non-empty list of prompts, each a string.")
     if not rewards:
         raise InputError("There is no reward to record; name at least one.")
+
+
+def _named(rewards: RewardLike | Sequence[RewardLike] | Mapping[str, RewardLike]) -> dict[str, Reward]:
+    """The rewards by the name that the record uses.
+
+    Raises:
+        InputError: two have the same name.
+    """
+    if isinstance(rewards, Mapping):
+        return {name: load_reward(reward) for name, reward in rewards.items()}
+    several = list(rewards) if isinstance(rewards, Sequence) and not isinstance(rewards, str) else [rewards]
+    loaded = [(reward if isinstance(reward, str) else None, load_reward(reward)) for reward in several]
+    named = {name or reward.name: reward for name, reward in loaded}
+    if len(named) < len(several):
+        raise InputError(f"Two rewards have one name; give a mapping with a name for each, got {', '.join(named)}.")
+    return named
 
 
 def _config(

@@ -148,9 +148,8 @@ class Trajectories(Sequence[Trajectory]):
         candidates: N.
         record: the content of run.json.
 
-    Example:
-        >>> found = Trajectories.open("runs/trajectories")
-        >>> found[0].prompt, found[0].estimates(found.steps[0]).shape, found.reward_tensor("lab").looks.shape
+    ``Trajectories.open(folder)`` reads a folder; ``trajectories[0].estimates(step)`` are the previews of the first
+    prompt after a step, ``trajectories.reward_tensor("lab")`` all scores of a reward.
     """
 
     folder: Path
@@ -194,6 +193,11 @@ class Trajectories(Sequence[Trajectory]):
             candidates=int(config["candidates"]),
             record=record,
         )
+
+    def __repr__(self) -> str:
+        """Where it lies and how much it holds."""
+        size = f"{len(self)} prompts, {self.candidates} candidates, {len(self.steps)} steps"
+        return f"Trajectories({str(self.folder)!r}: {size}, rewards {', '.join(self.names)})"
 
     @property
     def log_snrs(self) -> tuple[float, ...]:

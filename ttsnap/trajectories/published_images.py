@@ -71,9 +71,7 @@ class PublishedTrajectory:
 class PublishedImages(Sequence[PublishedTrajectory]):
     """A published tree as a lazy dataset, prompts in the order of their numbers.
 
-    Example:
-        >>> found = PublishedImages.open("flux_train")
-        >>> found[0].estimates(2).shape, found[0].final_images.shape
+    ``PublishedImages.open(folder)`` lists a tree; ``images[0].estimates(2)`` are the estimates of the first prompt.
     """
 
     folder: Path
