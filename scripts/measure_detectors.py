@@ -34,7 +34,7 @@ from diffkit.stats import auc, clopper_pearson
 from diffkit.suspects import read_suspects
 from memorization.copies import load_copy_detector
 from memorization.detection import make_detector
-from memorization.detection.calibrate import calibrate, threshold_at
+from memorization.detection.calibrate import calibrate_detector, threshold_at
 from memorization.detection.curvature_difference import mask_for
 from memorization.detection.score_captions import score_captions
 from memorization.generation import Sampling, generate
@@ -130,12 +130,12 @@ def row(found: Mapping[str, list[dict[str, Any]]], detector: str) -> dict[str, A
         flagged[name] = {"k": k, "n": len(scores), "interval": interval, "median": median(scores)}
     against = {"scenes and photographs": mix, "scenes": found["scenes"], "and shuffles": every}
     table = {
-        name: calibrate(values(full, detector), values(items, detector), detector=detector, fpr=FPR).to_json()
+        name: calibrate_detector(values(full, detector), values(items, detector), detector=detector, fpr=FPR).to_json()
         for name, items in against.items()
     }
     photographs = values(found["photographs"], detector)
     wins = [(f > p) + 0.5 * (f == p) for f in values(full, detector) for p in photographs]
-    one_seed = calibrate(values(full, detector, 1), values(mix, detector, 1), detector=detector, fpr=FPR)
+    one_seed = calibrate_detector(values(full, detector, 1), values(mix, detector, 1), detector=detector, fpr=FPR)
     return {
         "needs": sorted(make_detector(detector).needs),
         "rows for a caption and seed": make_detector(detector).cost(SAMPLING),

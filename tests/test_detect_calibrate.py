@@ -11,14 +11,14 @@ from torchmetrics.functional.classification import binary_auroc
 
 from diffkit.errors import InputError
 from diffkit.stats import clopper_pearson, tpr_at_fpr
-from memorization.detection.calibrate import calibrate, threshold_at
+from memorization.detection.calibrate import calibrate_detector, threshold_at
 
 scores = st.floats(-5, 5).map(lambda value: round(value, 1))  # ties on purpose
 
 
 @given(st.lists(scores, min_size=5, max_size=20), st.lists(scores, min_size=19, max_size=60), st.floats(0, 0.5))
 def test_against_brute_force(positives: list[float], negatives: list[float], fpr: float) -> None:
-    found = calibrate(positives, negatives, detector="x", fpr=fpr)
+    found = calibrate_detector(positives, negatives, detector="x", fpr=fpr)
     limit = found.threshold.value
     flagged = [value for value in negatives if value > limit]
     assert len(flagged) <= fpr * len(negatives) + 1e-6
@@ -38,7 +38,9 @@ def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     source = np.random.default_rng(0)
     hits = 0
     for trial in range(40):
-        found = calibrate(list(source.normal(1, 1, 40)), list(source.normal(0, 1, 60)), detector="x", seed=trial)
+        found = calibrate_detector(
+            list(source.normal(1, 1, 40)), list(source.normal(0, 1, 60)), detector="x", seed=trial
+        )
         hits += found.auc_interval.low <= 0.7602 <= found.auc_interval.high
     assert hits >= 33  # 38 expected; 33 or fewer has probability below 1 % at 95 %
 
@@ -69,11 +71,11 @@ def test_hundred_negatives_allow_one_false_alarm_in_hundred() -> None:
 )
 def test_refusals(positives: list[float], negatives: list[float], fpr: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        calibrate(positives, negatives, detector="x", fpr=fpr)
+        calibrate_detector(positives, negatives, detector="x", fpr=fpr)
 
 
 def test_json_is_json() -> None:
     import json
 
-    found = calibrate([2.0] * 5, [1.0] * 19, detector="x").to_json()
+    found = calibrate_detector([2.0] * 5, [1.0] * 19, detector="x").to_json()
     assert json.loads(json.dumps(found))["found"]["share"] == 1.0

@@ -11,7 +11,7 @@ from tiny import NOISE, tiny_pipeline
 
 from diffkit.errors import InputError
 from memorization.detection import detectors, make_detector
-from memorization.detection.base import Detector, listens
+from memorization.detection.base import Detector, is_recording
 from memorization.detection.score_captions import score_by_all, score_captions
 from memorization.generation import Sampling, generate
 
@@ -80,7 +80,7 @@ def test_flags(name: str) -> None:
     assert detector.name == name
     assert detector.higher_is_memorized
     assert detector.needs == row.needs
-    assert listens(detector) == row.listens
+    assert is_recording(detector) == row.listens
     assert detector.cost(SAMPLING) == row.cost
 
 
@@ -102,7 +102,7 @@ def test_a_row_depends_on_its_own_caption_and_seeds_only_and_the_pipeline_is_lef
     assert all(torch.equal(value, before[key]) for key, value in pipe.unet.state_dict().items())
     assert all(parameter.grad is None for parameter in pipe.unet.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
-    if "trajectory" not in detector.needs and not listens(detector):
+    if "trajectory" not in detector.needs and not is_recording(detector):
         assert torch.equal(pipe.scheduler.timesteps, timesteps)
 
 
@@ -197,7 +197,7 @@ def test_riding_along_gives_the_same_score_and_the_same_images(name: str) -> Non
     empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
     sampling = Sampling(3, 3.0, 2)
     detector = detector_named(name)
-    assert listens(detector)
+    assert is_recording(detector)
     heard = generate(pipe, embeds, empty, [1, 2], sampling=sampling, detector=detector)
     assert heard.scores is not None
     alone = detector.scores(pipe, embeds, empty, [1, 2], sampling=sampling)

@@ -16,7 +16,7 @@ from diffkit.loading import load_pipeline
 from memorization.cli.detect import detect as command
 from memorization.detection.run import detect
 from memorization.detection.settings import DetectSettings
-from memorization.detection.summary import summarise
+from memorization.detection.summary import summarise_detection
 from memorization.items import Gathered, gather
 
 QUICK = DetectSettings(detectors=("anisotropy", "noise_magnitude"), seeds=2, num_inference_steps=2, micro_batch=4)
@@ -40,7 +40,7 @@ def table(suspects: list[float | None], controls: list[float | None]) -> dict[st
 
 def test_the_threshold_comes_from_the_controls_and_unknown_is_counted() -> None:
     settings = DetectSettings(detectors=("anisotropy",))
-    found = summarise(table([25.0, 19.0, None], [float(i) for i in range(20)]), settings)
+    found = summarise_detection(table([25.0, 19.0, None], [float(i) for i in range(20)]), settings)
     entry = found["detectors"]["anisotropy"]
     assert entry["threshold"]["value"] == 19.0
     assert entry["threshold"]["false_alarms"]["count"] == 0
@@ -54,10 +54,10 @@ def test_the_threshold_comes_from_the_controls_and_unknown_is_counted() -> None:
 
 def test_with_too_few_controls_nothing_is_flagged_unless_a_threshold_is_given() -> None:
     rows = table([25.0], [1.0, None, *[2.0] * 17])
-    found = summarise(rows, DetectSettings(detectors=("anisotropy",)))
+    found = summarise_detection(rows, DetectSettings(detectors=("anisotropy",)))
     assert found["findings"]["suspect:0"]["flagged"] is None
     assert "18 controls were scored, at least 19" in found["detectors"]["anisotropy"]["threshold"]["source"]
-    given = summarise(rows, DetectSettings(detectors=("anisotropy",), threshold=24.0))
+    given = summarise_detection(rows, DetectSettings(detectors=("anisotropy",), threshold=24.0))
     assert given["findings"]["suspect:0"]["flagged"] is True
 
 

@@ -33,7 +33,7 @@ from memorization.attack.dori import Dori
 from memorization.attack.objective import Objective, frozen, objective
 from memorization.cli.audit import app
 from memorization.detection import detectors, make_detector
-from memorization.detection.compatibility import fitting, refuse_misfits
+from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.detection.score_captions import score_by_all
 from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
@@ -183,10 +183,10 @@ class TestDetectors:
     @pytest.mark.parametrize("name", list(FIT))
     def test_what_fits_scores_and_the_rest_says_why_not(self, name: str) -> None:
         pipe = family_pipeline(name)
-        assert set(fitting(pipe, detectors.names())) == FIT[name]
+        assert set(compatible_detectors(pipe, detectors.names())) == FIT[name]
         for misfit in set(detectors.names()) - FIT[name]:
             with pytest.raises(InputError, match=f"{misfit} does not fit .* These fit: .*seed_agreement"):
-                refuse_misfits(pipe, [misfit])
+                require_compatible(pipe, [misfit])
         if name not in SIZES:
             return
         chosen = {one: make_detector(one) for one in detectors.names() if one != "attention_entropy_one_step"}

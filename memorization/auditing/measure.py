@@ -26,7 +26,7 @@ from memorization.auditing.result import BestImage, Curves, DetectorScore, Measu
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
 from memorization.detection import make_detector
-from memorization.detection.base import Detector, listens
+from memorization.detection.base import Detector, is_recording
 from memorization.detection.curvature_difference import mask_for
 from memorization.detection.score_captions import CaptionScore, caption_score, score_captions
 from memorization.generation import Generated, Sampling, generate, is_guided, round_trip
@@ -102,7 +102,7 @@ class Measurer:
         seeds = [seed for item in items for seed in self._seeds(item)]
         embeds = Embeds.cat(own).repeat(n)
         name, listener = next(
-            ((name, detector) for name, detector in self.detectors.items() if listens(detector)), ("", None)
+            ((name, detector) for name, detector in self.detectors.items() if is_recording(detector)), ("", None)
         )
         generated: Generated = self.images.fit(
             lambda size: generate(
@@ -254,7 +254,7 @@ def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
     for attack in (attack for variants in ladder.rungs.values() for attack in variants.values()):
         attacked += triggers + _filled(targets, slots) * attack.cost()[-1] * BACKWARD
         attacked += -(-targets // slots) * (ladder.checkpoints is not None)  # the call that identifies a search
-    separate = [detector for detector in measurer.detectors.values() if not listens(detector)]
+    separate = [detector for detector in measurer.detectors.values() if not is_recording(detector)]
     detected = sum(detector.cost(measurer.sampling) for detector in separate) * len(items) * settings.generations
     return captions + attacked + round(detected)
 

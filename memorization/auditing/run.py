@@ -22,7 +22,7 @@ from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summari
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import near_duplicates, operating_point
 from memorization.detection import make_detector
-from memorization.detection.compatibility import fitting, refuse_misfits
+from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.generation import image_size
 from memorization.items import Gathered, Source, data_digest, gather, with_companions
 from memorization.presets import Preset, PresetName, choose_preset
@@ -98,7 +98,7 @@ def audit(
     parallel.processes()  # before the model: it gives each process its device
     pipe = audited.load()
     settings = _completed(settings, chosen, pipe)
-    refuse_misfits(pipe, settings.detectors)
+    require_compatible(pipe, settings.detectors)
     size = image_size(pipe, settings.size)
     items = with_companions(gathered.items, edits=settings.edits, reference=audited.reference is not None)
     config = _config(audited, gathered, settings, items=len(items), save_triggers=save_triggers)
@@ -142,7 +142,7 @@ def _refuse_unknown(settings: AuditSettings) -> None:
 def _completed(settings: AuditSettings, preset: Preset, pipe: DiffusionPipeline) -> AuditSettings:
     """The settings with ``auto`` detectors chosen and the preset's captions."""
     if settings.detectors == AUTO:
-        settings = replace(settings, detectors=fitting(pipe, DEFAULT_DETECTORS)[:1])
+        settings = replace(settings, detectors=compatible_detectors(pipe, DEFAULT_DETECTORS)[:1])
     if settings.other_captions is None and preset.other_captions is not None:
         settings = replace(settings, other_captions=preset.other_captions())
     return settings

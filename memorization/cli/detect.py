@@ -127,14 +127,14 @@ def _run(
     from diffkit import parallel
     from diffkit.loading import load_pipeline, model_checksum
     from diffkit.runs import sha256_folder
-    from memorization.detection.compatibility import fitting
+    from memorization.detection.compatibility import compatible_detectors
     from memorization.detection.run import detect as run_detection
 
     checksum = model_checksum(model, lora)
     parallel.processes()  # before the model: it gives each process its device
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation, lora=lora)
     if any_fitting:
-        settings = replace(settings, detectors=fitting(pipe, settings.detectors))
+        settings = replace(settings, detectors=compatible_detectors(pipe, settings.detectors))
     return run_detection(
         pipe,
         gathered,

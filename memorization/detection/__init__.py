@@ -1,9 +1,9 @@
-"""Does the model treat this caption as one it knows by heart: the detectors' contract, and the registry of them.
+"""Detection of memorized captions: the registry of detectors.
 
-A detector scores captions alone. It needs no training image, so it also scores suspects whose image is lost; it says
-nothing about which image would come out. Every detector gives one score to a (caption, seed) pair, higher = more
-likely memorized; a caption's score is the mean over its seeds. Those that only listen to an ordinary generation can
-also ride along with one that is made anyway (:class:`ListeningDetector`), at no cost.
+A detector scores captions alone. It needs no training image, so it also scores suspects whose image is lost; it does
+not tell which image would be generated. Every detector gives one score to a (caption, seed) pair, higher = more likely
+memorized; a caption's score is the mean over its seeds. Some detectors need only an ordinary generation; they can also
+score one that is made anyway (:class:`memorization.detection.base.RecordingDetector`), at no cost.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def make_detector(spec: str) -> Detector:
         spec: the name, then any number of ``:option=number``.
 
     Raises:
-        InputError: nobody registered the name, or the detector has no such option.
+        InputError: an unknown name, or an option that the detector does not have.
     """
     name, *parts = spec.split(":")
     factory = detectors.get(name)
     options = dict(_option(spec, part) for part in parts)
-    known = list(inspect.signature(factory).parameters)
-    wrong = [key for key in options if key not in known]
+    accepted = list(inspect.signature(factory).parameters)
+    wrong = [key for key in options if key not in accepted]
     if wrong:
-        listing = ", ".join(known) if known else "none"
+        listing = ", ".join(accepted) if accepted else "none"
         raise InputError(f"The detector {name!r} has no option {wrong[0]!r}. Its options: {listing}.")
     return factory(**options)
 

@@ -1,4 +1,4 @@
-"""Anisotropy: the step the caption asks for is long where all is noise, and points along the model's own score.
+"""Anisotropy: norm of the score difference at the highest noise level, plus its cosine to the score at the lowest.
 
 arXiv 2601.20642 (ICLR 2026). From pure noise x_T alone, without denoising it:
 ``M = gamma_1 * cos(s_delta, s_empty) at t = 0  +  gamma_2 * ||s_delta|| at t = T``, with the score difference
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffkit.parameterization import is_flow
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import Batch, epsilon, in_batches, norms, predicted, timesteps
+from memorization.detection.denoiser_queries import DenoiserBatch, epsilon, in_batches, norms, predicted, timesteps
 from memorization.text_embeddings import Embedded
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class Anisotropy:
         """See :class:`memorization.detection.base.Detector`."""
         highest = timesteps(pipe, sampling)[0]
 
-        def score(batch: Batch) -> Tensor:
+        def score(batch: DenoiserBatch) -> Tensor:
             at_top = predicted if is_flow(pipe.scheduler) else epsilon
             parts = [
-                ask(pipe, batch.latents, step, embeds, sampling.size)
-                for ask, step in ((epsilon, self.lowest), (at_top, highest))
+                predict(pipe, batch.latents, step, embeds, sampling.size)
+                for predict, step in ((epsilon, self.lowest), (at_top, highest))
                 for embeds in (batch.conditional, batch.unconditional)
             ]
             return anisotropy(*parts, gammas=self.gammas)

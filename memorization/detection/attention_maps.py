@@ -1,4 +1,4 @@
-"""Attention of image over text in a running pipeline, without touching its attention processors.
+"""Attention of image over text in a running pipeline, without changing its attention processors.
 
 A hook in front of every cross-attention or joint-attention layer computes the probabilities from the layer's own query
 and key projections, whatever kernel the layer itself uses. The generation is the same to the last bit.
@@ -25,7 +25,7 @@ def attention_probabilities(attention: Any, hidden_states: Tensor, encoder_hidde
 
     Args:
         attention: the layer.
-        hidden_states: (B, HW, C) what the layer is given; ``encoder_hidden_states``: (B, L, D) the text.
+        hidden_states: (B, HW, C) input of the layer; ``encoder_hidden_states``: (B, L, D) the text.
     """
     if attention.norm_cross:
         encoder_hidden_states = attention.norm_encoder_hidden_states(encoder_hidden_states)
@@ -42,12 +42,12 @@ def joint_probabilities(
     """(B, HW, L) float32 probabilities of image queries over text keys, mean over heads; rows sum to 1.
 
     Joint attention (SD3, FLUX.1) has image and text keys in one softmax; a softmax over the text keys alone is that
-    distribution, given that a query looks at the text.
+    distribution, conditional on attention to the text.
 
     Args:
         attention: the layer.
         hidden_states: (B, HW, C) of the image; ``encoder_hidden_states``: (B, L, C) of the text.
-        rotary: cosines and sines of all places, the text's first; None where places are not turned.
+        rotary: cosines and sines of all positions, the text's first; None without rotary embeddings.
     """
     text = encoder_hidden_states.shape[1]
     query = attention.to_q(hidden_states).unflatten(-1, (attention.heads, -1))
@@ -64,7 +64,7 @@ def joint_probabilities(
 
 
 def text_attention_layers(denoiser: nn.Module) -> list[nn.Module]:
-    """The layers in which the image looks at the text: cross-attention, else joint attention.
+    """The layers with attention of the image over the text: cross-attention, else joint attention.
 
     Raises:
         ScoringError: it has neither.
@@ -79,12 +79,12 @@ def text_attention_layers(denoiser: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def record_attention(pipe: Pipeline, reduce: Reduce) -> Iterator[list[list[Tensor]]]:
-    """Collect, for every denoiser call inside the ``with`` block, what ``reduce`` keeps of each layer.
+    """Collect, for every denoiser call inside the ``with`` block, the output of ``reduce`` for each layer.
 
     Under guidance only the conditional half is kept; the stock pipelines put it second.
 
     Args:
-        reduce: (index of the layer in the order of execution, (B, HW, L) probabilities) -> what to keep, or None.
+        reduce: (index of the layer in the order of execution, (B, HW, L) probabilities) -> tensor to keep, or None.
 
     Yields:
         One list per denoiser call; in it one entry for each layer that was kept.
@@ -104,10 +104,10 @@ def record_attention(pipe: Pipeline, reduce: Reduce) -> Iterator[list[list[Tenso
         if getattr(pipe, "do_classifier_free_guidance", False):
             hidden, text = hidden.chunk(2)[1], text.chunk(2)[1]
         if getattr(module, "add_k_proj", None) is not None:
-            found = joint_probabilities(module, hidden, text, named.get("image_rotary_emb"))
+            probabilities = joint_probabilities(module, hidden, text, named.get("image_rotary_emb"))
         else:
-            found = attention_probabilities(module, hidden, text)
-        kept = reduce(count[0], found)
+            probabilities = attention_probabilities(module, hidden, text)
+        kept = reduce(count[0], probabilities)
         count[0] += 1
         if kept is not None:
             calls[-1].append(kept)

@@ -28,15 +28,16 @@ Need = Literal[
 
 
 class Detector(Protocol):
-    """What is asked of every detector.
+    """The interface of a detector.
 
     Attributes:
         name: as registered.
         higher_is_memorized: the direction of the score; True for all of ours.
-        needs: what it must have beside calls of the denoiser: a "gradient" (or Jacobian product) through it, its
+        needs: requirements besides calls of the denoiser: a "gradient" (or Jacobian product) through it, its
             "attention" probabilities, layer "activations", the training "image", a whole denoising "trajectory"; and
-            what not every family has: an "unconditional" prediction, one "end_token" in the sequence of the text, the
-            "noise_level" of a timestep, latents that are a "map". See :mod:`memorization.detection.compatibility`.
+            those that not every family meets: an "unconditional" prediction, one "end_token" in the sequence of the
+            text, the "noise_level" of a timestep, latents that are a "map". See
+            :mod:`memorization.detection.compatibility`.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Detector(Protocol):
     ) -> Tensor:
         """One score for each row.
 
-        A row depends on its own embedding and seed only. A row whose arithmetic broke (half precision) is NaN; the
+        A row depends on its own embedding and seed only. A row whose score is not finite (half precision) is NaN; the
         caller reports it as unknown with a reason.
 
         Args:
@@ -63,14 +64,14 @@ class Detector(Protocol):
             negative_prompt_embeds: the empty caption, one row, the same for all.
             seeds: n seeds of the initial noise.
             sampling: step count and guidance of the generation that is judged, and the constant batch size.
-            ends: n positions of the end token in the rows, where a detector needs them; None if the rows were made
-                from no caption.
+            ends: n positions of the end token in the rows, where a detector needs them; None if the rows do not encode
+                captions.
 
         Returns:
             (n,) float32 on the CPU.
 
         Raises:
-            ScoringError: this model or sampling gives the detector nothing to measure; the message is the reason.
+            ScoringError: the detector cannot score this model or sampling; the message is the reason.
         """
         ...
 
@@ -82,18 +83,18 @@ class Detector(Protocol):
         ...
 
 
-class ListeningDetector(Detector, Protocol):
-    """A detector that can also listen to a generation somebody else makes."""
+class RecordingDetector(Detector, Protocol):
+    """A detector that can also score a generation that is made for another purpose."""
 
     def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
-        """Listen to the pipeline inside a ``with`` block; what was heard grows in the list."""
+        """Record the pipeline's calls inside a ``with`` block; the recorded tensors are appended to the list."""
         ...
 
     def score(self, recorded: list[Tensor]) -> Tensor | None:
-        """(B,) scores of one pipeline call's samples, or None where nothing could be heard."""
+        """(B,) scores of one pipeline call's samples, or None if nothing could be recorded."""
         ...
 
 
-def listens(detector: Detector) -> TypeGuard[ListeningDetector]:
-    """Whether the detector can ride along with an ordinary generation (``generate(..., detector=)``)."""
+def is_recording(detector: Detector) -> TypeGuard[RecordingDetector]:
+    """Whether the detector can score an ordinary generation while it is made (``generate(..., detector=)``)."""
     return hasattr(detector, "record") and hasattr(detector, "score")

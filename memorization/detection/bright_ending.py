@@ -1,4 +1,4 @@
-"""Bright ending: at the last step the end token looks where the image is memorized.
+"""Bright ending: the end token's attention at the last step is high where the image is memorized.
 
 Chen et al., arXiv 2410.21665. The cross-attention map m of the end token at the final step, mean of the first two
 layers of the down path, is a mask of the memorized region; weighting the text-conditional noise with it gives the
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memorization.detection.attention_maps import record_attention
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import Batch, norms
+from memorization.detection.denoiser_queries import DenoiserBatch, norms
 from memorization.detection.generation_detector import Finish, GenerationDetector, end_positions, require_guidance
 from memorization.detection.noise_magnitude import record_noise_differences
 
@@ -56,8 +56,8 @@ def end_token_map(layers: Sequence[Tensor], ends: Tensor, size: tuple[int, int])
     maps = []
     for layer in layers:
         shrink = (size[0] * size[1] / layer.shape[1]) ** 0.5
-        here = (-(-size[0] // round(shrink)), -(-size[1] // round(shrink)))
-        chosen = layer[torch.arange(len(layer)), :, ends.to(layer.device)].unflatten(1, here)[:, None]
+        shape = (-(-size[0] // round(shrink)), -(-size[1] // round(shrink)))
+        chosen = layer[torch.arange(len(layer)), :, ends.to(layer.device)].unflatten(1, shape)[:, None]
         maps.append(torch.nn.functional.interpolate(chosen, size, mode="bilinear", align_corners=False)[:, 0])
     return torch.stack(maps).mean(0)
 
@@ -72,8 +72,8 @@ class BrightEnding(GenerationDetector):
         super().__init__()
 
     @contextmanager
-    def listen(
-        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    def observe(
+        self, pipe: DiffusionPipeline, batch: DenoiserBatch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detection.generation_detector.GenerationDetector`."""
         require_guidance(self.name, pipe, sampling)

@@ -1,4 +1,4 @@
-"""From scores of labelled captions to a threshold, and how far to trust it: AUC and rates with n and intervals."""
+"""From scores of labelled captions to a threshold, with AUC and rates, their n and intervals."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 from diffkit.errors import InputError
 from diffkit.stats import Interval, auc, clopper_pearson
 
-__all__ = ["MIN_NEGATIVES", "MIN_POSITIVES", "Calibration", "Rate", "Threshold", "calibrate", "threshold_at"]
+__all__ = [
+    "MIN_NEGATIVES",
+    "MIN_POSITIVES",
+    "DetectorCalibration",
+    "Rate",
+    "Threshold",
+    "calibrate_detector",
+    "threshold_at",
+]
 
-MIN_NEGATIVES = 19  # fewer cannot show any rate of false alarms below 5 %
+MIN_NEGATIVES = 19  # fewer cannot establish a false-alarm rate below 5 %
 MIN_POSITIVES = 5
 RESAMPLES = 2000
 
@@ -35,9 +43,9 @@ class Threshold:
 
     Attributes:
         value: flagged is what scores strictly higher.
-        wanted: share of false alarms that was asked for, in [0, 1).
-        false_alarms: negatives above the threshold, of all negatives. The interval's upper end is what they can
-            vouch for: 0 of 30 still allows 11.6 %.
+        wanted: the requested share of false alarms, in [0, 1).
+        false_alarms: negatives above the threshold, of all negatives. Only the interval's upper end is certain:
+            0 of 30 still allows 11.6 %.
     """
 
     value: float
@@ -50,15 +58,15 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A detector on labelled captions.
+class DetectorCalibration:
+    """Threshold and rates of a detector on labelled captions.
 
     Attributes:
         detector: its name.
         threshold: the loosest with at most the wanted share of false alarms among the negatives.
         found: positives above it (the true positive rate, given this threshold).
-        auc: in [0, 1], 0.5 is chance; ``auc_interval``: 95 % percentile bootstrap over captions of both classes. Of
-            a perfect separation it is [1, 1], whatever n: read n beside it.
+        auc: in [0, 1], 0.5 is chance; ``auc_interval``: 95 % percentile bootstrap over captions of both classes. For
+            a perfect separation it is [1, 1], whatever n is.
     """
 
     detector: str
@@ -95,9 +103,9 @@ def threshold_at(negatives: Sequence[float], fpr: float = 0.01) -> Threshold:
     return Threshold(value, fpr, rate(int((scores > value).sum()), scores.size))
 
 
-def calibrate(
+def calibrate_detector(
     positives: Sequence[float], negatives: Sequence[float], *, detector: str, fpr: float = 0.01, seed: int = 0
-) -> Calibration:
+) -> DetectorCalibration:
     """Threshold, true positive rate and AUC from labelled captions.
 
     Args:
@@ -110,20 +118,20 @@ def calibrate(
     Raises:
         InputError: too few of either, or a score that is not finite.
     """
-    found = _finite(positives, "positives", MIN_POSITIVES)
+    scores = _finite(positives, "positives", MIN_POSITIVES)
     other = _finite(negatives, "negatives", MIN_NEGATIVES)
     threshold = threshold_at(list(other), fpr)
-    hits = rate(int((found > threshold.value).sum()), found.size)
-    return Calibration(detector, threshold, hits, auc(found, other), _auc_interval(found, other, seed))
+    hits = rate(int((scores > threshold.value).sum()), scores.size)
+    return DetectorCalibration(detector, threshold, hits, auc(scores, other), _auc_interval(scores, other, seed))
 
 
-def _auc_interval(found: NDArray[np.float64], other: NDArray[np.float64], seed: int) -> Interval:
+def _auc_interval(scores: NDArray[np.float64], other: NDArray[np.float64], seed: int) -> Interval:
     """Percentile bootstrap; both classes are resampled."""
-    wins = (found[:, None] > other[None]) + 0.5 * (found[:, None] == other[None])
+    wins = (scores[:, None] > other[None]) + 0.5 * (scores[:, None] == other[None])
     source = np.random.default_rng(seed)
     resampled = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
-        rows = source.integers(0, found.size, found.size)
+        rows = source.integers(0, scores.size, scores.size)
         columns = source.integers(0, other.size, other.size)
         resampled[i] = wins[rows][:, columns].mean()
     low, high = np.quantile(resampled, [0.025, 0.975])

@@ -1,10 +1,10 @@
-"""Which detectors fit a model's family: refused before anything runs, with the reason.
+"""Which detectors a model's family supports: others are refused before anything runs, with the reason.
 
-A detector says by ``needs`` what it must have. What every family can give (a gradient, a trajectory) is not looked at
-here; the rest is:
+A detector lists its requirements in ``needs``. Those that every family meets (a gradient, a trajectory) are not checked
+here; the rest are:
 
-- "unconditional": a prediction without the caption, as classifier-free guidance asks for. FLUX.1 is told its guidance
-  and was distilled from a model that had one; it has none itself.
+- "unconditional": a prediction without the caption, as in classifier-free guidance. FLUX.1 was distilled from a model
+  that had one; it takes the guidance scale as input and has no such prediction.
 - "attention": probabilities of image queries over text tokens: the cross-attention of Stable Diffusion and SDXL, the
   joint attention of SD3 and FLUX.1. Other families mix text and image in ways that have not been described here.
 - "end_token": one place in the sequence where the caption ends; SD3 has two sequences one behind the other.
@@ -26,11 +26,11 @@ from memorization.detection.base import Need
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-__all__ = ["fitting", "lacking", "refuse_misfits"]
+__all__ = ["compatible_detectors", "incompatibility", "require_compatible"]
 
 
-class Needy(Protocol):
-    """What of a detector is looked at."""
+class HasNeeds(Protocol):
+    """The attributes of a detector that are checked."""
 
     @property
     def name(self) -> str:
@@ -39,24 +39,24 @@ class Needy(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it must have."""
+        """Its requirements."""
         ...
 
 
-def _asked_without(pipe: Pipeline, family: Family) -> bool:
+def _predicts_unconditionally(pipe: Pipeline, family: Family) -> bool:
     return bool(family.guided(pipe, 2.0, {"negative_prompt": "", "true_cfg_scale": _true_scale(family)}))
 
 
 def _true_scale(family: Family) -> float:
-    """What guides truly in the pipelines that have a keyword of their own for it, and do so by default."""
+    """The default scale of pipelines that have a keyword of their own for classifier-free guidance, else 1."""
     from diffkit.families.base import stock_default
 
     return float(stock_default(family, "true_cfg_scale") or 1.0)
 
 
-#: What may be missing -> (whether the family has it, what it lacks in words).
-HAS: Mapping[Need, tuple[Callable[[Pipeline, Family], bool], str]] = {
-    "unconditional": (_asked_without, "no prediction without the caption (its guidance is distilled)"),
+#: Requirement -> (whether the family meets it, what the family has instead, in words).
+CAPABILITIES: Mapping[Need, tuple[Callable[[Pipeline, Family], bool], str]] = {
+    "unconditional": (_predicts_unconditionally, "no prediction without the caption (its guidance is distilled)"),
     "attention": (lambda pipe, family: family.text_attention, "no attention over the text that is read here"),
     "end_token": (lambda pipe, family: family.end_token is not None, "no single end token in its text"),
     "noise_level": (
@@ -67,30 +67,30 @@ HAS: Mapping[Need, tuple[Callable[[Pipeline, Family], bool], str]] = {
 }
 
 
-def lacking(pipe: Pipeline, detector: Needy) -> str | None:
+def incompatibility(pipe: Pipeline, detector: HasNeeds) -> str | None:
     """Why the detector cannot score this pipeline's captions, as a sentence without its full stop, or None."""
     family = family_of(pipe)
-    for need, (has, words) in HAS.items():
+    for need, (has, words) in CAPABILITIES.items():
         if need in detector.needs and not has(pipe, family):
             return f"the detector {detector.name} does not fit {family.name}, which has {words}"
     return None
 
 
-def fitting(pipe: Pipeline, specs: Sequence[str]) -> tuple[str, ...]:
-    """Those of the detectors that fit the pipeline, in their order."""
-    return tuple(spec for spec in specs if lacking(pipe, make_detector(spec)) is None)
+def compatible_detectors(pipe: Pipeline, specs: Sequence[str]) -> tuple[str, ...]:
+    """Those of the detectors that can score the pipeline's captions, in their order."""
+    return tuple(spec for spec in specs if incompatibility(pipe, make_detector(spec)) is None)
 
 
-def refuse_misfits(pipe: Pipeline, specs: Sequence[str]) -> None:
-    """Refuse detectors that do not fit.
+def require_compatible(pipe: Pipeline, specs: Sequence[str]) -> None:
+    """Refuse detectors that cannot score the pipeline's captions.
 
     Raises:
-        InputError: the first that does not, and which of ours do.
+        InputError: names the first such detector and the registered ones that can.
     """
     from memorization.detection import detectors
 
     for spec in specs:
-        reason = lacking(pipe, make_detector(spec))
+        reason = incompatibility(pipe, make_detector(spec))
         if reason is not None:
-            known = ", ".join(fitting(pipe, detectors.names()))
-            raise InputError(f"{reason[0].upper()}{reason[1:]}. These fit: {known}.")
+            compatible = ", ".join(compatible_detectors(pipe, detectors.names()))
+            raise InputError(f"{reason[0].upper()}{reason[1:]}. These fit: {compatible}.")

@@ -1,8 +1,8 @@
-"""Entropy of cross-attention: a memorized caption spreads its attention over tokens as no other does.
+"""Entropy of cross-attention: the distribution over tokens differs between memorized and other captions.
 
 Ren et al., "Unveiling and Mitigating Memorization in Text-to-image Diffusion Models through Cross Attention"
-(ECCV 2024). Attention probabilities, averaged over heads and space, are a distribution over tokens; its entropy is
-the raw material of two detectors:
+(ECCV 2024). Attention probabilities, averaged over heads and space, are a distribution over tokens; two
+detectors take its entropy:
 
 - one step ("LE"): the entropy of layer 3 at step 0, after a single denoiser call.
 - whole trajectory ("AE"): the mean entropy over the last fifth of the steps, plus by how much the part of it that
@@ -10,7 +10,7 @@ the raw material of two detectors:
 
 Where we differ: layers are counted from 0 in the order of execution, and AE takes the mean over all of them. The rise
 is signed, as in the authors' code; their paper takes its absolute value. Others found both weak on SD 1.4 (AUC 0.85
-and 0.61); they are here for comparison.
+and 0.61); they are included for comparison.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from memorization.detection.attention_maps import record_attention
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import Batch
-from memorization.detection.generation_detector import Finish, GenerationDetector, end_positions, heard_or_refused
+from memorization.detection.denoiser_queries import DenoiserBatch
+from memorization.detection.generation_detector import Finish, GenerationDetector, end_positions, require_scores
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -75,23 +75,23 @@ class OneStepAttentionEntropy(GenerationDetector):
 
     @contextmanager
     def record(self, pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
-        """Listen to the pipeline's own calls; the list is filled when the block ends."""
-        heard: list[Tensor] = []
+        """Record the pipeline's own calls; the list is filled when the block ends."""
+        attention: list[Tensor] = []
         with record_attention(pipe, lambda index, p: p.mean(1) if index == self.layer else None) as calls:
-            yield heard
-        heard.extend(layer for call in calls for layer in call)
+            yield attention
+        attention.extend(layer for call in calls for layer in call)
 
     def score(self, recorded: list[Tensor]) -> Tensor | None:
         """(B,) scores, higher = more likely memorized; None where the layer does not exist."""
         return token_entropy(recorded[0]).sum(-1).cpu() if recorded else None
 
     @contextmanager
-    def listen(
-        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    def observe(
+        self, pipe: DiffusionPipeline, batch: DenoiserBatch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detection.generation_detector.GenerationDetector`."""
-        with self.record(pipe) as heard:
-            yield lambda _latents: heard_or_refused(self.name, self.score(heard))
+        with self.record(pipe) as attention:
+            yield lambda _latents: require_scores(self.name, self.score(attention))
 
 
 class AttentionEntropy(GenerationDetector):
@@ -104,8 +104,8 @@ class AttentionEntropy(GenerationDetector):
         super().__init__()
 
     @contextmanager
-    def listen(
-        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    def observe(
+        self, pipe: DiffusionPipeline, batch: DenoiserBatch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detection.generation_detector.GenerationDetector`."""
         positions = end_positions(self.name, ends, batch)

@@ -1,4 +1,4 @@
-"""Curvature difference: where the caption makes the density sharper at the last step, there the image is memorized.
+"""Curvature difference: the image is memorized where the caption makes the density sharper at the last step.
 
 arXiv 2605.26756 (ICML 2026): per pixel ``diag(-H_c) - diag(-H_empty)``, with H the Jacobian of the score
 ``s = -eps / sqrt(1 - abar)`` at the last denoising step, summed over channels, negative values cut off. The diagonal
@@ -25,8 +25,8 @@ from diffkit.parameterization import coefficients
 from diffkit.sampling_steps import before_steps
 from diffkit.seeds import generators
 from memorization.detection.base import Need
-from memorization.detection.compatibility import lacking
-from memorization.detection.denoiser_queries import Batch, batches, epsilon
+from memorization.detection.compatibility import incompatibility
+from memorization.detection.denoiser_queries import DenoiserBatch, batches, epsilon
 from memorization.detection.generation_detector import Finish, GenerationDetector, denoise
 from memorization.text_embeddings import empty_text, encoded
 
@@ -48,7 +48,7 @@ def hutchinson_diagonal(
 
     Args:
         function: (B, ...) to (B, ...), each row on its own.
-        x: (B, ...) where to look.
+        x: (B, ...) point of evaluation.
         draws: sign vectors, at least 1.
         sources: B generators on the CPU.
 
@@ -76,7 +76,7 @@ def curvature_map(noise_diagonal: Tensor, sigma: float) -> Tensor:
             eps / sigma.
 
     Returns:
-        (B, h, w), >= 0; higher = more likely memorized there.
+        (B, h, w), >= 0; higher = more likely memorized at this pixel.
     """
     return (noise_diagonal.float() / sigma).sum(1).clamp(min=0)
 
@@ -88,7 +88,7 @@ def proxy_map(conditional: Tensor, unconditional: Tensor) -> Tensor:
 
 @contextmanager
 def last_input(pipe: Pipeline) -> Iterator[list[tuple[Tensor, float]]]:
-    """Keep what the denoiser was given at the latest step: latents, without guidance's doubling, and timestep."""
+    """Keep the denoiser's input at the latest step: latents, not doubled for guidance, and timestep."""
     kept: list[tuple[Tensor, float]] = []
 
     def keep(timestep: Tensor, latents: Tensor) -> None:
@@ -119,8 +119,8 @@ class CurvatureDifference(GenerationDetector):
         super().__init__()
         self.draws = draws
 
-    def maps(self, pipe: DiffusionPipeline, batch: Batch, latents: Tensor, step: float) -> Tensor:
-        """(B, h, w) float32 maps, one for each row of a batch, at what the denoiser was given last."""
+    def maps(self, pipe: DiffusionPipeline, batch: DenoiserBatch, latents: Tensor, step: float) -> Tensor:
+        """(B, h, w) float32 maps, one for each row of a batch, at the denoiser's last input."""
 
         def difference(x: Tensor) -> Tensor:
             return epsilon(pipe, x, step, batch.conditional) - epsilon(pipe, x, step, batch.unconditional)
@@ -129,8 +129,8 @@ class CurvatureDifference(GenerationDetector):
         return curvature_map(diagonal, float(coefficients(pipe.scheduler, step).noise))
 
     @contextmanager
-    def listen(
-        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    def observe(
+        self, pipe: DiffusionPipeline, batch: DenoiserBatch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detection.generation_detector.GenerationDetector`."""
         with last_input(pipe) as kept:
@@ -144,21 +144,21 @@ class CurvatureDifference(GenerationDetector):
 def mask_for(
     pipe: DiffusionPipeline, caption: str, seeds: Sequence[int], *, sampling: Sampling, draws: int = DRAWS
 ) -> Tensor:
-    """Where the model holds the caption's image by heart: a picture for the report.
+    """Map of the memorized region of a caption's image, for the report.
 
     Args:
-        seeds: of the generations; their maps are averaged. A template's fixed part is where they agree.
+        seeds: of the generations; their maps are averaged, which shows a template's fixed part.
         sampling: of the generations.
 
     Returns:
-        (H, W) float32 in [0, 1] at the size of the images, the brightest pixel 1; zero everywhere where the caption
-        nowhere makes the density sharper.
+        (H, W) float32 in [0, 1] at the size of the images, the brightest pixel 1; zero everywhere if the caption
+        makes the density sharper at no pixel.
 
     Raises:
         ScoringError: the map is not finite (half precision), or the family has no such map.
     """
     detector = CurvatureDifference(draws)
-    if (reason := lacking(pipe, detector)) is not None:
+    if (reason := incompatibility(pipe, detector)) is not None:
         raise ScoringError(reason)
     embeds, empty = encoded(pipe, [caption]).expand(len(seeds)), empty_text(pipe)
     parts = []
@@ -166,9 +166,9 @@ def mask_for(
         with last_input(pipe) as kept:
             denoise(pipe, batch, sampling)
         parts.append(detector.maps(pipe, batch, *kept[0])[: batch.real])
-    found = torch.cat(parts).mean(0)
-    if not bool(found.isfinite().all()):
+    curvature = torch.cat(parts).mean(0)
+    if not bool(curvature.isfinite().all()):
         raise ScoringError("the curvature map is not finite: try --dtype float32")
     scale = int(pipe.vae_scale_factor)
-    large = torch.nn.functional.interpolate(found[None, None], scale_factor=scale, mode="bilinear")[0, 0]
+    large = torch.nn.functional.interpolate(curvature[None, None], scale_factor=scale, mode="bilinear")[0, 0]
     return (large / large.max().clamp(min=1e-12)).cpu()

@@ -1,4 +1,4 @@
-"""What detectors ask the denoiser directly, without a generation: the predicted noise at a latent and a timestep.
+"""Direct calls of the denoiser, without a generation: the predicted noise at a latent and a timestep.
 
 Everything is turned into noise (epsilon) first, so that a detector gives the same figure whatever the network
 predicts; the score of the noised distribution is then ``s = -eps / sqrt(1 - abar)``.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from memorization.generation import Sampling
 
 
-class Batch(NamedTuple):
-    """One constant-size batch of rows for the denoiser; only the first ``real`` rows count, the rest is filling."""
+class DenoiserBatch(NamedTuple):
+    """One constant-size batch of rows for the denoiser; the rows after the first ``real`` are padding."""
 
     latents: Tensor
     conditional: Embeds
@@ -41,7 +41,7 @@ def batches(
     negative_prompt_embeds: Embedded,
     seeds: Sequence[int],
     sampling: Sampling,
-) -> Iterator[Batch]:
+) -> Iterator[DenoiserBatch]:
     """Cut rows into batches, with the unit noise that the pipeline itself would start each seed from."""
     size = sampling.micro_batch
     embeds = as_embeds(prompt_embeds)
@@ -51,7 +51,7 @@ def batches(
         rows = tuple(first + min(i, real - 1) for i in range(size))
         chosen = tuple(seeds[row] for row in rows)
         noise = initial_latents(pipe, generators(chosen), sampling.size, dtype=pipe.dtype)
-        yield Batch(noise, embeds.rows(rows).to(pipe.device, pipe.dtype), negative, chosen, rows, real)
+        yield DenoiserBatch(noise, embeds.rows(rows).to(pipe.device, pipe.dtype), negative, chosen, rows, real)
 
 
 def in_batches(
@@ -60,7 +60,7 @@ def in_batches(
     negative_prompt_embeds: Embedded,
     seeds: Sequence[int],
     sampling: Sampling,
-    score: Callable[[Batch], Tensor],
+    score: Callable[[DenoiserBatch], Tensor],
 ) -> Tensor:
     """(n,) scores from a function that scores one batch."""
     parts = [
@@ -71,13 +71,13 @@ def in_batches(
 
 
 def timesteps(pipe: Pipeline, sampling: Sampling) -> list[float]:
-    """The training timesteps of the generation that is judged, the noisiest first; the pipeline is left untouched.
+    """The training timesteps of the generation that is judged, the noisiest first; the pipeline does not change.
 
-    Whole numbers, but of flow models.
+    Whole numbers, except for flow models.
     """
     scheduler = spaced(pipe, sampling.num_inference_steps, sampling.size)
-    found = [float(step) for step in scheduler.timesteps]
-    return found if is_flow(scheduler) else [float(round(step)) for step in found]
+    steps = [float(step) for step in scheduler.timesteps]
+    return steps if is_flow(scheduler) else [float(round(step)) for step in steps]
 
 
 def predicted(
@@ -103,5 +103,5 @@ def epsilon(
 
 def norms(x: Tensor) -> Tensor:
     """(B,) float32 L2 norms over all elements of a sample, >= 0."""
-    found: Tensor = torch.linalg.vector_norm(x.float().flatten(1), dim=1)
-    return found
+    lengths: Tensor = torch.linalg.vector_norm(x.float().flatten(1), dim=1)
+    return lengths

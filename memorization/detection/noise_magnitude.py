@@ -1,11 +1,11 @@
-"""Magnitude of the text-conditional noise: a memorized caption steers the prediction harder than any other.
+"""Magnitude of the text-conditional noise: it is larger for memorized captions.
 
 Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024 (arXiv 2407.21720),
 section 3: along an ordinary guided generation take ``d_t = || eps(x_t, c) - eps(x_t, empty) ||_2`` over all elements
 of a sample, and average over steps and generations.
 
-Where we differ: the norms are taken in float32 from the very generation the audit makes anyway, so that they cost
-nothing more; and no threshold is shipped, because norms grow with the latent's size, guidance and scheduler. Of a flow
+Where we differ: the norms are taken in float32 from the generation that the audit makes anyway, at no extra
+cost; and no threshold is shipped, because norms grow with the latent's size, guidance and scheduler. Of a flow
 model (``x_t = (1 - sigma) x + sigma eps``, output ``v = eps - x``) the noise difference ``(1 - sigma) (v_c - v_empty)``
 is 0 at pure noise, so that there ``d_t = || v(x_t, c) - v(x_t, empty) ||_2``, which is what guidance adds to the step.
 """
@@ -23,8 +23,8 @@ from diffkit.families import pipe_denoiser
 from diffkit.parameterization import noise_per_prediction
 from diffkit.sampling_steps import before_steps
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import Batch, norms
-from memorization.detection.generation_detector import Finish, GenerationDetector, heard_or_refused, require_guidance
+from memorization.detection.denoiser_queries import DenoiserBatch, norms
+from memorization.detection.generation_detector import Finish, GenerationDetector, require_guidance, require_scores
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -49,21 +49,21 @@ def noise_magnitude(conditional: Tensor, unconditional: Tensor) -> Tensor:
 def record_noise_differences(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
     """Collect the noise difference of every denoising step that the pipeline makes inside the ``with`` block.
 
-    Both predictions of a step are heard wherever the pipeline asks for them: as halves of one batch, or in two calls.
-    Only guided steps are recorded: an unguided one has no second prediction. The sign of a difference is not told.
+    Both predictions of a step are recorded, whether they are halves of one batch or two calls. Unguided steps are left
+    out: they have no second prediction. The sign of a difference is arbitrary.
 
     Yields:
         A list that grows by one float32 tensor, shaped as the latents, per denoising step.
     """
     steps: list[Tensor] = []
-    heard: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
-        heard.append(output[0])
+        outputs.append(output[0])
 
     def step(timestep: Tensor, latents: Tensor) -> None:
-        both = _both(heard, latents)
-        heard.clear()
+        both = _both(outputs, latents)
+        outputs.clear()
         if both is not None:
             steps.append((both[1] - both[0]) * noise_per_prediction(pipe.scheduler, timestep))
 
@@ -75,13 +75,15 @@ def record_noise_differences(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _both(heard: Sequence[Tensor | Sequence[Tensor]], sample: Tensor) -> tuple[Tensor, Tensor] | None:
+def _both(outputs: Sequence[Tensor | Sequence[Tensor]], sample: Tensor) -> tuple[Tensor, Tensor] | None:
     """The two predictions of a step, float32 and shaped as the latents; None where there is only one."""
-    parts = [part if isinstance(part, Tensor) else torch.stack(list(part)) for part in heard]
+    parts = [part if isinstance(part, Tensor) else torch.stack(list(part)) for part in outputs]
     if not parts or sum(len(part) for part in parts) != 2 * len(sample):
         return None
     first, second = torch.cat(parts).float().chunk(2)
-    channels = slice(sample.shape[1] if sample.ndim == 4 else None)  # what else a network predicts is no noise
+    channels = slice(
+        sample.shape[1] if sample.ndim == 4 else None
+    )  # further channels (a learned variance) are no noise
     return first[:, channels].view_as(sample), second[:, channels].view_as(sample)
 
 
@@ -91,7 +93,7 @@ class NoiseMagnitude(GenerationDetector):
     Published settings: one step and one seed, five steps and 16 seeds, all steps and four seeds.
 
     Args:
-        steps: denoising steps to average over, from the first; None takes all of them.
+        steps: denoising steps to average over, from the first; None = all of them.
     """
 
     name = "noise_magnitude"
@@ -99,11 +101,11 @@ class NoiseMagnitude(GenerationDetector):
 
     @contextmanager
     def record(self, pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
-        """Listen to the pipeline's own calls inside a ``with`` block; what was heard is there when it ends."""
-        heard: list[Tensor] = []
+        """Record the pipeline's own calls inside a ``with`` block; the list is filled when it ends."""
+        magnitudes: list[Tensor] = []
         with record_noise_differences(pipe) as differences:
-            yield heard
-        heard.extend(norms(step) for step in differences)
+            yield magnitudes
+        magnitudes.extend(norms(step) for step in differences)
 
     def score(self, recorded: list[Tensor]) -> Tensor | None:
         """(B,) scores of the samples of one pipeline call, higher = more likely memorized; None without guidance."""
@@ -112,10 +114,10 @@ class NoiseMagnitude(GenerationDetector):
         return torch.stack(recorded[: self.steps]).mean(0).cpu()
 
     @contextmanager
-    def listen(
-        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    def observe(
+        self, pipe: DiffusionPipeline, batch: DenoiserBatch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detection.generation_detector.GenerationDetector`."""
         require_guidance(self.name, pipe, sampling)
-        with self.record(pipe) as heard:
-            yield lambda _latents: heard_or_refused(self.name, self.score(heard))
+        with self.record(pipe) as magnitudes:
+            yield lambda _latents: require_scores(self.name, self.score(magnitudes))

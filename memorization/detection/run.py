@@ -16,10 +16,10 @@ from diffkit.runs.shared import open_shared
 from diffkit.seeds import item_seed
 from memorization.detection import make_detector
 from memorization.detection.base import Detector
-from memorization.detection.compatibility import refuse_misfits
+from memorization.detection.compatibility import require_compatible
 from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
-from memorization.detection.summary import summarise
+from memorization.detection.summary import summarise_detection
 from memorization.generation import Sampling
 from memorization.items import AuditItem, Gathered, data_digest
 
@@ -67,7 +67,7 @@ def detect(
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance["processes"] = parallel.processes()
     chosen = {spec: make_detector(spec) for spec in settings.detectors}  # a wrong option is refused before anything
-    refuse_misfits(pipe, settings.detectors)
+    require_compatible(pipe, settings.detectors)
     summary: dict[str, Any] = {}
     with open_shared(out, config=config, kind="detect", provenance=provenance) as run:
         pipe.set_progress_bar_config(disable=True)
@@ -76,7 +76,7 @@ def detect(
             records = {item.key: run.done[item.key] for item in gathered.items}
             summary = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
             summary |= {"mitigation": mitigation, "settings": settings.to_json()}
-            summary |= summarise(records, settings)
+            summary |= summarise_detection(records, settings)
             errors = [*gathered.suspect_errors, *gathered.control_errors]
             summary["rows_in_error"] = [error._asdict() for error in errors]
             run.write_json("summary.json", summary)

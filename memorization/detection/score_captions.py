@@ -1,4 +1,4 @@
-"""Score captions by a detector: several seeds each, what broke stays unknown with its reason."""
+"""Score captions by detectors, with several seeds each; a score that is not finite is unknown, with the reason."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.families import family_of
 from diffkit.families.base import stock_default
 from memorization.detection.base import Detector
-from memorization.detection.compatibility import lacking
-from memorization.detection.generation_detector import GenerationDetector, together
+from memorization.detection.compatibility import incompatibility
+from memorization.detection.generation_detector import GenerationDetector, score_shared_generation
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ __all__ = ["CaptionScore", "caption_score", "end_tokens", "score_by_all", "score
 
 @dataclass(frozen=True)
 class CaptionScore:
-    """What a detector says of one caption.
+    """A detector's score of one caption.
 
     Attributes:
-        value: mean over the seeds; None where a seed's score is unknown, since a mean over the rest would be of
-            another caption's making.
+        value: mean over the seeds; None where a seed's score is unknown, since means over different seeds cannot be
+            compared.
         scores: of every seed, None where not finite.
         reason: why the value is missing.
     """
@@ -45,12 +45,12 @@ class CaptionScore:
 def caption_score(scores: Tensor | Sequence[float], *, half_precision: bool = False) -> CaptionScore:
     """Mean of one caption's scores over its seeds; not finite anywhere = unknown."""
     values = [float(score) for score in scores]
-    known = tuple(value if math.isfinite(value) else None for value in values)
-    broken = sum(value is None for value in known)
+    finite = tuple(value if math.isfinite(value) else None for value in values)
+    broken = sum(value is None for value in finite)
     if broken or not values:
         advice = ": try --dtype float32" if half_precision else ""
-        return CaptionScore(None, known, f"{broken} of {len(values)} seeds gave no finite score{advice}")
-    return CaptionScore(sum(values) / len(values), known)
+        return CaptionScore(None, finite, f"{broken} of {len(values)} seeds gave no finite score{advice}")
+    return CaptionScore(sum(values) / len(values), finite)
 
 
 def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int] | None:
@@ -63,11 +63,11 @@ def end_tokens(pipe: DiffusionPipeline, captions: Sequence[str]) -> list[int] | 
         return None
     tokenizer = getattr(pipe, family.end_token)
     longest = stock_default(family, "max_sequence_length") or tokenizer.model_max_length
-    found = []
+    positions = []
     for caption in captions:
         ids = tokenizer(caption, padding="max_length", max_length=longest, truncation=True).input_ids
-        found.append(ids.index(tokenizer.eos_token_id))
-    return found
+        positions.append(ids.index(tokenizer.eos_token_id))
+    return positions
 
 
 def score_captions(
@@ -85,23 +85,23 @@ def score_captions(
 def score_by_all(
     pipe: DiffusionPipeline,
     captions: Sequence[str],
-    chosen: Mapping[str, Detector],
+    detectors: Mapping[str, Detector],
     seeds: Sequence[Sequence[int]],
     *,
     sampling: Sampling,
 ) -> dict[str, list[CaptionScore]]:
-    """Score every caption with its own seeds by several detectors; those that listen share one generation.
+    """Score every caption with its own seeds by several detectors; those that score a generation share one.
 
-    A caption's result does not depend on the captions beside it (up to the arithmetic of a batch), nor on the other
+    A caption's result does not depend on the other captions (up to the arithmetic of a batch), nor on the other
     detectors.
 
     Args:
-        chosen: key -> detector.
+        detectors: by key.
         seeds: for every caption the seeds of its initial noise, one or more.
         sampling: of the generation that is judged; ``micro_batch`` rows go through the denoiser at once.
 
     Returns:
-        Key -> one score a caption. Where a detector has nothing to measure on this model, all are None with the reason.
+        Key -> one score a caption. Where a detector cannot score this model, all are None with the reason.
 
     Raises:
         InputError: captions and seeds are not equally many, or a caption has no seed.
@@ -109,28 +109,28 @@ def score_by_all(
     if len(seeds) != len(captions) or any(not own for own in seeds):
         raise InputError(f"Expected at least one seed for each of {len(captions)} captions.")
     if not captions:
-        return {key: [] for key in chosen}
+        return {key: [] for key in detectors}
     counts = [len(own) for own in seeds]
     rows = encoded(pipe, captions).rows([index for index, count in enumerate(counts) for _ in range(count)])
     empty = empty_text(pipe)
-    known = end_tokens(pipe, captions)
-    ends = None if known is None else [end for end, n in zip(known, counts, strict=True) for _ in range(n)]
+    positions = end_tokens(pipe, captions)
+    ends = None if positions is None else [end for end, n in zip(positions, counts, strict=True) for _ in range(n)]
     flat = [seed for own in seeds for seed in own]
-    reasons = {key: lacking(pipe, one) for key, one in chosen.items()}
-    found: dict[str, Tensor | str] = {key: reason for key, reason in reasons.items() if reason is not None}
-    listening = {k: one for k, one in chosen.items() if k not in found and isinstance(one, GenerationDetector)}
-    if len(listening) > 1:
-        found |= together(pipe, listening, rows, empty, flat, sampling=sampling, ends=ends)
-    for key in chosen.keys() - found.keys():
+    reasons = {key: incompatibility(pipe, detector) for key, detector in detectors.items()}
+    scores: dict[str, Tensor | str] = {key: reason for key, reason in reasons.items() if reason is not None}
+    shared = {k: d for k, d in detectors.items() if k not in scores and isinstance(d, GenerationDetector)}
+    if len(shared) > 1:
+        scores |= score_shared_generation(pipe, shared, rows, empty, flat, sampling=sampling, ends=ends)
+    for key in detectors.keys() - scores.keys():
         try:
-            found[key] = chosen[key].scores(pipe, rows, empty, flat, sampling=sampling, ends=ends)
+            scores[key] = detectors[key].scores(pipe, rows, empty, flat, sampling=sampling, ends=ends)
         except ScoringError as error:
-            found[key] = str(error)
+            scores[key] = str(error)
     half = pipe.dtype != torch.float32
-    return {key: _by_caption(found[key], counts, half) for key in chosen}
+    return {key: _by_caption(scores[key], counts, half) for key in detectors}
 
 
-def _by_caption(found: Tensor | str, counts: Sequence[int], half: bool) -> list[CaptionScore]:
-    if isinstance(found, str):
-        return [CaptionScore(None, (None,) * count, found) for count in counts]
-    return [caption_score(part, half_precision=half) for part in found.split(list(counts))]
+def _by_caption(scores: Tensor | str, counts: Sequence[int], half: bool) -> list[CaptionScore]:
+    if isinstance(scores, str):
+        return [CaptionScore(None, (None,) * count, scores) for count in counts]
+    return [caption_score(part, half_precision=half) for part in scores.split(list(counts))]

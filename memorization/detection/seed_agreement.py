@@ -1,11 +1,11 @@
-"""Seed agreement: a memorized caption draws the same image from any noise.
+"""Seed agreement: a memorized caption gives the same image from every noise.
 
 The observation behind the extraction attack of Carlini et al., "Extracting Training Data from Diffusion Models"
 (USENIX Security 2023, arXiv 2301.13188), which generates a caption many times and looks for near-identical images.
 Here it is a score of a caption alone: minus the root-mean-square difference between the final latents of two
 generations. Latents of a Stable Diffusion have a variance of about 1, so that unrelated images lie near -1.4 and equal
-ones at 0. The only one of our detectors that looks at what comes out instead of how hard the caption pulls, so a
-caption that steers hard into ever new images does not fool it; one that steers into the same plain image does. Final
+ones at 0. The only one of our detectors that compares generated images. A caption with a strong effect on the
+prediction but different images is not flagged; one that always gives the same plain image is. Final
 latents are compared as the pipeline has them, packed or not, of diffusion and of flow models alike.
 
 Where we differ: plain L2 between latents, not the maximum over tiles between pixels; pairs, not cliques of ten.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.seeds import item_seed
-from memorization.detection.denoiser_queries import Batch
+from memorization.detection.denoiser_queries import DenoiserBatch
 from memorization.detection.generation_detector import Finish, GenerationDetector, denoise
 
 if TYPE_CHECKING:
@@ -65,17 +65,17 @@ class SeedAgreement(GenerationDetector):
         self.generations = generations
 
     @contextmanager
-    def listen(
-        self, pipe: DiffusionPipeline, batch: Batch, sampling: Sampling, ends: Sequence[int] | None
+    def observe(
+        self, pipe: DiffusionPipeline, batch: DenoiserBatch, sampling: Sampling, ends: Sequence[int] | None
     ) -> Iterator[Finish]:
         """See :class:`memorization.detection.generation_detector.GenerationDetector`."""
 
         def finish(latents: Tensor) -> Tensor:
-            made = [latents]
+            generations = [latents]
             for other in range(1, self.generations):
                 partners = tuple(item_seed(seed, "", "seed agreement", other) for seed in batch.seeds)
-                made.append(denoise(pipe, batch._replace(seeds=partners), sampling))
-            return agreement(torch.stack(made))
+                generations.append(denoise(pipe, batch._replace(seeds=partners), sampling))
+            return agreement(torch.stack(generations))
 
         yield finish
 

@@ -17,15 +17,15 @@ class DetectSettings:
 
     Attributes:
         detectors: names, with options where wanted (``noise_magnitude:steps=1``), in the order of the table.
-        seeds: noises for each caption; its score is their mean.
-        num_inference_steps: of the generation that is judged; ``guidance_scale`` likewise.
-        micro_batch: rows through the denoiser at once; ``auto`` begins with many and halves them when memory runs out.
+        seeds: initial noises for each caption; its score is the mean over them.
+        num_inference_steps: of the scored generation; ``guidance_scale`` likewise.
+        micro_batch: rows through the denoiser at once; ``auto`` halves it when memory runs out.
         seed: everything random follows from it.
         threshold: flags captions above it; None = from the controls. Only with a single detector.
         fpr: share of the controls that the threshold may flag.
 
     Raises:
-        InputError: a value is out of its range, or a detector nobody registered.
+        InputError: a value is out of its range, or an unknown detector.
     """
 
     detectors: tuple[str, ...] = ("seed_agreement", "noise_magnitude", "anisotropy")
@@ -38,7 +38,7 @@ class DetectSettings:
     fpr: float = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if not self.detectors or len(set(self.detectors)) != len(self.detectors):
             raise InputError(f"Expected one or more detectors, each once, got {','.join(self.detectors)!r}.")
         for spec in self.detectors:

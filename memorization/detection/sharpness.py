@@ -1,12 +1,12 @@
-"""Sharpness: how steeply the caption's part of the score changes along itself, at the first step.
+"""Sharpness: the derivative of the score difference along itself, at the first step.
 
-arXiv 2412.04140 (ICML 2025), the detector beside SAIL: ``|| H_delta s_delta ||_2`` at x_T and the first timestep,
+arXiv 2412.04140 (ICML 2025), the detector of the SAIL paper: ``|| H_delta s_delta ||_2`` at x_T and the first timestep,
 where ``s = -eps / sqrt(1 - abar)``, ``s_delta = s(x, c) - s(x, empty)`` and ``H_delta`` is the difference of the two
 scores' Jacobians (the Hessians of the log-densities). One Jacobian-vector product along s_delta; mean over seeds.
 
 Where we differ: the product is forward-mode in float32 under the plain ("math") attention kernel, since the fused ones
-have no forward derivative; the pipeline's modules are neither patched nor cast, and a half-precision model is refused
-no more than it is trusted: a product that is not finite becomes NaN. Of a flow model the score difference is
+have no forward derivative; the pipeline's modules are neither patched nor cast, and a half-precision model is
+accepted: a product that is not finite becomes NaN. Of a flow model the score difference is
 ``-(1 - sigma) / sigma`` times the velocity's and vanishes at the first step, so that velocities take the scores' place:
 ``|| (J_c - J_empty) (v_c - v_empty) ||_2``.
 """
@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffkit.parameterization import coefficients, is_flow
 from diffkit.prompt_embeds import Embeds
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import Batch, epsilon, in_batches, norms, predicted, timesteps
+from memorization.detection.denoiser_queries import DenoiserBatch, epsilon, in_batches, norms, predicted, timesteps
 from memorization.text_embeddings import Embedded
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def sharpness(conditional: Callable[[Tensor], Tensor], unconditional: Callable[[
 
     Args:
         conditional: the score for the caption, (B, ...) to (B, ...), each row on its own; ``unconditional``: without.
-        x: (B, ...) where to look.
+        x: (B, ...) point of evaluation.
 
     Returns:
         (B,) float32, >= 0; higher = more likely memorized.
@@ -84,10 +84,10 @@ class Sharpness:
             if is_flow(pipe.scheduler):
                 return predicted(pipe, x, step, embeds, sampling.size).float()
             scale = -1 / float(coefficients(pipe.scheduler, step).noise)
-            found: Tensor = epsilon(pipe, x, step, embeds, sampling.size) * scale
-            return found
+            score: Tensor = epsilon(pipe, x, step, embeds, sampling.size) * scale
+            return score
 
-        def score(batch: Batch) -> Tensor:
+        def score(batch: DenoiserBatch) -> Tensor:
             return sharpness(
                 lambda x: score_at(x, batch.conditional), lambda x: score_at(x, batch.unconditional), batch.latents
             )
@@ -95,5 +95,5 @@ class Sharpness:
         return in_batches(pipe, prompt_embeds, negative_prompt_embeds, seeds, sampling, score)
 
     def cost(self, sampling: Sampling) -> float:
-        """A pair of passes for the direction, and a pair with its forward derivative at twice the price."""
+        """A pair of passes for the direction, and a pair with its forward derivative at twice the cost."""
         return 6.0

@@ -1,4 +1,4 @@
-"""What the scores of a detection say: thresholds from the controls, who is above them, p-values, what is unknown."""
+"""Summary of a detection: thresholds from the controls, flagged suspects, p-values, unknown scores."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memorization.detection.settings import DetectSettings
 Record = Mapping[str, Any]
 
 
-def summarise(records: Mapping[str, Record], settings: DetectSettings) -> dict[str, Any]:
+def summarise_detection(records: Mapping[str, Record], settings: DetectSettings) -> dict[str, Any]:
     """The content of summary.json: a table of detectors, one of suspects, and what could not be scored.
 
-    A suspect is flagged by a detector when its score is strictly above the threshold. Flagged never means "proven":
-    a caption may steer hard for other reasons; and not flagged never means "clean".
+    A suspect is flagged by a detector when its score is strictly above the threshold. A flag is no proof: a caption may
+    score high for other reasons; and an unflagged caption may be memorized.
     """
     suspects = {key: record for key, record in records.items() if record["role"] == "suspect"}
     controls = {key: record for key, record in records.items() if record["role"] == "control"}
@@ -39,7 +39,7 @@ def summarise(records: Mapping[str, Record], settings: DetectSettings) -> dict[s
     }
 
 
-def _known(name: str, records: Mapping[str, Record]) -> list[float]:
+def _values(name: str, records: Mapping[str, Record]) -> list[float]:
     values = [record["scores"][name]["value"] for record in records.values()]
     return [value for value in values if value is not None]
 
@@ -47,7 +47,7 @@ def _known(name: str, records: Mapping[str, Record]) -> list[float]:
 def _detector(
     name: str, suspects: Mapping[str, Record], controls: Mapping[str, Record], settings: DetectSettings
 ) -> dict[str, Any]:
-    found, other = _known(name, suspects), _known(name, controls)
+    scores, other = _values(name, suspects), _values(name, controls)
     threshold: dict[str, Any] = {"value": settings.threshold, "source": "given", "false_alarms": None}
     if settings.threshold is None and len(other) < MIN_NEGATIVES:
         threshold["source"] = f"none: {len(other)} controls were scored, at least {MIN_NEGATIVES} are needed"
@@ -56,14 +56,14 @@ def _detector(
         source = f"the controls, at most {settings.fpr:.0%} of them above it"
         threshold = {"value": chosen.value, "source": source, "false_alarms": asdict(chosen.false_alarms)}
     flagged = None
-    if threshold["value"] is not None and found:
-        count = sum(value > threshold["value"] for value in found)
-        flagged = {"count": count, "n": len(found), "interval": clopper_pearson(count, len(found))}
+    if threshold["value"] is not None and scores:
+        count = sum(value > threshold["value"] for value in scores)
+        flagged = {"count": count, "n": len(scores), "interval": clopper_pearson(count, len(scores))}
     return {
         "threshold": threshold,
         "flagged": flagged,
-        "auc_against_controls": auc(found, other) if found and other else None,
-        "scored": {"suspects": len(found), "controls": len(other)},
+        "auc_against_controls": auc(scores, other) if scores and other else None,
+        "scored": {"suspects": len(scores), "controls": len(other)},
     }
 
 
@@ -71,19 +71,18 @@ def _suspect(record: Record, table: Mapping[str, Any], controls: Mapping[str, Re
     by_detector = {}
     for name, score in record["scores"].items():
         value, threshold = score["value"], table[name]["threshold"]["value"]
-        others = _known(name, controls)
+        others = _values(name, controls)
         by_detector[name] = {
             "value": value,
             "p": rank_p_value(value, others) if value is not None and others else None,
             "flagged": value > threshold if value is not None and threshold is not None else None,
             "reason": score["reason"],
         }
-    answers = [entry["flagged"] for entry in by_detector.values()]
-    known = [answer for answer in answers if answer is not None]
+    flags = [entry["flagged"] for entry in by_detector.values() if entry["flagged"] is not None]
     return {
         "id": record["id"],
         "prompt": record["prompt"],
         "kind": record["kind"],
-        "flagged": any(known) if known else None,
+        "flagged": any(flags) if flags else None,
         "scores": by_detector,
     }
