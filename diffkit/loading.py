@@ -75,6 +75,7 @@ def load_pipeline(
     except (OSError, ValueError) as error:
         raise InputError(_not_loaded(model, error)) from error
     pipe = loaded.to(place)
+    pipe.register_to_config(_name_or_path=str(model) if revision is None else f"{model}@{revision}")
     if lora is not None:
         from diffkit.lora import fuse_lora
 

@@ -38,6 +38,7 @@ from memorization.generation import Sampling
 from memorization.generation import generate as generate_from
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate
+from memorization.presets import LAB
 
 THRESHOLD = 0.75  # the audit's operating point
 SEEDS, SCENES, SCENE_SEEDS = 5, 40, 4
@@ -45,8 +46,8 @@ STARTS, BUDGET, TRIES = ("other", "gaussian"), 50, 3
 #: Name -> method, settings, and whether each suspect is generated and attacked under its own mask (as NeMo's authors
 #: evaluate) or all under the union. Wanda's union is never gentle enough on the lab.
 BEST: dict[str, tuple[str, dict[str, Any], Literal["union", "per suspect"]]] = {
-    "nemo": ("nemo", dict(methods.get("nemo").lab), "union"),
-    "wanda": ("wanda", dict(methods.get("wanda").lab), "per suspect"),
+    "nemo": ("nemo", dict(LAB.methods["nemo"]), "union"),
+    "wanda": ("wanda", dict(LAB.methods["wanda"]), "per suspect"),
 }
 
 
@@ -188,7 +189,7 @@ def measure(run: Run, *, best_only: bool) -> None:
             suspects,
             method=chosen,
             out=run.folder / "masks" / name.replace(" ", "-").replace("%", "pc"),
-            model="lab",
+            name="lab",
             settings=chosen.settings(**settings),
             model_sha256=model_checksum("lab"),
         )

@@ -33,6 +33,7 @@ from memorization.generation import Sampling
 from memorization.generation import generate as generate_from
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate
+from memorization.presets import LAB
 from memorization.text_embeddings import encoded
 from ttsnap import TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
@@ -77,8 +78,8 @@ def audit() -> None:
             known,
             method=method,
             out=Path(scratch) / "nemo",
-            model="lab",
-            settings=method.settings(**dict(method.lab)),
+            name="lab",
+            settings=method.settings(**dict(LAB.methods["nemo"])),
             model_sha256=model_checksum("lab"),
         )
         columns = {

@@ -33,6 +33,7 @@ from memorization.mitigation.adversarial.settings import AdversarialSettings
 from memorization.mitigation.adversarial.surrogates import Acceptance, make_surrogates, nemo_masks
 from memorization.mitigation.adversarial.trainable_weights import trainable
 from memorization.mitigation.run import mitigate, parse_settings
+from memorization.presets import LAB, NONE
 
 #: A run of seconds on the tiny model.
 SMALL = AdversarialSettings(
@@ -126,14 +127,14 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 )
 def test_settings_that_cannot_be_meant_are_refused(assignment: str) -> None:
     with pytest.raises(InputError):
-        parse_settings(METHOD, [assignment], model="lab")
+        parse_settings(METHOD, [assignment], LAB)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mitigation]:
     folder = tmp_path_factory.mktemp("finished")
     suspects = two_suspects(folder / "images")
-    made = mitigate(tiny_pipeline(), suspects, method=METHOD, out=folder / "run", model="tiny", settings=small(folder))
+    made = mitigate(tiny_pipeline(), suspects, method=METHOD, out=folder / "run", name="tiny", settings=small(folder))
     return folder, made
 
 
@@ -143,7 +144,7 @@ def test_it_gives_a_delta_and_leaves_the_pipeline_as_it_was(tmp_path: Path) -> N
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     flags = [parameter.requires_grad for parameter in pipe.unet.parameters()]
     made = mitigate(
-        pipe, two_suspects(tmp_path / "i"), method=METHOD, out=tmp_path / "run", model="tiny", settings=small(tmp_path)
+        pipe, two_suspects(tmp_path / "i"), method=METHOD, out=tmp_path / "run", name="tiny", settings=small(tmp_path)
     )
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
     assert [parameter.requires_grad for parameter in pipe.unet.parameters()] == flags
@@ -172,7 +173,7 @@ def test_the_same_command_on_a_finished_run_gives_the_same(finished: tuple[Path,
         two_suspects(folder / "images"),
         method=METHOD,
         out=folder / "run",
-        model="tiny",
+        name="tiny",
         settings=small(folder),
     )
     assert same(made, again)
@@ -182,7 +183,7 @@ def run_slowly(folder: str, keep: str, out: str) -> None:
     """In a process of its own, until it is killed or through."""
     torch.set_num_threads(1)
     settings = small(Path(keep))
-    mitigate(tiny_pipeline(), two_suspects(Path(folder)), method=METHOD, out=out, model="tiny", settings=settings)
+    mitigate(tiny_pipeline(), two_suspects(Path(folder)), method=METHOD, out=out, name="tiny", settings=settings)
 
 
 def test_kill_9_in_the_middle_loses_nothing_and_changes_nothing(
@@ -215,7 +216,7 @@ def test_a_loss_budget_stops_the_run_at_the_last_state_within_it(tmp_path: Path)
         two_suspects(tmp_path / "i"),
         method=METHOD,
         out=tmp_path / "run",
-        model="tiny",
+        name="tiny",
         settings=settings,
     )
     assert "validation loss rose" in str(made.figures["stopped"])
@@ -231,7 +232,7 @@ def test_a_lora_is_trained_and_fits(tmp_path: Path) -> None:
         two_suspects(tmp_path / "i"),
         method=METHOD,
         out=tmp_path / "run",
-        model="tiny",
+        name="tiny",
         settings=small(tmp_path, lora_rank=2, search_batch=0),
     )
     assert made.kind == "lora"
@@ -298,7 +299,7 @@ def test_two_processes_share_the_images_and_end_on_the_same_weights(tmp_path: Pa
 
 def test_retention_without_data_is_refused_for_a_model_that_is_not_the_lab(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="retention="):
-        mitigate(tiny_pipeline(), two_suspects(tmp_path / "i"), method=METHOD, out=tmp_path / "run", model="tiny")
+        mitigate(tiny_pipeline(), two_suspects(tmp_path / "i"), method=METHOD, out=tmp_path / "run", name="tiny")
 
 
 def test_retention_leaves_the_suspects_captions_out_and_refuses_too_little(tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_retention_leaves_the_suspects_captions_out_and_refuses_too_little(tmp_p
     rows = [f'{{"caption": "c {i}", "image": "images/1.png"}}' for i in range(10)]
     listed.write_text("\n".join([*rows, '{"caption": "do g", "image": "images/0.png"}']))
     with open_shared(tmp_path / "run", config={}, kind="mitigate", provenance={}) as run:
-        known: dict[str, Any] = {"source": str(listed), "model": "tiny", "size": (64, 64), "limit": 20}
+        known: dict[str, Any] = {"source": str(listed), "preset": NONE, "size": (64, 64), "limit": 20}
         rest: dict[str, Any] = {"sampling": Sampling(2, 3.0, 4), "seed": 0}
         assert run is not None
         found = read_retention(tiny_pipeline(), suspects, run, validation=2, **known, **rest)
@@ -379,7 +380,7 @@ def test_a_memory_of_the_lab_goes_and_the_scenes_stay(tmp_path: Path) -> None:
         guidance_scale=3.0,
         checkpoint_every=40,
     )
-    made = mitigate(pipe, suspects, method=METHOD, out=tmp_path / "run", model="lab", settings=settings)
+    made = mitigate(pipe, suspects, method=METHOD, out=tmp_path / "run", name="lab", settings=settings)
     from diffkit.images import load_image
     from diffkit.lab.measure import generate
 

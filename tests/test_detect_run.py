@@ -87,20 +87,20 @@ def captions(tmp_path: Path) -> Gathered:
 
 def test_a_resumed_run_writes_the_same_and_scores_nothing_twice(tmp_path: Path, captions: Gathered) -> None:
     pipe = load_pipeline("lab")
-    whole = detect(pipe, captions, out=tmp_path / "whole", model="lab", settings=QUICK)
+    whole = detect(pipe, captions, out=tmp_path / "whole", name="lab", settings=QUICK)
     assert whole["suspects"] == whole["controls"] == 2
     assert whole["unscored"] == []
     lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
     assert [json.loads(line)["key"] for line in lines] == [item.key for item in captions.items]
     cut = tmp_path / "cut"
-    detect(pipe, captions, out=cut, model="lab", settings=QUICK)
+    detect(pipe, captions, out=cut, name="lab", settings=QUICK)
     (cut / "journal.jsonl").write_text(lines[0] + lines[1][:30])  # killed in the middle of the second line
     (cut / "summary.json").unlink()
-    assert detect(pipe, captions, out=cut, model="lab", settings=QUICK) == whole
+    assert detect(pipe, captions, out=cut, name="lab", settings=QUICK) == whole
     assert (cut / "journal.jsonl").read_text() == (tmp_path / "whole" / "journal.jsonl").read_text()
     with pytest.raises(InputError, match=r"settings\.seeds is 2 there and 3 here"):
         other = DetectSettings(detectors=QUICK.detectors, seeds=3, num_inference_steps=2, micro_batch=4)
-        detect(pipe, captions, out=cut, model="lab", settings=other)
+        detect(pipe, captions, out=cut, name="lab", settings=other)
 
 
 def run_command(*arguments: str) -> Any:

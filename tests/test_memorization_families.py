@@ -39,6 +39,7 @@ from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
 from memorization.mitigation.layers import feed_forward_layers, value_layers
 from memorization.mitigation.run import mitigate, parse_settings
+from memorization.presets import NONE
 from memorization.text_embeddings import empty_text, encoded
 
 SIZES: dict[str, tuple[int, int] | None] = {"sdxl": (64, 64), "sd3": (64, 64), "flux": (32, 32)}
@@ -281,10 +282,10 @@ class TestMitigations:
         options = [f"captions={captions(tmp_path)}", "statistics=8", "calibration=2", "seeds=2", "steps=2"]
         method = methods.get("nemo")
         settings = parse_settings(
-            method, [*options, "check=false", "refine=false", "theta=0.5", "smallest_theta=0.5"], model="m"
+            method, [*options, "check=false", "refine=false", "theta=0.5", "smallest_theta=0.5"], NONE
         )
         made = mitigate(
-            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", model="m", settings=settings
+            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", name="m", settings=settings
         )
         self.check(pipe, name, made)
 
@@ -297,9 +298,9 @@ class TestMitigations:
             pipe.default_sample_size = 32 // pipe.vae_scale_factor
         options = [f"captions={captions(tmp_path)}", "base_captions=2", "steps=2", "timesteps=1", "sparsity=0.2"]
         method = methods.get("wanda")
-        settings = parse_settings(method, options, model="m")
+        settings = parse_settings(method, options, NONE)
         made = mitigate(
-            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", model="m", settings=settings
+            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", name="m", settings=settings
         )
         self.check(pipe, name, made)
 
@@ -318,9 +319,9 @@ class TestMitigations:
         ]
         options += ["surrogate_similarity=1.1", "search_draws=1"]
         method = methods.get("adversarial")
-        settings = parse_settings(method, options, model="m")
+        settings = parse_settings(method, options, NONE)
         made = mitigate(
-            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", model="m", settings=settings
+            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", name="m", settings=settings
         )
         assert made.figures["updates"] == 2
         self.check(pipe, name, made)
@@ -333,16 +334,16 @@ class TestMitigations:
                     suspects(tmp_path, name),
                     method=methods.get(method),
                     out=tmp_path / name,
-                    model="m",
+                    name="m",
                 )
 
     @pytest.mark.parametrize("name", ["sdxl", "sd3"])
     def test_the_prompt_guard_softens_a_guided_generation(self, name: str, tmp_path: Path) -> None:
         pipe = family_pipeline(name)
         method = methods.get("prompt-guard")
-        settings = parse_settings(method, ["target=1e-4", "steps=2"], model="m")
+        settings = parse_settings(method, ["target=1e-4", "steps=2"], NONE)
         made = mitigate(
-            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", model="m", settings=settings
+            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", name="m", settings=settings
         )
 
         def draw() -> Tensor:

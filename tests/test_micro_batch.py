@@ -170,9 +170,9 @@ def test_an_audit_is_that_of_the_size_that_fits(gathered, tmp_path):
 def test_a_detection_is_that_of_the_size_that_fits(gathered, tmp_path):
     pipe, told = tiny_pipeline(), {"detectors": ("noise_magnitude",), "seeds": 2, "num_inference_steps": 2}
     settings = (DetectSettings(**told, micro_batch=2), DetectSettings(**told, micro_batch="auto"))
-    detect(pipe, gathered, out=tmp_path / "fixed", model="tiny", settings=settings[0])
+    detect(pipe, gathered, out=tmp_path / "fixed", name="tiny", settings=settings[0])
     with room_for(pipe, 4) as given:
-        detect(pipe, gathered, out=tmp_path / "auto", model="tiny", settings=settings[1])
+        detect(pipe, gathered, out=tmp_path / "auto", name="tiny", settings=settings[1])
     assert max(given) == 16
     assert items(tmp_path / "auto") == items(tmp_path / "fixed")
 

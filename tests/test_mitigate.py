@@ -24,6 +24,7 @@ from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate, parse_settings
+from memorization.presets import LAB, NONE, choose_preset
 
 
 class Case(NamedTuple):
@@ -86,9 +87,9 @@ def draw(pipe: Any, captions: list[str], steps: int = 3) -> Tensor:
 
 def make(pipe: Any, suspects: list[Suspect], out: Path, case: Case) -> Mitigation:
     method = methods.get(case.method)
-    settings = parse_settings(method, case.settings, model="lab")
+    settings = parse_settings(method, case.settings, LAB)
     checksum = model_checksum("lab")
-    return mitigate(pipe, suspects, method=method, out=out, model="lab", settings=settings, model_sha256=checksum)
+    return mitigate(pipe, suspects, method=method, out=out, name="lab", settings=settings, model_sha256=checksum)
 
 
 def same(a: Mitigation, b: Mitigation) -> bool:
@@ -177,11 +178,11 @@ def test_wanda_stops_at_the_smallest_sparsity_that_breaks_the_caption(
 
 def test_settings_from_the_command_line() -> None:
     nemo, wanda = methods.get("nemo"), methods.get("wanda")
-    assert parse_settings(nemo, (), model="lab").theta == parse_settings(nemo, (), model="lab-clean").theta == 2.25
-    assert parse_settings(nemo, (), model="some/model").theta == 5.0
-    read = parse_settings(
-        nemo, ("theta=3", "smallest-theta=2", "layers=a,b", "threshold=none", "check=true"), model="lab"
-    )
+    thetas = [
+        parse_settings(nemo, (), choose_preset("auto", name)).theta for name in ("lab", "lab-clean", "some/model")
+    ]
+    assert thetas == [2.25, 2.25, 5.0]
+    read = parse_settings(nemo, ("theta=3", "smallest-theta=2", "layers=a,b", "threshold=none", "check=true"), LAB)
     assert (read.theta, read.smallest_theta, read.layers, read.threshold, read.check) == (
         3.0,
         2.0,
@@ -198,31 +199,31 @@ def test_settings_from_the_command_line() -> None:
         "fill=noise": "mean or zero",
     }.items():
         with pytest.raises(InputError, match=message):
-            parse_settings(nemo, (wrong,), model="lab")
-    assert parse_settings(wanda, ("sparsity=0.1,0.2",), model="some/model").sparsity == (0.1, 0.2)
+            parse_settings(nemo, (wrong,), LAB)
+    assert parse_settings(wanda, ("sparsity=0.1,0.2",), NONE).sparsity == (0.1, 0.2)
     for wrong in ("sparsity=0", "sparsity=0.2,0.1", "sparsity=", "sparsity=2", "margin=0", "broken=1"):
         with pytest.raises(InputError, match="Expected"):
-            parse_settings(wanda, (wrong,), model="lab")
+            parse_settings(wanda, (wrong,), LAB)
 
 
 def test_other_models_need_captions_of_the_user(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
     method = methods.get("nemo")
     with pytest.raises(InputError, match="captions=FILE"):
-        mitigate(lab, suspects, method=method, out=tmp_path / "a", model="some/model")
+        mitigate(lab, suspects, method=method, out=tmp_path / "a", name="some/model")
     words = tmp_path / "words.txt"
     words.write_text("a red circle\n\na blue square\n")
     settings = method.settings(captions=str(words), theta=2.0, smallest_theta=2.0, check=False, refine=False, seeds=2)
-    made = mitigate(lab, suspects, method=method, out=tmp_path / "b", model="some/model", settings=settings)
+    made = mitigate(lab, suspects, method=method, out=tmp_path / "b", name="some/model", settings=settings)
     assert made.model_sha256 is None
 
 
 def test_suspects_that_cannot_be_worked_with_are_refused(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
     method = methods.get("nemo")
-    with pytest.raises(InputError, match="different ids"):
-        mitigate(lab, [suspects[0], suspects[0]], method=method, out=tmp_path / "a", model="lab")
+    with pytest.raises(InputError, match="must be unique"):
+        mitigate(lab, [suspects[0], suspects[0]], method=method, out=tmp_path / "a", name="lab")
     with pytest.raises(InputError, match="has none"):
         bare = [Suspect("x", "a caption")]
-        mitigate(lab, bare, method=methods.get("adversarial"), out=tmp_path / "b", model="lab")
+        mitigate(lab, bare, method=methods.get("adversarial"), out=tmp_path / "b", name="lab")
 
 
 def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _run(
         pipe,
         gathered,
         out=out,
-        model=model if revision is None else f"{model}@{revision}",
+        name=model if revision is None else f"{model}@{revision}",
         settings=settings,
         model_sha256=checksum,
         mitigation=sha256_folder(mitigation) if mitigation is not None else None,

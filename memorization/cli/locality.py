@@ -9,12 +9,12 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.lab.assets import MODELS as LAB_MODELS
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Revision, Seed
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Preset, Revision, Seed
 
 if TYPE_CHECKING:
     from memorization.items import Gathered
     from memorization.locality.settings import LocalitySettings
+    from memorization.presets import Preset as Defaults
 
 app = typer.Typer(add_completion=False)
 
@@ -47,6 +47,7 @@ def locality(
     ordinary: Annotated[
         Path | None, typer.Option(help="Text file of captions of nothing memorized; hundreds.", dir_okay=False)
     ] = None,
+    preset: Preset = "auto",
     mitigation: Mitigation = None,
     save_triggers: Annotated[
         bool, typer.Option("--save-triggers", help="Keep the embeddings found. They bring images back: sensitive.")
@@ -70,6 +71,7 @@ def locality(
     """
     from memorization.items import gather
     from memorization.locality.settings import LocalitySettings
+    from memorization.presets import choose_preset
 
     source = None if controls == "none" else controls
     gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
@@ -87,7 +89,7 @@ def locality(
         threshold=threshold,
         seed=seed,
         micro_batch=micro_batch,
-        ordinary=_ordinary(ordinary, model),
+        ordinary=_ordinary(ordinary, choose_preset(preset, model)),
     )
     if dry_run:
         _show_plan(gathered, settings, format)
@@ -130,12 +132,12 @@ def _run(
     return result.summary
 
 
-def _ordinary(path: Path | None, model: str) -> tuple[str, ...]:
+def _ordinary(path: Path | None, preset: Defaults) -> tuple[str, ...]:
     from memorization.mitigation.reference_captions import ordinary_captions
 
-    if path is None and model.partition("@")[0] not in LAB_MODELS:
+    if path is None and preset.ordinary_captions is None:
         raise InputError("Locality compares with captions of nothing memorized: give a text file, --ordinary FILE.")
-    return ordinary_captions(None if path is None else str(path), model=model, n=1000)
+    return ordinary_captions(None if path is None else str(path), preset=preset, n=1000)
 
 
 def _show_plan(gathered: Gathered, settings: LocalitySettings, format: str) -> None:

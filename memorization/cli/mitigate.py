@@ -9,7 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Revision
+from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Preset, Revision
 
 if TYPE_CHECKING:
     from diffkit.mitigation import Mitigation
@@ -31,6 +31,7 @@ def mitigate(
         list[str] | None, typer.Option("--set", help="A setting of the method, name=value; may be repeated.")
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help="Ids of the suspects to take, comma separated.")] = None,
+    preset: Preset = "auto",
     save_pipeline: Annotated[
         Path | None, typer.Option("--save-pipeline", file_okay=False, help="Also write the whole mitigated pipeline.")
     ] = None,
@@ -50,15 +51,16 @@ def mitigate(
     from memorization.items import gather
     from memorization.mitigation import methods
     from memorization.mitigation.run import parse_settings
+    from memorization.presets import choose_preset
 
     chosen = methods.get(method)
-    settings = parse_settings(chosen, set_ or [], model=model)
+    settings = parse_settings(chosen, set_ or [], choose_preset(preset, model))
     gathered = gather(suspects, None)
     for error in gathered.suspect_errors[:10]:
         say(f"{error.source}, row {error.row}: {error.reason}")
-    known = _take([item.suspect for item in gathered.items], only)[:limit]
+    selected = _take([item.suspect for item in gathered.items], only)[:limit]
     if dry_run:
-        _show_plan(chosen, settings, len(known), format)
+        _show_plan(chosen, settings, len(selected), format)
         return
     if out is None:
         raise InputError("A mitigation needs a folder: add --out runs/mitigation.")
@@ -71,22 +73,24 @@ def mitigate(
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, lora=lora)
     checksum = model_checksum(model, lora)
     name = model if revision is None else f"{model}@{revision}"
-    made = run(pipe, known, method=chosen, out=out, model=name, settings=settings, model_sha256=checksum)
+    mitigation = run(
+        pipe, selected, chosen, out=out, settings=settings, preset=preset, name=name, model_sha256=checksum
+    )
     if save_pipeline is not None:
-        with apply_mitigation(pipe, made):
+        with apply_mitigation(pipe, mitigation):
             pipe.save_pretrained(save_pipeline, safe_serialization=True)
-    _show(made, out, format)
+    _show(mitigation, out, format)
 
 
-def _take(known: list[Any], only: str | None) -> list[Any]:
+def _take(suspects: list[Any], only: str | None) -> list[Any]:
     """The suspects of these ids, in their own order."""
     if only is None:
-        return known
-    wanted = [part.strip() for part in only.split(",") if part.strip()]
-    missing = [name for name in wanted if name not in {suspect.id for suspect in known}]
-    if missing or not wanted:
+        return suspects
+    ids = [part.strip() for part in only.split(",") if part.strip()]
+    missing = [name for name in ids if name not in {suspect.id for suspect in suspects}]
+    if missing or not ids:
         raise InputError(f"There is no suspect {(missing or [only])[0]!r} to take by --only.")
-    return [suspect for suspect in known if suspect.id in wanted]
+    return [suspect for suspect in suspects if suspect.id in ids]
 
 
 def _show_plan(method: Method, settings: Any, suspects: int, format: str) -> None:
@@ -100,10 +104,11 @@ def _show_plan(method: Method, settings: Any, suspects: int, format: str) -> Non
         write_table(["setting", "value"], rows, title=f"{method.name} gives a {method.kind}")
 
 
-def _show(made: Mitigation, out: Path, format: str) -> None:
+def _show(mitigation: Mitigation, out: Path, format: str) -> None:
     if format == "json":
-        write_json(made.card())
+        write_json(mitigation.card())
         return
-    rows = [[name, value] for name, value in made.figures.items() if not isinstance(value, (dict, list))]
-    write_table(["figure", "value"], [["suspects", len(made.suspects)], *rows], title=f"{made.method}, a {made.kind}")
+    rows = [[name, value] for name, value in mitigation.figures.items() if not isinstance(value, (dict, list))]
+    title = f"{mitigation.method}, a {mitigation.kind}"
+    write_table(["figure", "value"], [["suspects", len(mitigation.suspects)], *rows], title=title)
     say(f"Apply it with --mitigation {out}.")

@@ -1,4 +1,4 @@
-"""A detection in a run folder: every caption scored by every detector. Interrupted anywhere, it goes on."""
+"""A detection in a run folder: every caption scored by every detector. It can be resumed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import torch
 
 from diffkit import parallel
 from diffkit.console import progress, say
+from diffkit.errors import InputError
 from diffkit.micro_batch import MicroBatch
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.seeds import item_seed
 from memorization.detection import make_detector
 from memorization.detection.base import Detector
-from memorization.detection.compatibility import require_compatible
+from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise_detection
 from memorization.generation import Sampling
-from memorization.items import AuditItem, Gathered, data_digest
+from memorization.items import AuditItem, Gathered, Source, data_digest, gather
+from memorization.pipelines import named_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,32 +32,57 @@ SUMMARY_SCHEMA = 1
 
 
 def detect(
-    pipe: DiffusionPipeline,
-    gathered: Gathered,
+    model: str | DiffusionPipeline,
+    suspects: Source | Gathered,
+    controls: Source | None = None,
     *,
     out: str | Path,
-    model: str,
-    settings: DetectSettings,
+    settings: DetectSettings | None = None,
+    name: str | None = None,
     model_sha256: str | None = None,
     mitigation: str | None = None,
 ) -> dict[str, Any]:
-    """Score captions, or go on with the run in ``out``; returns the content of summary.json.
+    """Score captions for signs of memorization, or resume the run in ``out``.
 
-    Every process of a launch calls it alike; all get the summary.
+    Every process of a launch calls this alike and gets the summary.
 
     Args:
-        pipe: a pipeline of a known family.
-        gathered: suspects and controls; their images are not read.
+        model: a name that :func:`diffkit.load_pipeline` takes, or a pipeline of a known family.
+        suspects: a source that :func:`diffkit.read_suspects` takes, suspects already read, or the suspects and controls
+            of :func:`memorization.items.gather`. Only their captions are used.
+        controls: captions that are not memorized, in the same forms; without them no threshold is chosen.
         out: the run's folder.
-        model: what the user called the model.
-        settings: everything that changes results.
+        settings: everything that changes results; by default with the default detectors that fit the model's family.
+        name: the model's name in the record; by default the one by which it was loaded.
         model_sha256: checksum of the weights, if known.
-        mitigation: checksum or name of what was put on the model, if anything.
+        mitigation: checksum or name of the mitigation applied to the pipeline, for the record only.
+
+    Returns:
+        The content of summary.json.
 
     Raises:
         InputError: a detector that does not fit the model's family, another run is in the folder, or another process
             is writing to it.
+
+    Example:
+        >>> import tempfile
+        >>> from diffkit import read_suspects
+        >>> from memorization import DetectSettings, detect
+        >>> small = DetectSettings(detectors=("noise_magnitude", "anisotropy"), seeds=1, num_inference_steps=2)
+        >>> suspects, controls = read_suspects("lab:planted")[0][:2], read_suspects("lab:controls")[0][:19]
+        >>> summary = detect("lab", suspects, controls, out=tempfile.mkdtemp(), settings=small)
+        >>> summary["suspects"], summary["controls"], list(summary["detectors"])
+        (2, 19, ['noise_magnitude', 'anisotropy'])
+        >>> summary["detectors"]["anisotropy"]["threshold"]["source"]
+        'the controls, at most 1% of them above it'
     """
+    if isinstance(suspects, Gathered) and controls is not None:
+        raise InputError("Gathered items have their controls already: leave out controls.")
+    gathered = suspects if isinstance(suspects, Gathered) else gather(suspects, controls)
+    parallel.processes()  # before the model: it gives each process its device
+    pipe, model, model_sha256 = named_pipeline(model, name, model_sha256)
+    if settings is None:
+        settings = DetectSettings(detectors=compatible_detectors(pipe, DetectSettings().detectors))
     config = {
         "model": model,
         "model_sha256": model_sha256,
@@ -66,7 +93,7 @@ def detect(
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance["processes"] = parallel.processes()
-    chosen = {spec: make_detector(spec) for spec in settings.detectors}  # a wrong option is refused before anything
+    chosen = {spec: make_detector(spec) for spec in settings.detectors}  # before a folder is made
     require_compatible(pipe, settings.detectors)
     summary: dict[str, Any] = {}
     with open_shared(out, config=config, kind="detect", provenance=provenance) as run:
@@ -90,19 +117,19 @@ def _score_all(
     chosen: Mapping[str, Detector],
     settings: DetectSettings,
 ) -> None:
-    """Score what is not in the journal yet; groups are cut from the whole list, so that resuming changes nothing."""
+    """Score captions that are not in the journal yet; groups are cut from the whole list, also when resuming."""
     batches = MicroBatch.of(settings.micro_batch, pipe.device, what="rows to score")
     done = parallel.broadcast(set() if run is None else set(run.done))
     n = max(1, batches.size // settings.seeds)
     groups = [items[first : first + n] for first in range(0, len(items), n)]
-    left = [group for group in groups if any(item.key not in done for item in group)]
+    remaining = [group for group in groups if any(item.key not in done for item in group)]
     finished = sum(item.key in done for item in items)
     if finished:
         say(f"{finished} of {len(items)} captions are finished already; going on.")
     size = parallel.processes()
-    with progress("scoring captions", total=sum(len(group) for group in left)) as bar:
-        for first in range(0, len(left), size):
-            turn = left[first : first + size]
+    with progress("scoring captions", total=sum(len(group) for group in remaining)) as bar:
+        for first in range(0, len(remaining), size):
+            turn = remaining[first : first + size]
             scored = [_score_group(pipe, group, chosen, settings, batches) for group in parallel.shard(turn)]
             for group, records in zip(turn, parallel.gather(scored), strict=True):
                 for item, record in zip(group, records, strict=True):
@@ -126,9 +153,9 @@ def _score_group(
         sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, size)
         return score_by_all(pipe, captions, chosen, seeds, sampling=sampling)
 
-    found = batches.fit(score)
+    by_detector = batches.fit(score)
     return [
-        _record(item, seeds[row], {name: scores[row] for name, scores in found.items()})
+        _record(item, seeds[row], {name: scores[row] for name, scores in by_detector.items()})
         for row, item in enumerate(group)
     ]
 

@@ -1,13 +1,13 @@
-"""Take memories out of a model, or keep them from coming out: the methods' contract, and the registry of them.
+"""Mitigation of memorization: the interface of a method, and the registry of methods.
 
 A method takes a pipeline and suspects and gives a reversible :class:`diffkit.mitigation.Mitigation`; the pipeline
-itself leaves as it came. Others join by the entry-point group ``diffkit.mitigations`` with a :class:`Method`.
+itself is not changed. Other packages add a :class:`Method` by the entry-point group ``diffkit.mitigations``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffkit.registry import Registry
@@ -20,19 +20,18 @@ __all__ = ["Method", "methods"]
 
 @dataclass(frozen=True)
 class Method:
-    """One way of mitigating.
+    """A mitigation method.
 
     Attributes:
         name: as registered.
         kind: the kind of mitigation it gives, see :mod:`diffkit.mitigation`.
         settings: a frozen dataclass of simple fields (int, float, bool, str, tuples of str, or None); each has a
-            default, and it raises InputError where a value cannot be meant. The command line reads it.
+            default, and it raises InputError for a value out of its range. The command line reads it.
         mitigate: (pipeline, suspects, open run, settings) -> mitigation. It writes a journal line per suspect into the
-            run, reuses those that are there, and takes ``model`` and ``model_sha256`` from ``run.record["config"]``.
-        needs_images: whether a suspect without a reference image is of no use to it.
+            run, reuses the lines already in it, and takes ``model`` and ``model_sha256`` from ``run.record["config"]``.
+        needs_images: whether every suspect needs an image.
         shared: whether several processes of ``accelerate launch`` may run it together; then ``run`` is None on all
             but the first.
-        lab: settings that have other defaults on the lab's models, as measured there.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Method:
     mitigate: Callable[..., Mitigation]
     needs_images: bool = False
     shared: bool = False
-    lab: Mapping[str, Any] = field(default_factory=dict)
 
 
 methods: Registry[Method] = Registry(

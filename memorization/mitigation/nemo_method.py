@@ -29,6 +29,7 @@ from memorization.mitigation.nemo import (
     text_outputs,
 )
 from memorization.mitigation.reference_captions import ordinary_captions
+from memorization.presets import recorded_preset
 from memorization.text_embeddings import Embedded, encoded
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from diffkit.suspects import Suspect
 
 CALIBRATION = " calibration"  # key of a journal line that is no suspect's
-#: On the lab ordinary captions too give one layout on every seed, so that the published judge cannot tell a memory
-#: there; a fixed theta does, chosen by scripts/measure_mitigations.py.
-LAB = {"theta": 2.25, "smallest_theta": 2.25, "check": False, "refine": False}
 
 __all__ = ["METHOD", "NemoSettings", "calibrate_threshold", "find_neurons"]
 
@@ -50,7 +48,7 @@ class NemoSettings:
 
     Attributes:
         layers: patterns of the layers, from the pipeline; None = the text's value projections of the family.
-        captions: text file of ordinary captions; None = the lab's training scenes.
+        captions: text file of ordinary captions; None = those of the preset.
         statistics: of how many of them the activations' mean and deviation are taken (the paper: 50,000).
         threshold: similarity at or below which a memory counts as broken (the paper: 0.428); None = mean plus one
             deviation of the score over ``calibration`` ordinary captions.
@@ -163,7 +161,7 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Ne
     config = run.record["config"]
     settings = replace(settings, layers=value_layers(pipe) if settings.layers is None else settings.layers)
     layers = matching(pipe, settings.layers or ())
-    captions = ordinary_captions(settings.captions, model=config["model"], n=settings.statistics)
+    captions = ordinary_captions(settings.captions, preset=recorded_preset(run.record), n=settings.statistics)
     seeds = [candidate_seed(settings.seed, 0, index) for index in range(settings.seeds)]
     threshold = _threshold(pipe, captions, seeds, run, settings)
     search = Search(layers, statistics(pipe, layers, captions), threshold, seeds)
@@ -225,4 +223,4 @@ def _figures(run: Run, suspects: Sequence[Suspect], layers: dict[str, nn.Linear]
     }
 
 
-METHOD = Method(name="nemo", kind="mask", settings=NemoSettings, mitigate=mitigate, lab=LAB)
+METHOD = Method(name="nemo", kind="mask", settings=NemoSettings, mitigate=mitigate)

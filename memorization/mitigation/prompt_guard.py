@@ -30,6 +30,7 @@ from diffkit.seeds import generators
 from memorization.detection.noise_magnitude import noise_magnitude
 from memorization.mitigation import Method
 from memorization.mitigation.reference_captions import ordinary_captions
+from memorization.presets import recorded_preset
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -47,7 +48,7 @@ class PromptGuardSettings:
         target: norm of the noise difference at which an image's embedding is left alone; None = the mean over
             ordinary captions.
         learning_rate: AdamW's; ``iterations``: at most so many steps.
-        captions: text file of ordinary captions; None = the lab's training scenes. ``calibration``: how many.
+        captions: text file of ordinary captions; None = those of the preset. ``calibration``: how many.
         steps: denoising steps of a generation, for the calibration's timestep; ``seed``: of its noise.
     """
 
@@ -207,7 +208,7 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Pr
     refuse_unguided(pipe)
     target = settings.target
     if target is None:
-        captions = ordinary_captions(settings.captions, model=config["model"], n=settings.calibration)
+        captions = ordinary_captions(settings.captions, preset=recorded_preset(run.record), n=settings.calibration)
         target = calibrate_target(pipe, captions, steps=settings.steps, seed=settings.seed)
     return Mitigation(
         method="prompt-guard",

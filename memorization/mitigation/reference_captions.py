@@ -1,32 +1,30 @@
-"""Ordinary captions: what a method compares a suspect's caption with."""
+"""Ordinary captions, with which a method compares a suspect's caption."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from diffkit.errors import InputError
-from diffkit.lab.assets import MODELS as LAB_MODELS
+from memorization.presets import Preset
 
 __all__ = ["ordinary_captions"]
 
 
-def ordinary_captions(source: str | None, *, model: str, n: int) -> tuple[str, ...]:
+def ordinary_captions(source: str | None, *, preset: Preset, n: int) -> tuple[str, ...]:
     """The first ``n`` captions that the model has not memorized.
 
     Args:
-        source: a text file, one caption a line; None is allowed for the lab, whose training scenes serve.
-        model: what the user called the model.
+        source: a text file, one caption a line; None = the preset's captions.
+        preset: of the run.
         n: how many at most.
 
     Raises:
-        InputError: no source for another model than the lab, no such file, or no captions in it.
+        InputError: no source and no captions in the preset, no such file, or no captions in it.
     """
     if source is None:
-        if model.partition("@")[0] not in LAB_MODELS:
+        if preset.ordinary_captions is None:
             raise InputError("This method compares with ordinary captions: name a text file, --set captions=FILE.")
-        from diffkit.lab.world import training_scenes
-
-        return tuple(scene.caption for scene in training_scenes(n, seed=2025))
+        return preset.ordinary_captions(n)
     path = Path(source)
     if not path.is_file():
         raise InputError(f"There is no file {source} with ordinary captions.")

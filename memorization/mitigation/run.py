@@ -1,97 +1,129 @@
-"""Run a mitigation method in a run folder: interrupted anywhere, it goes on; at the end the folder is a mitigation."""
+"""Run a mitigation method in a run folder, which can be resumed; at the end the folder is a mitigation."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit import parallel
+from diffkit.console import say
 from diffkit.errors import InputError, unknown_name
-from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.runs.shared import open_shared
-from memorization.items import AuditItem, data_digest
-from memorization.mitigation import Method
+from memorization.items import Source, data_digest, gather
+from memorization.mitigation import Method, methods
+from memorization.pipelines import named_pipeline
+from memorization.presets import Preset, PresetName, choose_preset
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
-    from diffkit.suspects import Suspect
 
-__all__ = ["mitigate", "parse_settings"]
+__all__ = ["make_settings", "mitigate", "parse_settings"]
 
 
 def mitigate(
-    pipe: Pipeline,
-    suspects: Sequence[Suspect],
+    model: str | Pipeline,
+    suspects: Source,
+    method: str | Method = "nemo",
     *,
-    method: Method,
     out: str | Path,
-    model: str,
     settings: Any = None,
+    preset: PresetName = "auto",
+    name: str | None = None,
     model_sha256: str | None = None,
 ) -> Mitigation:
-    """Make a mitigation in the folder ``out``, or go on with the one that is there.
+    """Make a mitigation of a model against suspects, or resume the run in ``out``.
+
+    The model itself is not changed: :func:`diffkit.apply_mitigation` applies the mitigation to a pipeline, and
+    ``load_pipeline(model, mitigation=out)`` loads the model with it.
 
     Args:
-        pipe: the pipeline; it comes back unchanged.
-        suspects: against which memories.
-        method: one of :data:`memorization.mitigation.methods`.
-        out: the run's folder; afterwards ``load_pipeline(model, mitigation=out)`` applies it.
-        model: what the user called the model.
-        settings: an instance of ``method.settings``; its defaults where None.
-        model_sha256: checksum of the model's folder, where it is one.
+        model: a name that :func:`diffkit.load_pipeline` takes, or a pipeline of a known family.
+        suspects: the captions and images to mitigate: a source that :func:`diffkit.read_suspects` takes, or suspects
+            already read.
+        method: a registered name ("nemo", "wanda", "adversarial", "prompt-guard", "attention-guard"), or a method.
+        out: the run's folder, which is the mitigation's folder in the end.
+        settings: settings of the method by name, the rest as by default; or an instance of ``method.settings``.
+        preset: replaces defaults for the lab's models, see :mod:`memorization.presets`.
+        name: the model's name in the record; by default the one by which it was loaded.
+        model_sha256: checksum of the model's folder, if known.
 
     Raises:
-        InputError: no suspects, two with one id, one without an image where the method needs it, or another run in
-            the folder.
+        InputError: no such method or setting, no suspects, two with one id, one without an image where the method
+            needs it, or another run in the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from diffkit import load_pipeline, read_suspects
+        >>> from memorization import mitigate
+        >>> suspects, folder = read_suspects("lab:planted")[0][:2], tempfile.mkdtemp()
+        >>> mitigation = mitigate("lab", suspects, "nemo", out=folder, settings={"statistics": 8, "seeds": 2})
+        >>> mitigation.kind, mitigation.settings["statistics"], len(mitigation.suspects)
+        ('mask', 8, 2)
+        >>> mitigated = load_pipeline("lab", mitigation=folder)
     """
-    settings = parse_settings(method, (), model=model) if settings is None else settings
+    method = methods.get(method) if isinstance(method, str) else method
     if parallel.processes() > 1 and not method.shared:
         raise InputError(f"{method.name} works in one process: start it without accelerate launch.")
-    ids = [suspect.id for suspect in suspects]
-    if not ids or len(set(ids)) < len(ids):
-        raise InputError(f"Expected one or more suspects with different ids, got {len(ids)}.")
-    bare = [suspect.id for suspect in suspects if not suspect.images]
+    gathered = gather(suspects, None)
+    for error in gathered.suspect_errors[:10]:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    chosen = [item.suspect for item in gathered.items]
+    bare = [suspect.id for suspect in chosen if not suspect.images]
     if method.needs_images and bare:
         raise InputError(f"{method.name} needs the image of every suspect, and {bare[0]!r} has none.")
+    pipe, name, model_sha256 = named_pipeline(model, name, model_sha256)
+    used = choose_preset(preset, name)
+    if settings is None or isinstance(settings, Mapping):
+        settings = make_settings(method, settings or {}, used)
     config = {
         "method": method.name,
-        "model": model,
+        "model": name,
         "model_sha256": model_sha256,
-        "suspects": len(ids),
-        "data_sha256": data_digest([AuditItem("suspect", suspect) for suspect in suspects]),
+        "suspects": len(chosen),
+        "data_sha256": data_digest(gathered.items),
         "settings": asdict(settings),
     }
-    with open_shared(out, config=config, kind="mitigate", provenance={"device": str(pipe.device)}) as run:
+    provenance = {"device": str(pipe.device), "preset": used.name}
+    with open_shared(out, config=config, kind="mitigate", provenance=provenance) as run:
         pipe.set_progress_bar_config(disable=True)
-        made = method.mitigate(pipe, suspects, run, settings)
+        mitigation = method.mitigate(pipe, chosen, run, settings)
         if run is not None:
-            made = load_mitigation(save_mitigation(run.folder, made))  # as a later reader will have it
-    return made
+            mitigation = load_mitigation(save_mitigation(run.folder, mitigation))  # as a later reader will have it
+    return mitigation
 
 
-def parse_settings(method: Method, assignments: Sequence[str], *, model: str) -> Any:
-    """Settings of a method from ``name=value`` texts; lists are separated by commas, None is ``none``.
-
-    The rest are the method's defaults, on a lab model those measured there.
+def make_settings(method: Method, values: Mapping[str, object], preset: Preset) -> Any:
+    """Settings of a method: these values, else those of the preset, else the method's defaults.
 
     Raises:
-        InputError: no such setting, or a value of another type.
+        InputError: no such setting, or a value out of its range.
+    """
+    names = [field.name for field in fields(method.settings)]
+    for name in values:
+        if name not in names:
+            raise unknown_name(f"setting of {method.name}", name, names)
+    return method.settings(**{**preset.methods.get(method.name, {}), **values})
+
+
+def parse_settings(method: Method, assignments: Sequence[str], preset: Preset) -> Any:
+    """Settings of a method from ``name=value`` texts; lists are separated by commas, None is ``none``.
+
+    Raises:
+        InputError: no such setting, or a value of another type or out of its range.
     """
     types = typing.get_type_hints(method.settings)
-    values: dict[str, object] = dict(method.lab) if model.partition("@")[0] in LAB_MODELS else {}
+    values: dict[str, object] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
             raise InputError(f"Expected a setting such as name=value, got {assignment!r}.")
-        if name not in {field.name for field in fields(method.settings)}:
-            raise unknown_name(f"setting of {method.name}", name, [field.name for field in fields(method.settings)])
-        values[name] = _parse(name, text.strip(), types[name])
-    return method.settings(**values)
+        values[name] = _parse(name, text.strip(), types[name]) if name in types else text
+    return make_settings(method, values, preset)
 
 
 def _parse(name: str, text: str, hint: Any) -> object:

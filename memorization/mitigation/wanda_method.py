@@ -24,6 +24,7 @@ from memorization.mitigation import Method
 from memorization.mitigation.layers import Mask, feed_forward_layers, matching, size
 from memorization.mitigation.reference_captions import ordinary_captions
 from memorization.mitigation.wanda import Norms, input_norms, mean_inputs, root_mean_square, select
+from memorization.presets import recorded_preset
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from diffkit.suspects import Suspect
 
 __all__ = ["METHOD", "WandaSettings"]
-
-#: On the lab memories are stronger than in Stable Diffusion 1.4; chosen by scripts/measure_mitigations.py.
-LAB = {"sparsity": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class WandaSettings:
         margin: how many times the base's score the target's must exceed; 1 as published.
         timesteps: the first so many, whose union is taken.
         base: "ordinary" captions, or "empty" for the published "".
-        captions: text file of ordinary captions; None = the lab's training scenes.
+        captions: text file of ordinary captions; None = those of the preset.
         base_captions: how many of them.
         fill: what the columns that are off leave behind: their "mean" input over ordinary captions, in the bias,
             which costs ordinary captions far less, or "zero" as published.
@@ -99,7 +97,7 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Wa
     layers = matching(pipe, settings.layers or ())
     captions: tuple[str, ...] = ("",)
     if settings.base == "ordinary" or settings.fill == "mean":
-        captions = ordinary_captions(settings.captions, model=config["model"], n=settings.base_captions)
+        captions = ordinary_captions(settings.captions, preset=recorded_preset(run.record), n=settings.base_captions)
     pipe.set_progress_bar_config(disable=True)
     ordinary: dict[str, Tensor] = {}
     if settings.fill == "mean":
@@ -242,4 +240,4 @@ def _figures(
     }
 
 
-METHOD = Method(name="wanda", kind="mask", settings=WandaSettings, mitigate=mitigate, lab=LAB)
+METHOD = Method(name="wanda", kind="mask", settings=WandaSettings, mitigate=mitigate)

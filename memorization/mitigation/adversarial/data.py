@@ -30,6 +30,7 @@ from memorization.mitigation.adversarial.surrogates import (
     nemo_masks,
     save_surrogates,
 )
+from memorization.presets import recorded_preset
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _prepare(
         suspects,
         run,
         source=settings.retention,
-        model=str(run.record["config"]["model"]),
+        preset=recorded_preset(run.record),
         size=size,
         limit=settings.retention_examples,
         validation=settings.validation,

@@ -52,17 +52,4 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, setti
     return train(pipe, suspects, run, settings)
 
 
-#: Measured on the lab (scripts/measure_adversarial.py); the plain defaults are the usual ones for Stable Diffusion 1,
-#: not measured.
-LAB = {
-    "updates": 500,
-    "learning_rate": 2e-4,
-    "adversarial_batch": 16,
-    "retention_batch": 32,
-    "adversarial_weight": 0.5,
-    "search_batch": 8,
-    "num_inference_steps": 20,
-    "guidance_scale": 3.0,
-}
-
-METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True, shared=True, lab=LAB)
+METHOD = Method("adversarial", "delta", AdversarialSettings, mitigate, needs_images=True, shared=True)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.images import load_image
-from diffkit.lab.assets import MODELS as LAB_MODELS
 from diffkit.latents import encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from diffkit.suspects import Suspect, read_suspects
 from memorization.generation import Sampling, generate
+from memorization.presets import Preset
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def read_retention(
     run: Run,
     *,
     source: str,
-    model: str,
+    preset: Preset,
     size: tuple[int, int],
     limit: int,
     validation: int,
@@ -75,8 +75,8 @@ def read_retention(
         suspects: whose captions have no place here.
         run: keeps images the model draws, so that a resumed run has the same.
         source: ``lab:scenes``, a folder or list of images with captions, a list of captions alone, or ``auto``: the
-            lab's scenes for the lab, refused for any other model.
-        model: the model's name.
+            preset's, refused without one.
+        preset: of the run.
         size: (height, width) of images.
         limit: pairs to train on at most.
         validation: pairs kept for validation.
@@ -84,15 +84,15 @@ def read_retention(
         seed: of what is drawn.
 
     Raises:
-        InputError: nothing given for a model that is not the lab, or too few usable rows.
+        InputError: ``auto`` without data in the preset, or too few usable rows.
     """
     if source == "auto":
-        if model not in LAB_MODELS:
+        if preset.retention is None:
             raise InputError(
                 "Adversarial fine-tuning needs data the model shall keep: give --set retention=FOLDER (images with "
                 "captions) or a .txt of ordinary captions, from which the model draws the images itself."
             )
-        source = LAB_SCENES
+        source = preset.retention
     taken = {suspect.caption for suspect in suspects}
     if source == LAB_SCENES:
         images, captions, left_out = _scenes(limit + validation, seed)

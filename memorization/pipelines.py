@@ -1,0 +1,35 @@
+"""A pipeline from what a public function is given: a model's name or a loaded pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from diffkit.families import Pipeline
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["NamedPipeline", "named_pipeline"]
+
+
+class NamedPipeline(NamedTuple):
+    """A pipeline, and what a run's record states about it: the model's name, and its checksum if known."""
+
+    pipe: Pipeline
+    name: str
+    sha256: str | None
+
+
+def named_pipeline(model: str | DiffusionPipeline, name: str | None = None, sha256: str | None = None) -> NamedPipeline:
+    """Load a model by its name, or take a pipeline as it is.
+
+    Args:
+        model: a name that :func:`diffkit.load_pipeline` takes, or a pipeline of a known family.
+        name: for the record; None = the name by which it was loaded.
+        sha256: checksum of the weights; None = computed for a shipped or local model that is loaded here.
+    """
+    from diffkit.loading import load_pipeline, model_checksum
+
+    if isinstance(model, str):
+        return NamedPipeline(load_pipeline(model), name or model, sha256 or model_checksum(model))
+    return NamedPipeline(model, name or str(model.config.get("_name_or_path") or type(model).__name__), sha256)
