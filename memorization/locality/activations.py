@@ -2,10 +2,10 @@
 
 "Finding Dori", section 5: the activation discrepancy of a layer is the mean L2 distance between its outputs over all
 pairs of a set of embeddings, from one and the same initial noise. A value projection (``to_v``) of cross-attention is
-linear in the embedding, so that its discrepancy partly measures where the attack *began*; layers behind the attention,
-such as the feed-forward outputs, say more. Hence the null of the same starts before any attack.
+linear in the embedding, so that its discrepancy partly measures the *start* of the attack; layers after the attention,
+such as the feed-forward outputs, depend on it less. Hence the null of the same starts before any attack.
 
-Unknown in the paper is the step; here it is the first one of the sampling, where all latents are still equal, so that
+The paper does not state the step; here it is the first one of the sampling, where all latents are still equal, so that
 every difference comes from the embedding. Averaged over several initial noises.
 """
 
@@ -50,7 +50,7 @@ def discrepancies(
         Layer name -> (n, n) float64, >= 0, zero on the diagonal.
 
     Raises:
-        InputError: no layer matches, or no noise was named.
+        InputError: no layer matches, or no noise seed.
     """
     if not noise_seeds:
         raise InputError("Expected at least one seed of an initial noise.")

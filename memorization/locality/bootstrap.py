@@ -1,8 +1,8 @@
-"""A figure beside its null, with an interval: bootstrap over images, never over the pairs they share.
+"""A figure and its comparison with a null, with intervals: bootstrap over images, never over the pairs they share.
 
 Two kinds of groups occur. *Within* groups give one value an image (the mean over that image's pairs), and images are
 independent. *Across* groups give one matrix over images (entry i, j compares image i with image j); its pairs share
-images, so images are drawn with replacement and all pairs of different images among the drawn count.
+images, so images are drawn with replacement and all pairs of different images among those drawn are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95 % percentile-bootstrap interval; None throughout where nothing could be counted.
+    """A mean with its 95 % percentile-bootstrap interval; all None without any unit.
 
     Attributes:
         n: independent units (images, starts or captions).
@@ -35,21 +35,21 @@ NOTHING = Estimate(None, None, None, 0)
 
 
 def off_diagonal_mean(matrix: ArrayLike) -> float | None:
-    """Mean of a square matrix's entries beside the diagonal that are not NaN; None where there is none."""
+    """Mean of a square matrix's off-diagonal entries that are not NaN; None without any."""
     array = np.asarray(matrix, dtype=np.float64)
     kept = array[~np.eye(len(array), dtype=bool)]
     kept = kept[~np.isnan(kept)]
     return float(kept.mean()) if kept.size else None
 
 
-def known(values: Sequence[float | None]) -> Array:
-    """The values that are there, as an array."""
+def present(values: Sequence[float | None]) -> Array:
+    """The values that are neither None nor NaN, as an array."""
     return np.array([value for value in values if value is not None and not np.isnan(value)], dtype=np.float64)
 
 
 def within(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
     """Mean over images of one value each."""
-    array = known(values)
+    array = present(values)
     if not array.size:
         return NOTHING
     return Estimate(float(array.mean()), *_ends(_drawn_means(array, np.random.default_rng(seed))), array.size)
@@ -72,7 +72,7 @@ def against(
     how: Literal["ratio", "difference"] = "ratio",
     seed: int = 0,
 ) -> Estimate:
-    """Mean of ``values`` over, or minus, the mean of a null, with an interval that draws both anew.
+    """Mean of ``values`` over, or minus, the mean of a null, with an interval that resamples both.
 
     Args:
         values: one an image.
@@ -82,10 +82,10 @@ def against(
         seed: of the resampling.
 
     Returns:
-        Its ``n`` is the smaller of both numbers of units. Nothing where either side is missing, or for a ratio to zero.
+        Its ``n`` is the smaller of both numbers of units. None where either is missing, or for a ratio to zero.
     """
-    array, pairs = known(values), matrix is not None
-    other = np.asarray(matrix, dtype=np.float64) if pairs else known(null or ())
+    array, pairs = present(values), matrix is not None
+    other = np.asarray(matrix, dtype=np.float64) if pairs else present(null or ())
     if not array.size or not other.size:
         return NOTHING
     bottom = off_diagonal_mean(other) if pairs else float(other.mean())
@@ -113,22 +113,22 @@ def _drawn_means(values: Array, generator: np.random.Generator) -> Array:
 
 
 def _drawn_pairs(matrix: Array, generator: np.random.Generator) -> Array:
-    """(RESAMPLES,) means over pairs of different units among those drawn; a unit drawn twice is no pair by itself.
+    """(RESAMPLES,) means over pairs of different units among those drawn; a unit drawn twice makes no pair.
 
-    With c_i the times unit i was drawn, that is the sum of c_i c_j M_ij over i != j by the sum of c_i c_j; NaN where
-    a drawing has no pair.
+    With c_i the number of times that unit i was drawn, that is the sum of c_i c_j M_ij over i != j by the sum of
+    c_i c_j; NaN where a resample has no pair.
     """
     n = len(matrix)
     counts = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
-    there = ~np.isnan(matrix) & ~np.eye(n, dtype=bool)
-    total = ((counts @ np.where(there, matrix, 0)) * counts).sum(1)
-    number = ((counts @ there) * counts).sum(1)
+    valid = ~np.isnan(matrix) & ~np.eye(n, dtype=bool)
+    total = ((counts @ np.where(valid, matrix, 0)) * counts).sum(1)
+    number = ((counts @ valid) * counts).sum(1)
     means: Array = np.where(number > 0, total / np.maximum(number, 1), np.nan)
     return means
 
 
 def _ends(drawn: Array) -> tuple[float | None, float | None]:
-    """The 95 % interval of what was drawn, as far as it is finite."""
+    """The 95 % percentile interval of the finite values."""
     finite = drawn[np.isfinite(drawn)]
     if not finite.size:
         return None, None

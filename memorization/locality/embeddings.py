@@ -1,7 +1,7 @@
-"""Where triggers lie: distances between them, and what an attack moved (pure functions on tensors).
+"""Distances between triggers, and displacements by an attack (pure functions on tensors).
 
-A *displacement* is what an attack added to its start, ``y - y0``. If an image sat at one place of embedding space,
-displacements from different starts would all lead there: triggers closer than their starts. If it sat in one
+A *displacement* is the difference between a trigger and its start, ``y - y0``. If an image had one place in embedding
+space, displacements from different starts would all lead to it: triggers closer than their starts. If it had one
 direction, displacements would be parallel (cosine 1) and span one dimension.
 """
 
@@ -36,7 +36,7 @@ def pairwise_distance(embeddings: Tensor) -> Tensor:
 
 
 def gaussian_distance(dimensions: int, deviation: float = 1.0) -> float:
-    """What the distance of two independent N(0, deviation^2 I) points is about: ``deviation * sqrt(2 n)``.
+    """Expected distance of two independent N(0, deviation^2 I) points, approximately: ``deviation * sqrt(2 n)``.
 
     Exactly: the root of the mean squared distance. The mean distance itself is smaller by a factor 1 - 1 / (4 n).
 
@@ -58,15 +58,15 @@ def pairwise_cosine(displacements: Tensor) -> Tensor:
     return cosines
 
 
-def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """(n,) float64 cosines of the first to the first, the second to the second; NaN where either is zero."""
-    a, b = flat(one), flat(other)
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) float64 cosines of corresponding rows; NaN where either is zero."""
+    a, b = flat(first), flat(second)
     cosines: Tensor = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
     return cosines
 
 
 class Rank(NamedTuple):
-    """In how many directions some displacements lead.
+    """Rank of some displacements.
 
     Attributes:
         numerical: singular values above ``max(n, N) * eps * largest`` (as numpy's matrix_rank counts, float32's eps).
@@ -101,11 +101,12 @@ def rank(displacements: Tensor) -> Rank | None:
     return Rank(int((values > tolerance).sum()), float(entropy.exp()), float(squares[0] / squares.sum()), len(rows))
 
 
-def between(one: Tensor, other: Tensor, shares: tuple[float, ...]) -> Tensor:
+def between(start: Tensor, end: Tensor, shares: tuple[float, ...]) -> Tensor:
     """Points on the straight line from one embedding to another: (L, D) twice to (len(shares), L, D).
 
     Args:
-        shares: of the way, 0 = ``one``, 1 = ``other``.
+        start: (L, D); ``end`` likewise.
+        shares: of the way, 0 = ``start``, 1 = ``end``.
     """
-    way = torch.tensor(shares, dtype=one.dtype).view(-1, *[1] * one.ndim)
-    return one[None] + way * (other - one)[None]
+    way = torch.tensor(shares, dtype=start.dtype).view(-1, *[1] * start.ndim)
+    return start[None] + way * (end - start)[None]

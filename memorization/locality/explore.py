@@ -1,7 +1,7 @@
-"""One image: attack it from many Gaussian starts, and look at what is found and what lies between.
+"""One image: attack it from many Gaussian starts, and generate from the triggers and from points between them.
 
-Start k, and the noise its search draws, are the same for every image: what differs between two images from one start
-differs because of the image. A family's companions (pooled embeddings) are the empty caption's throughout.
+Start k, and the noise its search draws, are the same for every image: a difference between two images from one
+start is due to the image. A family's companions (pooled embeddings) are the empty caption's throughout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-class Found(NamedTuple):
+class ExploredImage(NamedTuple):
     """An image's record for the journal, and its triggers (K, L, D), or None where it could not be attacked."""
 
     record: dict[str, Any]
@@ -82,31 +82,31 @@ class Explorer:
     def _seed(self, k: int) -> int:
         return item_seed(self.settings.seed, "", "start", k)
 
-    def explore(self, item: AuditItem, checkpoints: Checkpoints | None = None) -> Found:
+    def explore(self, item: AuditItem, checkpoints: Checkpoints | None = None) -> ExploredImage:
         """Attack one image from every start, generate from every trigger, and from points between them."""
-        known = load_references(item, self.size)
+        references = load_references(item, self.size)
         record: dict[str, Any] = {"id": item.suspect.id, "role": item.role, "prompt": item.suspect.caption}
-        if known.images is None:
-            return Found(record | {"reason": known.reason}, None)
+        if references.images is None:
+            return ExploredImage(record | {"reason": references.reason}, None)
         starts = self.starts(self.settings.starts)
-        begun = unaccompanied(self.pipe, starts)
-        targets = [Target(known.images[0], begun.rows([k]), self._seed(k)) for k in range(len(starts))]
-        found = self.attack(self.pipe, targets, checkpoints=checkpoints)
-        triggers = torch.stack([trigger.embeddings[-1] for trigger in found])
+        rows = unaccompanied(self.pipe, starts)
+        targets = [Target(references.images[0], rows.rows([k]), self._seed(k)) for k in range(len(starts))]
+        results = self.attack(self.pipe, targets, checkpoints=checkpoints)
+        triggers = torch.stack([result.embeddings[-1] for result in results])
         caption = self.caption(item)
-        likeness = self.likeness(item, torch.cat([triggers, caption[None]]), known.images)
-        if any(value is None for value in likeness):
+        values = self.similarity(item, torch.cat([triggers, caption[None]]), references.images)
+        if any(value is None for value in values):
             reason = "the similarity is not a number: a generated image is broken (try --dtype float32)"
-            return Found(record | {"reason": reason}, None)
-        similarity = [value for value in likeness[:-1] if value is not None]
+            return ExploredImage(record | {"reason": reason}, None)
+        similarity = [value for value in values[:-1] if value is not None]
         success = [value >= self.threshold for value in similarity]
-        record |= {"reason": None, "similarity": similarity, "success": success, "caption": likeness[-1]}
+        record |= {"reason": None, "similarity": similarity, "success": success, "caption": values[-1]}
         record |= geometry(triggers, starts, caption)
-        record["lines"] = self._lines(item, known.images, triggers, starts, caption, success)
-        return Found(record, triggers)
+        record["lines"] = self._lines(item, references.images, triggers, starts, caption, success)
+        return ExploredImage(record, triggers)
 
-    def likeness(self, item: AuditItem, embeds: Tensor, references: Tensor) -> list[float | None]:
-        """Median similarity over seeds of what each embedding generates; None where it is not a number."""
+    def similarity(self, item: AuditItem, embeds: Tensor, references: Tensor) -> list[float | None]:
+        """Median similarity over seeds of the images from each embedding; None where it is not a number."""
         n = self.settings.generations
         seeds = [item_seed(self.settings.seed, item.key, "evaluate", i) for i in range(n)] * len(embeds)
         rows = unaccompanied(self.pipe, embeds).repeat(n)
@@ -123,17 +123,17 @@ class Explorer:
         caption: Tensor,
         success: Sequence[bool],
     ) -> list[dict[str, Any]]:
-        """One row a point: kind, from which trigger, how far, and the similarity there."""
+        """One row a point: kind, from which trigger, share of the way, and similarity."""
         good = [k for k, reached in enumerate(success) if reached]
         settings = self.settings
         fresh = self.starts(settings.lines, first=settings.starts)
-        found = points(triggers, starts, caption, good, lines=settings.lines, shares=settings.shares, fresh=fresh)
-        if not found:
+        line_points = points(triggers, starts, caption, good, lines=settings.lines, shares=settings.shares, fresh=fresh)
+        if not line_points:
             return []
-        values = self.likeness(item, stacked(found), references)
+        values = self.similarity(item, stacked(line_points), references)
         return [
             {"kind": p.kind, "from": p.origin, "to": p.end, "share": p.share, "similarity": value}
-            for p, value in zip(found, values, strict=True)
+            for p, value in zip(line_points, values, strict=True)
         ]
 
 
@@ -148,16 +148,16 @@ def geometry(triggers: Tensor, starts: Tensor, caption: Tensor) -> dict[str, Any
         Per start: ``norms`` of the displacement, distance to the caption before and after, the cosine of the
         displacement with the way to the caption; and over pairs ``distance`` {mean, least, most} of the triggers.
     """
-    moved = triggers - starts
-    apart = space.pairwise_distance(triggers)
-    pairs = apart[torch.triu(torch.ones_like(apart, dtype=torch.bool), 1)]
+    displacements = triggers - starts
+    distances = space.pairwise_distance(triggers)
+    pairs = distances[torch.triu(torch.ones_like(distances, dtype=torch.bool), 1)]
     return {
-        "norms": _rounded(space.flat(moved).norm(dim=1)),
+        "norms": _rounded(space.flat(displacements).norm(dim=1)),
         "caption distance": {
             "start": _rounded(space.flat(starts - caption).norm(dim=1)),
             "trigger": _rounded(space.flat(triggers - caption).norm(dim=1)),
         },
-        "towards caption": _rounded(space.cosine(moved, caption - starts)),
+        "towards caption": _rounded(space.cosine(displacements, caption - starts)),
         "distance": {"mean": round(float(pairs.mean()), 4), "least": round(float(pairs.min()), 4),
                      "most": round(float(pairs.max()), 4), "pairs": len(pairs)},
     }  # fmt: skip

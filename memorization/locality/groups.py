@@ -1,7 +1,7 @@
 """Groups of embeddings whose members are compared with each other: the triggers of one image, and the nulls.
 
-All groups have the same number of members, and member k began at start k (where it began at one), so that one group
-differs from another in what its members have in common, and in nothing else.
+All groups have the same number of members, and member k began at start k (where it has a start), so that groups differ
+only in what their members have in common.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    """(m, L, D) embeddings to compare, and what was added to their starts, (m, L, D) or None."""
+    """(m, L, D) embeddings to compare, and their displacements from the starts, (m, L, D) or None."""
 
     embeddings: Tensor
     displacements: Tensor | None
@@ -49,10 +49,10 @@ def make_groups(
         members: of each group; a group that cannot have as many is left out.
     """
     m = members
-    groups = {f"same:{key}": Group(found[:m], found[:m] - starts[:m]) for key, found in same.items()}
-    groups |= {f"control:{key}": Group(found[:m], found[:m] - starts[:m]) for key, found in controls.items()}
+    groups = {f"same:{key}": Group(triggers[:m], triggers[:m] - starts[:m]) for key, triggers in same.items()}
+    groups |= {f"control:{key}": Group(triggers[:m], triggers[:m] - starts[:m]) for key, triggers in controls.items()}
     if len(same) >= m:
-        mixed = torch.stack([found[k] for k, found in enumerate(list(same.values())[:m])])
+        mixed = torch.stack([triggers[k] for k, triggers in enumerate(list(same.values())[:m])])
         groups["others"] = Group(mixed, mixed - starts[:m])
     groups["starts"] = Group(starts[:m], None)
     for name, listed in (("captions", captions), ("ordinary", ordinary)):
@@ -64,17 +64,17 @@ def make_groups(
 def compare_members(
     pipe: Pipeline, group: Group, selectors: Mapping[str, Selector], settings: LocalitySettings
 ) -> dict[str, Any]:
-    """Everything that is known about the pairs of one group, as JSON values.
+    """All comparisons of the pairs of one group, as JSON values.
 
     Returns:
         ``distance`` and, with displacements, ``cosine``: (m, m) matrices; ``rank``; ``activations``: layer -> matrix;
         ``weights``: method -> layer -> {iou, chance: matrices, sizes}. A missing entry is None.
     """
-    found: dict[str, Any] = {"members": len(group.embeddings), "distance": rows(space.pairwise_distance(group[0]))}
+    record: dict[str, Any] = {"members": len(group.embeddings), "distance": rows(space.pairwise_distance(group[0]))}
     if group.displacements is not None:
         rank = space.rank(group.displacements)
-        found["cosine"] = rows(space.pairwise_cosine(group.displacements))
-        found["rank"] = rank._asdict() if rank is not None else None
+        record["cosine"] = rows(space.pairwise_cosine(group.displacements))
+        record["rank"] = rank._asdict() if rank is not None else None
     whole = unaccompanied(pipe, group.embeddings)
     layers = discrepancies(
         pipe,
@@ -83,15 +83,15 @@ def compare_members(
         noise_seeds=range(settings.noises),
         steps=settings.num_inference_steps,
     )
-    found["activations"] = {layer: rows(matrix) for layer, matrix in layers.items()}
-    found["weights"] = {
+    record["activations"] = {layer: rows(matrix) for layer, matrix in layers.items()}
+    record["weights"] = {
         method: {
             layer: {"iou": rows(pairs.iou), "chance": rows(pairs.chance), "sizes": pairs.sizes.tolist()}
             for layer, pairs in agreements(choose(whole)).items()
         }
         for method, choose in selectors.items()
     }
-    return found
+    return record
 
 
 def rows(matrix: Tensor) -> list[list[float | None]]:

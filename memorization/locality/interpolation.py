@@ -1,11 +1,11 @@
-"""Points between triggers: does what lies on the straight line from one to another still give the image?
+"""Points on the straight lines between triggers: do they still give the image?
 
 If the image filled one connected, convex region of embedding space, every point between two of its triggers would give
-it. A point half-way to *anything* keeps half of the trigger, so each kind of line has its own null beside it:
+it. A point half-way to *anything* keeps half of the trigger, so each kind of line has its own null:
 
 - ``trigger``: to another trigger of the same image;
 - ``caption``: to the embedding of the image's own caption;
-- ``start``: to another Gaussian start, which carries nothing (the null: half a trigger alone);
+- ``start``: to another Gaussian start, which holds nothing of the image (the null: half a trigger alone);
 - ``carried``: not a line but a transplant: the displacement of one trigger added to another start;
 - ``mean``: the mean displacement of all successful triggers added to a start that none of them began at.
 """
@@ -50,10 +50,10 @@ def points(
     shares: tuple[float, ...],
     fresh: Tensor,
 ) -> list[Point]:
-    """The points to look at for one image; none with fewer than two successful triggers.
+    """The points to generate from for one image; none with fewer than two successful triggers.
 
     Args:
-        triggers: (K, L, D); ``starts`` the same shape, each trigger's own beginning.
+        triggers: (K, L, D); ``starts`` the same shape, each trigger's own start.
         caption: (L, D).
         successful: indices of triggers that give the image.
         lines: pairs of each kind.
@@ -64,7 +64,7 @@ def points(
         return []
     turn = [(a, successful[(i + 1) % len(successful)]) for i, a in enumerate(successful)]
     pairs = turn[:1] if len(successful) == 2 else turn[:lines]
-    found: list[Point] = []
+    result: list[Point] = []
     for a, b in pairs:
         ends: tuple[tuple[Kind, int | None, Tensor], ...] = (
             ("trigger", b, triggers[b]),
@@ -73,14 +73,14 @@ def points(
         )
         for kind, end, goal in ends:
             along = between(triggers[a], goal, shares)
-            found += [Point(kind, a, end, share, point) for share, point in zip(shares, along, strict=True)]
-        found.append(Point("carried", a, b, 1.0, starts[b] + triggers[a] - starts[a]))
+            result += [Point(kind, a, end, share, point) for share, point in zip(shares, along, strict=True)]
+        result.append(Point("carried", a, b, 1.0, starts[b] + triggers[a] - starts[a]))
     chosen = list(successful)
     mean = (triggers[chosen] - starts[chosen]).mean(0)
-    found += [Point("mean", None, index, 1.0, start + mean) for index, start in enumerate(fresh)]
-    return found
+    result += [Point("mean", None, index, 1.0, start + mean) for index, start in enumerate(fresh)]
+    return result
 
 
-def stacked(found: Sequence[Point]) -> Tensor:
+def stacked(line_points: Sequence[Point]) -> Tensor:
     """(n, L, D) embeddings of the points."""
-    return torch.stack([point.embedding for point in found])
+    return torch.stack([point.embedding for point in line_points])

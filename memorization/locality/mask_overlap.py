@@ -1,11 +1,11 @@
-"""Do two triggers select the same weights: intersection over union against chance (pure functions on masks).
+"""Overlap of the weights that two triggers select: intersection over union, and its expectation by chance.
 
 "Finding Dori" reports the pairwise intersection over union of the weights that NeMo or Wanda would prune, and counts
-two empty selections as full agreement (1), which lifts every layer in which nothing is selected. Here two empty
-selections are *missing*: they say nothing about where a memory sits.
+two empty selections as full agreement (1), which raises the mean of every layer in which nothing is selected. Here
+two empty selections are *missing*: they hold no information about locality.
 
-Chance matters as much: two random thirds of a layer overlap by a fifth. :func:`chance_iou` has that expectation in
-closed form, :func:`sampled_iou` by drawing.
+By chance two random thirds of a layer overlap by a fifth. :func:`chance_iou` has that expectation in closed form,
+:func:`sampled_iou` by drawing.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Agreement(NamedTuple):
     sizes: Tensor
 
 
-def iou(one: Tensor, other: Tensor) -> float | None:
+def iou(first: Tensor, second: Tensor) -> float | None:
     """Intersection over union of two masks of equal shape, in [0, 1]; None where both are empty.
 
     Raises:
         InputError: the shapes differ, or a mask is not of booleans.
     """
-    if one.shape != other.shape or one.dtype != torch.bool or other.dtype != torch.bool:
+    if first.shape != second.shape or first.dtype != torch.bool or second.dtype != torch.bool:
         raise InputError(
-            f"Expected two boolean masks of one shape, got {one.dtype} {tuple(one.shape)} "
-            f"and {other.dtype} {tuple(other.shape)}."
+            f"Expected two boolean masks of one shape, got {first.dtype} {tuple(first.shape)} "
+            f"and {second.dtype} {tuple(second.shape)}."
         )
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else None
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else None
 
 
 @lru_cache(maxsize=65536)
@@ -75,7 +75,7 @@ def chance_iou(total: int, first: int, second: int) -> float | None:
     if first + second == 0:
         return None
     middle, spread = first * second / total, np.sqrt(first * second) / np.sqrt(total) + 1
-    low = max(0, first + second - total, int(middle - 12 * spread))  # beyond 12 deviations nothing is left to add
+    low = max(0, first + second - total, int(middle - 12 * spread))  # beyond 12 deviations the terms are negligible
     high = min(first, second, int(middle + 12 * spread))
     common = np.arange(low, high + 1)
     weights = hypergeom(total, first, second).pmf(common)
@@ -83,14 +83,14 @@ def chance_iou(total: int, first: int, second: int) -> float | None:
 
 
 def sampled_iou(total: int, first: int, second: int, *, draws: int = 1000, seed: int = 0) -> float | None:
-    """The same expectation by drawing random subsets; for checking, and for sizes no formula is trusted with."""
+    """The same expectation by drawing random subsets; for tests of :func:`chance_iou`."""
     if first + second == 0:
         return None
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(draws):
-        one, other = (generator.permutation(total)[:size] for size in (first, second))
-        common = len(np.intersect1d(one, other, assume_unique=True))
+        a, b = (generator.permutation(total)[:size] for size in (first, second))
+        common = len(np.intersect1d(a, b, assume_unique=True))
         values.append(common / (first + second - common))
     return float(np.mean(values))
 
@@ -112,11 +112,11 @@ def agreements(selections: Sequence[Selection]) -> dict[str, Agreement]:
 def _agreement(masks: Sequence[Tensor]) -> Agreement:
     n, total = len(masks), masks[0].numel()
     sizes = [int(mask.sum()) for mask in masks]
-    found, expected = torch.full((n, n), torch.nan, dtype=torch.float64), torch.full((n, n), torch.nan).double()
+    overlap, expected = torch.full((n, n), torch.nan, dtype=torch.float64), torch.full((n, n), torch.nan).double()
     for i in range(n):
         for j in range(n):
-            value = iou(masks[i], masks[j]) if i <= j else float(found[j, i])
+            value = iou(masks[i], masks[j]) if i <= j else float(overlap[j, i])
             if value is not None:
-                found[i, j] = value
+                overlap[i, j] = value
                 expected[i, j] = chance_iou(total, sizes[i], sizes[j]) or 0.0
-    return Agreement(found, expected, torch.tensor(sizes))
+    return Agreement(overlap, expected, torch.tensor(sizes))

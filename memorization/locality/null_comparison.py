@@ -1,4 +1,4 @@
-"""Each figure of the same image's triggers beside its nulls: distances, activations, weights, and how to read them.
+"""Each figure of the same image's triggers compared with its nulls: distances, activations, weights.
 
 ``same`` and ``control`` groups give one value an image; ``others``, ``starts``, ``captions`` and ``ordinary`` are one
 matrix each. Sizes are compared as ratios, cosines and agreements as differences.
@@ -28,11 +28,11 @@ def compared_groups(groups: Groups, methods: Sequence[str]) -> dict[str, Any]:
     if not any(name.startswith("same:") for name in groups):
         return {"embeddings": {}, "activations": {}, "weights": {}, "reading": {}}
     embeddings: dict[str, Any] = {
-        "distance": beside(groups, lambda group: _matrix(group["distance"]), "ratio"),
-        "cosine": beside(groups, lambda group: _matrix(group.get("cosine")), "difference"),
+        "distance": with_nulls(groups, lambda group: _matrix(group["distance"]), "ratio"),
+        "cosine": with_nulls(groups, lambda group: _matrix(group.get("cosine")), "difference"),
         "rank": {
             name: {
-                part: shown(within(_ranks(groups, name, part))) for part in ("numerical", "effective", "first_share")
+                part: to_json(within(_ranks(groups, name, part))) for part in ("numerical", "effective", "first_share")
             }
             for name in ("same", "control", "others")
         },
@@ -48,25 +48,25 @@ def compared_groups(groups: Groups, methods: Sequence[str]) -> dict[str, Any]:
     return {"embeddings": embeddings, "activations": activations, "weights": weights, "reading": reading}
 
 
-def beside(groups: Groups, pick: Pick, how: Literal["ratio", "difference"]) -> dict[str, Any]:
+def with_nulls(groups: Groups, pick: Pick, how: Literal["ratio", "difference"]) -> dict[str, Any]:
     """One figure for the same image's triggers, for each null, and the comparison with each null.
 
     Returns:
         ``same`` and each null as {value, low, high, n}, and ``against``: null -> {value, low, high, n}.
     """
     same = per_image(groups, "same", pick)
-    found: dict[str, Any] = {"same": shown(within(same)), "against": {}, "how": how}
+    table: dict[str, Any] = {"same": to_json(within(same)), "against": {}, "how": how}
     for null in NULLS:
         if null == "control":
             values = per_image(groups, "control", pick)
-            found[null], difference = within(values), against(same, null=values, how=how)
+            table[null], difference = within(values), against(same, null=values, how=how)
         else:
             matrix = pick(groups[null]) if null in groups else None
             matrix = np.empty((0, 0)) if matrix is None else matrix
-            found[null], difference = across(matrix), against(same, matrix=matrix, how=how)
-        found[null] = shown(found[null])
-        found["against"][null] = shown(difference)
-    return found
+            table[null], difference = across(matrix), against(same, matrix=matrix, how=how)
+        table[null] = to_json(table[null])
+        table["against"][null] = to_json(difference)
+    return table
 
 
 def per_image(groups: Groups, prefix: str, pick: Pick) -> list[float | None]:
@@ -76,10 +76,10 @@ def per_image(groups: Groups, prefix: str, pick: Pick) -> list[float | None]:
 
 
 def read(table: Mapping[str, Any], *, closer: Literal["below", "above"]) -> dict[str, str]:
-    """Per null: are triggers of one image "more alike" or "less alike" than it, or "not told apart" (or unknown)?
+    """Per null: whether triggers of one image are "more alike", "less alike", "not told apart", or unknown.
 
     Args:
-        table: from :func:`beside`.
+        table: from :func:`with_nulls`.
         closer: on which side of the null a figure means more alike.
     """
     neutral = DIRECTION[table["how"]]
@@ -95,7 +95,7 @@ def read(table: Mapping[str, Any], *, closer: Literal["below", "above"]) -> dict
     return words
 
 
-def shown(estimate: Estimate) -> dict[str, float | int | None]:
+def to_json(estimate: Estimate) -> dict[str, float | int | None]:
     """An estimate as JSON, six significant digits."""
     numbers = {name: getattr(estimate, name) for name in ("value", "low", "high")}
     return {k: None if v is None else float(f"{v:.6g}") for k, v in numbers.items()} | {"n": estimate.n}
@@ -104,14 +104,14 @@ def shown(estimate: Estimate) -> dict[str, float | int | None]:
 def _by_layer(
     groups: Groups, layers: Callable[[Record], Record], how: Literal["ratio", "difference"]
 ) -> dict[str, Any]:
-    """:func:`beside` for every layer, and for ``all``: the mean over layers, each by its own scale for ratios."""
+    """:func:`with_nulls` for every layer, and for ``all``: the mean over layers, each by its own scale for ratios."""
     names = list(layers(next(iter(groups.values()))))
     reference = [layers(group) for name, group in groups.items() if name.startswith("same:")]
 
     def scale(layer: str) -> float:
         means = [off_diagonal_mean(_matrix(row[layer])) for row in reference] if how == "ratio" else [1.0]
-        known = [mean for mean in means if mean]
-        return float(np.mean(known)) if known else 1.0
+        nonzero = [mean for mean in means if mean]
+        return float(np.mean(nonzero)) if nonzero else 1.0
 
     scales = {layer: scale(layer) for layer in names}
 
@@ -120,10 +120,13 @@ def _by_layer(
         count = (~np.isnan(stack)).sum(0)
         return np.where(count > 0, np.nansum(stack, 0) / np.maximum(count, 1), np.nan)
 
-    def alone(layer: str) -> Pick:
+    def of_layer(layer: str) -> Pick:
         return lambda group: _matrix(layers(group)[layer])
 
-    return {"all": beside(groups, pooled, how), **{layer: beside(groups, alone(layer), how) for layer in names}}
+    return {
+        "all": with_nulls(groups, pooled, how),
+        **{layer: with_nulls(groups, of_layer(layer), how) for layer in names},
+    }
 
 
 def _agreements(groups: Groups, method: str) -> dict[str, Any]:
@@ -133,7 +136,7 @@ def _agreements(groups: Groups, method: str) -> dict[str, Any]:
     for layer, row in table.items():
         row["chance"] = chance[layer]["same"]
         gained = [_gain(iou, expected) for iou, expected in _pairs(groups, method, layer)]
-        row["against"]["chance"] = shown(within(gained))
+        row["against"]["chance"] = to_json(within(gained))
         sizes = [
             size
             for name, group in groups.items()
@@ -153,8 +156,8 @@ def _pairs(groups: Groups, method: str, layer: str) -> list[tuple[float | None, 
         if name.startswith("same:"):
             parts = [part for inside, part in group["weights"][method].items() if layer in ("all", inside)]
             both = [[off_diagonal_mean(_matrix(part[kind])) for part in parts] for kind in ("iou", "chance")]
-            known = [[value for value in values if value is not None] for values in both]
-            rows.append(tuple(float(np.mean(values)) if values else None for values in known))
+            present = [[value for value in values if value is not None] for values in both]
+            rows.append(tuple(float(np.mean(values)) if values else None for values in present))
     return [(row[0], row[1]) for row in rows]
 
 
@@ -163,8 +166,8 @@ def _gain(agreement: float | None, chance: float | None) -> float | None:
 
 
 def _ranks(groups: Groups, name: str, part: str) -> list[float | None]:
-    found = [group.get("rank") for key, group in groups.items() if key == name or key.startswith(f"{name}:")]
-    return [rank[part] if rank else None for rank in found]
+    ranks = [group.get("rank") for key, group in groups.items() if key == name or key.startswith(f"{name}:")]
+    return [rank[part] if rank else None for rank in ranks]
 
 
 def _matrix(rows: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The report of a locality study: every figure beside its nulls, and what may and may not be concluded."""
+"""The report of a locality study: every figure with its nulls, and the limits of its conclusions."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def write_page(run: Run, summary: Mapping[str, Any]) -> Path:
 
 
 def plots(summary: Mapping[str, Any]) -> dict[str, MatplotlibFigure]:
-    """The figures of a study by name; only those whose numbers are there."""
-    found: dict[str, MatplotlibFigure] = {}
+    """The figures of a study by name; only those that have numbers."""
+    figures: dict[str, MatplotlibFigure] = {}
     short = {
         "trigger": "another trigger",
         "caption": "the caption",
@@ -64,7 +64,7 @@ def plots(summary: Mapping[str, Any]) -> dict[str, MatplotlibFigure]:
     tables = summary["lines"]
     along = {f"to {name}": _along(tables[kind]) for kind, name in short.items() if len(tables.get(kind, ())) > 1}
     if along:  # one point is a row of the table, not a curve
-        found["lines"] = lines(along, xlabel="share of the way", ylabel="points that give the image")
+        figures["lines"] = lines(along, xlabel="share of the way", ylabel="points that give the image")
     for name, table, label in (
         ("activations", summary["activations"], "mean L2 distance"),
         *((f"weights-{method}", rows, "intersection over union") for method, rows in summary["weights"].items()),
@@ -73,8 +73,8 @@ def plots(summary: Mapping[str, Any]) -> dict[str, MatplotlibFigure]:
         if layers:
             kinds = ("same", "others", "control", "captions", *(("chance",) if name.startswith("weights") else ()))
             series = {kind: (range(1, len(layers) + 1), [row[kind]["value"] for row in layers]) for kind in kinds}
-            found[name] = lines(series, xlabel="layer", ylabel=label)
-    return found
+            figures[name] = lines(series, xlabel="layer", ylabel=label)
+    return figures
 
 
 def _along(rows: Mapping[str, Any]) -> tuple[list[float], list[float | None]]:

@@ -16,9 +16,9 @@ class LocalitySettings:
         starts: Gaussian starts an image; the same for every image.
         attack_steps: of the attack from each start; ``learning_rate`` and ``draws`` as in the audit.
         group: embeddings in every group that is compared; cut to the number of starts and of memorized images.
-        lines: pairs of triggers an image joined by straight lines.
+        lines: pairs of triggers per image that are joined by straight lines.
         shares: points on each line, as shares of the way.
-        generations: images from each embedding; the median similarity counts.
+        generations: images from each embedding; their median similarity is used.
         methods: whose selected weights are compared: "nemo", "wanda".
         theta: NeMo's, in deviations, one for all; ``sparsity``: Wanda's share of columns.
         noises: initial noises over which activation discrepancies are averaged.
@@ -56,7 +56,7 @@ class LocalitySettings:
     ordinary: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         for name in ("attack_steps", "draws", "lines", "generations", "num_inference_steps", "noises", "micro_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")

@@ -1,8 +1,7 @@
 """A locality study: from a model, memorized images and controls to figures in a run folder. It can be resumed.
 
 The journal has a line for each image, one for the lines between images, and one for each group. Triggers bring
-training images back; they stay in the run's folder ``work/`` only as long as later lines need them, unless kept on
-purpose.
+training images back; they are deleted from the run's folder ``work/`` at the end, unless ``save_triggers`` is set.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from memorization.locality.explore import Explorer
 from memorization.locality.groups import compare_members, make_groups
 from memorization.locality.report import write_page
 from memorization.locality.settings import LocalitySettings
-from memorization.locality.summary import memorized, summarise
+from memorization.locality.summary import memorized, summarise_locality
 from memorization.locality.weight_selection import Selector, selector
 from memorization.references import load_references
 from memorization.text_embeddings import encoded
@@ -41,7 +40,7 @@ SUMMARY_SCHEMA = 1
 
 
 class LocalityResult(NamedTuple):
-    """Where the study is and what it found (the content of summary.json)."""
+    """The study's folder and the content of summary.json."""
 
     folder: Path
     summary: dict[str, Any]
@@ -93,19 +92,21 @@ def study(
         work.compare_groups()
         records = {key: run.done[key] for key in run.done}
         summary: dict[str, Any] = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
-        (one,) = work.explorer.starts(1)
-        apart = space.gaussian_distance(one.numel(), float(one.std()))
-        summary |= summarise(records, gathered.items, settings, threshold=threshold["threshold"], starts_apart=apart)
+        (start,) = work.explorer.starts(1)
+        apart = space.gaussian_distance(start.numel(), float(start.std()))
+        summary |= summarise_locality(
+            records, gathered.items, settings, threshold=threshold["threshold"], starts_apart=apart
+        )
         summary["operating_point"] = threshold
         summary = json.loads(run.write_json("summary.json", summary).read_text())
         write_page(run, summary)
         if not save_triggers:
-            work.forget()
+            work.delete_triggers()
     return LocalityResult(Path(out), summary)
 
 
 def _threshold(pipe: DiffusionPipeline, items: Sequence[AuditItem], settings: LocalitySettings) -> dict[str, Any]:
-    """The audit's operating point; a threshold that the user gives is taken as it is."""
+    """The operating point as in the audit, or the given threshold."""
     copies = load_copy_detector(settings.copies, pipe)
     if settings.threshold is not None:
         return {"detector": copies.name, "threshold": settings.threshold, "source": "given"}
@@ -130,33 +131,33 @@ class _Work:
 
     def explore_all(self) -> None:
         """Attack every image that is not in the journal yet."""
-        left = [item for item in self.items if item.key not in self.run.done]
-        if left and len(left) < len(self.items):
-            say(f"{len(self.items) - len(left)} of {len(self.items)} images are finished already; going on.")
-        with progress("looking for triggers", total=len(left)) as bar:
-            for item in left:
-                found = self.explorer.explore(item, self.checkpoints)
-                if found.triggers is not None:
-                    self._save(item.key, found.triggers)
-                self.run.write(item.key, found.record)
+        remaining = [item for item in self.items if item.key not in self.run.done]
+        if remaining and len(remaining) < len(self.items):
+            say(f"{len(self.items) - len(remaining)} of {len(self.items)} images are finished already; going on.")
+        with progress("looking for triggers", total=len(remaining)) as bar:
+            for item in remaining:
+                record, triggers = self.explorer.explore(item, self.checkpoints)
+                if triggers is not None:
+                    self._save(item.key, triggers)
+                self.run.write(item.key, record)
                 self.checkpoints.clear()
                 bar.advance()
 
     def cross(self) -> None:
         """Lines from each memorized image's trigger to one of the next memorized image: a null of the lines."""
-        known = memorized(self.run.done, self.items, self.settings)
+        items = memorized(self.run.done, self.items, self.settings)
         if "crossing" in self.run.done:
             return
         rows: list[dict[str, Any]] = []
-        for item, other in zip(known, known[1:] + known[:1], strict=True) if len(known) > 1 else ():
-            mine, theirs = self._load(item.key), self._load(other.key)
-            good = [[k for k, hit in enumerate(self.run.done[i.key]["success"]) if hit] for i in (item, other)]
-            pairs = list(zip(*good, strict=False))[: self.settings.lines]
+        for item, other in zip(items, items[1:] + items[:1], strict=True) if len(items) > 1 else ():
+            own, others = self._load(item.key), self._load(other.key)
+            successful = [[k for k, hit in enumerate(self.run.done[i.key]["success"]) if hit] for i in (item, other)]
+            pairs = list(zip(*successful, strict=False))[: self.settings.lines]
             references = load_references(item, self.explorer.size).images
             if not pairs or references is None:
                 continue
-            along = [space.between(mine[a], theirs[b], self.settings.shares) for a, b in pairs]
-            values = iter(self.explorer.likeness(item, torch.cat(along), references))
+            along = [space.between(own[a], others[b], self.settings.shares) for a, b in pairs]
+            values = iter(self.explorer.similarity(item, torch.cat(along), references))
             rows += [
                 {"key": item.key, "kind": "others", "from": a, "to": b, "share": share, "similarity": next(values)}
                 for a, b in pairs
@@ -166,35 +167,35 @@ class _Work:
 
     def compare_groups(self) -> None:
         """Compare the members of every group that is not in the journal yet."""
-        known = memorized(self.run.done, self.items, self.settings)
+        items = memorized(self.run.done, self.items, self.settings)
         controls = [i for i in self.items if i.role == "control" and self.run.done[i.key]["reason"] is None]
-        members = min(self.settings.group, self.settings.starts, max(len(known), 2))
-        names = [f"same:{item.key}" for item in known] + [f"control:{item.key}" for item in controls]
-        wanted = [*names, "others", "starts", "captions", "ordinary"]
-        if all(f"group:{name}" in self.run.done for name in wanted) or "compared" in self.run.done:
+        members = min(self.settings.group, self.settings.starts, max(len(items), 2))
+        names = [f"same:{item.key}" for item in items] + [f"control:{item.key}" for item in controls]
+        names += ["others", "starts", "captions", "ordinary"]
+        if all(f"group:{name}" in self.run.done for name in names) or "compared" in self.run.done:
             return
-        listed = list(self.settings.ordinary or OTHER_CAPTIONS)
-        ordinary = encoded(self.pipe, listed[:members]).prompt_embeds.float().cpu()
+        captions = list(self.settings.ordinary or OTHER_CAPTIONS)
+        ordinary = encoded(self.pipe, captions[:members]).prompt_embeds.float().cpu()
         groups = make_groups(
-            {item.key: self._load(item.key) for item in known},
+            {item.key: self._load(item.key) for item in items},
             {item.key: self._load(item.key) for item in controls},
             self.explorer.starts(members),
-            [self.explorer.caption(item) for item in known],
+            [self.explorer.caption(item) for item in items],
             list(ordinary),
             members=members,
         )
         selectors: dict[str, Selector] = {
-            method: selector(self.pipe, method, listed, self.settings) for method in self.settings.methods
+            method: selector(self.pipe, method, captions, self.settings) for method in self.settings.methods
         }
         with progress("comparing activations and weights", total=len(groups)) as bar:
             for name, group in groups.items():
                 if f"group:{name}" not in self.run.done:
-                    found = compare_members(self.pipe, group, selectors, self.settings)
-                    self.run.write(f"group:{name}", found)
+                    comparison = compare_members(self.pipe, group, selectors, self.settings)
+                    self.run.write(f"group:{name}", comparison)
                 bar.advance()
         self.run.write("compared", {"groups": list(groups)})
 
-    def forget(self) -> None:
+    def delete_triggers(self) -> None:
         """Delete the triggers."""
         for path in self.run.path("work").glob("*.safetensors"):
             path.unlink()

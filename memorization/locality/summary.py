@@ -1,4 +1,4 @@
-"""From the journal of a locality study to its figures: each beside its nulls, with intervals over images.
+"""From the journal of a locality study to its figures: each with its nulls and intervals over images.
 
 Pure: JSON values in, JSON values out.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 from memorization.items import AuditItem
 from memorization.locality.bootstrap import within
-from memorization.locality.null_comparison import Record, compared_groups, shown
+from memorization.locality.null_comparison import Record, compared_groups, to_json
 from memorization.locality.settings import LocalitySettings
 
 
 def memorized(records: Mapping[str, Record], items: Sequence[AuditItem], settings: LocalitySettings) -> list[AuditItem]:
-    """The suspects that enough starts brought back: only these have triggers whose locality can be asked about."""
+    """The suspects that enough starts brought back: only these have triggers to compare."""
     scored = [item for item in items if item.role == "suspect" and records[item.key]["reason"] is None]
     return [item for item in scored if sum(records[item.key]["success"]) >= settings.reached * settings.starts]
 
 
-def summarise(
+def summarise_locality(
     records: Mapping[str, Record],
     items: Sequence[AuditItem],
     settings: LocalitySettings,
@@ -38,27 +38,27 @@ def summarise(
         threshold: similarity from which an image counts as given.
         starts_apart: distance of two starts in closed form, see :func:`.embeddings.gaussian_distance`.
     """
-    known = memorized(records, items, settings)
+    reproduced = memorized(records, items, settings)
     scored = [item for item in items if records[item.key]["reason"] is None]
     controls = [item for item in scored if item.role == "control"]
     groups = {key.removeprefix("group:"): record for key, record in records.items() if key.startswith("group:")}
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "settings": settings.to_json(),
         "threshold": threshold,
         "images": {
             "suspects": sum(item.role == "suspect" for item in items),
-            "memorized": len(known),
+            "memorized": len(reproduced),
             "controls": len(controls),
             "unscored": {item.key: records[item.key]["reason"] for item in items if item not in scored},
         },
         "starts": _starts(records, scored) | {"apart": round(starts_apart, 4)},
         "displacements": {
-            "memorized": _displacements([records[item.key] for item in known]),
+            "memorized": _displacements([records[item.key] for item in reproduced]),
             "controls": _displacements([records[item.key] for item in controls]),
         },
-        "lines": _lines(records, known, threshold),
+        "lines": _lines(records, reproduced, threshold),
     }
-    return found | compared_groups(groups, settings.methods)
+    return summary | compared_groups(groups, settings.methods)
 
 
 # ------------------------------------------------------------------------------------------------ starts and lines
@@ -66,21 +66,21 @@ def summarise(
 
 def _starts(records: Mapping[str, Record], scored: Sequence[AuditItem]) -> dict[str, Any]:
     """How many starts bring their image back, by role and by image."""
-    found: dict[str, Any] = {"by image": []}
+    summary: dict[str, Any] = {"by image": []}
     for role in ("suspect", "control"):
         hits = [records[item.key]["success"] for item in scored if item.role == role]
         shares = [sum(row) / len(row) for row in hits]
-        found[role] = {"k": sum(map(sum, hits)), "n": sum(map(len, hits)), "share": shown(within(shares))}
+        summary[role] = {"k": sum(map(sum, hits)), "n": sum(map(len, hits)), "share": to_json(within(shares))}
     for item in scored:
         record = records[item.key]
         row = {"key": item.key, "success": sum(record["success"]), "starts": len(record["success"])}
-        found["by image"].append(row | {"median": median(record["similarity"]), "caption": record["caption"]})
-    return found
+        summary["by image"].append(row | {"median": median(record["similarity"]), "caption": record["caption"]})
+    return summary
 
 
-def _lines(records: Mapping[str, Record], known: Sequence[AuditItem], threshold: float) -> dict[str, Any]:
+def _lines(records: Mapping[str, Record], reproduced: Sequence[AuditItem], threshold: float) -> dict[str, Any]:
     """Share of points that give the image, by kind of line and share of the way; the interval is over images."""
-    rows = [(item.key, row) for item in known for row in records[item.key]["lines"]]
+    rows = [(item.key, row) for item in reproduced for row in records[item.key]["lines"]]
     rows += [(row["key"], row) for row in records.get("crossing", {"lines": []})["lines"]]
     table: dict[str, dict[str, Any]] = {}
     for kind in ("trigger", "caption", "start", "others", "carried", "mean"):
@@ -91,26 +91,26 @@ def _lines(records: Mapping[str, Record], known: Sequence[AuditItem], threshold:
                     by_image.setdefault(key, []).append(row["similarity"] >= threshold)
             hits = [hit for some in by_image.values() for hit in some]
             mean = within([sum(some) / len(some) for some in by_image.values()])
-            table.setdefault(kind, {})[f"{share:g}"] = {"k": sum(hits), "n": len(hits), "share": shown(mean)}
+            table.setdefault(kind, {})[f"{share:g}"] = {"k": sum(hits), "n": len(hits), "share": to_json(mean)}
     return table
 
 
 def _displacements(rows: Sequence[Record]) -> dict[str, Any]:
-    """How far the attack moved, apart for starts that came back and that did not, and whether towards the caption."""
+    """Norms of the displacements, also by success, and their direction relative to the caption."""
 
-    def norms(row: Record, wanted: bool) -> float | None:
-        return _mean([n for n, hit in zip(row["norms"], row["success"], strict=True) if hit is wanted])
+    def norms(row: Record, success: bool) -> float | None:
+        return _mean([n for n, hit in zip(row["norms"], row["success"], strict=True) if hit is success])
 
     return {
-        "norm": shown(within([_mean(row["norms"]) for row in rows])),
-        "norm where the image came back": shown(within([norms(row, True) for row in rows])),
-        "norm where it did not": shown(within([norms(row, False) for row in rows])),
-        "caption distance of starts": shown(within([_mean(row["caption distance"]["start"]) for row in rows])),
-        "caption distance of triggers": shown(within([_mean(row["caption distance"]["trigger"]) for row in rows])),
-        "cosine towards the caption": shown(within([_mean(row["towards caption"]) for row in rows])),
+        "norm": to_json(within([_mean(row["norms"]) for row in rows])),
+        "norm where the image came back": to_json(within([norms(row, True) for row in rows])),
+        "norm where it did not": to_json(within([norms(row, False) for row in rows])),
+        "caption distance of starts": to_json(within([_mean(row["caption distance"]["start"]) for row in rows])),
+        "caption distance of triggers": to_json(within([_mean(row["caption distance"]["trigger"]) for row in rows])),
+        "cosine towards the caption": to_json(within([_mean(row["towards caption"]) for row in rows])),
     }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None

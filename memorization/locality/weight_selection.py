@@ -1,8 +1,8 @@
-"""Which weights a pruning method would select for an embedding: NeMo's neurons, Wanda's weights.
+"""The weights that a pruning method selects for an embedding: NeMo's neurons, Wanda's weights.
 
-One setting for all embeddings. NeMo's own search lowers its threshold until a memory breaks and then drops what it can,
-so that its sets differ in size for reasons of their own; "Finding Dori" compares those. Here the first selection at one
-``theta`` is compared, which needs no generation and can be set against chance.
+One setting for all embeddings. NeMo's own search lowers its threshold until the image is no longer reproduced and then
+drops unneeded neurons, so that the sizes of its sets depend on the search; "Finding Dori" compares those. Here the
+first selection at one ``theta`` is compared, which needs no generation and has an expectation by chance.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Selector = Callable[[Embeds], list[Mask]]  # n rows of embeddings -> n selection
 
 
 def selector(pipe: Pipeline, method: str, ordinary: Sequence[str], settings: LocalitySettings) -> Selector:
-    """What a method would select, as a function of embeddings.
+    """A method's selection as a function of embeddings.
 
     Args:
         pipe: a pipeline of a known family.
@@ -36,12 +36,12 @@ def selector(pipe: Pipeline, method: str, ordinary: Sequence[str], settings: Loc
 
 def _nemo(pipe: Pipeline, ordinary: Sequence[str], settings: LocalitySettings) -> Selector:
     layers = matching(pipe, value_layers(pipe))
-    known = nemo.statistics(pipe, layers, ordinary)
+    ordinary_statistics = nemo.statistics(pipe, layers, ordinary)
 
     def choose(embeds: Embeds) -> list[Mask]:
         values = nemo.activations(pipe, layers, embeds.to(pipe.device))
         rows = [{name: value[i] for name, value in values.items()} for i in range(len(embeds))]
-        return [nemo.select(row, known, theta=settings.theta) for row in rows]
+        return [nemo.select(row, ordinary_statistics, theta=settings.theta) for row in rows]
 
     return choose
 
@@ -64,8 +64,8 @@ def _wanda(pipe: Pipeline, ordinary: Sequence[str], settings: LocalitySettings, 
     base = wanda.root_mean_square(norms(encoded(pipe, list(ordinary)[:base_captions])))
 
     def choose(embeds: Embeds) -> list[Mask]:
-        found = norms(embeds)
-        rows = [{name: value[i] for name, value in found.items()} for i in range(len(embeds))]
+        by_layer = norms(embeds)
+        rows = [{name: value[i] for name, value in by_layer.items()} for i in range(len(embeds))]
         return [wanda.select(weights, row, base, sparsity=settings.sparsity) for row in rows]
 
     return choose
