@@ -33,7 +33,7 @@ from memorization.attack import attacks
 from memorization.attack.base import Target
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import StartingPoints
-from memorization.attack.ladder import RUNGS, weakest
+from memorization.attack.ladder import ladder, weakest
 from memorization.attack.transfer import conditions, transfer
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
@@ -78,7 +78,7 @@ def jobs(only: Sequence[str], options: argparse.Namespace) -> list[Job]:
     n, controls, draws = options.suspects, options.controls, {"draws": options.draws}
     found = []
     if "rungs" in only:
-        names = ["dori", "words", "hard-tokens", *(name for name in RUNGS[3:-1])]
+        names = ["dori", "words", "hard-tokens", *(name for name in ladder()[3:-1])]
         found += [Job(name, name, budgets | draws, n, controls) for name in names]
     if "rates" in only:
         found += [
@@ -188,7 +188,7 @@ def figures(run: Run) -> dict[str, Any]:
             found["long"] = curve(record)
         elif key != "transfer":
             found["rungs"][key] = curve(record)
-    found["rungs"] = {name: found["rungs"][name] for name in RUNGS if name in found["rungs"]}
+    found["rungs"] = {name: found["rungs"][name] for name in ladder() if name in found["rungs"]}
     found["texts"] = {key: record["texts"] for key, record in run.done.items() if record.get("texts")}
     medians = {name: [median(one[-1]) for one in run.done[name]["suspects"]] for name in found["rungs"]}
     each = zip(*medians.values(), strict=True)

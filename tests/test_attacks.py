@@ -17,7 +17,7 @@ from diffkit.prompt_embeds import Embeds
 from memorization.attack import attacks
 from memorization.attack.base import Attack, BatchTriggers, Target, TargetBatch, Triggers
 from memorization.attack.checkpoint import Checkpoint, Checkpoints, FileCheckpoint, State
-from memorization.attack.ladder import RUNGS, rung_of, weakest
+from memorization.attack.ladder import ladder, rung_of, weakest
 from memorization.auditing.attack_suite import build_attacks
 from memorization.auditing.settings import AuditSettings
 
@@ -39,9 +39,10 @@ def test_the_table_holds_every_attack() -> None:
 
 
 def test_the_ladder_holds_every_attack_in_its_place() -> None:
-    assert [row.name for row in ROWS] == list(RUNGS[1:])
+    rungs = ladder()
+    assert [row.name for row in ROWS] == list(rungs[1:])
     for row in ROWS:
-        assert attacks.get(row.name).rung == rung_of(row.name) == RUNGS.index(row.name)  # type: ignore[attr-defined]
+        assert attacks.get(row.name).rung == rung_of(row.name) == rungs.index(row.name)  # type: ignore[attr-defined]
 
 
 @each_attack

@@ -18,28 +18,23 @@ from collections.abc import Mapping
 from diffkit.errors import InputError
 
 CAPTION = "caption"
-#: Rungs from the weakest; an attack from an entry point has the place of its class attribute ``rung``.
-RUNGS: tuple[str, ...] = (
-    CAPTION,
-    "words",
-    "hard-tokens",
-    "soft-tokens-1",
-    "soft-tokens-4",
-    "soft-tokens-16",
-    "low-rank",
-    "norm-bounded",
-    "dori",
-)
+
+
+def ladder() -> tuple[str, ...]:
+    """The caption and all registered attacks, from the weakest to the strongest."""
+    from memorization.attack import attacks
+
+    return (CAPTION, *sorted(attacks.names(), key=lambda name: (rung_of(name), name)))
 
 
 def rung_of(name: str) -> int:
-    """Place of an attack on the ladder, 0 for the caption; only names of other packages import the attack.
+    """Place of an attack on the ladder, from its class attribute ``rung``; 0 for the caption.
 
     Raises:
         InputError: no attack has that name, or it has no rung.
     """
-    if name in RUNGS:
-        return RUNGS.index(name)
+    if name == CAPTION:
+        return 0
     from memorization.attack import attacks
 
     rung = getattr(attacks.get(name), "rung", None)
