@@ -19,9 +19,7 @@ from memorization.copies import load_copy_detector
 from memorization.copies.clusters import (
     clusters,
     duplicate_threshold,
-    one_vote,
     reference_similarity,
-    replication,
 )
 from memorization.copies.masked import Masked, limited, template_mask
 from memorization.copies.tiled import tiled_correlation
@@ -65,19 +63,6 @@ def test_near_duplicates_on_the_lab_are_found_and_others_are_not() -> None:
     assert float(similarity[2, 4]) == pytest.approx(float(direct), abs=1e-5)
     assert similarity[0, 1] > detector.threshold  # why duplicates need a stricter threshold
     assert clusters(similarity, duplicate_threshold(detector.threshold)) == [0, 1, 2, 3, 2, 4]
-
-
-def test_a_cluster_has_the_vote_of_its_strongest_member() -> None:
-    assert one_vote([0, 1, 0, 2, 2], [0.1, 0.5, 0.9, None, math.nan]) == [0.9, 0.5, None]
-    assert one_vote([], []) == []
-    with pytest.raises(InputError, match="one cluster label per value"):
-        one_vote([0], [])
-
-
-def test_median_and_maximum_over_seeds() -> None:
-    assert replication([0.1, 0.9, 0.4]) == (0.4, 0.9)
-    assert replication([]) is None
-    assert replication([0.1, math.nan]) is None
 
 
 # ------------------------------------------------------------------------------------------------- masks

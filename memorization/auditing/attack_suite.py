@@ -1,4 +1,4 @@
-"""Attack a group of items by every rung of the ladder, and generate from what was found."""
+"""Attack a group of items by every rung of the ladder, and generate from the triggers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from memorization.references import References
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-GRADIENT_ROWS = 64  # where the attacks begin when memory decides
-CHECKPOINT_EVERY = 10  # attack steps; what a kill may cost
+GRADIENT_ROWS = 64  # where the search for a size that fits begins
+CHECKPOINT_EVERY = 10  # attack steps that an interruption may lose
 
 
 class Attacked(NamedTuple):
-    """What one attack from one start found for one item.
+    """The triggers of one attack from one start for one item, and their images.
 
     Attributes:
         triggers: by budget.
@@ -70,7 +70,7 @@ class Ladder:
 
     Attributes:
         images: how many are generated at once.
-        gradients: how many rows of an attack go through the denoiser at once, where memory decides.
+        gradients: how many rows of an attack go through the denoiser at once, where ``micro_batch`` is "auto".
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Ladder:
 
     def cost(self) -> int:
         """Sample gradients spent on one item by all rungs, learning rates and starts."""
-        return sum(one.cost()[-1] for rung in self.rungs.values() for one in rung.values()) * len(self.starts)
+        return sum(attack.cost()[-1] for rung in self.rungs.values() for attack in rung.values()) * len(self.starts)
 
     def attack(
         self, items: Sequence[AuditItem], own: Sequence[Embeds], references: Sequence[References]
@@ -110,10 +110,10 @@ class Ladder:
             references: for each its images.
         """
         jobs = [
-            self._job(item, start, embeds, known.images)
-            for item, embeds, known in zip(items, own, references, strict=True)
+            self._job(item, start, embeds, reference.images)
+            for item, embeds, reference in zip(items, own, references, strict=True)
             for start in self.starts
-            if known.images is not None
+            if reference.images is not None
         ]
         results: dict[str, Attempts] = {}
         for rung, variants in self.rungs.items() if jobs else ():
@@ -124,7 +124,7 @@ class Ladder:
         return results
 
     def clear(self) -> None:
-        """Delete the states of finished searches; what they led to is in the journal by now."""
+        """Delete the states of finished searches, whose results are in the journal."""
         if self.checkpoints is not None:
             self.checkpoints.clear()
 
@@ -135,7 +135,7 @@ class Ladder:
         return Job(item, start, images, Target(images[0], self.points.start(name, own=own, seed=seed), seed, text))
 
     def _attempt(self, attack: Attack, jobs: Sequence[Job]) -> list[Attacked]:
-        found = self._search(attack, [job.target for job in jobs])
+        triggers = self._search(attack, [job.target for job in jobs])
         n, k = self.settings.attack_generations, len(self.settings.budgets)
         seeds = [
             item_seed(self.settings.seed, job.item.seed_key, "evaluate", i)
@@ -143,13 +143,13 @@ class Ladder:
             for _ in range(k)
             for i in range(n)
         ]
-        rows = Embeds.cat([triggers.embeds for triggers in found]).repeat(n)
+        rows = Embeds.cat([trigger.embeds for trigger in triggers]).repeat(n)
         images = self.images.fit(
             lambda size: generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling(size))
         ).images.split(n * k)
         return [
-            self._judged(triggers, made.unflatten(0, (k, n)), job.images)
-            for job, triggers, made in zip(jobs, found, images, strict=True)
+            self._judged(trigger, generated.unflatten(0, (k, n)), job.images)
+            for job, trigger, generated in zip(jobs, triggers, images, strict=True)
         ]
 
     def _search(self, attack: Attack, targets: Sequence[Target]) -> list[Triggers]:
@@ -160,14 +160,14 @@ class Ladder:
             lambda rows: attack.with_batches(rows=rows)(self.pipe, targets, checkpoints=self.checkpoints)
         )
 
-    def _judged(self, triggers: Triggers, made: Tensor, references: Tensor) -> Attacked:
-        likeness = torch.tensor(similarities(self.copies, made.flatten(0, 1), references)).view(made.shape[:2])
-        best = made[torch.arange(len(made)), likeness.nan_to_num(nan=-2.0).argmax(1)]
-        return Attacked(triggers, best.clone(), likeness.tolist())
+    def _judged(self, triggers: Triggers, images: Tensor, references: Tensor) -> Attacked:
+        similarity = torch.tensor(similarities(self.copies, images.flatten(0, 1), references)).view(images.shape[:2])
+        best = images[torch.arange(len(images)), similarity.nan_to_num(nan=-2.0).argmax(1)]
+        return Attacked(triggers, best.clone(), similarity.tolist())
 
 
 def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:
-    """An attack at each learning rate: "@rate" -> attack; a single "" where there is nothing to choose."""
+    """An attack at each learning rate: "@rate" -> attack; a single "" with one learning rate."""
     make = attacks.get(name)
     taken = inspect.signature(make).parameters
     common = {

@@ -1,8 +1,8 @@
-"""Edited controls: pictures made from the suspect itself that the model was not trained on.
+"""Edited controls: images made from the suspect itself, on which the model was not trained.
 
-If an attack brings back the mirror image, the moved halves or the mere spectrum of a suspect as easily as the suspect,
-it draws whatever it is aimed at, and says nothing about memory. The reverse is weaker: the edits of a flat picture
-are nearly that picture, and a crop of a memorized image is partly known, so edits are reported beside the matched
+If an attack reproduces the mirror image, the shuffled patches or the spectrum of a suspect as easily as the suspect, it
+reproduces any target and is no evidence of memorization. The reverse is weaker: the edits of a flat image are nearly
+that image, and a crop of a memorized image is partly memorized. Edits are therefore reported beside the matched
 controls and never counted among them. All are pure functions of the pixels.
 """
 
@@ -47,7 +47,7 @@ def shuffle(image: Tensor, generator: torch.Generator) -> Tensor:
         for row in range(PATCHES)
         for column in range(PATCHES)
     ]
-    ring = torch.randperm(len(patches), generator=generator).tolist()  # one cycle through all: nobody stays
+    ring = torch.randperm(len(patches), generator=generator).tolist()  # one cycle through all: no patch stays
     moved = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     order = [patches[moved[place]] for place in range(len(patches))]
     rows = [torch.cat(order[PATCHES * row : PATCHES * (row + 1)], -1) for row in range(PATCHES)]

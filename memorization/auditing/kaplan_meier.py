@@ -1,11 +1,11 @@
-"""Work to threshold: how much attack it takes until an image comes back, with those that never did counted as censored.
+"""Work to threshold: attack steps until an image is reproduced; images that never are count as censored.
 
-The product-limit estimator of Kaplan and Meier (1958): with ``d_j`` images that come back at work ``w_j`` and ``n_j``
-not yet back just before, ``S(w) = prod over w_j <= w of (1 - d_j / n_j)``. The interval is the log-log one on
+The product-limit estimator of Kaplan and Meier (1958): with ``d_j`` images reproduced at work ``w_j`` and ``n_j``
+not yet reproduced just before, ``S(w) = prod over w_j <= w of (1 - d_j / n_j)``. The interval is the log-log one on
 Greenwood's variance (Kalbfleisch and Prentice 1980), which stays inside [0, 1].
 
-An audit looks only at its kept budgets, so an image that comes back between two of them counts at the later one: the
-work found is an upper bound. An image that has not come back at the last budget is censored there, never "infinite".
+An audit measures only at its budgets, so an image that is reproduced between two of them counts at the later one: the
+work is an upper bound. An image that is not reproduced at the last budget is censored there, never "infinite".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NORMAL_95 = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
 class Work(NamedTuple):
-    """Work of one image: where it came back, or, if not ``back``, how far it was followed without that."""
+    """Work of one image: where it was reproduced, or, if not ``back``, the last budget."""
 
     work: float
     back: bool
@@ -71,7 +71,7 @@ def kaplan_meier(works: Sequence[Work]) -> list[Step]:
 
 
 def _interval(share: float, greenwood: float, n: int) -> tuple[float, float]:
-    """95 % interval; where the log-log form is not defined (nobody or everybody back) the exact binomial one."""
+    """95 % interval; where the log-log form is not defined (none or all back) the exact binomial one."""
     from diffkit.stats import clopper_pearson
 
     if 0 < share < 1:
@@ -85,17 +85,17 @@ def median_work(steps: Sequence[Step]) -> float | None:
     return next((step.work for step in steps if step.share <= 0.5), None)
 
 
-def log_rank(one: Sequence[Work], other: Sequence[Work]) -> float | None:
-    """Two-sided p-value of the log-rank test (Mantel 1966) that both groups come back alike; None if none came back.
+def log_rank(suspects: Sequence[Work], controls: Sequence[Work]) -> float | None:
+    """Two-sided p-value of the log-rank test (Mantel 1966) that both groups are reproduced alike; None if no image is.
 
-    Its chi-squared approximation is rough for a handful of images; it belongs beside the curves, not instead of them.
+    Its chi-squared approximation is rough for a handful of images; read it with the curves.
     """
     from scipy.stats import chi2
 
     observed = expected = variance = 0.0
-    for point in sorted({w.work for w in [*one, *other] if w.back}):
-        n1, n2 = (sum(w.work >= point for w in group) for group in (one, other))
-        d1, d2 = (sum(w.work == point and w.back for w in group) for group in (one, other))
+    for point in sorted({w.work for w in [*suspects, *controls] if w.back}):
+        n1, n2 = (sum(w.work >= point for w in group) for group in (suspects, controls))
+        d1, d2 = (sum(w.work == point and w.back for w in group) for group in (suspects, controls))
         n, d = n1 + n2, d1 + d2
         observed += d1
         expected += d * n1 / n

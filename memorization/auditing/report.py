@@ -83,8 +83,8 @@ def _stats(summary: AuditSummary) -> list[Stat]:
     ]
     clusters = summary["clusters"]
     if clusters["n"] < summary["suspects"]:
-        known = sum(clusters["verdicts"][verdict] for verdict in ("replicated", "retained"))
-        detail = f"{known} of them replicated or retained; near-duplicates have one vote"
+        back = clusters["verdicts"]["replicated"] + clusters["verdicts"]["retained"]
+        detail = f"{back} of them replicated or retained; near-duplicates have one vote"
         stats.append(Stat("different images", str(clusters["n"]), detail))
     controls = summary["controls"]
     flagged = controls["flagged"]
@@ -107,7 +107,7 @@ def _suspect_table(folder: Path, records: Records, summary: AuditSummary) -> Tab
         record = records[finding["key"]]
         seeds = f"{finding['seeds_at_threshold']} of {finding['seeds']} seeds" if finding["seeds"] else ""
         p = None if finding["p"] is None else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.3f}")
-        highest = max((one["similarity_max"] or -1 for one in finding["rungs"].values()), default=-1)
+        highest = max((rung["similarity_max"] or -1 for rung in finding["rungs"].values()), default=-1)
         budget = f"at {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
         rows.append(
             [
@@ -194,12 +194,12 @@ def _rung(name: str, rung: RungSummary, records: Records, summary: AuditSummary)
             if curve is not None:
                 group.append([curve[budget] for budget in budgets])
     figure = budget_curves(budgets, curves["suspect"], curves["control"], threshold=threshold)
-    said = f"The pre-set budget of {name} is {rung['budget']} steps: the largest at which at most "
-    said += f"{settings['alpha']:.0%} of the controls come back." if rung["budget"] else ""
+    text = f"The pre-set budget of {name} is {rung['budget']} steps: the largest at which at most "
+    text += f"{settings['alpha']:.0%} of the controls come back." if rung["budget"] else ""
     if controls["failure"]:
-        said = f"No verdict rests on {name}: {controls['failure']}."
-    said += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
-    return [Paragraph(said), Figure.of(f"Similarity under the attack {name}", figure), _budget_table(rung)]
+        text = f"No verdict rests on {name}: {controls['failure']}."
+    text += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
+    return [Paragraph(text), Figure.of(f"Similarity under the attack {name}", figure), _budget_table(rung)]
 
 
 def _budget_table(rung: RungSummary) -> Table:

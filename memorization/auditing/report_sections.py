@@ -34,17 +34,17 @@ def work_blocks(summary: AuditSummary) -> tuple[Block, ...]:
         },
         end=last,
     )
-    said = []
+    groups = []
     for group in ("suspects", "controls"):
         if work[group]:
             middle, total = work["median"][group], work[group][0]["at_risk"]
             back = sum(step["back"] for step in work[group])
             half = f"half of them within {middle} steps" if middle is not None else "fewer than half of them"
-            said.append(f"{group}: {back} of {total} back by {last} steps, {half}")
+            groups.append(f"{group}: {back} of {total} back by {last} steps, {half}")
     p = work["log_rank_p"]
     tail = "" if p is None else f" Log-rank p of the two curves: {p:.2g} (approximate)."
     text = (
-        f"Share not yet back under {name}, by attack steps; {'; '.join(said)}. Who never came back is censored at "
+        f"Share not yet back under {name}, by attack steps; {'; '.join(groups)}. Who never came back is censored at "
         f"{last} steps, not counted as safe.{tail}"
     )
     return (Paragraph(text), Figure.of("Share not yet back", figure))
@@ -66,7 +66,7 @@ def edit_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
                     _figure(row["auc"]),
                 ]
             )
-    said = (
+    text = (
         "The same attack aimed at edits of the suspects, which the model was not trained on. A suspect whose edits "
         "come back as easily is drawn because the attack draws it, not because it is stored. The edits of a flat "
         "picture are nearly the picture itself, so they are no controls and enter no p-value."
@@ -74,9 +74,9 @@ def edit_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
     back = {name: family["back"] for name, family in summary["edits"].items() if family["back"]}
     if back and budget:
         named = "; ".join(f"{name}: {', '.join(records[key]['id'] for key in keys)}" for name, keys in back.items())
-        said += f" Back at budget {budget}: {named}."
+        text += f" Back at budget {budget}: {named}."
     headers = ["edit", "budget", "edits back", "median", "AUC of suspects against edits"]
-    return (Paragraph(said), Table(headers, rows))
+    return (Paragraph(text), Table(headers, rows))
 
 
 def reference_blocks(summary: AuditSummary) -> tuple[Block, ...]:
@@ -87,11 +87,11 @@ def reference_blocks(summary: AuditSummary) -> tuple[Block, ...]:
     rows: list[list[CellLike]] = [["caption alone", None, _share(reference["caption"])]]
     for name, share in reference["attack"].items():
         rows.append([name, summary["rungs"][name]["budget"], _share(share)])
-    said = (
+    text = (
         f"The same suspects on {model['model']}, with the same starts and seeds. What it draws "
         "too was not learned from the suspects, so there the verdict is inconclusive."
     )
-    return (Paragraph(said), Table(["way", "budget", "suspects drawn by the reference"], rows))
+    return (Paragraph(text), Table(["way", "budget", "suspects drawn by the reference"], rows))
 
 
 def _share(share: Rate) -> Cell:

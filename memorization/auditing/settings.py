@@ -41,6 +41,11 @@ class AuditSettings:
 
     Raises:
         InputError: a value is out of its range.
+
+    Example:
+        >>> from memorization import AuditSettings
+        >>> AuditSettings(attacks=("words", "dori"), budgets=(0, 10, 25)).alpha
+        0.05
     """
 
     attacks: tuple[str, ...] = ("dori",)

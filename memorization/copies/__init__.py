@@ -79,14 +79,23 @@ copy_detectors: Registry[Callable[..., CopyDetector]] = Registry(
 
 
 def load_copy_detector(detector: str | CopyDetector = "tiled", pipe: DiffusionPipeline | None = None) -> CopyDetector:
-    """A copy detector by its registered name, with its weights after a colon: ``sscd:/weights/sscd``.
+    """Load a copy detector by its registered name, with its weights after a colon: ``sscd:/weights/sscd``.
 
     Args:
         detector: the name; an object of the protocol passes through.
         pipe: the audited pipeline, for detectors that look at its latents; a network of their own goes to its device.
 
     Raises:
-        InputError: nobody registered the name, it takes no path, or it needs a pipeline and none is given.
+        InputError: an unknown name, a path for a detector without one, or no pipeline for one that needs it.
+
+    Example:
+        >>> import torch
+        >>> from memorization import load_copy_detector
+        >>> images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> detector = load_copy_detector("tiled")
+        >>> detector.similarity(images, images) >= detector.threshold
+        tensor([[ True, False],
+                [False,  True]])
     """
     if not isinstance(detector, str):
         return detector

@@ -1,16 +1,14 @@
-"""Near-duplicates among suspects share one vote, and a suspect's seeds become one median and one maximum.
+"""Clusters of near-duplicates among suspects, each of which counts once.
 
-Lists of memorized captions hold the same picture many times over (NeMo's published 500 are 304 after the authors' own
-de-duplication), which makes every n and interval too good. So: similarity of the reference pictures, a threshold,
-connected components, one vote a component.
+Lists of memorized captions repeat pictures (NeMo's published 500 are 304 after the authors' own de-duplication), which
+makes n too large and intervals too narrow. The clusters are the connected components of pairs of reference pictures
+whose similarity reaches a threshold.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,27 +19,8 @@ from memorization.copies import CopyDetector
 BLOCK = 64  # pictures compared with all others at once, which bounds the memory
 
 
-class Replication(NamedTuple):
-    """Similarity of one suspect's generations to its references.
-
-    Attributes:
-        median: over seeds, what the published replication rates use; higher = more alike.
-        maximum: over seeds, what the published labels "verbatim" and "template" use.
-    """
-
-    median: float
-    maximum: float
-
-
-def replication(similarities: Sequence[float]) -> Replication | None:
-    """Median and maximum over seeds; None without seeds, or when one of them is not a number."""
-    if not similarities or not all(math.isfinite(value) for value in similarities):
-        return None
-    return Replication(median(similarities), max(similarities))
-
-
 def duplicate_threshold(threshold: float) -> float:
-    """From where two references count as one picture: halfway from the copy threshold to 1.
+    """Similarity from which two references count as one picture: halfway from the copy threshold to 1.
 
     Stricter than for generations, since a false merge hides a suspect: on the lab's 54 photographs two different dark
     templates with one sticker reach 0.84 by ``tiled`` and are copies at 0.75, but no duplicates at 0.875.
@@ -87,33 +66,18 @@ def reference_similarity(detector: CopyDetector, references: Sequence[Tensor | N
 
     Args:
         detector: the copy detector.
-        references: for each suspect (R, 3, H, W) in [0, 1], or None where there is no picture: those are like nobody
-            (NaN) and stay alone.
+        references: for each suspect (R, 3, H, W) in [0, 1], or None without a picture: its similarities are NaN
+            and it stays alone.
     """
-    known = [(index, stack.cpu()) for index, stack in enumerate(references) if stack is not None and len(stack)]
-    found = torch.full((len(references), len(references)), float("nan"))
-    if not known:
-        return found
-    owners = torch.tensor([index for index, stack in known for _ in stack])
-    pictures = torch.cat([stack for _, stack in known])
-    likeness = torch.cat([detector.similarity(block, pictures).cpu() for block in pictures.split(BLOCK)])
-    likeness = torch.maximum(likeness, likeness.T)  # a detector need not be symmetric
-    rows = owners[:, None].expand_as(likeness).flatten() * len(references) + owners.repeat(len(owners))
-    lowest = found.flatten().nan_to_num(nan=-math.inf)
-    highest = lowest.scatter_reduce(0, rows, likeness.float().flatten(), "amax")
-    return highest.masked_fill(highest == -math.inf, math.nan).view_as(found)
-
-
-def one_vote(labels: Sequence[int], values: Sequence[float | None]) -> list[float | None]:
-    """The strongest known value of each cluster, by label; None where no member has one.
-
-    Raises:
-        InputError: not as many labels as values.
-    """
-    if len(labels) != len(values):
-        raise InputError(f"Expected one cluster label per value, got {len(labels)} and {len(values)}.")
-    votes: list[float | None] = []
-    for label in range(max(labels, default=-1) + 1):
-        members = (v for own, v in zip(labels, values, strict=True) if own == label and v is not None)
-        votes.append(max((v for v in members if math.isfinite(v)), default=None))
-    return votes
+    pictured = [(index, stack.cpu()) for index, stack in enumerate(references) if stack is not None and len(stack)]
+    unknown = torch.full((len(references), len(references)), float("nan"))
+    if not pictured:
+        return unknown
+    owners = torch.tensor([index for index, stack in pictured for _ in stack])
+    pictures = torch.cat([stack for _, stack in pictured])
+    pairs = torch.cat([detector.similarity(block, pictures).cpu() for block in pictures.split(BLOCK)])
+    pairs = torch.maximum(pairs, pairs.T)  # a detector need not be symmetric
+    rows = owners[:, None].expand_as(pairs).flatten() * len(references) + owners.repeat(len(owners))
+    lowest = unknown.flatten().nan_to_num(nan=-math.inf)
+    highest = lowest.scatter_reduce(0, rows, pairs.float().flatten(), "amax")
+    return highest.masked_fill(highest == -math.inf, math.nan).view_as(unknown)

@@ -1,4 +1,4 @@
-"""Latent similarity: do two pictures have the same layout in the audited model's own latents.
+"""Latent similarity: whether two pictures have the same layout in the audited model's own latents.
 
 Needs no weights but the pipeline's autoencoder: both pictures are encoded, and their latents are compared by
 :func:`~memorization.copies.tiled.tiled_correlation`, channel by channel, under every small shift and zoom. What the
@@ -46,8 +46,8 @@ class LatentCorrelation:
 
     def similarity(self, images: Tensor, references: Tensor) -> Tensor:
         """(A, 3, H, W) and (B, 3, H', W') in [0, 1] to (A, B) float32 in [-1, 1]; higher = more alike."""
-        own, known = self._latents(images), self._latents(references)
-        blocks = [tiled_correlation(own, block, side=self.side) for block in known.split(CHUNK)]
+        own, others = self._latents(images), self._latents(references)
+        blocks = [tiled_correlation(own, block, side=self.side) for block in others.split(CHUNK)]
         return torch.cat(blocks, 1)
 
     def _latents(self, images: Tensor) -> Tensor:

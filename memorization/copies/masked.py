@@ -18,7 +18,18 @@ LEAST = 1 / 64  # share of the picture that a mask must cover
 
 
 class Masked:
-    """Another copy detector, looking through a mask.
+    """Another copy detector, restricted to a mask.
+
+    Example:
+        >>> import torch
+        >>> from memorization.copies import load_copy_detector
+        >>> from memorization.copies.masked import Masked
+        >>> mask = torch.zeros(64, 64)
+        >>> mask[:, :32] = 1  # only the left half counts
+        >>> image, other = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> half = torch.cat([image[..., :32], other[..., 32:]], -1)
+        >>> bool(Masked(load_copy_detector("tiled"), mask).similarity(half, image) > 0.99)
+        True
 
     Args:
         detector: the copy detector; its threshold is taken over.
@@ -52,8 +63,8 @@ def limited(images: Tensor, mask: Tensor) -> Tensor:
         mask = F.interpolate(mask, size=size, mode="bilinear", antialias=True, align_corners=False)
     mean = (images * mask).sum((2, 3), keepdim=True) / mask.sum().clamp(min=1e-6)
     filled = mask * images + (1 - mask) * mean
-    seen = mask[0, 0] >= min(0.5, float(mask.max()))
-    rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+    inside = mask[0, 0] >= min(0.5, float(mask.max()))
+    rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
     return filled[..., int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
 
 

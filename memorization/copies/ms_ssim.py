@@ -1,4 +1,4 @@
-"""Multi-scale structural similarity: do two pictures have the same structure at the same places.
+"""Multi-scale structural similarity: whether two pictures have the same structure at the same places.
 
 Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", 2003, by torchmetrics, with
 equal weights of three scales as NeMo uses it (arXiv 2406.02366). Needs no weights. It judges places, not content: a
@@ -18,14 +18,14 @@ KERNEL = 11
 CHUNK = 256  # pairs compared at once
 
 
-def ms_ssim(one: Tensor, other: Tensor, *, scales: int = 3, data_range: float = 1.0) -> Tensor:
+def ms_ssim(images: Tensor, references: Tensor, *, scales: int = 3, data_range: float = 1.0) -> Tensor:
     """Similarity of the first to the first, the second to the second, ...
 
     Each scale halves the picture, and the window of 11 pixels must fit the last one: pictures under 44 pixels get
     fewer scales (22: two, 11: one). torchmetrics itself refuses 40 and less for three scales.
 
     Args:
-        one: (n, C, H, W), finite; ``other`` likewise.
+        images: (n, C, H, W), finite; ``references`` likewise.
         scales: at most so many, equally weighted.
         data_range: distance of the largest possible value from the smallest.
 
@@ -35,21 +35,21 @@ def ms_ssim(one: Tensor, other: Tensor, *, scales: int = 3, data_range: float = 
     Raises:
         InputError: the shapes differ, or a side is under 11 pixels.
     """
-    side = min(one.shape[-2:])
-    if one.shape != other.shape or side < KERNEL:
+    side = min(images.shape[-2:])
+    if images.shape != references.shape or side < KERNEL:
         raise InputError(
-            f"MS-SSIM compares pictures of one size, at least {KERNEL} pixels a side; got {tuple(one.shape)} and "
-            f"{tuple(other.shape)}."
+            f"MS-SSIM compares pictures of one size, at least {KERNEL} pixels a side; got "
+            f"{tuple(images.shape)} and {tuple(references.shape)}."
         )
     fitting = max(n for n in range(1, scales + 1) if side >> (n - 1) >= KERNEL)
-    parts = zip(one.float().split(CHUNK), other.float().split(CHUNK), strict=True)
-    found = [
+    parts = zip(images.float().split(CHUNK), references.float().split(CHUNK), strict=True)
+    scores = [
         torchmetrics_ms_ssim(
             a, b, kernel_size=KERNEL, betas=(1 / fitting,) * fitting, data_range=data_range, reduction="none"
         ).reshape(-1)
         for a, b in parts
     ]
-    return torch.cat(found)
+    return torch.cat(scores)
 
 
 class MsSsim:
@@ -68,6 +68,6 @@ class MsSsim:
 
     def similarity(self, images: Tensor, references: Tensor) -> Tensor:
         """(A, 3, H, W) and (B, 3, H', W') in [0, 1] to (A, B) float32 in [0, 1]; higher = more alike."""
-        own, known = shrink(images, self.side), shrink(references, self.side).to(images.device)
-        rows = [ms_ssim(image.expand_as(known), known) for image in own]
+        own, others = shrink(images, self.side), shrink(references, self.side).to(images.device)
+        rows = [ms_ssim(image.expand_as(others), others) for image in own]
         return torch.stack(rows)

@@ -4,9 +4,9 @@ Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022
 generalised-mean pooling with p = 3, one linear layer, L2 norm; two pictures are compared by the cosine of their
 descriptors. ``sscd_disc_mixup`` is a ResNet50 with 512 numbers, ``sscd_disc_large`` a ResNeXt101 32x4d with 1024.
 
-The weights are not ours to ship. They are read from safetensors, which ``scripts/convert_sscd.py`` makes once of the
-published TorchScript file, or from the published ``.torchvision.pt`` and ``.classy.pt`` files of plain tensors.
-Similarities are comparable only with the same weights and the same preprocessing: both stand in ``preprocessing``.
+The weights are not distributed with this package. They are read from safetensors, which ``scripts/convert_sscd.py``
+makes once of the published TorchScript file, or from the published ``.torchvision.pt`` and ``.classy.pt`` files of
+plain tensors. Similarities are comparable only with the same weights and preprocessing; ``preprocessing`` states both.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             "`python scripts/convert_sscd.py FILE FOLDER` and give the folder."
         )
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"{file} is no file of plain tensors: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise InputError(f"{file} holds something else than tensors by name; expected sscd_*.torchvision.pt.")
-    return renamed(found, str(file))
+    return renamed(tensors, str(file))
 
 
 def is_torchscript(file: Path) -> bool:
@@ -233,18 +233,18 @@ def renamed(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     given = {name: value for name, value in tensors.items() if not name.endswith(counted)}
     architecture = architecture_of(given, where)
     with torch.device("meta"):
-        wanted = SSCD(**architecture).state_dict()
-    names = [name for name in wanted if not name.endswith(counted)]
+        expected_state = SSCD(**architecture).state_dict()
+    names = [name for name in expected_state if not name.endswith(counted)]
     order = names if set(names) == set(given) else list(given)
     if len(order) != len(names):
         raise InputError(f"{where} is no SSCD model: expected {len(names)} tensors, got {len(order)}.")
     result = {name: given[own].float().contiguous() for name, own in zip(names, order, strict=True)}
     for name, own in zip(names, order, strict=True):
-        if result[name].shape != wanted[name].shape:
-            got, expected = tuple(result[name].shape), tuple(wanted[name].shape)
+        if result[name].shape != expected_state[name].shape:
+            got, expected = tuple(result[name].shape), tuple(expected_state[name].shape)
             raise InputError(f"{where} is no SSCD model: {own} has shape {got}, expected {expected} ({name}).")
-    zeros = {name: torch.zeros((), dtype=torch.long) for name in wanted if name.endswith(counted)}
-    return {name: {**result, **zeros}[name] for name in wanted}
+    zeros = {name: torch.zeros((), dtype=torch.long) for name in expected_state if name.endswith(counted)}
+    return {name: {**result, **zeros}[name] for name in expected_state}
 
 
 def architecture_of(tensors: Mapping[str, Tensor], where: str = "The file") -> Architecture:

@@ -1,4 +1,4 @@
-"""Tiled correlation: is this picture a copy of that one, without a network and without a download.
+"""Tiled correlation: copy detection without a network and without a download.
 
 Both pictures are shrunk to a small square and compared under every small shift and zoom. At each alignment the
 zero-mean normalised correlation over the three colour channels is taken twice: of the whole picture (is the layout

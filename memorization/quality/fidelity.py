@@ -25,7 +25,7 @@ from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 from diffkit.errors import InputError
 from memorization.quality.result import Fidelity
 
-ENOUGH = 10_000  # images a side from which FID is told
+ENOUGH = 10_000  # images a side from which FID is given
 
 
 class Features(nn.Module):
@@ -42,8 +42,8 @@ class Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, d) float64 features."""
-        found: Tensor = self.module(images)
-        return (found.mean(1) if found.ndim == 3 else found).double()
+        features: Tensor = self.module(images)
+        return (features.mean(1) if features.ndim == 3 else features).double()
 
 
 def load_features(extractor: nn.Module | str | Path) -> Features:
@@ -168,7 +168,7 @@ def fid(before: Tensor, after: Tensor) -> float:
 
 
 def _given(features: Tensor) -> nn.Module:
-    """An extractor for torchmetrics that passes on features made already."""
+    """An extractor for torchmetrics that passes on features computed already."""
     identity = nn.Identity()
     identity.num_features = features.shape[1]  # type: ignore[assignment]
     return identity

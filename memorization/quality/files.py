@@ -1,4 +1,4 @@
-"""A snapshot as one safetensors file: images in 8 bits, which is what they have, everything else as it is."""
+"""A snapshot as one safetensors file: images in 8 bits, their own precision, everything else unchanged."""
 
 from __future__ import annotations
 
