@@ -34,8 +34,10 @@ __all__ = [
     "log_snr",
     "noise_over_signal",
     "noise_per_prediction",
+    "noise_variance",
     "predicted_noise",
     "predicted_x0",
+    "signal_over_noise",
     "x0_of_velocity",
 ]
 
@@ -90,6 +92,21 @@ def noise_over_signal(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor
         return sigma / (1 - sigma)
     alpha_bar = _alpha_bar(scheduler, timesteps)
     return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+
+def signal_over_noise(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor:
+    """Root of the signal-to-noise ratio of power, >= 0: ``sqrt(abar / (1 - abar))``, or ``(1 - sigma) / sigma``."""
+    if is_flow(scheduler):
+        sigma = _sigma(scheduler, timesteps)
+        return (1 - sigma) / sigma
+    alpha_bar = _alpha_bar(scheduler, timesteps)
+    return (alpha_bar / (1 - alpha_bar)).sqrt()
+
+
+def noise_variance(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor:
+    """Variance of the noise in the latents, in [0, 1]: ``1 - abar``, or ``sigma^2``; it turns a squared error of a
+    velocity into one of x0."""
+    return _sigma(scheduler, timesteps).square() if is_flow(scheduler) else 1 - _alpha_bar(scheduler, timesteps)
 
 
 def log_snr(sigma: float) -> float:

@@ -23,7 +23,7 @@ from diffkit.families import family_of
 from diffkit.loading import warn_of_slow_bfloat16
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
-from diffkit.parameterization import coefficients, noise_over_signal
+from diffkit.parameterization import noise_variance, signal_over_noise
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from diffkit.training_objective import all_timesteps, draw_timesteps, noised
@@ -106,7 +106,7 @@ class Trainer:
         self.denoiser = getattr(pipe, self.family.denoiser)
         self.wrapped = self.accelerator.prepare_model(self.denoiser)
         steps = all_timesteps(pipe.scheduler)
-        snr = noise_over_signal(pipe.scheduler, steps) ** -2
+        snr = signal_over_noise(pipe.scheduler, steps).square()
         within = (snr >= settings.redirect_low) & (snr <= settings.redirect_high)
         self.medium = steps[within].to(pipe.device)  # timesteps of redirected samples
         if not len(self.medium):
@@ -167,7 +167,7 @@ class Trainer:
         latents, noise, timesteps, embeds, begins = self._batch(generator)
         noisy, target = noised(self.pipe.scheduler, latents, noise, timesteps)
         n = self.settings.adversarial_batch
-        x0_weight = coefficients(self.pipe.scheduler, timesteps[:n]).noise.square()  # from an error of v to one of x0
+        x0_weight = noise_variance(self.pipe.scheduler, timesteps[:n])
         weights = torch.where(begins.to(noise.device), x0_weight, 1.0)
         with torch.enable_grad(), self.accelerator.autocast():
             predicted = self._predict(self.wrapped, noisy, timesteps, embeds)
@@ -221,7 +221,7 @@ class Trainer:
         timesteps = torch.where(begins.to(noise.device), medium, self._timesteps(n, generator))
         along = (torch.rand(n, generator=generator) / BETWEEN).clamp(max=1)
         share = torch.where(begins, along, 0.0).view(column).to(ends)
-        shift = 1 / noise_over_signal(self.pipe.scheduler, timesteps)
+        shift = signal_over_noise(self.pipe.scheduler, timesteps)
         noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, shift)
         keep, said = self._retained(generator)
         return (
