@@ -9,7 +9,7 @@ from diffkit.families import Pipeline
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["NamedPipeline", "named_pipeline"]
+__all__ = ["NamedPipeline", "name_of", "named_pipeline"]
 
 
 class NamedPipeline(NamedTuple):
@@ -32,4 +32,9 @@ def named_pipeline(model: str | DiffusionPipeline, name: str | None = None, sha2
 
     if isinstance(model, str):
         return NamedPipeline(load_pipeline(model), name or model, sha256 or model_checksum(model))
-    return NamedPipeline(model, name or str(model.config.get("_name_or_path") or type(model).__name__), sha256)
+    return NamedPipeline(model, name or name_of(model), sha256)
+
+
+def name_of(pipe: DiffusionPipeline) -> str:
+    """The name by which a pipeline was loaded, else that of its class."""
+    return str(pipe.config.get("_name_or_path") or type(pipe).__name__)

@@ -247,7 +247,7 @@ def test_nan_images_are_unscored_not_clean(gathered: Gathered, tmp_path: Path) -
     pipe = tiny_pipeline()
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(float("nan"))
-    result = audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS)
+    result = audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS, name="tiny")
     assert result.summary["verdicts"]["could not be scored"] == 6
     assert "not a number" in journal(result.folder)["suspect:0"]["reason"]
 
@@ -257,7 +257,7 @@ def test_a_broken_autoencoder_is_refused(gathered: Gathered, tmp_path: Path) -> 
     with torch.no_grad():
         pipe.vae.decoder.layers[-1].bias.fill_(float("nan"))
     with pytest.raises(InputError, match="float32"):
-        audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS)
+        audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS, name="tiny")
 
 
 # ------------------------------------------------------------------------------------------ command line

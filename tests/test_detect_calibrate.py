@@ -24,8 +24,8 @@ def test_against_brute_force(positives: list[float], negatives: list[float], fpr
     assert len(flagged) <= fpr * len(negatives) + 1e-6
     looser = [value for value in negatives if value >= limit]  # the next looser threshold is one too many
     assert len(looser) > fpr * len(negatives) - 1e-6
-    assert found.threshold.false_alarms.count == len(flagged)
-    assert found.found.share == pytest.approx(tpr_at_fpr(positives, negatives, fpr))
+    assert found.threshold.false_alarms["count"] == len(flagged)
+    assert found.found["share"] == pytest.approx(tpr_at_fpr(positives, negatives, fpr))
     labels = torch.tensor([1] * len(positives) + [0] * len(negatives))
     values = torch.tensor(positives + negatives).add(5).div(10).double()  # torchmetrics takes probabilities
     assert found.auc == pytest.approx(float(binary_auroc(values, labels)), abs=1e-6)
@@ -50,14 +50,14 @@ def test_a_few_negatives_vouch_for_little() -> None:
     assert limit.value == 29
     assert not limit.flags(29)
     assert limit.flags(29.1)
-    assert limit.false_alarms.interval == pytest.approx(clopper_pearson(0, 30))
-    assert limit.false_alarms.interval.high == pytest.approx(0.1157, abs=1e-4)
+    assert limit.false_alarms["interval"] == pytest.approx(clopper_pearson(0, 30))
+    assert limit.false_alarms["interval"].high == pytest.approx(0.1157, abs=1e-4)
 
 
 def test_hundred_negatives_allow_one_false_alarm_in_hundred() -> None:
     limit = threshold_at(list(range(100)), 0.01)
     assert limit.value == 98
-    assert limit.false_alarms.count == 1
+    assert limit.false_alarms["count"] == 1
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from memorization.pipelines import name_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -56,14 +58,13 @@ class AuditedModel:
     reference: Reference | None = None
 
     @classmethod
-    def of(cls, model: str | DiffusionPipeline | AuditedModel) -> AuditedModel:
-        """A model by its name, or a loaded pipeline under the name it was loaded by."""
-        if isinstance(model, AuditedModel):
-            return model
+    def of(cls, model: str | DiffusionPipeline | AuditedModel, name: str | None = None) -> AuditedModel:
+        """A model by its name, or a pipeline; ``name`` is for the record, by default the one it was loaded by."""
         if isinstance(model, str):
-            return cls.from_pretrained(model)
-        name = model.config.get("_name_or_path") or type(model).__name__
-        return cls(str(name), lambda: model)
+            model = cls.from_pretrained(model)
+        if isinstance(model, AuditedModel):
+            return model if name is None else replace(model, name=name)
+        return cls(name or name_of(model), lambda: model)
 
     @classmethod
     def from_pretrained(

@@ -51,6 +51,7 @@ def audit(
     out: str | Path,
     settings: AuditSettings | None = None,
     preset: PresetName = "auto",
+    name: str | None = None,
     save_triggers: bool = False,
 ) -> AuditResult:
     """Audit a model for images it has memorized, or resume the audit in ``out``.
@@ -68,6 +69,7 @@ def audit(
         out: the run's folder. Until an item is finished, ``checkpoints`` in it holds unfinished triggers.
         settings: everything that changes results; by default with the first detector that fits the model's family.
         preset: replaces defaults for the lab's models, see :mod:`memorization.presets`.
+        name: the model's name in the record; by default the one by which it was loaded.
         save_triggers: keep the embeddings found. They reproduce training images: treat the files as sensitive.
 
     Raises:
@@ -93,7 +95,7 @@ def audit(
     gathered = suspects if isinstance(suspects, Gathered) else gather(suspects, controls)
     settings = settings or AuditSettings(detectors=AUTO)
     _refuse_unknown(settings)
-    audited = AuditedModel.of(model)
+    audited = AuditedModel.of(model, name)
     chosen = choose_preset(preset, audited.name)
     parallel.processes()  # before the model: it gives each process its device
     pipe = audited.load()

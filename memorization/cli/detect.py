@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,8 @@ from diffkit.options import (
 )
 
 if TYPE_CHECKING:
+    from diffkit.stats import Rate
+    from memorization.detection.result import DetectSummary, ScoreResult, SuspectResult
     from memorization.detection.settings import DetectSettings
     from memorization.items import Gathered
 
@@ -105,7 +107,7 @@ def detect(
     raise typer.Exit(exit_code(summary, fail_on))
 
 
-def exit_code(summary: dict[str, Any], fail_on: str) -> int:
+def exit_code(summary: DetectSummary, fail_on: str) -> int:
     """1 when a caption is flagged and that was asked for, else 3 when something could not be scored, else 0."""
     if fail_on == "flagged" and summary["flagged"]:
         return EXIT_FLAGGED
@@ -123,7 +125,7 @@ def _run(
     mitigation: Path | None,
     lora: str | None,
     any_fitting: bool,
-) -> dict[str, Any]:
+) -> DetectSummary:
     from diffkit import parallel
     from diffkit.loading import load_pipeline, model_checksum
     from diffkit.runs import sha256_folder
@@ -165,7 +167,7 @@ def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> Non
         write_table(["would be done", "count"], list(plan.items()))
 
 
-def _show(summary: dict[str, Any], out: Path, format: str) -> None:
+def _show(summary: DetectSummary, out: Path, format: str) -> None:
     if format == "json":
         write_json(summary)
         return
@@ -187,7 +189,7 @@ def _show(summary: dict[str, Any], out: Path, format: str) -> None:
     say(f"Every score: {out / 'summary.json'}")
 
 
-def _rank(row: dict[str, Any], name: str) -> float:
+def _rank(row: SuspectResult, name: str) -> float:
     value = row["scores"][name]["value"]
     return float("inf") if value is None else -float(value)
 
@@ -196,13 +198,13 @@ def _answer(flagged: bool | None) -> str | None:
     return None if flagged is None else ("yes" if flagged else "no")
 
 
-def _score(entry: dict[str, Any]) -> str | None:
+def _score(entry: ScoreResult) -> str | None:
     if entry["value"] is None:
         return None
     return f"{entry['value']:.4g}{'*' if entry['flagged'] else ''}"
 
 
-def _alarms(rate: dict[str, Any] | None) -> str:
-    if rate is None:
+def _alarms(rate: Rate | None) -> str:
+    if rate is None or rate["interval"] is None:
         return ""
     return f"; {rate['count']} of {rate['n']} controls above it, so at most {rate['interval'][1]:.0%} false alarms"

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffkit.errors import InputError
-from diffkit.stats import Interval, auc, clopper_pearson
+from diffkit.stats import Interval, Rate, auc, rate
 
 __all__ = [
     "MIN_NEGATIVES",
     "MIN_POSITIVES",
     "DetectorCalibration",
-    "Rate",
     "Threshold",
     "calibrate_detector",
     "threshold_at",
@@ -25,16 +24,6 @@ __all__ = [
 MIN_NEGATIVES = 19  # fewer cannot establish a false-alarm rate below 5 %
 MIN_POSITIVES = 5
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Rate:
-    """``count`` of ``n``, and the exact 95 % interval (Clopper and Pearson) of the rate behind it."""
-
-    count: int
-    n: int
-    share: float
-    interval: Interval
 
 
 @dataclass(frozen=True)
@@ -78,11 +67,6 @@ class DetectorCalibration:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
-
-
-def rate(count: int, n: int) -> Rate:
-    """A share with its interval; n >= 1."""
-    return Rate(count, n, count / n, clopper_pearson(count, n))
 
 
 def threshold_at(negatives: Sequence[float], fpr: float = 0.01) -> Threshold:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from diffkit.seeds import item_seed
 from memorization.detection import make_detector
 from memorization.detection.base import Detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
+from memorization.detection.result import DetectRecord, DetectSummary, SettingsValues, read_records
 from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise_detection
@@ -41,7 +42,7 @@ def detect(
     name: str | None = None,
     model_sha256: str | None = None,
     mitigation: str | None = None,
-) -> dict[str, Any]:
+) -> DetectSummary:
     """Score captions for signs of memorization, or resume the run in ``out``.
 
     Every process of a launch calls this alike and gets the summary.
@@ -95,19 +96,24 @@ def detect(
     provenance["processes"] = parallel.processes()
     chosen = {spec: make_detector(spec) for spec in settings.detectors}  # before a folder is made
     require_compatible(pipe, settings.detectors)
-    summary: dict[str, Any] = {}
+    summary: DetectSummary | None = None
     with open_shared(out, config=config, kind="detect", provenance=provenance) as run:
         pipe.set_progress_bar_config(disable=True)
         _score_all(run, pipe, gathered.items, chosen, settings)
         if run is not None:
-            records = {item.key: run.done[item.key] for item in gathered.items}
-            summary = {"schema_version": SUMMARY_SCHEMA, "model": model, "model_sha256": model_sha256}
-            summary |= {"mitigation": mitigation, "settings": settings.to_json()}
-            summary |= summarise_detection(records, settings)
+            records = read_records({item.key: run.done[item.key] for item in gathered.items})
             errors = [*gathered.suspect_errors, *gathered.control_errors]
-            summary["rows_in_error"] = [error._asdict() for error in errors]
+            summary = {
+                "schema_version": SUMMARY_SCHEMA,
+                "model": model,
+                "model_sha256": model_sha256,
+                "mitigation": mitigation,
+                "settings": cast("SettingsValues", settings.to_json()),
+                **summarise_detection(records, settings),
+                "rows_in_error": [{"source": e.source, "row": e.row, "reason": e.reason} for e in errors],
+            }
             run.write_json("summary.json", summary)
-    return parallel.broadcast(summary)
+    return cast("DetectSummary", parallel.broadcast(summary))
 
 
 def _score_all(
@@ -144,7 +150,7 @@ def _score_group(
     chosen: Mapping[str, Detector],
     settings: DetectSettings,
     batches: MicroBatch,
-) -> list[dict[str, Any]]:
+) -> list[DetectRecord]:
     """The records of a group of captions that share their batches."""
     seeds = [[item_seed(settings.seed, item.key, "detect", i) for i in range(settings.seeds)] for item in group]
     captions = [item.suspect.caption for item in group]
@@ -160,7 +166,7 @@ def _score_group(
     ]
 
 
-def _record(item: AuditItem, seeds: Sequence[int], scores: Mapping[str, CaptionScore]) -> dict[str, Any]:
+def _record(item: AuditItem, seeds: Sequence[int], scores: Mapping[str, CaptionScore]) -> DetectRecord:
     return {
         "id": item.suspect.id,
         "role": item.role,

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 from diffkit.stats import auc, clopper_pearson, rank_p_value
 from memorization.detection.calibrate import MIN_NEGATIVES, threshold_at
+from memorization.detection.result import (
+    DetectFigures,
+    DetectorResult,
+    DetectRecord,
+    FlaggedCaptions,
+    ScoreResult,
+    SuspectResult,
+    ThresholdUsed,
+    UnscoredCaption,
+)
 from memorization.detection.settings import DetectSettings
 
-Record = Mapping[str, Any]
+Records = Mapping[str, DetectRecord]
 
 
-def summarise_detection(records: Mapping[str, Record], settings: DetectSettings) -> dict[str, Any]:
-    """The content of summary.json: a table of detectors, one of suspects, and what could not be scored.
+def summarise_detection(records: Records, settings: DetectSettings) -> DetectFigures:
+    """The figures of summary.json: a table of detectors, one of suspects, and what could not be scored.
 
     A suspect is flagged by a detector when its score is strictly above the threshold. A flag is no proof: a caption may
     score high for other reasons; and an unflagged caption may be memorized.
@@ -23,7 +31,7 @@ def summarise_detection(records: Mapping[str, Record], settings: DetectSettings)
     controls = {key: record for key, record in records.items() if record["role"] == "control"}
     table = {name: _detector(name, suspects, controls, settings) for name in settings.detectors}
     rows = {key: _suspect(record, table, controls) for key, record in suspects.items()}
-    unscored = [
+    unscored: list[UnscoredCaption] = [
         {"key": key, "detector": name, "reason": score["reason"]}
         for key, record in records.items()
         for name, score in record["scores"].items()
@@ -39,25 +47,24 @@ def summarise_detection(records: Mapping[str, Record], settings: DetectSettings)
     }
 
 
-def _values(name: str, records: Mapping[str, Record]) -> list[float]:
+def _values(name: str, records: Records) -> list[float]:
     values = [record["scores"][name]["value"] for record in records.values()]
     return [value for value in values if value is not None]
 
 
-def _detector(
-    name: str, suspects: Mapping[str, Record], controls: Mapping[str, Record], settings: DetectSettings
-) -> dict[str, Any]:
+def _detector(name: str, suspects: Records, controls: Records, settings: DetectSettings) -> DetectorResult:
     scores, other = _values(name, suspects), _values(name, controls)
-    threshold: dict[str, Any] = {"value": settings.threshold, "source": "given", "false_alarms": None}
+    threshold: ThresholdUsed = {"value": settings.threshold, "source": "given", "false_alarms": None}
     if settings.threshold is None and len(other) < MIN_NEGATIVES:
         threshold["source"] = f"none: {len(other)} controls were scored, at least {MIN_NEGATIVES} are needed"
     elif settings.threshold is None:
         chosen = threshold_at(other, settings.fpr)
         source = f"the controls, at most {settings.fpr:.0%} of them above it"
-        threshold = {"value": chosen.value, "source": source, "false_alarms": asdict(chosen.false_alarms)}
-    flagged = None
-    if threshold["value"] is not None and scores:
-        count = sum(value > threshold["value"] for value in scores)
+        threshold = {"value": chosen.value, "source": source, "false_alarms": chosen.false_alarms}
+    flagged: FlaggedCaptions | None = None
+    limit = threshold["value"]
+    if limit is not None and scores:
+        count = sum(value > limit for value in scores)
         flagged = {"count": count, "n": len(scores), "interval": clopper_pearson(count, len(scores))}
     return {
         "threshold": threshold,
@@ -67,8 +74,8 @@ def _detector(
     }
 
 
-def _suspect(record: Record, table: Mapping[str, Any], controls: Mapping[str, Record]) -> dict[str, Any]:
-    by_detector = {}
+def _suspect(record: DetectRecord, table: Mapping[str, DetectorResult], controls: Records) -> SuspectResult:
+    by_detector: dict[str, ScoreResult] = {}
     for name, score in record["scores"].items():
         value, threshold = score["value"], table[name]["threshold"]["value"]
         others = _values(name, controls)
