@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,7 @@ __all__ = ["count_flops", "pipeline_flops"]
 
 
 _MEASURED: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], float | None]] = WeakKeyDictionary()
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def count_flops(
@@ -33,33 +34,74 @@ def count_flops(
     call: Callable[[], object],
     on_trial: Callable[[], object] | None = None,
 ) -> float | None:
-    """FLOP of ``call``, which must run ``module``; measured once for each ``key``.
+    """FLOP of ``call``, which must run ``module``; measured once for each ``key`` and each structure of the module.
 
     The call runs on fake tensors: shapes are computed, numbers are not. None where a module cannot be run so (for
     example one whose weights are streamed in by hooks).
 
     Args:
-        on_trial: told before ``call`` runs for real, which it does, where this is given, for a module whose shapes
-            depend on numbers (a mask that says how many tokens there are).
+        key: everything that ``call`` hands to the module and that its FLOP depend on, such as shapes.
+        on_trial: called before ``call`` runs on real numbers, which it does, where this is given, for a module whose
+            shapes depend on numbers (a mask that says how many tokens there are).
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-    known = _MEASURED.setdefault(module, {})
-    if key not in known:
+    measured = _MEASURED.setdefault(module, {})
+    key = (*key, _structure(module))
+    if key not in measured:
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
                 call()
-            known[key] = float(counter.get_total_flops())
+            measured[key] = float(counter.get_total_flops())
         except (DataDependentOutputException, DynamicOutputShapeException):
             if on_trial is None:
                 return None
             on_trial()
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 call()
-            known[key] = float(counter.get_total_flops())
+            measured[key] = float(counter.get_total_flops())
         except (RuntimeError, NotImplementedError, TypeError):
-            known[key] = None
-    return known[key]
+            measured[key] = None
+    return measured[key]
+
+
+def _structure(module: nn.Module) -> int:
+    """Hash of what a module's FLOP depend on beside its inputs: its submodules, their settings and tensors' shapes.
+
+    It changes when an adapter is loaded, fused, switched off or deleted, and with the precision and the device.
+    """
+    return hash(
+        tuple(
+            (name, type(part).__qualname__, *map(_tensor, _tensors(part)), *map(_setting, vars(part).items()))
+            for name, part in module.named_modules()
+        )
+    )
+
+
+def _tensors(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from part.named_parameters(recurse=False)
+    yield from part.named_buffers(recurse=False)
+
+
+def _tensor(item: tuple[str, Tensor]) -> tuple[object, ...]:
+    name, value = item
+    return name, tuple(value.shape), value.dtype, value.device.type
+
+
+def _setting(item: tuple[str, object]) -> object:
+    """An attribute of a module's own by its value where that is plain, else by its type."""
+    name, value = item
+    return None if name in _OF_EVERY_MODULE else (name, _plain(value))
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((str(name), _plain(inner)) for name, inner in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(map(_plain, sorted(value, key=str) if isinstance(value, set | frozenset) else value))
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _twin(module: Any) -> Any:
@@ -69,8 +111,9 @@ def _twin(module: Any) -> Any:
 
     if active_fake_mode() is None:
         return module
+    weights = itertools.chain(module.parameters(), module.buffers())
     with unset_fake_temporarily():
-        return copy.deepcopy(module, {id(one): one for one in itertools.chain(module.parameters(), module.buffers())})
+        return copy.deepcopy(module, {id(weight): weight for weight in weights})
 
 
 def pipeline_flops(
@@ -89,65 +132,74 @@ def pipeline_flops(
 
     Args:
         latent_shape: of one candidate as the loop carries it, see :func:`diffkit.conditioning.latent_shape`.
-        embeds: encoded prompts, for their shape and precision.
+        embeds: encoded prompts; the first one's shape and precision count.
         guidance: whether a call carries two rows, together or one after the other.
         verify: FLOP of scoring one image, None when unknown.
         preview: the decoder of estimates, where it is not the pipeline's own.
         size: (height, width) in pixels of packed latents; the model's own size or a square when None.
         encode: FLOP of encoding one text where they were counted; else those of the one text encoder.
-        on_trial: told when the denoiser must be called for real to count; without it its price is unknown then.
+        on_trial: called when the denoiser must run on real numbers to be counted; without it its price is unknown then.
     """
-    rows, family, denoiser = 2 if guidance else 1, family_of(pipe), pipe_denoiser(pipe)
-    texts = embeds if isinstance(embeds, Embeds) else Embeds(embeds)
-    length, width = texts.prompt_embeds.shape[1:]
+    rows = [0] * (2 if guidance else 1)
+    texts = (embeds if isinstance(embeds, Embeds) else Embeds(embeds)).rows(rows)
+    return Prices(
+        call=_call_flops(pipe, latent_shape, texts, size, on_trial),
+        decode=_decode_flops(pipe, pipe.vae, latent_shape, size),
+        verify=verify,
+        encode=_encode_flops(pipe.text_encoder, texts.prompt_embeds.shape[1]) if encode is None else encode,
+        preview=None if preview is None else _decode_flops(pipe, preview, latent_shape, size),
+    )
 
-    def call() -> Callable[[], object]:
-        latents = torch.zeros(rows, *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
-        given = texts.rows([0] * rows).to(denoiser.device, denoiser.dtype)
-        call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), given, size=size)
-        positional, named = family.inputs(pipe, call)
 
-        def forward() -> object:
-            module = _twin(denoiser)
-            return type(module).forward(module, *positional, **named)
+def _call_flops(
+    pipe: Pipeline,
+    latent_shape: tuple[int, ...],
+    texts: Embeds,
+    size: tuple[int, int] | None,
+    on_trial: Callable[[], object] | None,
+) -> float | None:
+    """FLOP of one call of the denoiser for the rows of ``texts``, its ControlNet's included."""
+    family, denoiser = family_of(pipe), pipe_denoiser(pipe)
+    texts = texts.to(denoiser.device, denoiser.dtype)
+    latents = torch.zeros(len(texts), *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
+    call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), texts, size=size)
+    positional, named = family.inputs(pipe, call)
+    shapes = [tuple(value.shape) for value in (latents, texts.prompt_embeds, *texts.companions.values())]
+    key = ("call", *call.size, *shapes)
 
-        return forward
+    def forward() -> object:
+        module = _twin(denoiser)
+        return type(module).forward(module, *positional, **named)
 
-    def decode(vae: Autoencoder) -> Callable[[], object]:
-        latents = torch.zeros(1, *latent_shape, device=vae.device, dtype=vae.dtype)
-        pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
-        unscaled = family.to_vae(pipe, latents, vae, pixels)
-        return lambda: _twin(vae).decode(unscaled)
+    def control() -> object:
+        module = _twin(pipe.controlnet)
+        image = torch.zeros(len(texts), 3, *call.size, device=denoiser.device, dtype=denoiser.dtype)
+        many = len(module.nets) if hasattr(module, "nets") else 0
+        images, scale = ([image] * many, [1.0] * many) if many else (image, 1.0)
+        hints = {"controlnet_cond": images, "conditioning_scale": scale, "return_dict": False}
+        return type(module).forward(module, *positional, **named, **hints)
+
+    flops = [count_flops(denoiser, key, forward, on_trial)]
+    if family.control is not None:
+        flops.append(count_flops(pipe.controlnet, key, control))
+    return None if None in flops else sum(value for value in flops if value is not None)
+
+
+def _decode_flops(
+    pipe: Pipeline, vae: Autoencoder, latent_shape: tuple[int, ...], size: tuple[int, int] | None
+) -> float | None:
+    """FLOP of decoding one candidate's latents."""
+    family = family_of(pipe)
+    latents = torch.zeros(1, *latent_shape, device=vae.device, dtype=vae.dtype)
+    pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    unscaled = family.to_vae(pipe, latents, vae, pixels)
+    return count_flops(vae, ("decode", *unscaled.shape), lambda: _twin(vae).decode(unscaled))
+
+
+def _encode_flops(encoder: Any, length: int) -> float | None:
+    """FLOP of encoding one text of ``length`` tokens."""
 
     def read() -> object:
-        encoder = pipe.text_encoder
         return type(encoder).forward(encoder, torch.zeros(1, length, dtype=torch.long, device=encoder.device))
 
-    def control() -> Callable[[], object]:
-        latents = torch.zeros(rows, *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
-        given = texts.rows([0] * rows).to(denoiser.device, denoiser.dtype)
-        call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), given, size=size)
-        positional, named = family.inputs(pipe, call)
-        image = torch.zeros(rows, 3, *call.size, device=denoiser.device, dtype=denoiser.dtype)
-
-        def forward() -> object:
-            module = _twin(pipe.controlnet)
-            many = len(module.nets) if hasattr(module, "nets") else 0
-            images, scale = ([image] * many, [1.0] * many) if many else (image, 1.0)
-            hints = {"controlnet_cond": images, "conditioning_scale": scale, "return_dict": False}
-            return type(module).forward(module, *positional, **named, **hints)
-
-        return forward
-
-    shape = (*latent_shape, rows, length, width)
-    called = count_flops(denoiser, shape, call(), on_trial)
-    if family.control is not None:
-        steered = count_flops(pipe.controlnet, shape, control())
-        called = None if called is None or steered is None else called + steered
-    return Prices(
-        call=called,
-        decode=count_flops(pipe.vae, shape, decode(pipe.vae)),
-        verify=verify,
-        encode=count_flops(pipe.text_encoder, shape, read) if encode is None else encode,
-        preview=None if preview is None else count_flops(preview, shape, decode(preview)),
-    )
+    return count_flops(encoder, ("encode", length), read)
