@@ -21,17 +21,19 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
-from diffkit.ledger import Ledger, Prices
+from diffkit.ledger import Ledger
 from diffkit.loading import first_line, model_class, quietly, resolve_model
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
+from ttsnap.search.prices import Trials
 from ttsnap.search.registry import load_search
-from ttsnap.search.request import Found, Request
+from ttsnap.search.request import Request, SearchResult
 from ttsnap.search.session import StageTrace
 from ttsnap.search.strategies.base import Strategy
 
@@ -85,7 +87,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     reward: Reward | None = None
     preview_vae: Autoencoder | None = None
     schedule: PruningSchedule | None = None
-    _probed: tuple[Reward, Prices] | None = None
+    _trials: Trials | None = None
 
     @classmethod
     def from_pretrained(
@@ -176,7 +178,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
                     setattr(pipe, name, getattr(pipeline, name))
         else:
             pipe = target.__new__(target)
-            vars(pipe).update(vars(pipeline), _probed=None)
+            vars(pipe).update(vars(pipeline))
+        pipe._trials = Trials()
         return cast("Self", pipe)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -261,27 +264,30 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         pruning = load_schedule(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
-        request = Request(
-            prompts=[prompt] if isinstance(prompt, str) else list(prompt),
-            reward=self._scorer(reward),
-            schedule=pruning,
-            noise=Noise(generator, seed, seeds, first_prompt),
+        config = SearchConfig(
             num_inference_steps=steps,
             guidance_scale=stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale,
-            negative_prompts=negative_prompt,
-            winners=num_images_per_prompt,
+            schedule=pruning,
             num_candidates=num_candidates,
             budget=budget,
+            winners=num_images_per_prompt,
             height=height,
             width=width,
             eta=eta,
             micro_batch=micro_batch,
             previews=previews,
+            preview_vae=None if preview is None else load_preview_vae(preview, self),
             share=share,
             extra=extra,
             encoding=encoding,
-            preview_vae=None if preview is None else load_preview_vae(preview, self),
-            search=None if search is None else load_search(search, pruning if pruning.steps else None),
+        )
+        request = Request(
+            [prompt] if isinstance(prompt, str) else list(prompt),
+            self._scorer(reward),
+            Noise(generator, seed, seeds, first_prompt),
+            config,
+            negative_prompt,
+            None if search is None else load_search(search, pruning if pruning.steps else None),
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
@@ -294,21 +300,19 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         Raises:
             InputError: bad input, a strategy that cannot work here, or a budget that pays for nothing.
         """
-        self._probed = (request.reward, request.prices(self, self._stock_call))
+        request.prepare(self, self._stock_call, self._trials)
 
     @torch.no_grad()
-    def carry_out(self, request: Request) -> Found:
-        """A search that was put together elsewhere.
+    def carry_out(self, request: Request) -> SearchResult:
+        """Carry out a request, such as one that :meth:`prepare` has checked.
 
         Raises:
             InputError: bad input, before anything is denoised.
             ScoringError: too few candidates could be scored.
         """
-        known = self._probed[1] if self._probed is not None and self._probed[0] is request.reward else None
-        found = request.carry_out(self, self._stock_call, known)
-        self._probed = (request.reward, found.ledger.flops)
+        result = request.carry_out(self, self._stock_call, self._trials)
         self.maybe_free_model_hooks()
-        return found
+        return result
 
     def _scorer(self, reward: RewardLike | None) -> Reward:
         if reward is not None:
@@ -317,8 +321,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             raise InputError("There is no reward to choose by; give reward=, for example reward='lab'.")
         return self.reward
 
-    def _output(self, found: Found, output_type: str) -> TTSnapPipelineOutput:
-        winners = [winner for prompt in found.winners for winner in prompt]
+    def _output(self, result: SearchResult, output_type: str) -> TTSnapPipelineOutput:
+        winners = [winner for prompt in result.winners for winner in prompt]
         images = torch.stack([winner.image for winner in winners])
         flagged: list[bool] | None = None
         if output_type == "latent":
@@ -338,7 +342,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             seeds=[winner.candidate.seed for winner in winners],
             recipes=[winner.recipe for winner in winners],
             rewards=[winner.score for winner in winners],
-            trace=found.trace,
-            ledger=found.ledger,
+            trace=result.trace,
+            ledger=result.ledger,
             nsfw_content_detected=flagged,
         )

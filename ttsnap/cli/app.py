@@ -82,9 +82,9 @@ def generate(
     """
     from diffkit.micro_batch import read_micro_batch
 
-    wanted = _prompts(prompts, prompts_file)[:limit]
+    texts = _prompts(prompts, prompts_file)[:limit]
     config = {
-        "prompts": wanted, "model": model, "revision": revision, "dtype": dtype, "reward": reward,
+        "prompts": texts, "model": model, "revision": revision, "dtype": dtype, "reward": reward,
         "candidates": candidates, "budget": budget, "schedule": schedule, "steps": steps, "guidance": guidance,
         "negative": negative, "winners": winners, "seed": seed,
         "micro_batch": None if micro_batch is None else read_micro_batch(micro_batch),
@@ -97,11 +97,11 @@ def generate(
         raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
     pipe = _load(config, device)
     if dry_run:
-        say(f"Would search {len(wanted)} prompts with {model} and the reward {reward}; nothing was run.")
+        say(f"Would search {len(texts)} prompts with {model} and the reward {reward}; nothing was run.")
         return
     from ttsnap.cli.generate_run import generate as carry_out
 
-    items = carry_out(pipe, wanted, config, out)
+    items = carry_out(pipe, texts, config, out)
     if items is None:
         return
     _show(items, out, format)
@@ -111,10 +111,10 @@ def generate(
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
-    wanted = [*(given or []), *(line.strip() for line in lines if line.strip())]
-    if not wanted:
+    prompts = [*(given or []), *(line.strip() for line in lines if line.strip())]
+    if not prompts:
         raise InputError("There is no prompt; write one, or give a file with --prompts.")
-    return wanted
+    return prompts
 
 
 def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:

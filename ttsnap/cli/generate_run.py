@@ -16,7 +16,7 @@ from diffkit.errors import ScoringError
 from diffkit.rewards.base import describe
 from diffkit.runs.shared import open_shared
 from ttsnap.plots.search import contact_sheet, score_figure
-from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise
 from ttsnap.search.request import Request
 from ttsnap.search.strategies.rounds import Rounds
@@ -60,9 +60,9 @@ def generate(
         left = [index for index in range(len(prompts)) if _key(index) not in done]
         if left:
             _prepare(pipe, prompts[0], config)
-        for index, found in _searches(pipe, prompts, left, config):
+        for index, searched in _searches(pipe, prompts, left, config):
             if run is not None:
-                _keep(run, _key(index), found)
+                _keep(run, _key(index), searched)
         if run is None:
             return None
         items = [run.done[_key(index)] for index in range(len(prompts))]
@@ -81,8 +81,9 @@ def _key(index: int) -> str:
 def _prepare(pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any]) -> None:
     """Try the reward before the first search, so that no prompt pays for it, whoever searches it and when."""
     if pipe.reward is not None:
-        noise = Noise(seed=config["seed"])
-        pipe.prepare(Request([prompt], pipe.reward, PruningSchedule(), noise, config["steps"], config["guidance"]))
+        size = config.get("height"), config.get("width")
+        search = SearchConfig(config["steps"], config["guidance"], height=size[0], width=size[1])
+        pipe.prepare(Request([prompt], pipe.reward, Noise(seed=config["seed"]), search))
 
 
 def _searches(
@@ -108,7 +109,7 @@ def _search(pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, 
     """Search one prompt; one that cannot be scored has its reason in its item."""
     item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": []}
     try:
-        found = pipe(
+        result = pipe(
             prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
             negative_prompt=config["negative"], height=config.get("height"), width=config.get("width"),
             num_images_per_prompt=config["winners"], seed=config["seed"],
@@ -118,7 +119,7 @@ def _search(pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, 
         )  # fmt: skip
     except ScoringError as error:
         return _Searched({**item, "error": str(error)}, [], {})
-    out = cast("TTSnapPipelineOutput", found)  # return_dict
+    out = cast("TTSnapPipelineOutput", result)  # return_dict
     item["winners"] = [{"seed": seed, "reward": score} for seed, score in zip(out.seeds, out.rewards, strict=True)]
     item["candidates"] = len({index for look in out.trace for index in look.candidates})
     item["trace"] = [look.to_dict() for look in out.trace]
@@ -132,11 +133,11 @@ def _rounds(config: Mapping[str, Any]) -> Rounds | None:
     return Rounds(config["enough"], config["rounds"], config["schedule"]) if "enough" in config else None
 
 
-def _keep(run: Run, key: str, found: _Searched) -> None:
+def _keep(run: Run, key: str, searched: _Searched) -> None:
     """Save the pictures, then the line that names them."""
     winners = [
         {"image": run.save_image(f"{key}-{rank}", image), **winner}
-        for rank, (image, winner) in enumerate(zip(found.winners, found.item["winners"], strict=True))
+        for rank, (image, winner) in enumerate(zip(searched.winners, searched.item["winners"], strict=True))
     ]
-    figures = {name: run.save_image(f"{key}-{name}", image) for name, image in found.figures.items()}
-    run.write(key, {**found.item, "winners": winners, **figures})
+    figures = {name: run.save_image(f"{key}-{name}", image) for name, image in searched.figures.items()}
+    run.write(key, {**searched.item, "winners": winners, **figures})

@@ -18,8 +18,9 @@ import itertools
 from typing import Literal, NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.ledger import Prices
-from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for
+from diffkit.ledger import Cost, Prices
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import affordable_candidates, priced, schedule_cost
 
 __all__ = ["PUBLISHED_PRICES", "Accounting", "Allotment", "allot", "fractional_cost"]
 
@@ -68,17 +69,17 @@ def allot(
         InputError: the budget does not pay for one candidate, a price is unknown, or a look comes too late.
     """
     schedule.validate(calls)
-    limit = budget * (1 + SLACK)
+    limit, preview = budget * (1 + SLACK), prices.preview is not None
     if accounting == "exact" or not schedule.steps:
-        wanted = candidates_for(limit, lambda n: _total(n, schedule.survivors(n), schedule, calls, prices))
+        bought = affordable_candidates(limit, schedule, calls, prices, preview=preview)
     else:
-        wanted = int(limit / fractional_cost(schedule, calls, prices, free_call=accounting == "published"))
-        if wanted < 1:
+        bought = int(limit / fractional_cost(schedule, calls, prices, free_call=accounting == "published"))
+        if bought < 1:
             raise InputError(f"The budget {budget:g} is too small for one candidate.")
-    n = wanted if pool is None else min(wanted, pool)
-    kept = schedule.survivors(n) if accounting == "exact" else _published_survivors(schedule, n)
-    spent = _total(n, kept, schedule, calls, prices)
-    return Allotment(n, tuple(kept), spent, budget - spent, n < wanted)
+    n = bought if pool is None else min(bought, pool)
+    survivors = schedule.survivors(n) if accounting == "exact" else _published_survivors(schedule, n)
+    spent = schedule_cost(schedule, n, calls, prices, preview=preview, survivors=survivors)
+    return Allotment(n, tuple(survivors), spent, budget - spent, n < bought)
 
 
 def fractional_cost(schedule: PruningSchedule, calls: int, prices: Prices, *, free_call: bool = False) -> float:
@@ -88,11 +89,12 @@ def fractional_cost(schedule: PruningSchedule, calls: int, prices: Prices, *, fr
         free_call: charge a score at index s with s calls, as the authors' code does; without a look that is one call
             less than best-of-N really takes.
     """
-    call, *looks = _price(prices, len(schedule.steps))
+    call, last = priced(Cost(1, 0, 0), prices), priced(Cost(0, 1, 1), prices)
+    look = last if prices.preview is None else priced(Cost(0, 0, 1, 1), prices)
     reached = [0, *(step + (0 if free_call else 1) for step in schedule.steps), calls - (1 if free_call else 0)]
     shares = itertools.accumulate((1.0, *schedule.keep), lambda left, share: left * share)
-    spans = zip(shares, looks, itertools.pairwise(reached), strict=True)
-    return float(sum(share * ((stop - start) * call + look) for share, look, (start, stop) in spans))
+    spans = zip(shares, [*[look] * len(schedule.steps), last], itertools.pairwise(reached), strict=True)
+    return float(sum(share * ((stop - start) * call + judged) for share, judged, (start, stop) in spans))
 
 
 def _published_survivors(schedule: PruningSchedule, n: int) -> list[int]:
@@ -102,20 +104,3 @@ def _published_survivors(schedule: PruningSchedule, n: int) -> list[int]:
         n = max(1, round(n * share))
         kept.append(n)
     return kept
-
-
-def _price(prices: Prices, looks: int) -> list[float]:
-    """A call, each look with its decoding (by the preview decoder where that has a price), and the last score."""
-    if prices.call is None or prices.decode is None or prices.verify is None:
-        raise InputError("A budget needs the prices of a call, a decoding and a verification; one is not known.")
-    estimate = prices.decode if prices.preview is None else prices.preview
-    return [prices.call, *[estimate + prices.verify] * looks, prices.decode + prices.verify]
-
-
-def _total(n: int, kept: list[int], schedule: PruningSchedule, calls: int, prices: Prices) -> float:
-    call, *looks = _price(prices, len(schedule.steps))
-    bounds = [0, *(step + 1 for step in schedule.steps), calls]
-    sizes = [n, *kept]
-    spans = zip(sizes, itertools.pairwise(bounds), strict=True)
-    done = sum(size * (stop - start) for size, (start, stop) in spans)
-    return done * call + sum(size * look for size, look in zip(sizes, looks, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from diffkit.errors import InputError
 from diffkit.ledger import Cost
 
-__all__ = ["PruningSchedule", "Stage", "candidates_for"]
+__all__ = ["PruningSchedule", "Stage"]
 
 
 class Stage(NamedTuple):
@@ -121,40 +121,27 @@ class PruningSchedule:
             left.append(n)
         return left
 
-    def stages(self, n: int, calls: int) -> list[Stage]:
-        """The stretches between looks for ``n`` candidates; the last one ends with the denoising."""
+    def stages(self, n: int, calls: int, survivors: Sequence[int] | None = None) -> list[Stage]:
+        """The stretches between looks for ``n`` candidates; the last one ends with the denoising.
+
+        Args:
+            survivors: how many are left after each look instead of :meth:`survivors`.
+        """
         bounds = [0, *(step + 1 for step in self.steps), calls]
-        sizes = [n, *self.survivors(n)]
+        sizes = [n, *(self.survivors(n) if survivors is None else survivors)]
         return [Stage(start, stop, size) for start, stop, size in zip(bounds, bounds[1:], sizes, strict=False)]
 
-    def cost(self, n: int, calls: int, *, preview: bool = False) -> Cost:
-        """Exact work of a search over ``n`` candidates when every score is finite: each stage's candidates are
-        denoised through its steps, then decoded and scored once; with ``preview``, estimates by a preview decoder."""
-        stages = self.stages(n, calls)
+    def cost(self, n: int, calls: int, *, preview: bool = False, survivors: Sequence[int] | None = None) -> Cost:
+        """Exact work of a search over ``n`` candidates when every score is finite.
+
+        Each stage's candidates are denoised through its steps, then decoded and scored once.
+
+        Args:
+            preview: estimates are decoded by a preview decoder.
+            survivors: how many are left after each look instead of :meth:`survivors`.
+        """
+        stages = self.stages(n, calls, survivors)
         scored = sum(stage.candidates for stage in stages)
         previewed = scored - stages[-1].candidates if preview else 0
         done = sum((stage.stop - stage.start) * stage.candidates for stage in stages)
         return Cost(done, scored - previewed, scored, previewed)
-
-
-def candidates_for(limit: float, cost: Callable[[int], float]) -> int:
-    """The largest number of candidates whose cost stays within ``limit``.
-
-    Args:
-        cost: number of candidates -> exact cost in the unit of ``limit``, rising.
-
-    Raises:
-        InputError: not even one candidate fits.
-    """
-    if cost(1) > limit:
-        raise InputError(
-            f"The budget is too small for one candidate: one costs {cost(1):.4g}, the budget leaves {limit:.4g}."
-        )
-    high = 2
-    while cost(high) <= limit:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= limit else (low, middle)
-    return low

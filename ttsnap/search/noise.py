@@ -55,7 +55,7 @@ class Noise:
         if self.generator is None or isinstance(self.generator, torch.Generator):
             return None
         listed = list(self.generator)
-        if not listed or len(listed) % prompts or any(not isinstance(one, torch.Generator) for one in listed):
+        if not listed or len(listed) % prompts or any(not isinstance(item, torch.Generator) for item in listed):
             raise InputError(f"generator must be a torch.Generator or a list with one for each candidate of {prompts}.")
         return len(listed) // prompts
 
@@ -72,8 +72,8 @@ class Noise:
         """``n`` fresh candidates for each prompt, prompt by prompt."""
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             return [
-                Candidate(index % n, index // n, one.clone_state(), _seed_of(one))
-                for index, one in enumerate(self.generator)
+                Candidate(index % n, index // n, generator.clone_state(), _seed_of(generator))
+                for index, generator in enumerate(self.generator)
             ]
         seeds = self._seeds(prompts, n)
         return [

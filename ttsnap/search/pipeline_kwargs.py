@@ -62,11 +62,11 @@ def sort_keywords(family: Family, given: Mapping[str, object]) -> Keywords:
     Raises:
         InputError: the family's pipeline knows no such keyword, or a search cannot carry it.
     """
-    known = keywords_of(stock_class(family))
+    accepted = keywords_of(stock_class(family))
     sorted_ = Keywords({}, {})
     for name, value in given.items():
-        if name not in known and name not in family.encoding:
-            raise InputError(f"{family.pipeline} takes no {name}; its own keywords are: {', '.join(known)}.")
+        if name not in accepted and name not in family.encoding:
+            raise InputError(f"{family.pipeline} takes no {name}; its own keywords are: {', '.join(accepted)}.")
         if value is None:
             continue
         reason = REFUSED.get(name) or next((why for part, why in REFUSED_PARTS.items() if part in name), None)

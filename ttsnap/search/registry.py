@@ -1,7 +1,6 @@
-"""Who goes on, by pure functions from scores to survivors; and the search strategies by name.
+"""The search strategies by name.
 
-NaN never survives; ties go to the lower index. Outsiders add a strategy by the entry-point group ``diffkit.searches``:
-a function from a :class:`ttsnap.schedules.pruning_schedule.PruningSchedule`, or None, to a
+Other packages add a strategy by the entry-point group ``diffkit.searches``: a function from a :class:`ttsnap.schedules.pruning_schedule.PruningSchedule`, or None, to a
 :class:`ttsnap.search.strategies.base.Strategy`.
 """
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["ranking", "top_k"]
 
 
 def ranking(scores: Sequence[float], *, higher_is_better: bool = True) -> list[int]:
@@ -20,9 +18,3 @@ def ranking(scores: Sequence[float], *, higher_is_better: bool = True) -> list[i
 def top_k(scores: Sequence[float], k: int, *, higher_is_better: bool = True) -> list[int]:
     """Positions, rising, of the ``k`` best scores; fewer when fewer are finite (fixed fractions of TTSnap)."""
     return sorted(ranking(scores, higher_is_better=higher_is_better)[:k])
-
-
-def best_of_n(scores: Sequence[float], *, higher_is_better: bool = True) -> int | None:
-    """Position of the best score, None when none is finite."""
-    ranked = ranking(scores, higher_is_better=higher_is_better)
-    return ranked[0] if ranked else None

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from diffkit.conditioning import Conditioning
 from diffkit.errors import ScoringError
-from diffkit.families import Autoencoder, Pipeline, Size, family_of
+from diffkit.families import Pipeline, Size, family_of
 from diffkit.latents import decode_latents
-from diffkit.ledger import NOTHING, Cost, Ledger
+from diffkit.ledger import NOTHING, Cost, Ledger, Prices
 from diffkit.micro_batch import MicroBatch
 from diffkit.parallel import everyone, interleave, processes, shard
 from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.selection import ranking
 from ttsnap.search.trace import Look, StageTrace, Winner
@@ -32,17 +33,16 @@ class Engine:
 
     Attributes:
         call: runs the stock pipeline.
+        config: what the search computes.
         noise: where candidates come from.
-        advance: told the number of denoiser calls done for candidates, after each step.
-        winners: how many images to keep for each prompt.
-        previews: whether the trace keeps the decoded estimates.
-        preview_vae: decodes estimates; the pipeline's own VAE when None. Finished images are always its own.
+        num_candidates: how many candidates each prompt starts with, where the user has fixed it; None where a budget
+            decides.
+        pace: seconds of a unit of work, for a budget in seconds; None for one in FLOP.
+        advance: called with the number of denoiser calls done for candidates, after each step.
+        expect: called with the number of denoiser calls that the search will do, where a strategy knows it.
         trace: every look so far.
         spent: what each prompt has cost so far.
         notes: what else a strategy reports, ready for JSON.
-        share: whether the processes of a launch search together: each runs every n-th of the candidates of every
-            segment and look, dealt anew after each cut, and all know all results.
-        adaptive: whether micro-batches are halved when memory runs out.
     """
 
     pipe: Pipeline
@@ -53,22 +53,36 @@ class Engine:
     plan: Plan
     ledger: Ledger
     call: Callable[..., Any]
+    config: SearchConfig
     noise: Noise = field(default_factory=Noise)
+    num_candidates: int | None = None
+    pace: Prices | None = None
     advance: Callable[[int], object] = int
-    winners: int = 1
-    previews: bool = False
-    preview_vae: Autoencoder | None = None
+    expect: Callable[[int], object] = int
     trace: list[StageTrace] = field(default_factory=list)
     spent: dict[int, Cost] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
-    share: bool = False
-    adaptive: bool = False
 
     def __post_init__(self) -> None:
         """Micro-batches of their own for denoising and for looks, which need different amounts of memory."""
-        size = self.denoising.micro_batch
-        self.batches = MicroBatch(size, adaptive=self.adaptive, what="candidates to denoise")
-        self.looks = MicroBatch(size, adaptive=self.adaptive, what="images to decode and score")
+        size, adaptive = self.denoising.micro_batch, self.config.micro_batch == "auto"
+        self.batches = MicroBatch(size, adaptive=adaptive, what="candidates to denoise")
+        self.looks = MicroBatch(size, adaptive=adaptive, what="images to decode and score")
+
+    @property
+    def winners(self) -> int:
+        """How many images to keep for each prompt."""
+        return self.config.winners
+
+    @property
+    def cheap_looks(self) -> bool:
+        """Whether estimates are decoded by a preview decoder."""
+        return self.config.preview_vae is not None
+
+    @property
+    def prices(self) -> Prices:
+        """What a unit of work costs, in the unit of the search's limit."""
+        return self.ledger.flops if self.pace is None else self.pace
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -95,19 +109,19 @@ class Engine:
                 self._dealt(alive), lambda batch, size: self._segment(batch, size, (start, stop), counts)
             ):
                 mine += part
-            shares = everyone((mine, counts)) if self.share else [(mine, counts)]
+            shares = everyone((mine, counts)) if self.config.share else [(mine, counts)]
         done = interleave([share for share, _ in shares])
         calls, padding = (sum(each[kind] for _, each in shares) for kind in (0, 1))
         self.ledger.calls += calls
         self.ledger.padding_calls += padding
         self.advance(calls - counts[0])
-        for one in done:
-            self._charge(one.prompt, Cost(stop - start, 0, 0))
+        for candidate in done:
+            self._charge(candidate.prompt, Cost(stop - start, 0, 0))
         return done
 
     def _dealt(self, alive: Sequence[Candidate]) -> list[Candidate]:
         """This process's part of the candidates."""
-        return shard(alive) if self.share else list(alive)
+        return shard(alive) if self.config.share else list(alive)
 
     def _segment(
         self, batch: Sequence[Candidate], size: int, steps: tuple[int, int], counts: list[int]
@@ -138,7 +152,7 @@ class Engine:
     def estimate(self, alive: Sequence[Candidate]) -> Look:
         """Look at the x0 estimates of candidates in mid-denoising, all after the same step."""
         level = log_snr(self.plan.sigmas[alive[0].step - 1])
-        return self._look([replace(one, latents=one.x0) for one in alive], keep=0, log_snr=level)
+        return self._look([replace(candidate, latents=candidate.x0) for candidate in alive], keep=0, log_snr=level)
 
     def judge(self, alive: Sequence[Candidate]) -> Look:
         """Score finished candidates; the images of each prompt's best stay in memory."""
@@ -152,7 +166,7 @@ class Engine:
         """
         look = self.judge(alive)
         winners = []
-        for prompt in sorted({one.prompt for one in alive}):
+        for prompt in sorted({candidate.prompt for candidate in alive}):
             rows = self.rows(alive, prompt)
             best = [rows[position] for position in self.rank([look.scores[row] for row in rows])[: self.winners]]
             self.record(prompt, alive, look, [alive[row] for row in best], needed=self.winners)
@@ -162,7 +176,7 @@ class Engine:
     @staticmethod
     def rows(alive: Sequence[Candidate], prompt: int) -> list[int]:
         """Where the candidates of a prompt stand."""
-        return [row for row, one in enumerate(alive) if one.prompt == prompt]
+        return [row for row, candidate in enumerate(alive) if candidate.prompt == prompt]
 
     def record(
         self, prompt: int, alive: Sequence[Candidate], look: Look, survivors: Sequence[Candidate], *, needed: int = 1
@@ -189,9 +203,9 @@ class Engine:
                 candidates=[alive[row].index for row in rows],
                 seeds=[alive[row].seed for row in rows],
                 scores=[None if look.reasons[row] else look.scores[row] for row in rows],
-                survivors=[one.index for one in survivors],
+                survivors=[candidate.index for candidate in survivors],
                 reasons=reasons,
-                previews=[look.previews[row] for row in rows] if self.previews else [],
+                previews=[look.previews[row] for row in rows] if self.config.previews else [],
             )
         )
 
@@ -200,14 +214,14 @@ class Engine:
 
     def decode(self, latents: Tensor, *, final: bool) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of latents; estimates by the preview decoder where there is one."""
-        return decode_latents(self.pipe, latents, None if final else self.preview_vae, self.denoising.size)
+        return decode_latents(self.pipe, latents, None if final else self.config.preview_vae, self.denoising.size)
 
     def _look(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
         """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""
         look = self._look_at(self._dealt(alive), keep=keep, log_snr=log_snr)
-        cheap = log_snr is not None and self.preview_vae is not None
+        cheap = log_snr is not None and self.cheap_looks
         self._count_look(alive, cheap)
-        if not self.share or processes() == 1:
+        if not self.config.share or processes() == 1:
             return look
         look = Look.joined(everyone(look))
         self._forget(look, alive, keep)
@@ -218,20 +232,20 @@ class Engine:
         """Decode and score in micro-batches, in this process."""
         look = Look([], [], {}, [])
 
-        def seen(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None]]:
-            with self.ledger.clock("preview" if log_snr is not None and self.preview_vae is not None else "decoder"):
-                latents = torch.cat([one.latents for one in batch if one.latents is not None])
+        def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None]]:
+            with self.ledger.clock("preview" if log_snr is not None and self.cheap_looks else "decoder"):
+                latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
                 images = self.decode(latents, final=log_snr is None)
             with self.ledger.clock("verifier"):
-                prompts = [self.prompts[one.prompt] for one in batch]
+                prompts = [self.prompts[candidate.prompt] for candidate in batch]
                 scores, reasons = score_checked(self.reward, images, prompts, log_snr)
             return images, scores.tolist(), reasons
 
-        for _, (images, scores, reasons) in self.looks.each(alive, seen):
+        for _, (images, scores, reasons) in self.looks.each(alive, judged):
             first = len(look.scores)
             look.scores.extend(scores)
             look.reasons.extend(reasons)
-            if self.previews:
+            if self.config.previews:
                 shown = self.pipe.image_processor.pt_to_numpy(images)
                 look.previews.extend(self.pipe.image_processor.numpy_to_pil(shown))
             if keep:
@@ -240,11 +254,11 @@ class Engine:
         return look
 
     def _count_look(self, alive: Sequence[Candidate], cheap: bool) -> None:
-        one = Cost(0, 0, 1, 1) if cheap else Cost(0, 1, 1)
+        cost = Cost(0, 0, 1, 1) if cheap else Cost(0, 1, 1)
         for candidate in alive:
-            self._charge(candidate.prompt, one)
-        self.ledger.decoded += len(alive) * one.decoded
-        self.ledger.previewed += len(alive) * one.previewed
+            self._charge(candidate.prompt, cost)
+        self.ledger.decoded += len(alive) * cost.decoded
+        self.ledger.previewed += len(alive) * cost.previewed
         self.ledger.verified += len(alive)
 
     def _forget(self, look: Look, alive: Sequence[Candidate], keep: int) -> None:

@@ -72,11 +72,13 @@ class Look(NamedTuple):
     def joined(cls, looks: Sequence[Look]) -> Look:
         """One look from those of the processes, to which the candidates were dealt."""
         images = {
-            row * len(looks) + process: image for process, one in enumerate(looks) for row, image in one.images.items()
+            row * len(looks) + process: image
+            for process, look in enumerate(looks)
+            for row, image in look.images.items()
         }
         return cls(
-            interleave([one.scores for one in looks]),
-            interleave([one.reasons for one in looks]),
+            interleave([look.scores for look in looks]),
+            interleave([look.reasons for look in looks]),
             images,
-            interleave([one.previews for one in looks]),
+            interleave([look.previews for look in looks]),
         )

@@ -32,8 +32,8 @@ from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.runs.shared import open_shared
 from diffkit.segments import plan
-from ttsnap.search.budget import probe_reward
 from ttsnap.search.preview_decoder import load_preview_vae
+from ttsnap.search.prices import probe_reward
 from ttsnap.trajectories.dataset import KIND, Trajectories, shard_name
 from ttsnap.trajectories.recorder import CollectSettings, Recorded, Recorder, guided, image_size
 from ttsnap.trajectories.summary import summarise_trajectories

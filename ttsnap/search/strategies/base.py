@@ -1,4 +1,4 @@
-"""What a search strategy is, and how it plans: whole numbers of candidates whose exact cost stays inside a limit."""
+"""What a search strategy is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ __all__ = ["Plain", "Strategy"]
 
 
 class Strategy(Protocol):
-    """A way to spend a budget on finding good images.
+    """A way to find good images with a fixed number of candidates or within a limit.
+
+    How many candidates a limit buys is the business of :func:`ttsnap.search.budget.affordable`, which also returns the
+    user's number where it is fixed.
 
     Attributes:
         name: how records call it.
@@ -39,7 +42,8 @@ class Strategy(Protocol):
         Looks are recorded in ``engine.trace``, the cost in ``engine.ledger`` and, for each prompt, ``engine.spent``.
 
         Args:
-            limit: what each prompt may cost, in FLOP at ``engine.ledger.flops``; never overrun.
+            limit: what each prompt may cost, in the unit of ``engine.prices`` (FLOP for a search by name); never
+                overrun. Infinite where ``engine.num_candidates`` fixes the number of candidates.
 
         Raises:
             InputError: the limit does not pay for one candidate.

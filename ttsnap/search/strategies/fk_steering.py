@@ -22,7 +22,7 @@ from diffkit.errors import InputError
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import affordable_count
+from ttsnap.search.budget import affordable
 from ttsnap.search.noise import Recipe
 from ttsnap.search.session import Engine, Look, Winner
 from ttsnap.search.strategies.base import Strategy
@@ -72,21 +72,21 @@ class Particles:
     potential: Potential = "difference"
     weights: Tensor = field(init=False)
     product: Tensor = field(init=False)
-    _known: Tensor = field(init=False)
+    _rewards: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.weights = torch.zeros(self.n, dtype=torch.float64)
         self.product = torch.zeros(self.n, dtype=torch.float64)
         start = 0.0 if self.potential == "difference" else -torch.inf
-        self._known = torch.full((self.n,), start, dtype=torch.float64)
+        self._rewards = torch.full((self.n,), start, dtype=torch.float64)
 
     def weigh(self, rewards: Sequence[float]) -> None:
         """Multiply the weights by the potentials of these rewards (higher is better); NaN is weight 0."""
         scaled = self.strength * torch.tensor(rewards, dtype=torch.float64)
         if self.potential == "difference":
-            step, self._known = scaled - self._known, scaled
+            step, self._rewards = scaled - self._rewards, scaled
         else:
-            step = self._known = torch.maximum(scaled, self._known)
+            step = self._rewards = torch.maximum(scaled, self._rewards)
         self._multiply(step)
 
     def close(self, rewards: Sequence[float]) -> None:
@@ -101,7 +101,7 @@ class Particles:
     def resample(self, uniform: float) -> list[int]:
         """Parents of the new particles; weights become equal, products and rewards go along."""
         parents = systematic(self.weights, uniform)
-        self.product, self._known = self.product[parents], self._known[parents]
+        self.product, self._rewards = self.product[parents], self._rewards[parents]
         self.weights = torch.zeros(self.n, dtype=torch.float64)
         return parents
 
@@ -146,7 +146,7 @@ class FKSteering:
             )
 
     def schedule(self, calls: int) -> PruningSchedule:
-        """Everyone is looked at and nobody is dropped."""
+        """Looks at all particles; none is dropped."""
         steps = sorted({round(calls * part / (self.looks + 1)) - 1 for part in range(1, self.looks + 1)})
         steps = [step for step in steps if 0 <= step < calls - 1]
         return PruningSchedule(tuple(steps), (1.0,) * len(steps))
@@ -155,7 +155,7 @@ class FKSteering:
         """Steer as many particles as ``limit`` pays for; the winners are the best finished images."""
         self.check(engine)
         schedule = self.schedule(engine.plan.calls)
-        n = affordable_count(engine, limit, schedule, at_least=engine.winners)
+        n = affordable(engine, limit, schedule, at_least=engine.winners)
         alive = engine.noise.candidates(len(engine.prompts), n)
         flock = Flock(self, engine, alive, n)
         stages = schedule.stages(n, engine.plan.calls)
@@ -164,7 +164,7 @@ class FKSteering:
             alive = flock.steer(alive, engine.estimate(alive))
         winners = engine.finish(engine.denoise(alive, stages[-1].start, stages[-1].stop))
         engine.notes["steering"] = flock.notes
-        return [[one._replace(recipe=flock.recipe(one.candidate)) for one in best] for best in winners]
+        return [[winner._replace(recipe=flock.recipe(winner.candidate)) for winner in best] for best in winners]
 
 
 class Flock:
@@ -172,18 +172,20 @@ class Flock:
 
     def __init__(self, steering: FKSteering, engine: Engine, alive: Sequence[Candidate], n: int) -> None:
         self.steering, self.engine, self.n = steering, engine, n
-        seeds = [one.seed for one in alive if one.seed is not None]
+        seeds = [candidate.seed for candidate in alive if candidate.seed is not None]
         if len(seeds) < len(alive):
             raise InputError(f"{steering.name} must be able to name the seeds of its noise; give seed= for the run.")
-        self.slots = {(one.prompt, one.index): seed for one, seed in zip(alive, seeds, strict=True)}
+        self.slots = {
+            (candidate.prompt, candidate.index): seed for candidate, seed in zip(alive, seeds, strict=True)
+        }
         self.recipes = {slot: Recipe((seed,)) for slot, seed in self.slots.items()}
         self.particles = [Particles(n, steering.strength, steering.potential) for _ in engine.prompts]
         self.notes: list[dict[str, object]] = []
 
-    def recipe(self, one: Candidate) -> Recipe | None:
+    def recipe(self, particle: Candidate) -> Recipe | None:
         """How a particle's noise came about; None when its seed alone says it."""
-        found = self.recipes[one.prompt, one.index]
-        return found if found.reseeded else None
+        recipe = self.recipes[particle.prompt, particle.index]
+        return recipe if recipe.reseeded else None
 
     def steer(self, alive: Sequence[Candidate], look: Look) -> list[Candidate]:
         """Weigh the particles of each prompt and resample them where the weights have become too uneven."""

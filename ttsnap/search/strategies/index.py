@@ -17,7 +17,7 @@ from diffkit.segments import Candidate
 from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.index_rule import IndexRule, IndexState
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import priced
+from ttsnap.search.budget import finished_cost, priced
 from ttsnap.search.session import Engine, Winner
 
 __all__ = ["IndexSearch"]
@@ -65,7 +65,7 @@ class IndexSearch:
         rule = self._rule(engine, limit)
         count, room = len(engine.prompts), rule.capacity()
         fresh = engine.noise.candidates(count, room)
-        pool = {(one.prompt, one.index): one for one in fresh}
+        pool = {(candidate.prompt, candidate.index): candidate for candidate in fresh}
         state, best = rule.begin(count), dict[int, Winner]()
         while True:
             chosen = rule.next(state)
@@ -90,10 +90,10 @@ class IndexSearch:
         """
         model, prices, calls = self.book.model, engine.ledger.flops, engine.plan.calls
         bounds = _bounds(rule_steps=model.steps, calls=calls)
-        one = priced(PruningSchedule().cost(1, calls), prices)
-        look = PruningSchedule((0,), (1.0,)).cost(1, calls, preview=engine.preview_vae is not None)
-        peek = priced(look, prices) - one  # one more look
-        ends = [peek] * len(model.steps) + [one - calls * (prices.call or 0.0)]
+        finished = finished_cost(engine)
+        look = PruningSchedule((0,), (1.0,)).cost(1, calls, preview=engine.cheap_looks)
+        peek = priced(look, prices) - finished  # one more look
+        ends = [peek] * len(model.steps) + [finished - calls * (prices.call or 0.0)]
         costs = [(stop - start) * (prices.call or 0.0) + end
                  for start, stop, end in zip(bounds, bounds[1:], ends, strict=False)]  # fmt: skip
         if sum(costs) > limit * (1 if self.hard else self.book.cap):
@@ -101,8 +101,8 @@ class IndexSearch:
                 f"The budget is too small for one candidate with its looks: it costs {sum(costs):.4g} FLOP, the budget "
                 f"leaves {limit:.4g}."
             )
-        known = self.book.at(limit / one, hard=self.hard)
-        return IndexRule(model, np.array(costs) / one, known.price, known.limit, known.caution, spend_all=self.hard)
+        rule = self.book.at(limit / finished, hard=self.hard)
+        return IndexRule(model, np.array(costs) / finished, rule.price, rule.limit, rule.caution, spend_all=self.hard)
 
 
 def _bounds(*, rule_steps: tuple[int, ...], calls: int) -> list[int]:
@@ -127,13 +127,13 @@ def _advance(
     look = engine.judge(alive) if last else engine.estimate(alive)
     scores = np.array(look.scores, dtype=np.float64)
     up = 1.0 if engine.reward.higher_is_better else -1.0
-    for row, (key, one) in enumerate(zip(keys, alive, strict=True)):
-        scored = bool(np.isfinite(scores[row]))
-        engine.record(one.prompt, alive, look, [one] if scored else [], needed=0)
+    for row, (key, candidate) in enumerate(zip(keys, alive, strict=True)):
+        prompt, scored = candidate.prompt, bool(np.isfinite(scores[row]))
+        engine.record(prompt, alive, look, [candidate] if scored else [], needed=0)
         if not scored:
             continue
         if not last:
-            pool[key] = one
-        elif one.prompt not in best or up * scores[row] > up * best[one.prompt].score:
-            best[one.prompt] = Winner(one, look.images[row], look.scores[row])
+            pool[key] = candidate
+        elif prompt not in best or up * scores[row] > up * best[prompt].score:
+            best[prompt] = Winner(candidate, look.images[row], look.scores[row])
     rule.observe(state, prompts, chosen, up * scores)

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import affordable_count
+from ttsnap.search.budget import affordable
 from ttsnap.search.noise import Recipe, mix
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.base import Strategy
@@ -69,7 +69,7 @@ class Neighbours:
     def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
         """Try as many candidates as best-of-N would."""
         prompts = len(engine.prompts)
-        n = affordable_count(engine, limit, PruningSchedule(), at_least=engine.winners)
+        n = affordable(engine, limit, PruningSchedule(), at_least=engine.winners)
         fresh = engine.noise.candidates(prompts, n)
         pivots: list[_Pivot | None] = [None] * prompts
         winners: list[list[Winner]] = [[] for _ in range(prompts)]
@@ -79,20 +79,20 @@ class Neighbours:
                 for prompt in range(prompts)
                 for index in part
             ]
-            done = engine.denoise([one for one, _ in started], 0, engine.plan.calls)
+            done = engine.denoise([candidate for candidate, _ in started], 0, engine.plan.calls)
             look = engine.judge(done)
             for prompt in range(prompts):
                 rows = engine.rows(done, prompt)
                 ranked = [rows[position] for position in engine.rank([look.scores[row] for row in rows])]
-                found = [
+                finalists = [
                     Winner(done[row], look.images[row], look.scores[row], started[row][1])
                     for row in ranked[: engine.winners]
                 ]
-                engine.record(prompt, done, look, [one.candidate for one in found], needed=0 if number else 1)
-                winners[prompt] = _best(engine, [*winners[prompt], *found])
+                engine.record(prompt, done, look, [winner.candidate for winner in finalists], needed=0 if number else 1)
+                winners[prompt] = _best(engine, [*winners[prompt], *finalists])
                 if ranked and (self.moving or not number):
                     noise = started[ranked[0]][0].latents
-                    pivots[prompt] = _better(engine, pivots[prompt], noise, found[0])
+                    pivots[prompt] = _better(engine, pivots[prompt], noise, finalists[0])
         return winners
 
     def _start(self, engine: Engine, fresh: Candidate, pivot: _Pivot | None) -> tuple[Candidate, Recipe]:
@@ -107,17 +107,17 @@ class Neighbours:
         return replace(fresh, generator=generator, latents=noise), recipe
 
 
-def _best(engine: Engine, found: Sequence[Winner]) -> list[Winner]:
-    return [found[position] for position in engine.rank([one.score for one in found])[: engine.winners]]
+def _best(engine: Engine, finished: Sequence[Winner]) -> list[Winner]:
+    return [finished[position] for position in engine.rank([image.score for image in finished])[: engine.winners]]
 
 
-def _better(engine: Engine, pivot: _Pivot | None, noise: Tensor | None, found: Winner) -> _Pivot | None:
+def _better(engine: Engine, pivot: _Pivot | None, noise: Tensor | None, challenger: Winner) -> _Pivot | None:
     """The better of the pivot and the round's best; the pivot where they are equal."""
-    if noise is None or found.recipe is None:
+    if noise is None or challenger.recipe is None:
         return pivot
-    if pivot is not None and engine.rank([pivot.score, found.score])[0] == 0:
+    if pivot is not None and engine.rank([pivot.score, challenger.score])[0] == 0:
         return pivot
-    return _Pivot(noise, found.recipe, found.score)
+    return _Pivot(noise, challenger.recipe, challenger.score)
 
 
 def random_neighbours(schedule: PruningSchedule | None = None) -> Strategy:

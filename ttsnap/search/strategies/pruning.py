@@ -1,19 +1,20 @@
 """Pruning at fixed steps to fixed fractions: TTSnap with a reward that knows noise, TTSp with one that does not.
 
 TTSnap (arXiv 2511.22242): all candidates are denoised to the first look, the estimates x0 are scored, the best go on.
-Best-of-N is the same without looks.
+Best-of-N is the same without looks. It is also what a call without a named search does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from diffkit.errors import InputError
 from diffkit.rewards.base import EstimateReward
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import affordable_count, resolved
+from ttsnap.search.budget import affordable, planned_cost, resolved
 from ttsnap.search.selection import top_k
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.base import Plain, Strategy
@@ -29,7 +30,7 @@ def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candid
     Raises:
         ScoringError: too few candidates of a prompt could be scored.
     """
-    prompts = sorted({one.prompt for one in candidates})
+    prompts = sorted({candidate.prompt for candidate in candidates})
     n = len(candidates) // len(prompts)
     stages = schedule.stages(n, engine.plan.calls)
     alive = list(candidates)
@@ -53,13 +54,13 @@ class Pruning:
     """Prune by a schedule.
 
     Attributes:
-        estimates: whether estimates are judged by the reward that knows noise (``noise-aware``, which such a reward
-            must be), or as if they were finished images (``plain``).
+        estimates: how estimates are scored. ``noise-aware``: by a reward that knows noise levels, others are refused;
+            ``plain``: as if they were finished images; ``either``: with their noise level where the reward knows it.
     """
 
     name: str
     schedule: PruningSchedule
-    estimates: str = "noise-aware"
+    estimates: Literal["noise-aware", "plain", "either"] = "noise-aware"
 
     def check(self, engine: Engine) -> None:
         """Refuse a schedule that does not fit, or a reward that does not know noise levels.
@@ -75,13 +76,16 @@ class Pruning:
             )
 
     def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
-        """Prune as many candidates as ``limit`` pays for."""
+        """Prune the user's number of candidates, or as many as ``limit`` pays for."""
         if self.estimates == "plain":
             engine = replace(engine, reward=Plain(engine.reward))
         schedule = resolved(engine, limit, self.schedule)
         engine.notes["schedule"] = str(schedule)
-        n = affordable_count(engine, limit, schedule, at_least=engine.winners)
-        return prune(engine, schedule, engine.noise.candidates(len(engine.prompts), n))
+        n, prompts = affordable(engine, limit, schedule, at_least=engine.winners), len(engine.prompts)
+        engine.expect(schedule.cost(n, engine.plan.calls).calls * prompts)
+        if engine.ledger.budget is not None:
+            engine.ledger.budget["planned"] = planned_cost(engine, schedule, n) * prompts
+        return prune(engine, schedule, engine.noise.candidates(prompts, n))
 
 
 def best_of_n(schedule: PruningSchedule | None = None) -> Strategy:

@@ -14,7 +14,7 @@ from pathlib import Path
 from diffkit.errors import InputError, ScoringError
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import affordable_count, resolved
+from ttsnap.search.budget import affordable, resolved
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.pruning import prune, ttsnap
 
@@ -45,7 +45,7 @@ class Rounds:
     name: str = "rounds"
 
     def __post_init__(self) -> None:
-        """Refuse what stops never or at once."""
+        """Check the arguments."""
         if not math.isfinite(self.enough):
             raise InputError(f"enough is a reward at which to stop, got {self.enough}.")
         load_schedule(self.schedule)
@@ -69,13 +69,15 @@ class Rounds:
         share = limit / self.rounds
         schedule = resolved(engine, share, load_schedule(self.schedule))
         engine.notes["schedule"] = str(schedule)
-        n = affordable_count(engine, share, schedule, at_least=engine.winners)
+        n = affordable(engine, share, schedule, at_least=engine.winners)
         fresh = engine.noise.candidates(len(engine.prompts), n * self.rounds)
         winners: list[list[Winner]] = [[] for _ in engine.prompts]
         taken = [0] * len(winners)
         for turn in range(self.rounds):
             batch = [
-                one for one in fresh if one.index // n == turn and not self._satisfied(engine, winners[one.prompt])
+                candidate
+                for candidate in fresh
+                if candidate.index // n == turn and not self._satisfied(engine, winners[candidate.prompt])
             ]
             if not batch:
                 break
@@ -84,11 +86,11 @@ class Rounds:
             except ScoringError:
                 if not all(winners):
                     raise
-                break  # what the earlier rounds found stands
-            for found in round_of_winners:
-                prompt = found[0].candidate.prompt
+                break  # the winners of the earlier rounds stay
+            for latest in round_of_winners:
+                prompt = latest[0].candidate.prompt
                 taken[prompt] += 1
-                both = winners[prompt] + found
+                both = winners[prompt] + latest
                 best = engine.rank([winner.score for winner in both])[: engine.winners]
                 winners[prompt] = [both[position] for position in best]
         engine.notes["rounds"] = taken

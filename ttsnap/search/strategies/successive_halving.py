@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from diffkit.errors import InputError
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import affordable_count
+from ttsnap.search.budget import affordable
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.base import Strategy
 from ttsnap.search.strategies.pruning import prune
@@ -46,7 +46,7 @@ class Halving:
         for looks in range(int(math.log2(engine.plan.calls)) + 1):
             schedule = halving_schedule(looks, engine.plan.calls)
             try:
-                n = affordable_count(engine, limit, schedule, at_least=engine.winners)
+                n = affordable(engine, limit, schedule, at_least=engine.winners)
             except InputError:
                 if best is None:
                     raise

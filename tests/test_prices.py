@@ -1,0 +1,176 @@
+"""A pipeline that was used before counts the same prices as a fresh one, whatever has changed since the last call."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from test_preview_vae import small_vae
+from tiny import tiny_pipeline
+from tiny_families import FAMILY_ROWS, family_pipeline
+from torch import nn
+
+from diffkit.flops import count_flops
+from diffkit.ledger import Prices
+from ttsnap import TTSnapPipeline
+
+STEPS = 2
+SMALL, LARGE = {"height": 64, "width": 64}, {"height": 128, "width": 128}
+
+
+class Judge:
+    """A reward that does not state its FLOP: a convolution over the whole image."""
+
+    name, higher_is_better, range, flops_per_image = "judge", True, (-10.0, 10.0), None
+
+    def __init__(self, channels: int = 4) -> None:
+        self.layer = nn.Conv2d(3, channels, 3)
+
+    def score(self, images, prompts):
+        return self.layer(images).mean((1, 2, 3))
+
+
+def searcher(stock: Any = None, **options: Any) -> TTSnapPipeline:
+    return TTSnapPipeline.from_pipe(tiny_pipeline() if stock is None else stock, **{"reward": Judge(), **options})
+
+
+def prices(pipe: TTSnapPipeline, prompt: Any = "a dog", **options: Any) -> Prices:
+    """What a call writes into its ledger."""
+    return pipe(prompt, **{"num_inference_steps": STEPS, "num_candidates": 1, "seed": 0, **options}).ledger.flops
+
+
+SMALL_DECODER, OTHER_DECODER = small_vae(), tiny_pipeline(seed=1).vae
+CALLS = {
+    "small": SMALL,
+    "large": LARGE,
+    "wide": {"height": 64, "width": 128},
+    "unguided": {"guidance_scale": 1.0},
+    "two prompts": {"prompt": ["a dog", "cat"]},
+    "another prompt": {"prompt": "cat at a dog"},
+    "preview": {"preview_vae": SMALL_DECODER},
+    "another preview": {"preview_vae": OTHER_DECODER},
+    "another reward": {"reward": Judge(7)},
+}
+
+
+@pytest.mark.parametrize("first", CALLS)
+def test_every_call_has_the_prices_of_a_fresh_pipeline(first):
+    used = searcher()
+    prices(used, **CALLS[first])
+    for second in CALLS.values():
+        assert prices(used, **second) == prices(searcher(), **second)
+
+
+def test_the_price_of_a_score_depends_on_the_size_of_the_images():
+    pipe = searcher()
+    small, large = (prices(pipe, **size).verify for size in (SMALL, LARGE))
+    assert [small, large] == [2 * 4 * 27 * side**2 for side in (62, 126)]
+
+
+def test_a_reward_may_change_what_it_states():
+    reward = Judge()
+    pipe = searcher(reward=reward)
+    assert prices(pipe).verify == 2 * 4 * 27 * 62**2
+    reward.flops_per_image = 5.0
+    assert prices(pipe).verify == 5
+
+
+def adapted(pipe: Any) -> None:
+    pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k"]), "mine")
+
+
+def taken_off(pipe: Any) -> None:
+    adapted(pipe)
+    pipe.unet.delete_adapters("mine")
+
+
+def fused(pipe: Any) -> None:
+    adapted(pipe)
+    pipe.unet.fuse_lora()
+
+
+def switched_off(pipe: Any) -> None:
+    adapted(pipe)
+    pipe.unet.disable_adapters()
+
+
+def half(pipe: Any) -> None:
+    pipe.to(dtype=torch.bfloat16)
+
+
+def cut_off(pipe: Any) -> None:
+    """A denoiser with a block less."""
+    pipe.unet.mid_block = None
+
+
+CHANGES = [adapted, fused, switched_off, taken_off, half, cut_off]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_denoiser_that_was_changed_in_between_is_priced_anew(change):
+    used = searcher()
+    before = prices(used)
+    change(used)
+    fresh = tiny_pipeline()
+    change(fresh)
+    after = prices(used)
+    assert after == prices(searcher(fresh))
+    assert (after.call > before.call) == (change is adapted)
+    assert (after.call < before.call) == (change is cut_off)
+
+
+def test_an_adapter_is_priced_while_it_works():
+    """Loaded, fused, unfused, taken off, one after the other on the same denoiser."""
+    pipe = searcher()
+    plain = prices(pipe).call
+    adapted(pipe)
+    with_adapter = prices(pipe).call
+    assert with_adapter > plain
+    pipe.unet.fuse_lora()
+    assert prices(pipe).call == plain
+    pipe.unet.unfuse_lora()
+    assert prices(pipe).call == with_adapter
+    pipe.unet.delete_adapters("mine")
+    assert prices(pipe).call == plain
+
+
+@pytest.mark.parametrize("name", ["sd1-controlnet", "sdxl", "flux", "qwen-image"])
+def test_prices_of_other_families_depend_on_prompts_and_sizes(name):
+    row = FAMILY_ROWS[name]
+    options = {**row.options, **row.guided, "micro_batch": 1}
+    used = searcher(family_pipeline(name))
+    for prompt in (["a dog", "a cat at a dog"], ["a cat at a dog", "a dog"], "cat"):
+        for how in (options, {**options, **row.unguided}):
+            assert prices(used, prompt, **how) == prices(searcher(family_pipeline(name)), prompt, **how)
+
+
+def test_a_controlnet_that_was_changed_is_priced_anew():
+    row = FAMILY_ROWS["sd1-controlnet"]
+    used = searcher(family_pipeline("sd1-controlnet"))
+    before = prices(used, **row.options)
+    used.controlnet.mid_block = nn.Identity()
+    used.controlnet.mid_block.forward = lambda sample, *args, **kwargs: sample
+    assert prices(used, **row.options).call < before.call
+
+
+def test_a_key_is_measured_once_for_each_structure():
+    layer = nn.Sequential(nn.Linear(5, 7))
+    counted = []
+
+    def count() -> float | None:
+        return count_flops(layer, ("key",), lambda: (counted.append(1), layer(torch.empty(3, 5))))
+
+    assert count() == count() == 2 * 3 * 5 * 7
+    assert len(counted) == 1
+    layer.append(nn.Linear(7, 2))
+    assert count() == 2 * 3 * (5 * 7 + 7 * 2)
+    layer[1] = nn.Linear(7, 1)
+    assert count() == 2 * 3 * (5 * 7 + 7)
+    assert len(counted) == 3
+
+
+def test_unknown_prices_stay_unknown():
+    assert None in astuple(Prices(None, 1.0, 1.0))

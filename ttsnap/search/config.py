@@ -1,0 +1,105 @@
+"""What a search computes, whatever the prompts, the noise and the reward: built once, checked once, passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from diffkit.errors import InputError
+from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_guided
+from diffkit.ledger import Budget, parse_budget
+from diffkit.micro_batch import auto_size
+from diffkit.segments import Denoising, Plan, plan
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+
+__all__ = ["SearchConfig"]
+
+MICRO_BATCH = {"cpu": 8}  # fewer rows cost time by themselves, more save none
+ACCELERATOR_MICRO_BATCH = 16
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Arguments of ``TTSnapPipeline.__call__``; see there.
+
+    Attributes:
+        guidance_scale: None where the family's pipeline takes none.
+        schedule: of a call without a strategy.
+        winners: how many images to keep for each prompt.
+        previews: whether the trace keeps the decoded estimates.
+        preview_vae: decodes estimates; the pipeline's own VAE when None. Finished images are always its own.
+        share: whether the processes of a launch search together: each runs every n-th of the candidates of every
+            segment and look, dealt anew after each cut, and all know all results.
+        extra: further keyword arguments of the stock pipeline's calls.
+        encoding: those that only shape the encoding of the prompts.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float | None
+    schedule: PruningSchedule = PruningSchedule()
+    num_candidates: int | None = None
+    budget: str | None = None
+    winners: int = 1
+    height: int | None = None
+    width: int | None = None
+    eta: float = 0.0
+    micro_batch: int | Literal["auto"] | None = None
+    previews: bool = False
+    preview_vae: Autoencoder | None = None
+    share: bool = False
+    extra: Mapping[str, object] = field(default_factory=dict)
+    encoding: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def parsed_budget(self) -> Budget | None:
+        """The budget of each prompt; None for a fixed number of candidates.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return None if self.budget is None else parse_budget(self.budget)
+
+    def plan(self, pipe: Pipeline) -> Plan:
+        """The denoiser calls, after everything here that can be wrong was checked without computing.
+
+        Raises:
+            InputError: something is.
+        """
+        steps = plan(pipe, self.num_inference_steps, self.size(pipe), self.extra)
+        self.schedule.resolve(steps.calls).validate(steps.calls)
+        at_once = None if self.micro_batch == "auto" else self.micro_batch
+        for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        cell = family_of(pipe).multiple(pipe)
+        for name, pixels in (("height", self.height), ("width", self.width)):
+            if pixels is not None and (pixels < cell or pixels % cell):
+                raise InputError(f"{name} must be a positive multiple of {cell}, got {pixels}.")
+        return steps
+
+    def size(self, pipe: Pipeline) -> tuple[int, int]:
+        """Height and width in pixels."""
+        own = default_size(pipe)
+        return self.height or own.height, self.width or own.width
+
+    def is_guided(self, pipe: Pipeline, negative_prompts: object) -> bool:
+        """Whether a denoiser call carries two rows."""
+        return is_guided(pipe, self.guidance_scale, {**self.extra, "negative_prompt": negative_prompts})
+
+    def denoising(self, pipe: Pipeline, most: int | None) -> Denoising:
+        """How candidates are denoised.
+
+        Args:
+            most: how many candidates there are at first, of all prompts; None where the budget decides.
+        """
+        size, eta, batch = self.size(pipe), self.eta, self._micro_batch(pipe, most)
+        return Denoising(self.num_inference_steps, self.guidance_scale, *size, eta, batch, "least", self.extra)
+
+    def _micro_batch(self, pipe: Pipeline, most: int | None) -> int:
+        if self.micro_batch == "auto":
+            return auto_size(pipe._execution_device)
+        if self.micro_batch is not None:
+            return self.micro_batch
+        size = MICRO_BATCH.get(pipe._execution_device.type, ACCELERATOR_MICRO_BATCH)
+        return size if most is None else min(size, most)

@@ -1,0 +1,95 @@
+"""What a unit of work costs here: FLOP of a score by trying the reward, seconds by running one step."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffkit.ledger import Prices
+from diffkit.rewards.base import EstimateReward, Reward, score_checked
+from diffkit.seeds import generators
+from diffkit.segments import Candidate, run_segment
+from ttsnap.search.session import Engine
+
+__all__ = ["Probe", "Trials", "probe_reward", "time_prices"]
+
+
+class Probe(NamedTuple):
+    """FLOP of one score, None when it cannot be counted, and how many images were scored to find out."""
+
+    flop: float | None
+    images: int
+
+
+def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
+    """Try the reward on two grey images, so that a wrong one is found before anything is denoised.
+
+    A noise-aware reward is tried both ways. Where the reward does not state its FLOP, the trial is counted, and the
+    dearer way is its price.
+
+    Raises:
+        InputError: it does not return one score for each image.
+    """
+    images = torch.full((2, 3, *size), 0.5)
+    levels = [None, 0.0] if isinstance(reward, EstimateReward) else [None]
+    counted = []
+    for log_snr in levels:
+        with FlopCounterMode(display=False) as counter:
+            score_checked(reward, images, [prompt, prompt], log_snr)
+        counted.append(counter.get_total_flops() / len(images))
+    stated = reward.flops_per_image
+    return Probe(max(counted) if stated is None else float(stated), len(images) * len(levels))
+
+
+class Trials:
+    """The last trial of a reward; it holds for that reward, what it states, and that size of images."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Reward, object, float | None] | None = None
+
+    def probe(self, reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
+        """As :func:`probe_reward`; no image is scored where the last trial holds.
+
+        Raises:
+            InputError: see there.
+        """
+        holds_for = reward.flops_per_image, size
+        if self._last is not None and self._last[0] is reward and self._last[1] == holds_for:
+            return Probe(self._last[2], 0)
+        probe = probe_reward(reward, prompt, size)
+        self._last = reward, holds_for, probe.flop
+        return probe
+
+
+def time_prices(engine: Engine, size: int | None = None) -> Prices:
+    """Seconds of one candidate's call, decoding and scoring in full micro-batches; the second of two runs counts.
+
+    Args:
+        size: of a micro-batch; the search's own where None.
+    """
+    denoising = engine.denoising if size is None else replace(engine.denoising, micro_batch=size)
+    size = denoising.micro_batch
+    batch = [Candidate(index, 0, generator) for index, generator in enumerate(generators(range(size)))]
+    took: list[float] = []
+    for _ in range(2):
+        marks = [time.perf_counter()]
+        done = run_segment(engine.pipe, batch, engine.conditioning, denoising, 0, 1, call=engine.call)
+        marks.append(time.perf_counter())
+        latents = torch.cat([candidate.x0 for candidate in done if candidate.x0 is not None])
+        images = engine.decode(latents, final=True).detach()
+        marks.append(time.perf_counter())
+        score_checked(engine.reward, images, [engine.prompts[0]] * size)
+        marks.append(time.perf_counter())
+        if engine.cheap_looks:
+            engine.decode(latents, final=False)
+            marks.append(time.perf_counter())
+        took = [(after - before) / size for before, after in itertools.pairwise(marks)]
+        engine.ledger.calibration_calls += size
+        engine.ledger.calibration_images += size
+    call, decode, verify, *preview = took
+    return Prices(call, decode, verify, preview=preview[0] if preview else None)
