@@ -17,7 +17,8 @@ from diffkit.latents import decode_latents
 from diffkit.ledger import Budget, Cost, Prices
 from diffkit.seeds import generators
 from ttsnap import PruningSchedule, TTSnapPipeline
-from ttsnap.search.budget import affordable, time_prices
+from ttsnap.search.budget import affordable, spending_limit
+from ttsnap.search.prices import time_prices
 
 PROMPT, STEPS = "a dog", 6
 OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "seed": 7}
@@ -111,16 +112,16 @@ def test_budgets_are_planned_with_it_and_pay_for_more_candidates(budget):
 
 def test_a_budget_in_seconds_is_planned_with_it_too():
     """By hand: 4 a batch; a call 10 s, a decoding 5 s, a preview 1 s, a score 0.5 s; half go on after step 1."""
-    engine, prices = engine_of(4), Prices(10.0, 5.0, 0.5, preview=1.0)
-    engine.preview_vae = small_vae()
+    engine = engine_of(4, small_vae())
+    engine.pace = Prices(10.0, 5.0, 0.5, preview=1.0)
 
     def seconds(n: int) -> float:
         half = max(1, (n + 1) // 2)
         return 10.0 * (2 * -(-n // 4) * 4 + 4 * -(-half // 4) * 4) + 1.5 * n + 5.5 * half
 
-    options = {"spent_flop": 0, "began": time.perf_counter(), "seconds": lambda: prices}
-    found = affordable(Budget(2000.0, "s"), engine, PruningSchedule.parse("1:0.5"), **options)
-    assert found.candidates == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000)
+    limit = spending_limit(Budget(2000.0, "s"), engine, spent_flop=0, began=time.perf_counter())
+    n = affordable(engine, limit, PruningSchedule.parse("1:0.5"))
+    assert n == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000)
     measured = time_prices(engine)
     assert measured.preview > 0
     assert measured.decode > 0

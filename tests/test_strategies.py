@@ -19,6 +19,7 @@ from diffkit.ledger import Cost
 from diffkit.seeds import generators
 from diffkit.segments import Denoising
 from ttsnap import PruningSchedule, TTSnapPipeline
+from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise, Recipe, mix, replay
 from ttsnap.search.registry import SEARCHES, load_search
 from ttsnap.search.request import Request
@@ -59,20 +60,16 @@ class Counted:
         for log in (self.rows, self.images, self.previews):
             log.clear()
         strategy = load_search(name, SCHEDULE)
-        request = Request(
-            prompts=prompts,
-            reward=reward or Brightness(),
-            schedule=PruningSchedule(),
-            noise=Noise(seed=SEED),
+        config = SearchConfig(
             num_inference_steps=STEPS,
             guidance_scale=3.0,
             winners=winners,
             budget=budget,
             micro_batch=micro_batch,
             preview_vae=self.preview if preview else None,
-            search=strategy,
         )
-        return request.carry_out(self.pipe, super(TTSnapPipeline, self.pipe).__call__, None)
+        request = Request(prompts, reward or Brightness(), Noise(seed=SEED), config, search=strategy)
+        return request.carry_out(self.pipe, super(TTSnapPipeline, self.pipe).__call__)
 
 
 @functools.cache

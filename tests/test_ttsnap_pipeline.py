@@ -22,7 +22,9 @@ from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Denoising, plan
 from ttsnap import PruningSchedule, TTSnapPipeline
 from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
-from ttsnap.search.budget import affordable, time_prices
+from ttsnap.search.budget import affordable, planned_cost, spending_limit
+from ttsnap.search.config import SearchConfig
+from ttsnap.search.prices import time_prices
 from ttsnap.search.session import Engine
 
 PROMPT, STEPS, SEED = "a dog", 6, 7
@@ -160,7 +162,7 @@ def test_a_fitted_schedule_follows_the_budget_the_candidates_and_the_steps():
     assert [look.step for look in out.trace] == [1, 2]
 
 
-def engine_of(micro_batch: int) -> Engine:
+def engine_of(micro_batch: int, preview_vae=None) -> Engine:
     pipe = tiny_pipeline()
     return Engine(
         pipe=pipe,
@@ -171,6 +173,7 @@ def engine_of(micro_batch: int) -> Engine:
         plan=plan(pipe, STEPS),
         ledger=Ledger(rows_per_call=2),
         call=pipe,
+        config=SearchConfig(STEPS, 3.0, preview_vae=preview_vae),
     )
 
 
@@ -182,10 +185,11 @@ def test_budget_in_seconds_pays_for_padding():
         half = max(1, (n + 1) // 2)
         return 10.0 * (2 * -(-n // 4) * 4 + 4 * -(-half // 4) * 4) + n + half
 
-    options = {"spent_flop": 0, "began": time.perf_counter(), "seconds": lambda: prices}
-    found = affordable(Budget(2000.0, "s"), engine, schedule, **options)
-    assert found.candidates == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000) == 40
-    assert found.planned == seconds(40)
+    engine.pace = prices
+    limit = spending_limit(Budget(2000.0, "s"), engine, spent_flop=0, began=time.perf_counter())
+    assert limit == pytest.approx(0.9 * 2000, abs=1)
+    assert affordable(engine, limit, schedule) == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000) == 40
+    assert planned_cost(engine, schedule, 40) == seconds(40)
 
 
 def test_time_prices_are_measured_on_real_calls():

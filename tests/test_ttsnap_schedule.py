@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from diffkit.errors import InputError
 from diffkit.ledger import Cost, Prices
 from ttsnap.schedules.load import load_schedule
-from ttsnap.schedules.pruning_schedule import PruningSchedule, candidates_for
-from ttsnap.search.selection import best_of_n, ranking, top_k
+from ttsnap.schedules.pruning_schedule import PruningSchedule
+from ttsnap.search.budget import affordable_candidates
+from ttsnap.search.selection import ranking, top_k
 
 CALLS = 20
 SHARES = st.integers(1, 100).map(lambda hundredths: hundredths / 100)
@@ -51,7 +52,7 @@ def test_budget_buys_the_most_candidates_that_fit(parts, decode, verify, best_of
         return schedule.cost(n, CALLS).at(prices)
 
     try:
-        n = candidates_for(limit, cost)
+        n = affordable_candidates(limit, schedule, CALLS, prices)
     except InputError:
         assert cost(1) > limit
         return
@@ -119,4 +120,4 @@ def test_survivors_are_the_best_and_ties_go_to_the_first(scores, k, higher):
     for out in set(finite) - set(chosen):
         assert all((sign * scores[i], -i) > (sign * scores[out], -out) for i in chosen)
     ranked = ranking(scores, higher_is_better=higher)
-    assert best_of_n(scores, higher_is_better=higher) == (ranked[0] if ranked else None)
+    assert ranked == sorted(finite, key=lambda i: (-sign * scores[i], i))

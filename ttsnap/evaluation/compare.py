@@ -25,9 +25,9 @@ from ttsnap.pipeline import TTSnapPipeline
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import priced
+from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise
-from ttsnap.search.preview_decoder import load_preview_vae
-from ttsnap.search.request import Found, Request
+from ttsnap.search.request import Request, SearchResult
 
 __all__ = ["KIND", "CompareSettings", "Comparison", "compare"]
 
@@ -74,23 +74,20 @@ class _Bench:
     prompts: Sequence[str]
     reward: Reward
     settings: CompareSettings
-    preview_vae: Autoencoder | None
 
     def request(self, contender: Contender, first: int, stop: int) -> Request:
         settings = self.settings
-        return Request(
-            prompts=self.prompts[first:stop],
-            reward=self.reward,
-            schedule=PruningSchedule(),
-            noise=Noise(seed=settings.seed, first_prompt=first),
+        config = SearchConfig(
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
-            negative_prompts=settings.negative,
             budget=settings.budget,
             eta=contender.eta,
             micro_batch=settings.micro_batch,
-            preview_vae=self.preview_vae,
-            search=contender.strategy,
+            preview_vae=self.pipe.preview_vae,
+        )
+        noise = Noise(seed=settings.seed, first_prompt=first)
+        return Request(
+            self.prompts[first:stop], self.reward, noise, config, settings.negative, search=contender.strategy
         )
 
     def run(self, task: _Task) -> list[tuple[dict[str, Any], Tensor | None]]:
@@ -104,7 +101,7 @@ class _Bench:
             return [self.run(_Task(task.contender, at, at + 1))[0] for at in range(task.first, task.stop)]
         return [self._item(result, task, place) for place in range(task.stop - task.first)]
 
-    def _item(self, result: Found, task: _Task, place: int) -> tuple[dict[str, Any], Tensor]:
+    def _item(self, result: SearchResult, task: _Task, place: int) -> tuple[dict[str, Any], Tensor]:
         winner, ledger, share = result.winners[place][0], result.ledger, task.stop - task.first
         looks = [look for look in result.trace if look.prompt == place]
         prompt = self.prompts[task.first + place]
@@ -192,7 +189,8 @@ def compare(
         schedule: for the searches that prune by one; ``"2:0.4,6:0.4,11:0.5"`` by default.
         out: the run's folder.
         origin: for the record, what identifies model, rewards and searches; others are refused on resuming.
-        preview_vae: decodes estimates; see :func:`ttsnap.search.preview_decoder.load_preview_vae`.
+        preview_vae: decodes estimates instead of the pipeline's own; see
+            :func:`ttsnap.search.preview_decoder.load_preview_vae`.
         dry: only check that every search can work here; the result has no rows.
 
     Raises:
@@ -216,10 +214,9 @@ def compare(
     contenders = read_contenders(searches, schedules={"": pruning}) if isinstance(searches, str) else searches
     if origin is None:
         origin = _origin(prompts, contenders, settings, scorer, pruning)
-    searcher = TTSnapPipeline.from_pipe(pipe)
+    searcher = TTSnapPipeline.from_pipe(pipe, preview_vae=preview_vae)
     searcher.set_progress_bar_config(disable=True)
-    preview = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
-    bench = _Bench(searcher, prompts, scorer, settings, preview)
+    bench = _Bench(searcher, prompts, scorer, settings)
     for contender in contenders:
         searcher.prepare(bench.request(contender, 0, 1))
     if not dry:

@@ -63,7 +63,7 @@ def priced(cost: Cost, prices: Prices) -> float:
     total = cost.at(prices)
     if total is None:
         raise InputError(
-            "The price of a denoiser call, a decoding or a score is unknown, so this budget cannot be kept; give "
+            "The price of a denoiser call, a decoding or a score is not known, so this budget cannot be kept; give "
             "num_candidates, or a budget in seconds."
         )
     return total
@@ -153,9 +153,7 @@ def planned_cost(engine: Engine, schedule: PruningSchedule, candidates: int) -> 
         InputError: a price is unknown.
     """
     rows = None if engine.pace is None else engine.denoising.rows
-    return schedule_cost(
-        schedule, candidates, engine.plan.calls, engine.prices, preview=engine.cheap_looks, rows=rows
-    )
+    return schedule_cost(schedule, candidates, engine.plan.calls, engine.prices, preview=engine.cheap_looks, rows=rows)
 
 
 def resolved(engine: Engine, limit: float, schedule: PruningSchedule) -> PruningSchedule:

@@ -15,6 +15,7 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 __all__ = ["SearchConfig"]
 
+BEST_OF_N = PruningSchedule()
 MICRO_BATCH = {"cpu": 8}  # fewer rows cost time by themselves, more save none
 ACCELERATOR_MICRO_BATCH = 16
 
@@ -37,7 +38,7 @@ class SearchConfig:
 
     num_inference_steps: int
     guidance_scale: float | None
-    schedule: PruningSchedule = PruningSchedule()
+    schedule: PruningSchedule = BEST_OF_N
     num_candidates: int | None = None
     budget: str | None = None
     winners: int = 1

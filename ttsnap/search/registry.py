@@ -1,6 +1,7 @@
 """The search strategies by name.
 
-Other packages add a strategy by the entry-point group ``diffkit.searches``: a function from a :class:`ttsnap.schedules.pruning_schedule.PruningSchedule`, or None, to a
+Other packages add a strategy by the entry-point group ``diffkit.searches``: a function from a
+:class:`ttsnap.schedules.pruning_schedule.PruningSchedule`, or None, to a
 :class:`ttsnap.search.strategies.base.Strategy`.
 """
 

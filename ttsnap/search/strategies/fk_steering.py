@@ -175,9 +175,7 @@ class Flock:
         seeds = [candidate.seed for candidate in alive if candidate.seed is not None]
         if len(seeds) < len(alive):
             raise InputError(f"{steering.name} must be able to name the seeds of its noise; give seed= for the run.")
-        self.slots = {
-            (candidate.prompt, candidate.index): seed for candidate, seed in zip(alive, seeds, strict=True)
-        }
+        self.slots = {(candidate.prompt, candidate.index): seed for candidate, seed in zip(alive, seeds, strict=True)}
         self.recipes = {slot: Recipe((seed,)) for slot, seed in self.slots.items()}
         self.particles = [Particles(n, steering.strength, steering.potential) for _ in engine.prompts]
         self.notes: list[dict[str, object]] = []
