@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from diffkit.errors import InputError
 from memorization.auditing.controls import Correction
 from memorization.items import EditName
+
+if TYPE_CHECKING:
+    from memorization.auditing.result import SettingsValues
 
 AUTO = ("auto",)  # detectors: the first default that fits the model's family
 
@@ -102,9 +105,9 @@ class AuditSettings:
         if not all(0 < rate < math.inf for rate in rates) or not 0 <= self.guidance_scale < math.inf:
             raise InputError("Expected positive learning rates and a guidance scale of at least 0.")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SettingsValues:
         """The settings as JSON values."""
-        return asdict(self)
+        return cast("SettingsValues", asdict(self))
 
 
 def _refuse_repeats(what: str, values: Sequence[object], *, at_least: int) -> None:

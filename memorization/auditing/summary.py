@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 from diffkit.stats import Rate, auc, rate, tpr_at_fpr
 from diffkit.suspects import RowError
@@ -28,7 +28,6 @@ from memorization.auditing.result import (
     CostSummary,
     DetectorSummary,
     RungResult,
-    SettingsValues,
     SuspectResult,
     UnreadableRow,
 )
@@ -87,7 +86,7 @@ def summarise(
         "unreadable": [_unreadable("suspects", error) for error in suspect_errors]
         + [_unreadable("controls", error) for error in control_errors],
         "cost": _cost(records, settings),
-        "settings": cast("SettingsValues", settings.to_json()),
+        "settings": settings.to_json(),
     }
 
 

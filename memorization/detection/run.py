@@ -18,7 +18,7 @@ from diffkit.seeds import item_seed
 from memorization.detection import make_detector
 from memorization.detection.base import Detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
-from memorization.detection.result import DetectRecord, DetectSummary, SettingsValues, read_records
+from memorization.detection.result import DetectRecord, DetectSummary, read_records
 from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise_detection
@@ -108,7 +108,7 @@ def detect(
                 "model": model,
                 "model_sha256": model_sha256,
                 "mitigation": mitigation,
-                "settings": cast("SettingsValues", settings.to_json()),
+                "settings": settings.to_json(),
                 **summarise_detection(records, settings),
                 "rows_in_error": [{"source": e.source, "row": e.row, "reason": e.reason} for e in errors],
             }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from diffkit.errors import InputError, unknown_name
 from memorization.detection import detectors as registry
+
+if TYPE_CHECKING:
+    from memorization.detection.result import SettingsValues
 
 __all__ = ["DetectSettings"]
 
@@ -55,6 +58,6 @@ class DetectSettings:
         if self.guidance_scale < 0:
             raise InputError(f"Expected a guidance scale of at least 0, got {self.guidance_scale}.")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SettingsValues:
         """The settings as JSON values."""
-        return asdict(self)
+        return cast("SettingsValues", asdict(self))
