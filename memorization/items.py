@@ -58,8 +58,8 @@ class Gathered(NamedTuple):
 
 
 def gather(
-    suspects: Source,
-    controls: Source | None,
+    suspects: Source | Gathered,
+    controls: Source | None = None,
     *,
     limit: int | None = None,
     limit_controls: int | None = None,
@@ -67,13 +67,18 @@ def gather(
     """Read suspects and controls.
 
     Args:
-        suspects: what :func:`diffkit.suspects.read_suspects` takes, or suspects that it has read.
+        suspects: what :func:`diffkit.suspects.read_suspects` takes, suspects that it has read, or the result of
+            this function, which is returned.
         controls: the same, or None; without controls no attack verdict can be given.
         limit: only the first so many suspects; ``limit_controls``: only the first so many controls.
 
     Raises:
-        InputError: no suspect at all, or an id used twice.
+        InputError: no suspect at all, an id used twice, or controls beside gathered items.
     """
+    if isinstance(suspects, Gathered):
+        if controls is not None:
+            raise InputError("Gathered items have their controls already: leave out controls.")
+        return suspects
     suspect_list, suspect_errors = _read(suspects)
     control_list, control_errors = _read(controls) if controls is not None else ([], [])
     items = [AuditItem("suspect", suspect) for suspect in suspect_list[:limit]]

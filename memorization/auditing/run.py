@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from diffkit import parallel
-from diffkit.errors import InputError
 from diffkit.runs.shared import open_shared
 from memorization.auditing.attack_suite import build_attacks
 from memorization.auditing.measure_all import done_keys, measure_all
@@ -90,9 +89,7 @@ def audit(
         >>> sorted(path.name for path in result.folder.iterdir() if path.suffix)
         ['journal.jsonl', 'report.html', 'run.json', 'summary.json']
     """
-    if isinstance(suspects, Gathered) and controls is not None:
-        raise InputError("Gathered items have their controls already: leave out controls.")
-    gathered = suspects if isinstance(suspects, Gathered) else gather(suspects, controls)
+    gathered = gather(suspects, controls)
     settings = settings or AuditSettings(detectors=AUTO)
     _refuse_unknown(settings)
     audited = AuditedModel.of(model, name)
@@ -120,14 +117,8 @@ def audit(
             measure_all(run, Path(out), reference, on_reference, settings, copies, save_triggers=False)
         if run is not None:
             records = read_records({item.key: run.done[item.key] for item in items})
-            figures = summarise(
-                records,
-                settings,
-                operating_point=point,
-                labels=labels,
-                suspect_errors=gathered.suspect_errors,
-                control_errors=gathered.control_errors,
-            )
+            errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
+            figures = summarise(records, settings, operating_point=point, labels=labels, **errors)
             written = run.write_json("summary.json", {**_model_used(audited), **figures})
             summary = json.loads(written.read_text())  # as a later reader will have it
             write_page(run, records, summary)

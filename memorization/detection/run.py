@@ -10,7 +10,6 @@ import torch
 
 from diffkit import parallel
 from diffkit.console import progress, say
-from diffkit.errors import InputError
 from diffkit.micro_batch import MicroBatch
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
@@ -77,9 +76,7 @@ def detect(
         >>> summary["detectors"]["anisotropy"]["threshold"]["source"]
         'the controls, at most 1% of them above it'
     """
-    if isinstance(suspects, Gathered) and controls is not None:
-        raise InputError("Gathered items have their controls already: leave out controls.")
-    gathered = suspects if isinstance(suspects, Gathered) else gather(suspects, controls)
+    gathered = gather(suspects, controls)
     parallel.processes()  # before the model: it gives each process its device
     pipe, model, model_sha256 = named_pipeline(model, name, model_sha256)
     if settings is None:
