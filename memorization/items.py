@@ -40,7 +40,7 @@ class AuditItem:
 
     @property
     def seed_key(self) -> str:
-        """What decides its seeds: the reference model starts from the very noise the audited model started from."""
+        """Determines its seeds; on the reference model an item has the seeds it has on the audited model."""
         return f"suspect:{self.suspect.id}" if self.role == "reference" else self.key
 
     @property

@@ -1,4 +1,4 @@
-"""The audit's report: what was found, beside the pictures, with the controls and the limits in plain words."""
+"""The audit's report: verdicts with their pictures, controls, the copy detector, and the limits."""
 
 from __future__ import annotations
 

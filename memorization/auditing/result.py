@@ -237,7 +237,7 @@ class SuspectResult(TypedDict):
 
 
 class ClusterSummary(TypedDict):
-    """Verdicts with one vote for each cluster of near-duplicate suspects."""
+    """Verdicts with each cluster of near-duplicate suspects counted once."""
 
     n: int
     verdicts: dict[Verdict, int]

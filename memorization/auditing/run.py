@@ -17,7 +17,7 @@ from memorization.auditing.models import AuditedModel
 from memorization.auditing.report import write_page
 from memorization.auditing.result import AuditSummary, ModelUsed, read_records
 from memorization.auditing.settings import AUTO, AuditSettings
-from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise
+from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise_audit
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import near_duplicates, operating_point
 from memorization.detection import make_detector
@@ -118,7 +118,7 @@ def audit(
         if run is not None:
             records = read_records({item.key: run.done[item.key] for item in items})
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
-            figures = summarise(records, settings, operating_point=point, labels=labels, **errors)
+            figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
             written = run.write_json("summary.json", {**_model_used(audited), **figures})
             summary = json.loads(written.read_text())  # as a later reader will have it
             write_page(run, records, summary)

@@ -1,4 +1,4 @@
-"""From the journal to conclusions: judge, count, compare with the controls. Pure functions of the journal."""
+"""All figures of an audit from its journal: verdicts, rates, comparison with the controls. Pure functions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SUMMARY_SCHEMA = 2
 RECORD_SCHEMA = 2  # of the items in the journal; part of the configuration, so that an older folder is refused
 
 
-def summarise(
+def summarise_audit(
     records: Records,
     settings: AuditSettings,
     *,
@@ -55,9 +55,9 @@ def summarise(
         records: journal records by key, in the order of the items.
         settings: the audit's settings.
         operating_point: the copy detector's calibration, with its ``threshold``.
-        labels: cluster of near-duplicates by key of suspects and controls; None = everyone is alone.
-        suspect_errors: rows that could not be read; counted as "could not be scored".
-        control_errors: the same of the controls; reported.
+        labels: cluster of near-duplicates by key of suspects and controls; None = no near-duplicates.
+        suspect_errors: suspects that could not be read; counted as "could not be scored".
+        control_errors: controls that could not be read; reported.
     """
     threshold = operating_point["threshold"]
     outcome = conclude(records, settings, threshold=threshold)

@@ -63,7 +63,7 @@ def audit(
         str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
     ] = "lab:planted",
     controls: Annotated[
-        str, typer.Option("--controls", "-c", help="Images the model cannot have seen, in the same forms; or none.")
+        str, typer.Option("--controls", "-c", help="Images the model was not trained on, in the same forms; or none.")
     ] = "lab:controls",
     out: Out = None,
     budgets: Annotated[str, typer.Option(help="Attack steps at which to look, from 0.")] = "0,1,10,25,50",
@@ -108,12 +108,13 @@ def audit(
     copies: Annotated[str, typer.Option(help="Copy detector.")] = "tiled",
     threshold: Annotated[float | None, typer.Option(help="Its threshold; calibrated by default.")] = None,
     other_captions: Annotated[
-        Path | None, typer.Option(help="Text file of unrelated captions to begin at, one a line.", dir_okay=False)
+        Path | None,
+        typer.Option(help="Text file of unrelated captions at which attacks start, one a line.", dir_okay=False),
     ] = None,
     preset: Preset = "auto",
     fail_on: Annotated[FailOn, typer.Option(help="Exit 1 if a suspect is this or worse.")] = "never",
     save_triggers: Annotated[
-        bool, typer.Option("--save-triggers", help="Keep the embeddings found. They bring images back: sensitive.")
+        bool, typer.Option("--save-triggers", help="Keep the triggers. They reproduce training images: sensitive.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Suspects or controls attacked at once.")] = 4,
     micro_batch: MicroBatch = "16",
@@ -129,10 +130,10 @@ def audit(
 ) -> None:
     """Audit a model for images it has memorized.
 
-    Each suspect is generated from its caption and attacked, by text embeddings (DoRI) unless --attack names others;
-    the same attack runs on the controls, and what counts is what the controls do not show. Needs a folder, --out; the
-    same command resumes there. Several processes share the work under accelerate launch. To see several audits side by
-    side: diffkit audit compare.
+    Each suspect is generated from its caption and attacked, by text embeddings (DoRI) unless --attack names others.
+    The same attack runs on the controls; a suspect counts as retained only where the controls are not reproduced. Needs
+    a folder, --out; the same command resumes there. Several processes share the work under accelerate launch. To
+    compare several audits: diffkit audit compare.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
     """
     if context.invoked_subcommand is not None:
@@ -191,7 +192,7 @@ def audit(
 
 
 def exit_code(summary: AuditSummary, fail_on: FailOn) -> int:
-    """1 when a verdict of the asked-for level occurs, else 3 when something could not be scored, else 0."""
+    """1 when a verdict of the --fail-on level occurs, else 3 when something could not be scored, else 0."""
     from memorization.auditing.summary import items_in_error
 
     if any(summary["verdicts"][verdict] for verdict in FAILING[fail_on]):

@@ -1,4 +1,4 @@
-"""``diffkit audit compare``: the same audit on several models, side by side."""
+"""``diffkit audit compare``: compare the same audit on several models."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def compare(
     out: Out = None,
     names: Annotated[str | None, typer.Option(help="Names for the report, comma separated.")] = None,
     quality: Annotated[
-        str | None, typer.Option(help="Prompts on which to measure what the models lost: lab:held-out, or a file.")
+        str | None, typer.Option(help="Prompts on which to measure the models' quality: lab:held-out, or a file.")
     ] = None,
     quality_limit: Annotated[int, typer.Option(min=1, help="So many of the prompts.")] = 16,
     quality_seeds: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 4,
     rewards: Annotated[
-        str, typer.Option(help="Rewards for text alignment, comma separated; on the lab its own and its judge.")
+        str, typer.Option(help="Rewards for text alignment, comma separated; by default the preset's.")
     ] = "",
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -1,4 +1,4 @@
-"""Quality of the compared models, each against the first: generated anew, kept in the comparison's run."""
+"""Quality of the compared models, each against the first; snapshots are kept in the comparison's run."""
 
 from __future__ import annotations
 

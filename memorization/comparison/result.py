@@ -31,7 +31,7 @@ class PairedChange(McNemar):
 
 
 class ComparedClusters(TypedDict):
-    """Verdicts with one vote for each cluster of near-duplicates."""
+    """Verdicts with each cluster of near-duplicates counted once."""
 
     n: int
     verdicts: dict[Verdict, int]

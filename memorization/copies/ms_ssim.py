@@ -1,7 +1,7 @@
 """Multi-scale structural similarity: whether two pictures have the same structure at the same places.
 
 Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment", 2003, by torchmetrics, with
-equal weights of three scales as NeMo uses it (arXiv 2406.02366). Needs no weights. It judges places, not content: a
+equal weights of three scales as NeMo uses it (arXiv 2406.02366). Needs no weights. It compares position by position: a
 shifted or cropped copy scores low, two flat pictures score high, so it is a second opinion and never alone.
 """
 

@@ -63,7 +63,7 @@ class TiledCorrelation:
         threshold: similarity from which two pictures count as copies. The default was set on the lab's 54 images:
             different ones stay below 0.67 (but for two dark templates with one sticker: 0.84), copies by the lab's
             autoencoder score 0.87 to 1.00, and 99 % of the copies through crop, blur, JPEG, shift or fading pass.
-            Of 200 pairs of drawings of one caption a tenth pass, the median is 0.40: judge medians over seeds.
+            Of 200 pairs of drawings of one caption a tenth pass, the median is 0.40: use medians over seeds.
         side: side of the square both pictures are shrunk to.
     """
 

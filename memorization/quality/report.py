@@ -138,7 +138,7 @@ def _check_pair(before: Snapshot, after: Snapshot) -> None:
         raise InputError("The two snapshots have other rewards or another copy detector; take both with the same.")
     first, second = before.validation, after.validation
     if first is not second and (first.captions != second.captions or not torch.equal(first.images, second.images)):
-        raise InputError("The two snapshots have other validation images; hand over the first one's `validation`.")
+        raise InputError("The two snapshots have other validation images; pass the first one's `validation`.")
 
 
 def estimate(values: Tensor) -> Estimate:
