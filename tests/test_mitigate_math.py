@@ -18,7 +18,7 @@ from diffkit.errors import InputError
 from memorization.mitigation import nemo, wanda
 from memorization.mitigation.latent_ssim import Scales, pairwise, scales_for, similarity, unit_range
 from memorization.mitigation.layers import blocked, matching, size, union
-from memorization.mitigation.nemo_method import calibrate_threshold
+from memorization.mitigation.nemo_method import calibrate_nemo_threshold
 
 CAPTIONS = ["a dog", "the cat sat", "dog at cat", "a", "b c d e"]
 
@@ -149,7 +149,7 @@ def test_threshold_and_detection_use_the_same_score() -> None:
         embeds = encode_prompts(pipe, [caption], guidance=False).prompt_embeds
         scores.append(nemo.memorization_score(nemo.differences(pipe, embeds, [1, 2, 3], steps=10)))
     expected = float(torch.cat(scores).mean() + torch.cat(scores).std())
-    assert calibrate_threshold(pipe, CAPTIONS[:3], [1, 2, 3], steps=10) == pytest.approx(min(expected, 0.99))
+    assert calibrate_nemo_threshold(pipe, CAPTIONS[:3], [1, 2, 3], steps=10) == pytest.approx(min(expected, 0.99))
 
 
 def test_a_seeds_score_is_its_best_match() -> None:
@@ -162,7 +162,7 @@ def test_a_seeds_score_is_its_best_match() -> None:
         nemo.memorization_score(maps[:1])
 
 
-def search(threshold: float, remaining: dict[float, float], **options: Any) -> tuple[nemo.Selected, list[Any]]:
+def search(threshold: float, remaining: dict[float, float], **options: Any) -> tuple[nemo.InitialSelection, list[Any]]:
     tried: list[Any] = []
 
     def candidates(theta: float, top_k: int) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
-"""A guard at generation time: draw cross-attention back to the first token, and away from the padding.
+"""A guard at generation time: increase cross-attention to the first token and mask the padding.
 
 Ren et al., "Unveiling and Mitigating Memorization in Text-to-image Diffusion Models through Cross Attention", ECCV
 2024: in the conditional branch the attention logit of token 0 is multiplied by C = 1.25, and the padding after the
-prompt is masked, so that memorized captions find fewer tokens to trigger on.
+prompt is masked, so that fewer tokens of a memorized caption can act as triggers.
 
-How long a prompt is cannot be read from its embedding: the guard listens to the pipeline's ``encode_prompt`` and
-remembers the lengths of what it encoded. An embedding that never was a caption (an attack's trigger) only gets the
-first change. The end token stays visible. It touches no weight, and does nothing against whoever holds the weights.
+The length of a prompt cannot be read from its embedding: the guard wraps the pipeline's ``encode_prompt`` and records
+the lengths of the prompts. An embedding that encodes no caption (an attack's trigger) only gets the first change. The
+end token stays visible. The guard changes no weight, and anyone who holds the weights can remove it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class AttentionGuardSettings:
 
     Attributes:
         factor: by which the first token's logit is multiplied, at least 1 (published: 1.25; sweep 1.1 to 1.5).
-        mask_padding: hide what stands after a caption's end token.
+        mask_padding: mask the tokens after a caption's end token.
     """
 
     factor: float = 1.25
     mask_padding: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if self.factor < 1:
             raise InputError(f"Expected a factor of at least 1, got {self.factor}.")
 
@@ -65,8 +65,8 @@ def rescale(logits: Tensor, rows: Tensor, hidden: Tensor, factor: float) -> Tens
     return scaled.masked_fill((rows[:, None] & hidden)[:, None, None], -torch.inf)
 
 
-class _Listener:
-    """Tells which rows of a batch of embeddings are captions, and which of their tokens are padding."""
+class _CaptionLengths:
+    """Which rows of a batch of embeddings are conditional, and which of their tokens are padding."""
 
     def __init__(self, empty: Tensor, *, mask_padding: bool) -> None:
         self.empty, self.mask_padding = empty, mask_padding
@@ -89,8 +89,8 @@ class _Listener:
 class _Processor:
     """diffusers' attention without fused kernels, its logits changed by :func:`rescale`."""
 
-    def __init__(self, listener: _Listener, factor: float) -> None:
-        self.listener, self.factor = listener, factor
+    def __init__(self, lengths: _CaptionLengths, factor: float) -> None:
+        self.lengths, self.factor = lengths, factor
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_ignored: Any) -> Tensor:
         heads = attn.heads
@@ -103,7 +103,7 @@ class _Processor:
             )
         )
         logits = (query @ key.transpose(-1, -2)).float() * attn.scale
-        changed = rescale(logits, *self.listener.read(encoder_hidden_states), self.factor)
+        changed = rescale(logits, *self.lengths.read(encoder_hidden_states), self.factor)
         mixed = F.softmax(changed, dim=-1).to(value) @ value
         output: Tensor = attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
         return output
@@ -114,42 +114,42 @@ def _key(row: Tensor) -> bytes:
 
 
 def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
-    """Change the cross-attention of the denoiser, and listen to the encoding of prompts.
+    """Change the cross-attention of the denoiser, and record the lengths of prompts when they are encoded.
 
     Raises:
-        InputError: the family has no cross-attention of its own (joint attention), or one of another build.
+        InputError: the family is not one with a U-Net.
     """
-    refuse_joint(pipe)
+    require_unet(pipe)
     settings = mitigation.settings
     denoiser = getattr(pipe, family_of(pipe).denoiser)
     empty = empty_text(pipe).prompt_embeds
-    listener = _Listener(empty, mask_padding=settings["mask_padding"])
+    lengths = _CaptionLengths(empty, mask_padding=settings["mask_padding"])
     before, encode = dict(denoiser.attn_processors), pipe.encode_prompt
     own = vars(pipe).get("encode_prompt")  # another guard's
     cross = {name for name in before if ".attn2." in name}
     denoiser.set_attn_processor(
-        {n: _Processor(listener, settings["factor"]) if n in cross else p for n, p in before.items()}
+        {n: _Processor(lengths, settings["factor"]) if n in cross else p for n, p in before.items()}
     )
 
     @functools.wraps(encode)
-    def remember(prompt: str | list[str] | None = None, *rest: Any, **named: Any) -> Any:
+    def recorded(prompt: str | list[str] | None = None, *rest: Any, **named: Any) -> Any:
         encoded = encode(prompt, *rest, **named)
         for text, row in zip([prompt] if isinstance(prompt, str) else prompt or [], encoded[0], strict=False):
-            listener.lengths[_key(row)] = len(pipe.tokenizer(text, truncation=True).input_ids)
+            lengths.lengths[_key(row)] = len(pipe.tokenizer(text, truncation=True).input_ids)
         return encoded
 
-    pipe.encode_prompt = remember
+    pipe.encode_prompt = recorded
 
     def undo() -> None:
         denoiser.set_attn_processor(before)
-        del pipe.encode_prompt  # the class's own method shows again
+        del pipe.encode_prompt  # which restores the class's own method
         if own is not None:
             pipe.encode_prompt = own
 
     return undo
 
 
-def refuse_joint(pipe: Pipeline) -> None:
+def require_unet(pipe: Pipeline) -> None:
     """Refuse a family without the cross-attention of Stable Diffusion and SDXL.
 
     Raises:
@@ -161,8 +161,8 @@ def refuse_joint(pipe: Pipeline) -> None:
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: AttentionGuardSettings) -> Mitigation:
-    """A card; the guard works for every caption, the suspects are only named."""
-    refuse_joint(pipe)
+    """A mitigation without tensors; the guard works for every caption, the suspects are only listed."""
+    require_unet(pipe)
     config = run.record["config"]
     return Mitigation(
         method="attention-guard",

@@ -13,7 +13,7 @@ from diffkit.errors import InputError
 __all__ = ["Scales", "pairwise", "scales_for", "similarity", "unit_range"]
 
 KERNEL, SIGMA, SCALES = 11, 1.5, 3  # as NeMo sets them: a Gaussian window of 11, three scales of equal weight
-SMALLEST = 7  # a window narrower than this no longer sees structure; a scale is given up first
+SMALLEST = 7  # a narrower window measures no structure; the number of scales is reduced first
 
 
 class Scales(NamedTuple):
@@ -24,10 +24,10 @@ class Scales(NamedTuple):
 
 
 def scales_for(side: int) -> Scales:
-    """NeMo's settings where the smallest scale still holds the window, else smaller ones.
+    """NeMo's settings where the window fits the smallest scale, else smaller ones.
 
-    At 64x64 latents: 11, 3. Below 44 the window shrinks to what the smallest scale holds, but not below 7; below that
-    a scale is given up (16x16: 7, 2). The mathematics needs ``side // 2 ** (scales - 1) >= kernel``.
+    At 64x64 latents: 11, 3. Below 44 the window shrinks to the size of the smallest scale, but not below 7; below that
+    there is one scale less (16x16: 7, 2). The mathematics needs ``side // 2 ** (scales - 1) >= kernel``.
 
     Args:
         side: of the shorter edge.
@@ -53,7 +53,7 @@ def unit_range(maps: Tensor) -> Tensor:
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """MS-SSIM of each pair of maps, after :func:`unit_range`: (n, C, h, w) twice to (n,), at most 1 = the same."""
     kernel, scales = scales_for(min(a.shape[-2:]))
-    found: Tensor = ms_ssim(
+    values: Tensor = ms_ssim(
         unit_range(a),
         unit_range(b),
         kernel_size=kernel,
@@ -63,7 +63,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         betas=(1 / scales,) * scales,
         normalize="relu",
     )
-    return found.reshape(len(a))
+    return values.reshape(len(a))
 
 
 def pairwise(maps: Tensor) -> Tensor:

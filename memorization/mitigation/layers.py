@@ -1,4 +1,4 @@
-"""Layers of a pipeline by the pattern of their names, counted from the pipeline, and switching parts of them off."""
+"""Layers of a pipeline by patterns of their names, and masks that switch off parts of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Mask = dict[str, Tensor]  # module, named from the pipeline -> bool, of its outp
 
 
 def value_layers(pipe: Pipeline) -> tuple[str, ...]:
-    """Patterns of the family's layers that make attention values of the text: NeMo's neurons.
+    """Patterns of the family's value projections of the text: NeMo's neurons.
 
     ``attn2.to_v`` of cross-attention (U-Nets, PixArt, Sana), ``add_v_proj`` of joint attention (SD3, FLUX.1, Chroma,
     Qwen-Image, the joint blocks of AuraFlow).
@@ -43,10 +43,10 @@ def feed_forward_layers(pipe: Pipeline) -> tuple[str, ...]:
     """Patterns of the family's second feed-forward linears: Wanda's weights.
 
     ``ff.net.2``, and where the text has a stream of its own ``ff_context.net.2`` (SD3, FLUX.1). FLUX.1's single blocks
-    have one linear for attention and feed-forward together, which stays out.
+    have one linear for attention and feed-forward together, which is left out.
 
     Raises:
-        InputError: its feed-forward blocks are built otherwise.
+        InputError: it has no such layers.
     """
     part = family_of(pipe).denoiser
     linear = [name for name, layer in getattr(pipe, part).named_modules() if isinstance(layer, nn.Linear)]
@@ -65,16 +65,16 @@ def matching(pipe: Pipeline, patterns: Sequence[str]) -> dict[str, nn.Linear]:
         InputError: a pattern matches none, or something that is not linear.
     """
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    known = {f"{part}.{name}": layer for part, root in parts.items() for name, layer in root.named_modules() if name}
-    found = {}
+    layers = {f"{part}.{name}": layer for part, root in parts.items() for name, layer in root.named_modules() if name}
+    chosen = {}
     for pattern in patterns:
-        names = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+        names = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
         if not names:
             raise InputError(f"No layer of this {type(pipe).__name__} matches {pattern!r}, e.g. unet.*attn2.to_v.")
-        found.update(dict.fromkeys(names))
-    linear = {name: layer for name, layer in known.items() if name in found and isinstance(layer, nn.Linear)}
-    if other := [name for name in found if name not in linear]:
-        raise InputError(f"The layer {other[0]!r} is a {type(known[other[0]]).__name__}; expected linear layers.")
+        chosen.update(dict.fromkeys(names))
+    linear = {name: layer for name, layer in layers.items() if name in chosen and isinstance(layer, nn.Linear)}
+    if other := [name for name in chosen if name not in linear]:
+        raise InputError(f"The layer {other[0]!r} is a {type(layers[other[0]]).__name__}; expected linear layers.")
     return linear
 
 
@@ -94,7 +94,7 @@ def blocked(layers: Mapping[str, nn.Module], rows: Mapping[str, Tensor]) -> Iter
 
 
 def union(masks: Sequence[Mapping[str, Tensor]]) -> Mask:
-    """What any of the masks switches off. All have the same layers."""
+    """The union of masks over the same layers."""
     total: Mask = {name: mask.clone() for name, mask in masks[0].items()}
     for mask in masks[1:]:
         for name in total:
@@ -103,5 +103,5 @@ def union(masks: Sequence[Mapping[str, Tensor]]) -> Mask:
 
 
 def size(mask: Mapping[str, Tensor]) -> int:
-    """How many outputs or weights are off."""
+    """Number of outputs or weights that are off."""
     return sum(int(part.sum()) for part in mask.values())

@@ -2,24 +2,24 @@
 
 Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models", NeurIPS 2024
 (arXiv 2406.02366). A neuron is one output of a value projection ``attn2.to_v``, its activation the mean over tokens of
-the absolute output, its score ``z = |a - mean| / std`` against ordinary captions (:func:`statistics`). The judge is
-the structural similarity of noise differences ``eps(x_T, T, y) - x_T`` between seeds (:func:`differences`): a
-memorized caption gives the same one on every seed. Candidates grow (:func:`initial_selection`) until blocking them
-breaks that, then every layer and neuron that is not needed is let go again (:func:`refine`).
+the absolute output, its score ``z = |a - mean| / std`` against ordinary captions (:func:`statistics`). The criterion
+is the structural similarity of noise differences ``eps(x_T, T, y) - x_T`` between seeds (:func:`differences`): a
+memorized caption gives the same one on every seed. The set of candidates grows (:func:`initial_selection`) until
+blocking them lowers that similarity enough, then layers and neurons that are not needed are dropped (:func:`refine`).
 
 Where we differ from the authors' code, and why:
 
-- The difference is taken at the *first* timestep. Theirs steps on with the latents still pure noise, so that the
-  timestep no longer fits them and the first call is wasted.
-- Without guidance, always, for detection and for the threshold's data alike. Theirs takes guidance 0 for one and 7 for
+- The difference is taken at the *first* timestep. Theirs takes the next timestep with latents that are still pure
+  noise, so that timestep and latents do not match.
+- Always without guidance, for detection and for the threshold's data alike. Theirs takes guidance 0 for one and 7 for
   the other, and with guidance it swaps the conditional and unconditional halves.
 - The threshold is calibrated on the model at hand: mean plus one deviation over ordinary captions. Their 0.428 is
   Stable Diffusion 1.4's; give it as ``threshold=0.428`` to use it.
 - Masks are sets: a neuron that both rules choose is one candidate. Theirs can list it twice.
-- The smallest theta is tried before the search ends. Theirs lowers it and leaves without looking.
-- Latents below 44 pixels get a smaller MS-SSIM window (:mod:`.structure`). Theirs raises an error.
+- The smallest theta is tried before the search ends. Theirs ends without trying it.
+- Latents below 44 pixels get a smaller MS-SSIM window (:mod:`.latent_ssim`). Theirs raises an error.
 - All cross-attention layers by default, not those of the down and middle blocks only: set ``layers``.
-- Joint-attention transformers, which the paper has not: the neurons are the value projections of the text stream
+- Joint-attention transformers, which are not in the paper: the neurons are the value projections of the text stream
   (``add_v_proj``), their activations those of one call of the denoiser.
 """
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
 __all__ = [
-    "Selected",
+    "InitialSelection",
     "Statistics",
     "activations",
     "differences",
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 STEP = 0.25  # by which theta falls from round to round
-BLOCK, NOISE, STEPS = 16, 0, 20  # of the call that shows a transformer's activations: rows, seed of the noise, steps
+BLOCK, NOISE, STEPS = 16, 0, 20  # of the call that records a transformer's activations: rows, noise seed, steps
 
 Outputs = dict[str, Tensor]
 
@@ -74,8 +74,8 @@ class Statistics(NamedTuple):
     std: dict[str, Tensor]
 
 
-class Selected(NamedTuple):
-    """Neurons to switch off, how far the search went, and the similarity that is left (lower = better broken)."""
+class InitialSelection(NamedTuple):
+    """Neurons to switch off, theta and k of the search, and the similarity that remains (lower = less memorized)."""
 
     mask: Mask
     theta: float
@@ -85,10 +85,10 @@ class Selected(NamedTuple):
 
 @torch.no_grad()
 def text_outputs(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds: Embedded) -> Iterator[Outputs]:
-    """What value layers of the text give for some captions: layer -> (n, L, out), block after block of rows.
+    """Outputs of value layers of the text for some captions: layer -> (n, L, out), block after block of rows.
 
-    In a U-Net they take the text embedding as it is, and no denoiser call is needed. In a transformer they take what
-    the blocks before have made of it: the denoiser is called at the first step of a generation, on one fixed noise.
+    In a U-Net their input is the text embedding, and no denoiser call is needed. In a transformer it is the output of
+    the previous blocks: the denoiser is called at the first step of a generation, on one fixed noise.
 
     Args:
         pipe: a pipeline of a known family.
@@ -96,7 +96,7 @@ def text_outputs(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds:
         prompt_embeds: n rows.
 
     Raises:
-        InputError: a layer of a U-Net that does not take the embeddings as they are, or one that does not run.
+        InputError: a layer of a U-Net whose input is not the embeddings, or a layer that does not run.
     """
     rows = as_embeds(prompt_embeds)
     if family_of(pipe).denoiser == "unet":
@@ -111,15 +111,15 @@ def text_outputs(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds:
         return
     for first in range(0, len(rows), BLOCK):
         block = rows.rows(range(first, min(first + BLOCK, len(rows)))).to(pipe.device, pipe_denoiser(pipe).dtype)
-        yield _heard(pipe, layers, block)
+        yield _recorded_outputs(pipe, layers, block)
 
 
-def _heard(pipe: Pipeline, layers: Mapping[str, nn.Linear], block: Embeds) -> Outputs:
+def _recorded_outputs(pipe: Pipeline, layers: Mapping[str, nn.Linear], block: Embeds) -> Outputs:
     """Outputs of the layers in one call of the denoiser."""
-    heard: Outputs = {}
+    outputs: Outputs = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, _inputs, output: heard.__setitem__(name, output.detach())
+        return lambda _module, _inputs, output: outputs.__setitem__(name, output.detach())
 
     noise = initial_latents(pipe, generators([NOISE]), dtype=torch.float32)
     latents, timestep = begin(pipe, noise.to(pipe_denoiser(pipe).dtype), STEPS)
@@ -129,9 +129,9 @@ def _heard(pipe: Pipeline, layers: Mapping[str, nn.Linear], block: Embeds) -> Ou
     finally:
         for handle in handles:
             handle.remove()
-    if silent := [name for name in layers if name not in heard]:
-        raise InputError(f"The layer {silent[0]!r} does not run in the denoiser; NeMo needs one that does.")
-    return heard
+    if missing := [name for name in layers if name not in outputs]:
+        raise InputError(f"The layer {missing[0]!r} does not run in the denoiser; NeMo needs one that does.")
+    return outputs
 
 
 def activations(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds: Embedded) -> dict[str, Tensor]:
@@ -142,8 +142,8 @@ def activations(pipe: Pipeline, layers: Mapping[str, nn.Linear], prompt_embeds: 
         prompt_embeds: n rows.
     """
     blocks = [
-        {name: output.float().abs().mean(1) for name, output in found.items()}
-        for found in text_outputs(pipe, layers, prompt_embeds)
+        {name: output.float().abs().mean(1) for name, output in outputs.items()}
+        for outputs in text_outputs(pipe, layers, prompt_embeds)
     ]
     return {name: torch.cat([block[name] for block in blocks]) for name in layers}
 
@@ -153,7 +153,7 @@ def statistics(pipe: Pipeline, layers: Mapping[str, nn.Linear], captions: Sequen
     """Mean and deviation (n - 1) of :func:`activations` over ordinary captions, in float64, in blocks of 256.
 
     Raises:
-        InputError: fewer than two captions, or a neuron that none of them moves.
+        InputError: fewer than two captions.
     """
     if len(captions) < 2:
         raise InputError(f"NeMo needs many ordinary captions to compare with, got {len(captions)}.")
@@ -170,31 +170,31 @@ def statistics(pipe: Pipeline, layers: Mapping[str, nn.Linear], captions: Sequen
     return Statistics({k: v.float() for k, v in mean.items()}, {k: v.sqrt().float() for k, v in variance.items()})
 
 
-def z_scores(values: Mapping[str, Tensor], known: Statistics) -> dict[str, Tensor]:
+def z_scores(values: Mapping[str, Tensor], ordinary: Statistics) -> dict[str, Tensor]:
     """``|a - mean| / std`` of activations (..., out): >= 0, higher = farther from ordinary captions.
 
-    A neuron that never moves over ordinary captions has a deviation of 0: it scores infinity if it moves here, else 0.
+    A neuron that is constant over ordinary captions has a deviation of 0: its score is infinity if it differs, else 0.
     """
-    found = {}
+    scores = {}
     for name, value in values.items():
-        distance = (value.cpu() - known.mean[name]).abs()
-        found[name] = torch.where(distance > 0, distance / known.std[name], 0.0)
-    return found
+        distance = (value.cpu() - ordinary.mean[name]).abs()
+        scores[name] = torch.where(distance > 0, distance / ordinary.std[name], 0.0)
+    return scores
 
 
-def select(values: Mapping[str, Tensor], known: Statistics, *, theta: float, top_k: int = 0) -> Mask:
+def select(values: Mapping[str, Tensor], ordinary: Statistics, *, theta: float, top_k: int = 0) -> Mask:
     """Candidates: neurons with ``z > theta``, and each layer's ``top_k`` by activation (NeMo, section 3.2).
 
     Args:
         values: one caption's or trigger's activations, layer -> (out,).
-        known: ordinary captions' statistics.
+        ordinary: statistics of ordinary captions.
         theta: in deviations.
         top_k: per layer; ties go to the first neuron.
 
     Returns:
         Layer -> bool (out,), True = candidate.
     """
-    mask = {name: z > theta for name, z in z_scores(values, known).items()}
+    mask = {name: z > theta for name, z in z_scores(values, ordinary).items()}
     for name, value in values.items():
         mask[name][value.cpu().sort(descending=True, stable=True).indices[:top_k]] = True
     return mask
@@ -241,32 +241,32 @@ def initial_selection(
     threshold: float,
     theta: float = 5.0,
     smallest_theta: float = 1.0,
-) -> Selected:
-    """Lower theta by 0.25 and raise k by 1 until the candidates, switched off, break the memory (NeMo, section 3.2).
+) -> InitialSelection:
+    """Lower theta by 0.25 and raise k by 1 until blocking the candidates suffices (NeMo, section 3.2).
 
     Args:
         candidates: (theta, k) -> mask, growing as theta falls and k rises.
-        remaining: mask -> similarity of what is left to the unblocked one.
-        threshold: at or below it the memory counts as broken.
+        remaining: mask -> similarity of the blocked noise differences to the unblocked ones.
+        threshold: at or below it the caption no longer counts as memorized.
         theta: where the search begins; ``smallest_theta``: the last value tried.
 
     Returns:
-        The first selection that breaks it; if none does, the last one, its similarity above the threshold.
+        The first selection at or below the threshold; if there is none, the last one.
     """
     top_k = 0
     while True:
         mask = candidates(theta, top_k)
-        left = remaining(mask)
-        if left <= threshold or theta <= smallest_theta:
-            return Selected(mask, theta, top_k, left)
+        similarity_left = remaining(mask)
+        if similarity_left <= threshold or theta <= smallest_theta:
+            return InitialSelection(mask, theta, top_k, similarity_left)
         theta, top_k = max(theta - STEP, smallest_theta), top_k + 1
 
 
 def refine(mask: Mask, remaining: Callable[[Mask], float], *, threshold: float) -> Mask:
-    """Let go of what is not needed: whole layers from the deepest on, then single neurons (NeMo, section 3.2).
+    """Drop what is not needed: whole layers from the deepest on, then single neurons (NeMo, section 3.2).
 
-    A layer or neuron is dropped for good when the memory stays broken (similarity at or below the threshold) without
-    it. One evaluation for each layer and for each neuron that is left: the dominant cost of the method.
+    A layer or neuron is dropped if the similarity stays at or below the threshold without it. One evaluation for each
+    layer and for each remaining neuron: the dominant cost of the method.
     """
     kept = {name: part.clone() for name, part in mask.items()}
     for name in reversed(list(kept)):
@@ -291,8 +291,8 @@ def remaining_similarity(
     *,
     steps: int = 20,
 ) -> Callable[[Mask], float]:
-    """What :func:`initial_selection` and :func:`refine` ask: the largest similarity, over seeds, of the noise
-    differences with a mask's neurons off to the ``original`` (S, C, h, w) ones at the same seeds."""
+    """The criterion of :func:`initial_selection` and :func:`refine`: mask -> the largest similarity, over seeds, of the
+    noise differences with the mask's neurons off to the ``original`` (S, C, h, w) ones at the same seeds."""
 
     def remaining(mask: Mask) -> float:
         with blocked(layers, mask):

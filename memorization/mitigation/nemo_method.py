@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from diffkit.runs import Run
     from diffkit.suspects import Suspect
 
-CALIBRATION = " calibration"  # key of a journal line that is no suspect's
+CALIBRATION = " calibration"  # key of the journal line of the threshold
 
-__all__ = ["METHOD", "NemoSettings", "calibrate_threshold", "find_neurons"]
+__all__ = ["METHOD", "NemoSettings", "calibrate_nemo_threshold", "find_neurons"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class NemoSettings:
     Attributes:
         layers: patterns of the layers, from the pipeline; None = the text's value projections of the family.
         captions: text file of ordinary captions; None = those of the preset.
-        statistics: of how many of them the activations' mean and deviation are taken (the paper: 50,000).
-        threshold: similarity at or below which a memory counts as broken (the paper: 0.428); None = mean plus one
+        statistics: number of them for the activations' mean and deviation (the paper: 50,000).
+        threshold: similarity at or below which a caption is not memorized (the paper: 0.428); None = mean plus one
             deviation of the score over ``calibration`` ordinary captions.
         theta: where the search begins, in deviations; ``smallest_theta``: where it ends.
-        check: leave a caption alone whose own score is not above the threshold, as published; false searches anyway.
-        refine: let go of layers and neurons that are not needed.
-        fill: what an output that is off gives: its "mean" over ordinary captions and tokens, which costs ordinary
+        check: skip a caption whose own score is not above the threshold, as published; false = search anyway.
+        refine: drop layers and neurons that are not needed.
+        fill: value of an output that is off: its "mean" over ordinary captions and tokens, which changes ordinary
             captions far less, or "zero" as published.
-        seeds: noises per caption; ``seed``: what they follow from.
+        seeds: noises per caption, derived from ``seed``.
         steps: denoising steps of a generation.
     """
 
@@ -76,7 +76,7 @@ class NemoSettings:
     steps: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if not self.theta >= self.smallest_theta > 0:
             raise InputError(f"Expected theta >= smallest_theta > 0, got {self.theta} and {self.smallest_theta}.")
         if min(self.statistics, self.calibration, self.seeds) < 2 or self.steps < 1:
@@ -87,26 +87,26 @@ class NemoSettings:
             raise InputError(f"Expected fill to be mean or zero, got {self.fill!r}.")
 
 
-class Found(NamedTuple):
-    """Neurons of one caption, and what the journal says about them."""
+class CaptionNeurons(NamedTuple):
+    """Neurons of one caption, and their record for the journal."""
 
     mask: Mask
     record: dict[str, Any]
 
 
-class Search(NamedTuple):
-    """What is the same for every caption of a run."""
+class NeuronSearch(NamedTuple):
+    """What all searches of a run share."""
 
     layers: dict[str, nn.Linear]
-    known: Statistics
+    ordinary: Statistics
     threshold: float
     seeds: list[int]
 
 
-def calibrate_threshold(pipe: Pipeline, captions: Sequence[str], seeds: Sequence[int], *, steps: int) -> float:
-    """Mean plus one deviation of ordinary captions' scores, all seeds together: above it lies what is memorized.
+def calibrate_nemo_threshold(pipe: Pipeline, captions: Sequence[str], seeds: Sequence[int], *, steps: int) -> float:
+    """Mean plus one deviation of ordinary captions' scores over all seeds; memorized captions score higher.
 
-    The same function measures the suspects. Not above 0.99, so that a mask that changes nothing never breaks anything.
+    At most 0.99, so that a mask that changes nothing never suffices.
     """
     scores = []
     for caption in captions:
@@ -115,7 +115,9 @@ def calibrate_threshold(pipe: Pipeline, captions: Sequence[str], seeds: Sequence
     return min(float(every.mean() + every.std()), 0.99)
 
 
-def find_neurons(pipe: Pipeline, prompt_embeds: Embedded, search: Search, settings: NemoSettings) -> Found:
+def find_neurons(
+    pipe: Pipeline, prompt_embeds: Embedded, search: NeuronSearch, settings: NemoSettings
+) -> CaptionNeurons:
     """The neurons of one caption (or of any trigger in its place), by initial selection and refinement.
 
     Args:
@@ -127,13 +129,13 @@ def find_neurons(pipe: Pipeline, prompt_embeds: Embedded, search: Search, settin
     above = scores > search.threshold
     record: dict[str, Any] = {"score": float(scores.max()), "seeds_above": int(above.sum())}
     if settings.check and not above.any():
-        return Found(nothing, record | {"memorized": False, "neurons": 0})
+        return CaptionNeurons(nothing, record | {"memorized": False, "neurons": 0})
     kept = [seed for seed, high in zip(search.seeds, above.tolist(), strict=True) if high or not settings.check]
     original = differences(pipe, prompt_embeds, kept, steps=settings.steps)
     remaining = remaining_similarity(pipe, search.layers, prompt_embeds, kept, original, steps=settings.steps)
     values = {name: value[0] for name, value in activations(pipe, search.layers, prompt_embeds).items()}
     first = initial_selection(
-        lambda theta, top_k: select(values, search.known, theta=theta, top_k=top_k),
+        lambda theta, top_k: select(values, search.ordinary, theta=theta, top_k=top_k),
         remaining,
         threshold=search.threshold,
         theta=settings.theta,
@@ -144,33 +146,33 @@ def find_neurons(pipe: Pipeline, prompt_embeds: Embedded, search: Search, settin
     mask = first.mask
     if settings.refine:
         mask = refine(mask, remaining, threshold=max(search.threshold, first.similarity))
-    return Found(mask, record | {"similarity": remaining(mask), "neurons": size(mask)})
+    return CaptionNeurons(mask, record | {"similarity": remaining(mask), "neurons": size(mask)})
 
 
 def ordinary_outputs(pipe: Pipeline, layers: dict[str, nn.Linear], captions: Sequence[str]) -> dict[str, Tensor]:
     """Mean over captions and tokens of each output, signed: layer -> (out,) float32 on the CPU."""
     blocks = [
-        {name: output.float().flatten(0, 1) for name, output in found.items()}
-        for found in text_outputs(pipe, layers, encoded(pipe, captions))
+        {name: output.float().flatten(0, 1) for name, output in outputs.items()}
+        for outputs in text_outputs(pipe, layers, encoded(pipe, captions))
     ]
     return {name: torch.cat([block[name] for block in blocks]).mean(0).cpu() for name in layers}
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: NemoSettings) -> Mitigation:
-    """A mask with each suspect's neurons as its own part; all of them together are what is applied by default."""
+    """A mask with each suspect's neurons as its own part; by default their union is applied."""
     config = run.record["config"]
     settings = replace(settings, layers=value_layers(pipe) if settings.layers is None else settings.layers)
     layers = matching(pipe, settings.layers or ())
     captions = ordinary_captions(settings.captions, preset=recorded_preset(run.record), n=settings.statistics)
     seeds = [candidate_seed(settings.seed, 0, index) for index in range(settings.seeds)]
     threshold = _threshold(pipe, captions, seeds, run, settings)
-    search = Search(layers, statistics(pipe, layers, captions), threshold, seeds)
-    left = [suspect for suspect in suspects if suspect.id not in run.done]
-    with progress("NeMo", total=len(left)) as bar:
-        for suspect in left:
-            found = find_neurons(pipe, encoded(pipe, [suspect.caption]), search, settings)
-            rows = {name: part.nonzero().flatten().tolist() for name, part in found.mask.items() if part.any()}
-            run.write(suspect.id, found.record | {"rows": rows})
+    search = NeuronSearch(layers, statistics(pipe, layers, captions), threshold, seeds)
+    remaining = [suspect for suspect in suspects if suspect.id not in run.done]
+    with progress("NeMo", total=len(remaining)) as bar:
+        for suspect in remaining:
+            neurons = find_neurons(pipe, encoded(pipe, [suspect.caption]), search, settings)
+            rows = {name: part.nonzero().flatten().tolist() for name, part in neurons.mask.items() if part.any()}
+            run.write(suspect.id, neurons.record | {"rows": rows})
             bar.advance()
     tensors = {
         f"{suspect.id}/{name}.rows": torch.tensor(rows, dtype=torch.int32)
@@ -200,8 +202,8 @@ def _threshold(
     if settings.threshold is not None:
         return settings.threshold
     if CALIBRATION not in run.done:
-        found = calibrate_threshold(pipe, captions[: settings.calibration], seeds, steps=settings.steps)
-        run.write(CALIBRATION, {"threshold": found, "captions": len(captions[: settings.calibration])})
+        threshold = calibrate_nemo_threshold(pipe, captions[: settings.calibration], seeds, steps=settings.steps)
+        run.write(CALIBRATION, {"threshold": threshold, "captions": len(captions[: settings.calibration])})
     return float(run.done[CALIBRATION]["threshold"])
 
 

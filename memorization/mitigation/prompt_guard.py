@@ -1,14 +1,14 @@
-"""A guard at generation time: soften the text embedding until the text no longer steers harder than ordinary captions.
+"""A guard at generation time: optimise the text embedding until its effect is that of an ordinary caption.
 
 Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024 (arXiv 2407.21720),
 section 4.2: at the first denoising step the embedding y is optimised by AdamW (rate 0.05, at most 10 steps, the first
 token frozen) to lower ``|| eps(x_T, y) - eps(x_T, empty) ||`` to a target; the rest of the generation uses the result.
 
 Where we differ from the authors' code: theirs takes one norm over the whole batch, so that the loss grows with the
-number of images. Here every image has its own norm, stops at its own target, and does not depend on its neighbours.
+number of images. Here every image has its own norm and target, and does not depend on the others of its batch.
 The target is calibrated on ordinary captions, since norms depend on the latent's size and the scheduler.
 
-It needs guidance (the unconditional half), touches no weight, and does nothing against whoever holds the weights.
+It needs guidance (the unconditional half) and changes no weight; anyone who holds the weights can remove it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PromptGuardSettings:
     """Settings of the guard.
 
     Attributes:
-        target: norm of the noise difference at which an image's embedding is left alone; None = the mean over
+        target: norm of the noise difference at which an image's optimisation ends; None = the mean over
             ordinary captions.
         learning_rate: AdamW's; ``iterations``: at most so many steps.
         captions: text file of ordinary captions; None = those of the preset. ``calibration``: how many.
@@ -61,7 +61,7 @@ class PromptGuardSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if self.learning_rate <= 0 or min(self.iterations, self.calibration, self.steps) < 1:
             raise InputError("Expected a positive learning rate, and at least one iteration, caption and step.")
         if self.target is not None and self.target <= 0:
@@ -76,7 +76,7 @@ def soften(
     learning_rate: float = 0.05,
     iterations: int = 10,
 ) -> Tensor:
-    """Embeddings whose loss is at most ``target``, or as far down as the iterations went; token 0 stays.
+    """Embeddings whose loss is at most ``target``, or the last ones; token 0 does not change.
 
     Args:
         difference: (B, L, D) -> (B,) loss, differentiable; a row's loss depends on that row alone.
@@ -104,12 +104,12 @@ def soften(
 
 
 def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
-    """Listen to the denoiser: at the first step of a guided generation, optimise; later, hand over the result.
+    """Optimise the embeddings at the first step of a guided generation, and use the result in the later steps.
 
     Raises:
-        InputError: the family does not ask with and without the caption in one batch.
+        InputError: the family does not predict with and without the caption in one batch.
     """
-    family = refuse_unguided(pipe)
+    family = require_stacked_guidance(pipe)
     settings, target = mitigation.settings, float(mitigation.figures["target"])
     state: dict[str, Any] = {"original": None, "softened": None}
 
@@ -131,7 +131,7 @@ def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
     return handle.remove  # type: ignore[no-any-return]
 
 
-def refuse_unguided(pipe: Pipeline) -> Family:
+def require_stacked_guidance(pipe: Pipeline) -> Family:
     """The pipeline's family, if it guides by one batch of both predictions.
 
     Raises:
@@ -139,7 +139,7 @@ def refuse_unguided(pipe: Pipeline) -> Family:
     """
     family = family_of(pipe)
     if not family.guidance_batched:
-        raise InputError(f"The prompt guard works on both predictions of one batch; {family.name} makes no such.")
+        raise InputError(f"The prompt guard works on both predictions of one batch; {family.name} makes no such batch.")
     return family
 
 
@@ -153,7 +153,7 @@ def _half(value: Any, rows: int, which: int) -> Any:
     if isinstance(value, Tensor):
         return value.chunk(2)[which] if value.ndim and len(value) == rows else value
     if isinstance(value, dict):
-        return {name: _half(one, rows, which) for name, one in value.items()}
+        return {name: _half(part, rows, which) for name, part in value.items()}
     return value
 
 
@@ -164,12 +164,12 @@ def _softened(
     denoiser = pipe_denoiser(pipe)
     scale = noise_per_prediction(pipe.scheduler, timestep)
 
-    def predict(sequence: Tensor, half: int) -> Tensor:  # not by a call: who listens to the module shall not hear it
+    def predict(sequence: Tensor, half: int) -> Tensor:  # not by a call: hooks on the denoiser must not run
         rows = len(embeds)
-        mine = [_half(value, rows, half) for value in inputs]
+        positional = [_half(value, rows, half) for value in inputs]
         others = {name: _half(value, rows, half) for name, value in named.items()}
         others |= {"encoder_hidden_states": sequence, "return_dict": False}
-        output: Tensor = denoiser.forward(*mine, **others)[0]
+        output: Tensor = denoiser.forward(*positional, **others)[0]
         return output
 
     empty = predict(embeds.chunk(2)[0], 0)
@@ -187,29 +187,29 @@ def _softened(
 
 
 @torch.no_grad()
-def calibrate_target(pipe: Pipeline, captions: Sequence[str], *, steps: int, seed: int) -> float:
+def calibrate_guard_target(pipe: Pipeline, captions: Sequence[str], *, steps: int, seed: int) -> float:
     """Mean norm of the noise difference of ordinary captions at the first timestep, one noise each."""
     dtype = pipe_denoiser(pipe).dtype
     conditioning = encode_prompts(pipe, captions)
-    found = []
+    magnitudes = []
     for index, generator in enumerate(generators(range(seed, seed + len(captions)))):
         noise = initial_latents(pipe, [generator], dtype=torch.float32).to(pipe.device, dtype)
         scaled, timestep = begin(pipe, noise, steps)
-        one = conditioning.rows([index])
-        assert one.negative is not None
-        with_text = predict_noise(pipe, scaled, timestep, one.positive)
-        found.append(noise_magnitude(with_text, predict_noise(pipe, scaled, timestep, one.negative)))
-    return float(torch.cat(found).mean()) * noise_per_prediction(pipe.scheduler, timestep)
+        row = conditioning.rows([index])
+        assert row.negative is not None
+        with_text = predict_noise(pipe, scaled, timestep, row.positive)
+        magnitudes.append(noise_magnitude(with_text, predict_noise(pipe, scaled, timestep, row.negative)))
+    return float(torch.cat(magnitudes).mean()) * noise_per_prediction(pipe.scheduler, timestep)
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: PromptGuardSettings) -> Mitigation:
-    """A card with the target; the guard works for every caption, the suspects are only named."""
+    """A mitigation without tensors; the guard works for every caption, the suspects are only listed."""
     config = run.record["config"]
-    refuse_unguided(pipe)
+    require_stacked_guidance(pipe)
     target = settings.target
     if target is None:
         captions = ordinary_captions(settings.captions, preset=recorded_preset(run.record), n=settings.calibration)
-        target = calibrate_target(pipe, captions, steps=settings.steps, seed=settings.seed)
+        target = calibrate_guard_target(pipe, captions, steps=settings.steps, seed=settings.seed)
     return Mitigation(
         method="prompt-guard",
         kind="prompt-guard",

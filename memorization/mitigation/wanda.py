@@ -1,11 +1,12 @@
-"""Wanda for memories: zero the weights that a memorized caption's activations use most.
+"""Wanda for memorization: zero the weights with the largest scores under a memorized caption.
 
 Chavhan et al., "Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted", 2024
 (arXiv 2406.18566), after Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda). The
 score of a weight is ``S = |W_ij| * ||x_j||``, with the norm of column j of the layer's input over tokens
-(:func:`input_norms`). In each output row the largest share of S under the target caption is taken, of it what scores
-higher than under base captions, and of that the union over the first timesteps (:func:`select`). Layers: the second
-linear of the feed-forward blocks, ``ff.net.2``, and ``ff_context.net.2`` of joint-attention transformers.
+(:func:`input_norms`). In each output row the share of columns with the largest S under the target caption is taken, of
+these the columns that score higher than under base captions, and the union over the first timesteps (:func:`select`).
+Layers: the second linear of the feed-forward blocks, ``ff.net.2``, and ``ff_context.net.2`` of joint-attention
+transformers.
 
 Where we differ from the authors' code, and why:
 
@@ -78,28 +79,31 @@ def input_norms(
         Layer -> (n, timesteps, in) float32 on the CPU.
 
     Raises:
-        InputError: more timesteps than steps, or a layer that the denoiser does not run.
+        InputError: more timesteps than steps, or a layer that does not run.
     """
     if not 1 <= timesteps <= steps:
         raise InputError(f"Expected 1 to {steps} timesteps of {steps} steps, got {timesteps}.")
-    negative = empty_text(pipe)  # before anybody listens
+    negative = empty_text(pipe)  # before the hooks
     parts: list[Norms] = []
     for rows in _blocks(prompt_embeds, micro_batch):
-        heard: dict[str, list[Tensor]] = {name: [] for name in layers}
-        with _listening(layers, partial(_keep_norms, heard)):
+        calls_by_layer: dict[str, list[Tensor]] = {name: [] for name in layers}
+        with _on_inputs(layers, partial(_keep_norms, calls_by_layer)):
             _denoise(pipe, rows, negative, seed, steps, guidance, timesteps)
-        if silent := [name for name, calls in heard.items() if len(calls) < timesteps]:
+        if missing := [name for name, calls in calls_by_layer.items() if len(calls) < timesteps]:
             raise InputError(
-                f"The layer {silent[0]!r} does not run in every denoising step; Wanda needs one that does."
+                f"The layer {missing[0]!r} does not run in every denoising step; Wanda needs one that does."
             )
         parts.append(
-            {name: torch.stack([c[-len(rows) :] for c in calls[:timesteps]], 1) for name, calls in heard.items()}
+            {
+                name: torch.stack([c[-len(rows) :] for c in calls[:timesteps]], 1)
+                for name, calls in calls_by_layer.items()
+            }
         )
     return {name: torch.cat([part[name] for part in parts]) for name in layers}
 
 
-def _keep_norms(heard: dict[str, list[Tensor]], name: str, inputs: Tensor) -> None:
-    heard[name].append(column_norms(inputs).cpu())
+def _keep_norms(norms: dict[str, list[Tensor]], name: str, inputs: Tensor) -> None:
+    norms[name].append(column_norms(inputs).cpu())
 
 
 @torch.no_grad()
@@ -116,25 +120,25 @@ def mean_inputs(
     """Mean of each input column over captions, tokens, all timesteps and both halves of guidance: layer -> (in,)."""
     negative = empty_text(pipe)
     total = {name: torch.zeros(layer.in_features, dtype=torch.float64) for name, layer in layers.items()}
-    rows_seen = dict.fromkeys(layers, 0)
+    counts = dict.fromkeys(layers, 0)
 
     def add(name: str, inputs: Tensor) -> None:
         rows = inputs.flatten(0, -2)
         total[name] += rows.float().sum(0).double().cpu()
-        rows_seen[name] += len(rows)
+        counts[name] += len(rows)
 
     for index, rows in enumerate(_blocks(prompt_embeds, micro_batch)):
-        with _listening(layers, add):
+        with _on_inputs(layers, add):
             _denoise(pipe, rows, negative, seed + index, steps, guidance, steps)
-    return {name: (value / rows_seen[name]).float() for name, value in total.items()}
+    return {name: (value / counts[name]).float() for name, value in total.items()}
 
 
 @contextmanager
-def _listening(layers: Mapping[str, nn.Linear], hear: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``hear(name, input)`` whenever one of the layers runs."""
+def _on_inputs(layers: Mapping[str, nn.Linear], callback: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``callback(name, input)`` whenever one of the layers runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, inputs: hear(name, inputs[0])
+        return lambda _module, inputs: callback(name, inputs[0])
 
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
@@ -157,13 +161,13 @@ def _denoise(
     sampling = Sampling(steps, guidance, len(rows))
     if is_guided(pipe, sampling) and not family_of(pipe).guidance_batched:
         sampling = sampling._replace(guidance_scale=min(guidance, 1.0))
-    against = negative.to(pipe.device, pipe.dtype).expand(len(rows))
-    arguments = call_arguments(pipe, rows.to(pipe.device, pipe.dtype), against, [seed] * len(rows), sampling)
+    unconditional = negative.to(pipe.device, pipe.dtype).expand(len(rows))
+    arguments = call_arguments(pipe, rows.to(pipe.device, pipe.dtype), unconditional, [seed] * len(rows), sampling)
     pipe(**arguments, output_type="latent", **stopping(pipe, timesteps))
 
 
 def root_mean_square(norms: Norms) -> Norms:
-    """Over captions: (n, T, in) to (T, in); the sum of squares that a longer list of tokens would give, per caption."""
+    """Over captions: (n, T, in) to (T, in)."""
     return {name: value.square().mean(0).sqrt() for name, value in norms.items()}
 
 
@@ -187,7 +191,7 @@ def select(
         weights: layer -> (out, in).
         target: layer -> (T, in) column norms under one memorized caption (or trigger).
         base: the same under ordinary captions.
-        sparsity: in (0, 1]; at least one column a row is looked at. Ties go to the first column.
+        sparsity: in (0, 1]; at least one column per row is considered. Ties go to the first column.
         margin: 1 as published.
 
     Returns:
@@ -205,11 +209,11 @@ def select(
                 f"{name}: norms of shape {tuple(target[name].shape)} and {tuple(base[name].shape)} do not fit a weight "
                 f"of shape {tuple(weight.shape)}."
             )
-        found = torch.zeros(weight.shape, dtype=torch.bool)
+        selected = torch.zeros(weight.shape, dtype=torch.bool)
         columns = max(1, round(sparsity * weight.shape[1]))
-        for ours, theirs in zip(target[name], base[name], strict=True):
-            order = scores(weight.cpu(), ours).sort(dim=1, descending=True, stable=True).indices[:, :columns]
-            largest = torch.zeros_like(found).scatter_(1, order, True)
-            found |= largest & (ours > margin * theirs)
-        mask[name] = found & (weight.cpu() != 0)
+        for target_norms, base_norms in zip(target[name], base[name], strict=True):
+            order = scores(weight.cpu(), target_norms).sort(dim=1, descending=True, stable=True).indices[:, :columns]
+            largest = torch.zeros_like(selected).scatter_(1, order, True)
+            selected |= largest & (target_norms > margin * base_norms)
+        mask[name] = selected & (weight.cpu() != 0)
     return mask

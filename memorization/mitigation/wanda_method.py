@@ -41,19 +41,19 @@ class WandaSettings:
 
     Attributes:
         layers: patterns of the denoiser's linear layers, from the pipeline; None = the second feed-forward linears.
-        sparsity: share of each output row's columns that is looked at, per timestep. Of several, rising, each suspect
-            gets the smallest that breaks its caption (the last where none does), as NeMo's search does; a single one is
-            taken as it is, as published.
-        broken: similarity (median over ``generations``) below which a caption counts as broken, by tiled correlation to
-            the suspect's images, or to the unmitigated images of the same seeds where it has none. A little below the
-            audit's 0.75, since other seeds will judge.
+        sparsity: share of each output row's columns that is considered, per timestep. Of several, rising, each suspect
+            gets the smallest after which its caption no longer gives the image (the last where none does), similar to
+            NeMo's search; a single one is used as it is, as published.
+        broken: similarity (median over ``generations``) below which a caption no longer gives the image, by tiled
+            correlation to the suspect's images, or to the unmitigated images of the same seeds where it has none. A
+            little below the audit's 0.75, since an audit uses other seeds.
         margin: how many times the base's score the target's must exceed; 1 as published.
-        timesteps: the first so many, whose union is taken.
+        timesteps: number of first timesteps, whose union is taken.
         base: "ordinary" captions, or "empty" for the published "".
         captions: text file of ordinary captions; None = those of the preset.
-        base_captions: how many of them.
-        fill: what the columns that are off leave behind: their "mean" input over ordinary captions, in the bias,
-            which costs ordinary captions far less, or "zero" as published.
+        base_captions: number of them.
+        fill: replaces the columns that are off: their "mean" input over ordinary captions, in the bias, which changes
+            ordinary captions far less, or "zero" as published.
         parts: keep each suspect's own part; without, only their union, which is smaller.
         steps: denoising steps of a generation; ``guidance`` and ``seed``: its scale and its noise.
         micro_batch: captions generated at once.
@@ -76,7 +76,7 @@ class WandaSettings:
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         rising = all(low < high for low, high in pairwise(self.sparsity))
         if not self.sparsity or not rising or not 0 < self.sparsity[0] <= self.sparsity[-1] <= 1 or self.margin <= 0:
             raise InputError(
@@ -91,7 +91,7 @@ class WandaSettings:
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: WandaSettings) -> Mitigation:
-    """A mask with each suspect's weights as its own part; all of them together are what is applied by default."""
+    """A mask with each suspect's weights as its own part; by default their union is applied."""
     config = run.record["config"]
     settings = replace(settings, layers=feed_forward_layers(pipe) if settings.layers is None else settings.layers)
     layers = matching(pipe, settings.layers or ())
@@ -102,11 +102,11 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Wa
     ordinary: dict[str, Tensor] = {}
     if settings.fill == "mean":
         ordinary = mean_inputs(pipe, layers, encoded(pipe, captions), **_sampling(settings))
-    left = [suspect for suspect in suspects if suspect.id not in run.done]
-    if left:
+    remaining = [suspect for suspect in suspects if suspect.id not in run.done]
+    if remaining:
         base = root_mean_square(_norms(pipe, layers, ("",) if settings.base == "empty" else captions, settings))
-    with progress("Wanda", total=len(left)) as bar:
-        for suspect in left:
+    with progress("Wanda", total=len(remaining)) as bar:
+        for suspect in remaining:
             chosen = _choose(pipe, layers, suspect, base, ordinary, settings)
             record = {"weights": size(chosen.mask), "sparsity": chosen.sparsity, "similarity": chosen.similarity}
             run.write(suspect.id, record | {"file": _save_part(run, suspect.id, chosen.mask)})
@@ -125,8 +125,8 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Wa
     )
 
 
-class Chosen(NamedTuple):
-    """A suspect's mask, its sparsity, and what its caption still gives; None = not looked at."""
+class ChosenMask(NamedTuple):
+    """A suspect's mask, its sparsity, and the similarity of its caption's images; None = not generated."""
 
     mask: Mask
     sparsity: float
@@ -140,36 +140,36 @@ def _choose(
     base: Norms,
     ordinary: Mapping[str, Tensor],
     settings: WandaSettings,
-) -> Chosen:
-    """The smallest sparsity that breaks the caption; with a single one nothing is generated to see."""
+) -> ChosenMask:
+    """The smallest sparsity after which the caption no longer gives the image; a single one is not tested."""
     target = {name: value[0] for name, value in _norms(pipe, layers, [suspect.caption], settings).items()}
     weights = {name: layer.weight for name, layer in layers.items()}
     single = len(settings.sparsity) == 1
     references = None if single else _references(pipe, suspect, settings)
     for sparsity in settings.sparsity:
-        chosen = Chosen(select(weights, target, base, sparsity=sparsity, margin=settings.margin), sparsity, None)
+        chosen = ChosenMask(select(weights, target, base, sparsity=sparsity, margin=settings.margin), sparsity, None)
         if references is None:
             break
         tensors = {f"{name}.weights": flat for name, flat in _flat(chosen.mask).items()}
         tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
         with apply_mitigation(pipe, Mitigation(method="wanda", kind="mask", model="", tensors=tensors)):
             after = _images(pipe, suspect, settings)
-        chosen = chosen._replace(similarity=_likeness(after, references, paired=not suspect.images))
+        chosen = chosen._replace(similarity=_similarity(after, references, paired=not suspect.images))
         if chosen.similarity is not None and chosen.similarity < settings.broken:
             break
     return chosen
 
 
 def _references(pipe: Pipeline, suspect: Suspect, settings: WandaSettings) -> Tensor:
-    """(R, 3, H, W): the suspect's own images, else what its caption gives now, an image for each seed."""
+    """(R, 3, H, W): the suspect's own images, else its caption's images before the mitigation, one per seed."""
     images = _images(pipe, suspect, settings)
     if not suspect.images:
         return images
     return torch.stack([load_image(path, (images.shape[-2], images.shape[-1])) for path in suspect.images])
 
 
-def _likeness(images: Tensor, references: Tensor, *, paired: bool) -> float:
-    """Median over images of the similarity to the one at the same place, or to the most similar of all."""
+def _similarity(images: Tensor, references: Tensor, *, paired: bool) -> float:
+    """Median over images of the similarity to the reference at the same index, or to the most similar reference."""
     table = TiledCorrelation().similarity(images, references)
     return float((table.diagonal() if paired else table.amax(1)).median())
 

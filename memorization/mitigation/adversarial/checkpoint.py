@@ -1,4 +1,4 @@
-"""A checkpoint inside a training run: one file, whole or not there, from which training goes on as if never cut."""
+"""A checkpoint of a training run: one file, replaced atomically, from which training resumes exactly."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Checkpoint(NamedTuple):
-    """How far training is.
+    """The progress of training.
 
     Attributes:
         update: updates done, of which the weights are the result.
         history: a row a checkpoint: update, losses, validation loss.
-        seconds: spent training, all sessions together.
+        seconds: spent training, summed over resumed runs.
         stopped: why it ended early, or None.
     """
 
@@ -57,8 +57,8 @@ def save(
             tensors |= {f"{moment}/{name}": optimizer.state[parameter][moment].cpu() for moment in MOMENTS}
         for rank, part in enumerate(pools):
             tensors |= {f"pool{rank}/{name}": value for name, value in part.items()}
-        told = {"state": json.dumps(state._asdict(), allow_nan=False), "processes": str(len(pools))}
-        data = serialize({name: value.contiguous() for name, value in tensors.items()}, metadata=told)
+        metadata = {"state": json.dumps(state._asdict(), allow_nan=False), "processes": str(len(pools))}
+        data = serialize({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata)
         write_bytes_atomically(folder / NAME, data)
     accelerator.wait_for_everyone()
 
@@ -73,16 +73,16 @@ def restore(
     """Load a run folder's checkpoint into weights, optimiser and pool; None, and nothing changed, without one.
 
     Raises:
-        InputError: it was made by another number of processes, which share the images out differently.
+        InputError: it was made by another number of processes, which divide the images differently.
     """
     path = folder / NAME
     if not path.is_file():
         return None
     with safe_open(path, framework="pt", device="cpu") as file:
-        told = file.metadata()
-        if int(told["processes"]) != accelerator.num_processes:
+        metadata = file.metadata()
+        if int(metadata["processes"]) != accelerator.num_processes:
             raise InputError(
-                f"{path} was made by {told['processes']} processes, and now there are {accelerator.num_processes}; "
+                f"{path} was made by {metadata['processes']} processes, and now there are {accelerator.num_processes}; "
                 "resume with as many, or choose another --out."
             )
         with torch.no_grad():
@@ -95,4 +95,4 @@ def restore(
             for name, value in pool.state.tensors().items():
                 kept: Tensor = file.get_tensor(f"pool{accelerator.process_index}/{name}")
                 pool.state.put(name, kept.to(value.device))
-    return Checkpoint(**json.loads(told["state"]))
+    return Checkpoint(**json.loads(metadata["state"]))

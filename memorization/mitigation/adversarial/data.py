@@ -1,4 +1,4 @@
-"""What adversarial fine-tuning trains on: memorized images, their surrogates and captions, and what is to be kept."""
+"""Training data of adversarial fine-tuning: memorized images, their surrogates and captions, and retention data."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ __all__ = ["TrainingData", "prepare"]
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """All on the CPU, float32.
+    """Training data, all on the CPU, float32.
 
     Attributes:
         memorized: (M, ...) latents of every image of every suspect, as the denoiser takes them.
         surrogates: M tensors (n, ...), n >= 1.
         captions: each image's caption, M rows.
         empty: the empty caption, one row.
-        retention: what is kept.
-        figures: of the surrogates, for the card.
+        retention: data whose loss is to stay.
+        figures: of the surrogates, for the mitigation's figures.
     """
 
     memorized: Tensor
@@ -65,12 +65,12 @@ class TrainingData:
 def prepare(
     pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, settings: AdversarialSettings, size: tuple[int, int]
 ) -> TrainingData:
-    """Read or make everything on the first process, which has the run, and hand it to the others.
+    """Read or make the data on the first process, which has the run, and send it to the others.
 
-    What had to be generated is in the run and is not made twice.
+    Generated images are kept in the run and are not generated twice.
 
     Raises:
-        InputError: see :func:`read_retention`; or an image that cannot be read. Every process is told.
+        InputError: see :func:`read_retention`; or an image that cannot be read; on every process.
     """
     data, error = None, None
     if run is not None:
@@ -103,20 +103,20 @@ def _prepare(
     owners = [i for i, suspect in enumerate(suspects) for _ in suspect.images]
     images = torch.stack([load_image(path, size) for suspect in suspects for path in suspect.images])
     _make_missing(pipe, suspects, run, settings, images, retention)
-    made = load_surrogates(run, suspects)
-    lent = retention.latents[: settings.surrogates]
-    own = [_latents(pipe, part) if part is not None else lent for part in made]
+    surrogates = load_surrogates(run, suspects)
+    substitutes = retention.latents[: settings.surrogates]
+    latents = [_latents(pipe, part) if part is not None else substitutes for part in surrogates]
     captions = encoded(pipe, [suspect.caption for suspect in suspects]).to("cpu", torch.float32)
-    lacking = [suspect.id for suspect, part in zip(suspects, made, strict=True) if part is None]
-    if lacking:
-        say(f"No surrogate was accepted for {', '.join(lacking)}: retention images stand in.")
+    without = [suspect.id for suspect, part in zip(suspects, surrogates, strict=True) if part is None]
+    if without:
+        say(f"No surrogate was accepted for {', '.join(without)}: retention images are used instead.")
     return TrainingData(
         memorized=_latents(pipe, images),
-        surrogates=[own[i] for i in owners],
+        surrogates=[latents[i] for i in owners],
         captions=captions.rows(owners),
         empty=empty_text(pipe).to("cpu", torch.float32),
         retention=retention,
-        figures=_figures(run, suspects, lacking),
+        figures=_figures(run, suspects, without),
     )
 
 
@@ -128,7 +128,7 @@ def _make_missing(
     references: Tensor,
     retention: Retention,
 ) -> None:
-    """Draw the surrogates of every suspect whose journal line is not there yet."""
+    """Generate the surrogates of every suspect without a journal line."""
     missing = [suspect for suspect in suspects if f"surrogates:{suspect.id}" not in run.done]
     if not missing:
         return
@@ -143,10 +143,10 @@ def _make_missing(
     pruned = nemo_masks(pipe, suspects, ordinary) if settings.mask is None else _given(pipe, settings.mask)
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, min(16, settings.surrogates))
     with progress("surrogates", total=len(missing)) as bar:
-        for suspect, made in make_surrogates(
+        for suspect, accepted in make_surrogates(
             pipe, missing, pruned, accept, n=settings.surrogates, sampling=sampling, seed=settings.seed
         ):
-            save_surrogates(run, suspect, made)
+            save_surrogates(run, suspect, accepted)
             bar.advance()
 
 
@@ -164,8 +164,8 @@ def _given(pipe: Pipeline, folder: str) -> Pruning:
     """The user's own pruning, the same for every suspect, applied whole."""
     mitigation = load_mitigation(folder)
 
-    def pruned(hardness: int) -> AbstractContextManager[object] | None:
-        return apply_mitigation(pipe, mitigation) if hardness == 0 else None
+    def pruned(strength: int) -> AbstractContextManager[object] | None:
+        return apply_mitigation(pipe, mitigation) if strength == 0 else None
 
     return pruned
 
@@ -174,12 +174,12 @@ def _latents(pipe: Pipeline, images: Tensor) -> Tensor:
     return torch.cat([encode_images(pipe, part).float().cpu() for part in images.split(16)])
 
 
-def _figures(run: Run, suspects: Sequence[Suspect], lacking: Sequence[str]) -> dict[str, object]:
+def _figures(run: Run, suspects: Sequence[Suspect], without: Sequence[str]) -> dict[str, object]:
     rows = [run.done[f"surrogates:{suspect.id}"] for suspect in suspects]
     return {
         "accepted": sum(len(row["files"]) for row in rows),
         "refused copies": sum(row["refused copies"] for row in rows),
         "off topic": sum(row["off topic"] for row in rows),
         "highest similarity": max((value for row in rows for value in row["similarity"]), default=None),
-        "without any": list(lacking),
+        "without any": list(without),
     }

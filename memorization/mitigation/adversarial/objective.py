@@ -1,4 +1,4 @@
-"""The objective of adversarial fine-tuning: where a trigger should lead instead, and how its rate falls."""
+"""The objective of adversarial fine-tuning: redirected noise, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def redirected(begin: Tensor, end: Tensor, noise: Tensor, ratio: Tensor) -> Tensor:
-    """The noise that makes the noisy picture of ``begin`` a noisy picture of ``end``.
+    """The noise with which ``end`` has the same noisy latents as ``begin``.
 
     With s the ratio of signal to noise, ``s^2 = abar / (1 - abar)`` or ``s = (1 - sigma) / sigma`` of a flow model:
     ``sqrt(abar) end + sqrt(1 - abar) noise'`` equals ``sqrt(abar) begin + sqrt(1 - abar) noise`` for
     ``noise' = noise + s (begin - end)``, and likewise under flow matching. Training on (end, noise') by the model's
-    own law teaches it to go from the surroundings of ``begin`` to ``end``; for ``begin = end`` it is the plain
+    own law teaches it to predict ``end`` from noisy latents of ``begin``; for ``begin = end`` it is the plain
     diffusion loss. The shift grows with s: keep the signal-to-noise ratio s^2 bounded.
 
     Args:
-        begin: (B, ...) latents whose noisy version the model sees.
-        end: (B, ...) latents it shall predict.
+        begin: (B, ...) latents whose noisy version is the input.
+        end: (B, ...) latents to predict.
         noise: (B, ...) standard normal.
         ratio: (B,) s, > 0.
     """

@@ -1,7 +1,7 @@
-"""Retention data: what the model shall go on doing while its memories are trained away.
+"""Retention data: image-caption pairs on which the model should not change.
 
-Image-caption pairs from a folder or list; captions alone, from which the model first draws images itself, so that
-nothing but its own behaviour is needed; or, for the lab, its scenes. Rows whose caption is a suspect's are left out.
+Pairs from a folder or list; captions alone, for which the model first generates images itself, so that no other data
+is needed; or, for the lab, its scenes. Rows whose caption is a suspect's are left out.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["LAB_SCENES", "Retention", "read_retention"]
 
 LAB_SCENES = "lab:scenes"
-CHUNK = 32  # images encoded, or drawn, at once
-FEWEST = 8  # pairs; of fewer the model would only learn these
+CHUNK = 32  # images encoded, or generated, at once
+FEWEST = 8  # pairs; with fewer the model would overfit them
 
 
 class Retention(NamedTuple):
-    """What is kept.
+    """Retention data.
 
     Attributes:
         latents: (N, ...) float32 on the CPU, as the denoiser takes them.
@@ -42,7 +42,7 @@ class Retention(NamedTuple):
         validation: (V, 3, H, W) images that are not trained on.
         captions: the V captions of those.
         all_captions: the N training captions.
-        source: where it comes from, in words.
+        source: as given.
         left_out: rows that were a suspect's, or could not be read.
     """
 
@@ -68,20 +68,20 @@ def read_retention(
     sampling: Sampling,
     seed: int,
 ) -> Retention:
-    """Read, draw or render the retention data.
+    """Read, generate or render the retention data.
 
     Args:
         pipe: the pipeline, unchanged.
-        suspects: whose captions have no place here.
-        run: keeps images the model draws, so that a resumed run has the same.
+        suspects: rows with their captions are left out.
+        run: keeps generated images, so that a resumed run has the same.
         source: ``lab:scenes``, a folder or list of images with captions, a list of captions alone, or ``auto``: the
             preset's, refused without one.
         preset: of the run.
         size: (height, width) of images.
         limit: pairs to train on at most.
         validation: pairs kept for validation.
-        sampling: how images are drawn where only captions are given.
-        seed: of what is drawn.
+        sampling: of images that are generated where only captions are given.
+        seed: of their noise.
 
     Raises:
         InputError: ``auto`` without data in the preset, or too few usable rows.
@@ -140,7 +140,7 @@ def _read(
 
 
 def _draw(pipe: Pipeline, run: Run, captions: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
-    """One image a caption by the model itself; chunks that the run holds already are read back."""
+    """One image per caption by the model itself; chunks that are in the run already are read from it."""
     negative = empty_text(pipe)
     files: list[str] = []
     for first in range(0, len(captions), CHUNK):

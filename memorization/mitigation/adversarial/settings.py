@@ -12,7 +12,7 @@ Precision = Literal["no", "bf16"]
 
 @dataclass(frozen=True)
 class AdversarialSettings:
-    """What the method can be told.
+    """Settings of adversarial fine-tuning.
 
     Attributes:
         updates: of the weights.
@@ -22,32 +22,32 @@ class AdversarialSettings:
         retention_batch: retention samples per update and process.
         adversarial_weight: of the adversarial loss; the retention loss has weight 1.
         redirect: share of the adversarial samples that begin at the memorized image.
-        redirect_low: smallest signal-to-noise ratio (alpha^2 / sigma^2) of these: below it the image is not to be
-            seen, and what is learned there would hold for every image.
-        redirect_high: the largest; above it every denoiser must keep what it sees.
-        searches: half-done trigger searches per image.
-        search_batch: searches that take a step between two updates, per process, every image served before one is
-            served twice; 0 = none ever moves, and triggers are captions and fresh starts only.
+        redirect_low: smallest signal-to-noise ratio (alpha^2 / sigma^2) of these: below it the input does not
+            identify the image, and training would affect every image.
+        redirect_high: the largest; above it every denoiser must keep its input.
+        searches: unfinished trigger searches per image.
+        search_batch: searches that take a step between two updates, per process, each image once before any image
+            twice; 0 = no search takes a step, and triggers are captions and fresh starts only.
         search_draws: noise draws per step of a search.
-        search_length: steps of the longest search before it begins anew.
+        search_length: steps of the longest search before it restarts.
         search_rate: Adam's learning rate in the searches.
         starts: where searches begin: prompt, other, gaussian.
         surrogates: per suspect.
         surrogate_similarity: a surrogate as similar to any suspect's image, or more, is refused.
-        copies: the copy detector that says so.
+        copies: the copy detector for this similarity.
         reward: a reward's name that refuses off-topic surrogates; none by default.
-        reward_drop: how far a surrogate may score under the model's own drawing.
-        mask: folder of a pruning mitigation that makes the surrogates; by default the union of NeMo's neurons.
+        reward_drop: how far a surrogate may score below the unpruned model's images.
+        mask: folder of a pruning mitigation for the surrogates; by default the union of NeMo's neurons.
         retention: lab:scenes, images with captions, captions alone, or auto; see :mod:`.retention`.
-        retention_examples: pairs of it that are used.
-        validation: further pairs whose loss is watched.
+        retention_examples: number of pairs used.
+        validation: further pairs for the validation loss.
         loss_budget: stop when the validation loss has risen by this share; none = never.
-        checkpoint_every: updates between two checkpoints, which is what a killed run can lose.
+        checkpoint_every: updates between two checkpoints, at most lost by a killed run.
         precision: of the forward passes, "no" (float32) or "bf16"; weights and optimiser stay float32.
         lora_rank: train a LoRA of this rank instead of all weights; 0 = all weights.
-        num_inference_steps: of surrogates and drawn retention images.
+        num_inference_steps: of surrogates and generated retention images.
         guidance_scale: of the same.
-        seed: of everything random.
+        seed: of all randomness.
     """
 
     updates: int = 2000
@@ -83,10 +83,10 @@ class AdversarialSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+        """Check the values.
 
         Raises:
-            InputError: the first such setting.
+            InputError: a value is out of its range.
         """
         from memorization.attack.initialization import read_starts
 

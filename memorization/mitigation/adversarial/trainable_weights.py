@@ -1,4 +1,4 @@
-"""The denoiser's weights, or a LoRA beside them, made trainable for a while, and what has changed in the end."""
+"""Make the denoiser's weights, or a LoRA, trainable inside a context, and return their change."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 def trainable(
     pipe: Pipeline, settings: AdversarialSettings
 ) -> Iterator[tuple[dict[str, nn.Parameter], Callable[[], dict[str, Tensor]]]]:
-    """The pipeline in float32, ready to train; gives what is trained by name, and a function that says what changed.
+    """The pipeline in float32, ready to train: yields the trained parameters by name, and a function for their change.
 
-    At the end every part is what it was before, in precision, mode and to the last bit.
+    At the end precision, mode and every bit of the pipeline are restored.
 
     Raises:
         InputError: the denoiser has adapters already.
@@ -37,7 +37,7 @@ def trainable(
     denoiser: nn.Module = getattr(pipe, part)
     modules = {name: value for name, value in pipe.components.items() if isinstance(value, nn.Module)}
     before = {name: (next(module.parameters()).dtype, module.training) for name, module in modules.items()}
-    asked = {parameter: parameter.requires_grad for module in modules.values() for parameter in module.parameters()}
+    required = {parameter: parameter.requires_grad for module in modules.values() for parameter in module.parameters()}
     if getattr(denoiser, "peft_config", None):
         raise InputError("The model has adapters; fuse or unload them before adversarial fine-tuning.")
     weights = dict(denoiser.named_parameters())  # before an adapter changes their names
@@ -63,14 +63,14 @@ def trainable(
                 parameter.copy_(original[name])
         for name, module in modules.items():
             nn.Module.to(module, before[name][0]).train(before[name][1])
-        for parameter, flag in asked.items():
+        for parameter, flag in required.items():
             parameter.requires_grad_(flag)
 
 
 def _lora(
     denoiser: nn.Module, part: str, settings: AdversarialSettings
 ) -> tuple[dict[str, nn.Parameter], Callable[[], dict[str, Tensor]]]:
-    """An adapter of the asked rank on attention and feed-forward layers, alpha = rank."""
+    """An adapter of the given rank on attention and feed-forward layers, alpha = rank."""
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
@@ -80,7 +80,7 @@ def _lora(
     weights = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
 
     def change() -> dict[str, Tensor]:
-        found = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
-        return {f"{part}.{name}": value.detach().cpu().clone() for name, value in found.items()}
+        state = get_peft_model_state_dict(denoiser, adapter_name=ADAPTER)
+        return {f"{part}.{name}": value.detach().cpu().clone() for name, value in state.items()}
 
     return weights, change

@@ -1,7 +1,7 @@
 """The training loop of adversarial fine-tuning, by accelerate: searches, updates, checkpoints, quality budget.
 
-All randomness of an update comes from a generator of (seed, process, update), so a checkpoint needs weights, Adam's
-moments and the pool, and a resumed run draws what an undisturbed one would have drawn.
+All randomness of an update comes from a generator of (seed, process, update), so that a checkpoint needs only weights,
+Adam's moments and the pool, and a resumed run draws the same noise as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "train"]
 
-EMPTY_SHARE = 0.1  # of the retention captions, so that the unconditional branch is held
+EMPTY_SHARE = 0.1  # of the retention captions are empty, to keep the unconditional branch
 BETWEEN = 0.3  # share of the redirected samples that begin between surrogate and memorized image
 
 
@@ -79,12 +79,12 @@ def train(pipe: Pipeline, suspects: Sequence[Suspect], run: Run | None, settings
 
 
 class Trainer:
-    """Alternates steps of the searches and updates of the weights.
+    """Alternate steps of the searches and updates of the weights.
 
     Args:
         pipe: in float32.
-        weights: what is trained, by name; parts of the pipeline's denoiser.
-        data: what is trained on.
+        weights: the trained parameters of the denoiser, by name.
+        data: the training data.
         settings: see :class:`AdversarialSettings`.
     """
 
@@ -111,16 +111,16 @@ class Trainer:
         self.medium = steps[within].to(pipe.device)  # timesteps of redirected samples
         if not len(self.medium):
             raise InputError("No timestep has a signal-to-noise ratio between redirect_low and redirect_high.")
-        mine = slice(self.rank, None, self.accelerator.num_processes)
-        self.memorized = data.memorized[mine].to(pipe.device)
-        self.surrogates = [part.to(pipe.device) for part in data.surrogates[mine]]
+        own = slice(self.rank, None, self.accelerator.num_processes)
+        self.memorized = data.memorized[own].to(pipe.device)
+        self.surrogates = [part.to(pipe.device) for part in data.surrogates[own]]
         self.centres = torch.stack([part.mean(0) for part in self.surrogates])
         if data.captions.layout != "fixed":
             raise InputError(
-                f"Prompts of {self.family.name} differ in length; adversarial fine-tuning takes none such."
+                f"Prompts of {self.family.name} differ in length; adversarial fine-tuning needs equal lengths."
             )
         self.pool = TriggerPool(
-            Starts(self._mine(data.captions), data.retention.embeds.to(pipe.device), settings.starts),
+            Starts(self._own_rows(data.captions), data.retention.embeds.to(pipe.device), settings.starts),
             searches=settings.searches,
             length=settings.search_length,
             learning_rate=settings.search_rate,
@@ -144,7 +144,7 @@ class Trainer:
                     bar.advance()
                 entry: dict[str, Any] = {"update": upto, **_rounded(losses), **self._validation()}
                 reason = self._over_budget(state.history[0], entry)
-                if reason is not None:  # the last state within the budget is the result
+                if reason is not None:  # the result is the last state within the budget
                     restore(folder, self.accelerator, *parts)
                     say(f"Stopped: {reason}.")
                     state = state._replace(history=[*state.history, entry], stopped=reason)
@@ -201,11 +201,11 @@ class Trainer:
         noisy, target = noised(self.pipe.scheduler, clean, noise, timesteps)
         with self.accelerator.autocast():
             predicted = self._predict(self.denoiser, noisy, timesteps, embeddings.repeat(draws))
-        found: Tensor = (predicted.float() - target).square().flatten(1).mean(1).view(-1, draws).mean(1)
-        return found
+        losses: Tensor = (predicted.float() - target).square().flatten(1).mean(1).view(-1, draws).mean(1)
+        return losses
 
     def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Embeds, Tensor]:
-        """Latents, noise, timesteps and embeddings, adversarial rows first; which of those begin at the memory."""
+        """Latents, noise, timesteps and embeddings, adversarial rows first; which of those are redirected."""
         n, m = self.settings.adversarial_batch, len(self.memorized)
         images = torch.cat([torch.randperm(m, generator=generator) for _ in range(-(-n // m))])[:n]
         begins = torch.rand(n, generator=generator) < self.settings.redirect
@@ -223,28 +223,28 @@ class Trainer:
         share = torch.where(begins, along, 0.0).view(column).to(ends)
         shift = signal_over_noise(self.pipe.scheduler, timesteps)
         noise = redirected(ends.lerp(self.memorized[images], share), ends, noise, shift)
-        keep, said = self._retained(generator)
+        keep, keep_embeds = self._retained(generator)
         return (
             torch.cat([ends, keep]),
             torch.cat([noise, self._noise(keep.shape, generator)]),
             torch.cat([timesteps, self._timesteps(len(keep), generator)]),
-            Embeds.cat([embeds, said]),
+            Embeds.cat([embeds, keep_embeds]),
             begins,
         )
 
     def _retained(self, generator: torch.Generator) -> tuple[Tensor, Embeds]:
-        """Latents and embeddings to keep; some of the captions empty."""
+        """Latents and embeddings of retention samples; some of the captions empty."""
         kept = self.data.retention
         chosen = torch.randint(len(kept.latents), (self.settings.retention_batch,), generator=generator)
-        silent = torch.rand(len(chosen), generator=generator) < EMPTY_SHARE
-        known = Embeds.cat([kept.embeds, self.data.empty])  # the empty caption is the last row
-        said = known.rows(torch.where(silent, len(kept.embeds), chosen).tolist())
-        return kept.latents[chosen].to(self.pipe.device), said.to(self.pipe.device)
+        empty = torch.rand(len(chosen), generator=generator) < EMPTY_SHARE
+        every = Embeds.cat([kept.embeds, self.data.empty])  # the empty caption is the last row
+        embeds = every.rows(torch.where(empty, len(kept.embeds), chosen).tolist())
+        return kept.latents[chosen].to(self.pipe.device), embeds.to(self.pipe.device)
 
     def _timesteps(self, n: int, generator: torch.Generator) -> Tensor:
         return draw_timesteps(self.pipe.scheduler, n, generator).to(self.pipe.device)
 
-    def _mine(self, rows: Embeds) -> Embeds:
+    def _own_rows(self, rows: Embeds) -> Embeds:
         """This process's part of some rows."""
         return rows.rows(range(self.rank, len(rows), self.accelerator.num_processes)).to(self.pipe.device)
 
@@ -256,11 +256,11 @@ class Trainer:
         return torch.Generator().manual_seed(seed)
 
     def _validation(self) -> dict[str, float]:
-        """Loss on retention pairs that are not trained on, the same noise every time."""
+        """Loss on the validation pairs, with the same noise every time."""
         kept = self.data.retention
         self.denoiser.eval()
-        found = validation_losses(self.pipe, kept.validation, kept.captions, draws=1, seed=self.settings.seed)
-        return {"validation": round(float(found.loss.mean()), 6)}
+        losses = validation_losses(self.pipe, kept.validation, kept.captions, draws=1, seed=self.settings.seed)
+        return {"validation": round(float(losses.loss.mean()), 6)}
 
     def _over_budget(self, first: dict[str, Any], now: dict[str, Any]) -> str | None:
         budget = self.settings.loss_budget

@@ -1,10 +1,10 @@
-"""A pool of trigger searches that never stops while the model changes under it.
+"""A pool of trigger searches that continues while the model is trained.
 
-Adversarial fine-tuning needs triggers of the model as it is now. Searching anew after every change of the weights
-costs hundreds of gradients a trigger; a pool keeps many searches (DoRI, arXiv 2507.16880: Adam on the text encoder's
-output against the diffusion loss of the image) half done and lets each go on by a step between two updates of the
-weights, with its own Adam moments. A search that has reached its length begins anew from another start, so that the
-pool always holds triggers of every age, which is every budget of an attacker. Minimax training with replayed,
+Adversarial fine-tuning needs triggers of the current model. A full search after every change of the weights costs
+hundreds of gradients per trigger; a pool keeps many unfinished searches (DoRI, arXiv 2507.16880: Adam on the text
+encoder's output against the diffusion loss of the image), each of which takes a step between two updates of the
+weights, with its own Adam moments. A search that has reached its length restarts from another start, so that the pool
+always has triggers of every age, as an attacker may have any budget. Minimax training with replayed,
 warm-started perturbations is known from image classifiers ("free" adversarial training, Shafahi et al. 2019).
 """
 
@@ -25,28 +25,28 @@ __all__ = ["ANYTHING", "TRIGGERS", "Searches", "Starts", "TriggerPool", "adam"]
 #: (images (R,), R rows of embeddings) -> (R,) losses of the memorized images.
 SearchLoss = Callable[[Tensor, Embeds], Tensor]
 
-#: Where the embedding of a surrogate comes from, as shares that add up to 1: the plain caption, a point around a
-#: search's place on the line from its start, and that place. No start as it is: an ordinary caption shall go on giving
-#: what it says.
+#: Sources of the embedding of a surrogate, as shares that add up to 1: the plain caption, a point on the line from a
+#: search's start through its current embedding, and that embedding. No plain start: the images of ordinary captions
+#: should not change.
 TRIGGERS = {"caption": 0.25, "path": 0.35, "current": 0.4}
-#: The same where the memorized image itself is to be seen in the noise: whatever the embedding, fresh starts included.
+#: The same for redirected samples, whose embedding may be anything, fresh starts included.
 ANYTHING = {"caption": 0.15, "fresh": 0.25, "path": 0.3, "current": 0.3}
-BESIDE = "beside."
-ALONG = (0.5, 1.5)  # stretch of that line, 0 being the start and 1 where the search is
+COMPANION = "beside."  # prefix of names in checkpoints
+ALONG = (0.5, 1.5)  # part of that line, 0 = the start, 1 = the current embedding
 
 
 @dataclass(eq=False)
 class Searches:
-    """S half-done searches.
+    """S unfinished searches.
 
     Attributes:
-        starts: (S, L, D) where each began.
-        embeddings: (S, L, D) where each is.
+        starts: (S, L, D).
+        embeddings: (S, L, D) current ones.
         first: (S, L, D) Adam's mean of the gradients.
         second: (S, L, D) Adam's mean of their squares.
         ages: (S,) int64, steps done.
-        lengths: (S,) int64, steps after which each begins anew.
-        beside: companions of each start, (S, ...), which no search moves.
+        lengths: (S,) int64, steps after which each restarts.
+        companions: of each start, (S, ...); they do not change during a search.
     """
 
     starts: Tensor
@@ -55,33 +55,33 @@ class Searches:
     second: Tensor
     ages: Tensor
     lengths: Tensor
-    beside: dict[str, Tensor] = field(default_factory=dict)
+    companions: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by name, for a checkpoint."""
         own = ("starts", "embeddings", "first", "second", "ages", "lengths")
-        return {name: getattr(self, name) for name in own} | {f"{BESIDE}{k}": v for k, v in self.beside.items()}
+        return {name: getattr(self, name) for name in own} | {f"{COMPANION}{k}": v for k, v in self.companions.items()}
 
     def put(self, name: str, value: Tensor) -> None:
         """The inverse of :meth:`tensors`, one entry at a time."""
-        if name.startswith(BESIDE):
-            self.beside[name.removeprefix(BESIDE)] = value
+        if name.startswith(COMPANION):
+            self.companions[name.removeprefix(COMPANION)] = value
         else:
             setattr(self, name, value)
 
     def rows(self, rows: Tensor, sequences: Tensor) -> Embeds:
-        """Sequences (R, L, D) beside the companions of the searches at ``rows``."""
-        return Embeds(sequences, {name: value[rows] for name, value in self.beside.items()})
+        """Sequences (R, L, D) with the companions of the searches at ``rows``."""
+        return Embeds(sequences, {name: value[rows] for name, value in self.companions.items()})
 
     @classmethod
     def begin(cls, starts: Embedded, lengths: Tensor) -> Self:
-        """Searches that have not moved yet."""
-        begun = as_embeds(starts)
-        sequences = begun.prompt_embeds
+        """Searches before their first step."""
+        rows = as_embeds(starts)
+        sequences = rows.prompt_embeds.clone()
         zeros = torch.zeros_like(sequences)
         ages = torch.zeros_like(lengths)
-        beside = {name: value.clone() for name, value in begun.companions.items()}
-        return cls(sequences, sequences.clone(), zeros, zeros.clone(), ages, lengths, beside)
+        companions = {name: value.clone() for name, value in rows.companions.items()}
+        return cls(sequences, sequences.clone(), zeros, zeros.clone(), ages, lengths, companions)
 
 
 def adam(searches: Searches, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
@@ -99,7 +99,7 @@ def adam(searches: Searches, rows: Tensor, gradient: Tensor, learning_rate: floa
 
 
 class Starts:
-    """Where a search may begin.
+    """The starts of searches.
 
     Args:
         captions: the memorized images' own captions, M rows.
@@ -148,7 +148,7 @@ class TriggerPool:
         return len(self.state.ages)
 
     def choose(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) distinct rows of searches, every image served before one is served twice."""
+        """(n,) distinct rows of searches, each image once before any image twice."""
         searches = len(self) // self.images
         order = [torch.randperm(self.images, generator=generator) for _ in range(searches)]
         turns = torch.stack([torch.randperm(searches, generator=generator) for _ in range(self.images)])
@@ -156,11 +156,11 @@ class TriggerPool:
         return torch.cat(rows)[:n]
 
     def advance(self, rows: Tensor, loss: SearchLoss, generator: torch.Generator) -> float:
-        """One step of the searches at ``rows``; what has reached its length begins anew first.
+        """One step of the searches at ``rows``; searches that have reached their length restart first.
 
         Args:
             rows: (R,) distinct.
-            loss: of the memorized images, one a row.
+            loss: of the memorized images, one per row.
             generator: of new starts.
 
         Returns:
@@ -180,12 +180,12 @@ class TriggerPool:
             start = self.starts.draw(row % self.images, generator).to(dtype=torch.float32)
             state.starts[row] = state.embeddings[row] = start.prompt_embeds[0]
             for name, value in start.companions.items():
-                state.beside[name][row] = value[0]
+                state.companions[name][row] = value[0]
             state.first[row] = state.second[row] = 0.0
             state.ages[row] = 0
 
     def embeddings(self, images: Tensor, shares: Mapping[str, float], generator: torch.Generator) -> Embeds:
-        """Training embeddings for these images, one a row, drawn by :data:`TRIGGERS` or :data:`ANYTHING`."""
+        """Training embeddings for these images, one per row, drawn by :data:`TRIGGERS` or :data:`ANYTHING`."""
         return Embeds.cat([self._embedding(image, shares, generator) for image in images.tolist()])
 
     def _embedding(self, image: int, shares: Mapping[str, float], generator: torch.Generator) -> Embeds:
@@ -195,8 +195,8 @@ class TriggerPool:
         if kind == "fresh":
             return self.starts.draw(image, generator).to(dtype=torch.float32)
         row = image + self.images * int(torch.randint(len(self) // self.images, (), generator=generator))
-        begun, now = self.state.starts[row], self.state.embeddings[row]
+        start, current = self.state.starts[row], self.state.embeddings[row]
         if kind == "path":
             low, high = ALONG
-            now = begun.lerp(now, low + (high - low) * float(torch.rand((), generator=generator)))
-        return self.state.rows(torch.tensor([row]), now[None])
+            current = start.lerp(current, low + (high - low) * float(torch.rand((), generator=generator)))
+        return self.state.rows(torch.tensor([row]), current[None])
