@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from diffkit.errors import InputError
 from diffkit.loading import load_pipeline
+from diffkit.suspects import Suspect
 from memorization.cli.detect import detect as command
 from memorization.detection.run import detect
 from memorization.detection.settings import DetectSettings
@@ -101,6 +102,14 @@ def test_a_resumed_run_writes_the_same_and_scores_nothing_twice(tmp_path: Path, 
     with pytest.raises(InputError, match=r"settings\.seeds is 2 there and 3 here"):
         other = DetectSettings(detectors=QUICK.detectors, seeds=3, num_inference_steps=2, micro_batch=4)
         detect(pipe, captions, out=cut, name="lab", settings=other)
+
+
+def test_a_pipeline_knows_the_name_it_was_loaded_by(tmp_path: Path) -> None:
+    suspects = [Suspect("a", "a single dahlia in bloom")]
+    summary = detect(load_pipeline("lab"), suspects, out=tmp_path / "run", settings=QUICK)
+    assert (summary["model"], summary["model_sha256"], summary["controls"]) == ("lab", None, 0)
+    with pytest.raises(InputError, match="leave out controls"):
+        detect("lab", gather("lab:planted", None), suspects, out=tmp_path / "other")
 
 
 def run_command(*arguments: str) -> Any:

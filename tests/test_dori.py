@@ -10,8 +10,10 @@ from tiny import SCHEDULERS, tiny_pipeline
 from diffkit.errors import InputError
 from diffkit.latents import encode_images
 from diffkit.prompt_embeds import Embeds
-from memorization.attack.dori import Dori, dori
+from memorization.attack.dori import Dori, FreeEmbedding
+from memorization.attack.gradient import descend
 from memorization.attack.initialization import STARTS, StartingPoints, read_starts
+from memorization.attack.objective import Objective
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -53,13 +55,13 @@ def test_it_finds_the_embedding_that_explains_the_image() -> None:
         return noisy * 0 + wrong  # the loss is smallest where nothing is added
 
     start = torch.zeros(1, 3, 4)
-    kept = dori(
-        denoiser,
-        torch.zeros(1, 4, 8, 8),
-        start,
+    kept = descend(
+        FreeEmbedding(Embeds(start)),
+        Objective(denoiser, torch.zeros(1, 4, 8, 8), SCHEDULERS["ddim"]()),
         [torch.Generator().manual_seed(0)],
-        scheduler=SCHEDULERS["ddim"](),
         budgets=(0, 10, 50),
+        learning_rate=0.1,
+        draws=8,
     )
     distances = (torch.cat([rows.prompt_embeds for rows in kept]) - hidden).norm(dim=(1, 2)).tolist()
     assert distances[2] < distances[1] < distances[0]

@@ -16,7 +16,7 @@ from diffkit.errors import InputError
 from memorization.locality import embeddings as space
 from memorization.locality.bootstrap import NOTHING, across, against, off_diagonal_mean, within
 from memorization.locality.interpolation import points
-from memorization.locality.mask_overlap import agreements, chance_iou, iou, sampled_iou
+from memorization.locality.mask_overlap import agreements, chance_iou, iou
 from memorization.locality.settings import LocalitySettings
 
 
@@ -107,8 +107,10 @@ def test_chance_agreement_by_trying_all_sets(total: int, data: st.DataObject) ->
 
 
 def test_chance_agreement_by_drawing() -> None:
-    assert sampled_iou(500, 60, 40, draws=3000) == pytest.approx(chance_iou(500, 60, 40), abs=0.002)
-    assert sampled_iou(5, 0, 0) is None
+    generator = np.random.default_rng(0)
+    pairs = [[set(generator.permutation(500)[:size].tolist()) for size in (60, 40)] for _ in range(3000)]
+    drawn = np.mean([len(a & b) / len(a | b) for a, b in pairs])
+    assert drawn == pytest.approx(chance_iou(500, 60, 40), abs=0.002)
     assert chance_iou(10**6, 300_000, 300_000) == pytest.approx(0.3 * 0.3 / (0.6 - 0.09), rel=1e-3)
     assert chance_iou(7, 7, 7) == 1.0
     with pytest.raises(InputError, match="between 0 and 5"):

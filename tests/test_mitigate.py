@@ -23,7 +23,7 @@ from memorization.cli.mitigate import app
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
-from memorization.mitigation.run import mitigate, parse_settings
+from memorization.mitigation.run import make_settings, mitigate, parse_settings
 from memorization.presets import LAB, NONE, choose_preset
 
 
@@ -224,6 +224,14 @@ def test_suspects_that_cannot_be_worked_with_are_refused(lab: Any, suspects: lis
     with pytest.raises(InputError, match="has none"):
         bare = [Suspect("x", "a caption")]
         mitigate(lab, bare, method=methods.get("adversarial"), out=tmp_path / "b", name="lab")
+
+
+def test_settings_by_name_replace_those_of_the_preset(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Did you mean 'theta'"):
+        mitigate(lab, suspects, "nemo", out=tmp_path / "a", settings={"thete": 3.0})
+    guard = mitigate(lab, suspects, "attention-guard", out=tmp_path / "b", settings={"factor": 1.5})
+    assert (guard.model, guard.settings) == ("lab", {"factor": 1.5, "mask_padding": True})
+    assert make_settings(methods.get("nemo"), {"seeds": 2}, LAB).theta == 2.25
 
 
 def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None:

@@ -16,23 +16,15 @@ attacked too by choice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import TargetBatch
-from memorization.attack.checkpoint import Checkpoint
-from memorization.attack.gradient import Companions, EmbeddingAttack, Space, descend
-from memorization.attack.objective import Denoiser, Objective
-from memorization.text_embeddings import Embedded, as_embeds
+from memorization.attack.gradient import Companions, EmbeddingAttack, Space
+from memorization.attack.objective import Objective
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-    from diffkit.families import Scheduler
 
 
 class FreeEmbedding(Space):
@@ -51,52 +43,6 @@ class FreeEmbedding(Space):
     def embed(self) -> Embeds:
         """The parameters themselves."""
         return self._companions.with_sequences(self.parameters[0].view_as(self.parameters[0]))
-
-
-def dori(
-    denoiser: Denoiser,
-    latents: Tensor,
-    starts: Embedded,
-    generators: Sequence[torch.Generator],
-    *,
-    scheduler: Scheduler,
-    budgets: Sequence[int] = (0, 1, 10, 25, 50),
-    learning_rate: float = 0.1,
-    draws: int = 8,
-    rows: int = 64,
-    checkpoint: Checkpoint | None = None,
-) -> list[Embeds]:
-    """Optimise one embedding per image and keep it at each budget.
-
-    Args:
-        denoiser: (noisy latents (R, ...), timesteps (R,), R rows of embeddings) -> (R, ...), differentiable in the
-            embeddings.
-        latents: (B, ...) of the images as the denoiser takes them.
-        starts: B rows of embeddings to begin at, or (B, L, D) alone.
-        generators: one CPU generator per image, from which that image's noise is drawn.
-        scheduler: with ``alphas_cumprod`` (T,) and a prediction type (epsilon, v_prediction or sample), or of flow
-            matching.
-        budgets: optimisation steps after which to keep the embedding, rising; the last one ends the search.
-        learning_rate: Adam's.
-        draws: pairs of (noise, timestep) per image and step.
-        rows: rows through the denoiser at once.
-        checkpoint: holds the state; an unfinished search goes on from it.
-
-    Returns:
-        For every budget B rows, float32.
-
-    Raises:
-        InputError: another prediction type.
-    """
-    return descend(
-        FreeEmbedding(as_embeds(starts)),
-        Objective(denoiser, latents, scheduler, rows=rows),
-        generators,
-        budgets=budgets,
-        learning_rate=learning_rate,
-        draws=draws,
-        checkpoint=checkpoint,
-    )
 
 
 class Dori(EmbeddingAttack):

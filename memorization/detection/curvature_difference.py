@@ -3,8 +3,7 @@
 arXiv 2605.26756 (ICML 2026): per pixel ``diag(-H_c) - diag(-H_empty)``, with H the Jacobian of the score
 ``s = -eps / sqrt(1 - abar)`` at the last denoising step, summed over channels, negative values cut off. The diagonal
 comes from Hutchinson's estimator, E[v * (J^T v)] with v of random signs: 16 vector-Jacobian products, no forward-mode
-derivative. A template's fixed layout lights up and its varying region does not. Proxy without gradients:
-``(eps_c - eps_empty)^2`` per pixel.
+derivative. The map is high in a template's fixed layout and low in its varying region.
 
 Where we differ: the signs of a row come from a generator seeded by that row's own seed; and as a detector the paper's
 map is reduced to one number, its mean, which is our own choice.
@@ -79,11 +78,6 @@ def curvature_map(noise_diagonal: Tensor, sigma: float) -> Tensor:
         (B, h, w), >= 0; higher = more likely memorized at this pixel.
     """
     return (noise_diagonal.float() / sigma).sum(1).clamp(min=0)
-
-
-def proxy_map(conditional: Tensor, unconditional: Tensor) -> Tensor:
-    """The gradient-free proxy: (B, C, h, w) noise with and without the caption to (B, h, w), >= 0."""
-    return (conditional.float() - unconditional.float()).square().sum(1)
 
 
 @contextmanager

@@ -4,8 +4,7 @@
 two empty selections as full agreement (1), which raises the mean of every layer in which nothing is selected. Here
 two empty selections are *missing*: they hold no information about locality.
 
-By chance two random thirds of a layer overlap by a fifth. :func:`chance_iou` has that expectation in closed form,
-:func:`sampled_iou` by drawing.
+By chance two random thirds of a layer overlap by a fifth; see :func:`chance_iou`.
 """
 
 from __future__ import annotations
@@ -80,19 +79,6 @@ def chance_iou(total: int, first: int, second: int) -> float | None:
     common = np.arange(low, high + 1)
     weights = hypergeom(total, first, second).pmf(common)
     return float((weights * common / (first + second - common)).sum())
-
-
-def sampled_iou(total: int, first: int, second: int, *, draws: int = 1000, seed: int = 0) -> float | None:
-    """The same expectation by drawing random subsets; for tests of :func:`chance_iou`."""
-    if first + second == 0:
-        return None
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(draws):
-        a, b = (generator.permutation(total)[:size] for size in (first, second))
-        common = len(np.intersect1d(a, b, assume_unique=True))
-        values.append(common / (first + second - common))
-    return float(np.mean(values))
 
 
 def agreements(selections: Sequence[Selection]) -> dict[str, Agreement]:
