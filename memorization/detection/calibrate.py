@@ -33,8 +33,8 @@ class Threshold:
     Attributes:
         value: flagged is what scores strictly higher.
         wanted: the requested share of false alarms, in [0, 1).
-        false_alarms: negatives above the threshold, of all negatives. Only the interval's upper end is certain:
-            0 of 30 still allows 11.6 %.
+        false_alarms: negatives above the threshold, of all negatives. The true rate may be as high as the interval's
+            upper end: 11.6 % for 0 of 30.
     """
 
     value: float
