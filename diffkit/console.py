@@ -191,7 +191,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, ti
     from rich.console import Console
 
     buffer = io.StringIO()
-    console = Console(file=buffer, highlight=False, width=PIPED_WIDTH, color_system=None)
+    console = Console(file=buffer, highlight=False, width=PIPED_WIDTH, color_system=None, force_jupyter=False)
     console.print(_table(headers, rows, title))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines() if line.strip())
 

@@ -152,13 +152,10 @@ class Comparison:
         """Headers and cells."""
         return table_rows(self.rows)
 
-    def title(self) -> str:
-        """Number of prompts and folder."""
-        return f"{self.rows[0]['prompts'] if self.rows else 0} prompts, in {self.folder}; intervals are 95 %"
-
     def __repr__(self) -> str:
         """The table."""
-        return format_table(*self.table(), title=self.title())
+        prompts = self.rows[0]["prompts"] if self.rows else 0
+        return format_table(*self.table(), title=f"{prompts} prompts; intervals are 95 %")
 
 
 def compare(
