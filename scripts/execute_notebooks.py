@@ -56,6 +56,7 @@ def execute(notebook: Any) -> Any:
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})
             if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)
                 output.data["image/png"] = smaller(output.data["image/png"])
     return fresh
 
@@ -75,7 +76,7 @@ def kinds(cell: Any) -> list[Any]:
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         text = "" if "image/png" in data else output.get("text", data.get("text/plain", ""))
-        shown.append((output.output_type, sorted(data), re.sub(r"\s+", " ", NUMBER.sub("#", text)).strip()))
+        shown.append((output.output_type, sorted(data), re.sub(r"\s+|─+", " ", NUMBER.sub("#", text)).split()))
     return shown
 
 

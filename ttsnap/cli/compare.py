@@ -116,5 +116,8 @@ def _show(comparison: Comparison, format: str) -> None:
     if format == "json":
         write_json(comparison.rows)
         return
-    write_table(*comparison.table(), title=f"{comparison.rows[0]['prompts']} prompts, in {comparison.folder}; intervals are 95 %")
+    write_table(
+        *comparison.table(),
+        title=f"{comparison.rows[0]['prompts']} prompts, in {comparison.folder}; intervals are 95 %",
+    )
     say(f"The page is {comparison.folder / 'report.html'}.")

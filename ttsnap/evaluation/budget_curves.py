@@ -35,7 +35,7 @@ BEST_OF_N = PruningSchedule()
 
 @dataclass(frozen=True, eq=False)
 class BudgetCurve:
-    """What one reward came to at each of B budgets, for P prompts.
+    """Final rewards of a search at each of B budgets, for P prompts.
 
     Attributes:
         name: of the reward.

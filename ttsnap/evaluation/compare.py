@@ -91,7 +91,7 @@ class _Bench:
         )
 
     def run(self, task: _Task) -> list[tuple[dict[str, Any], Tensor | None]]:
-        """Items and images of the task's prompts; a prompt that cannot be scored does not spoil its neighbours."""
+        """Items and images of the task's prompts; a prompt that cannot be scored does not affect the others."""
         try:
             result = self.pipe.carry_out(self.request(task.contender, task.first, task.stop))
         except ScoringError as error:

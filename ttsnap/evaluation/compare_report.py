@@ -1,4 +1,4 @@
-"""What a comparison found: figures with intervals over prompts, a plot, a sheet of pictures, a page."""
+"""Results of a comparison: figures with intervals over prompts, a plot, a sheet of pictures, a page."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def to_image(figure: Figure) -> Image.Image:
 
 
 def winners_table(items: Sequence[dict[str, Any]], folder: Path, *, shown: int = SHOWN) -> Table:
-    """A row for each of the first prompts: every strategy's winner with its reward, and the judge's word."""
+    """A row for each of the first prompts: every strategy's winner with its reward, and the judge's verdict."""
     from diffkit.report import Picture, Table
 
     labels = list(dict.fromkeys(item["search"] for item in items))

@@ -27,7 +27,7 @@ CHUNK = 1 << 18  # candidates handled at once; more do not fit into a processor'
 
 
 class Replay(NamedTuple):
-    """What P prompts' searches, each done R times, came to.
+    """Results of the searches of P prompts, each repeated R times.
 
     Attributes:
         winners: (P, R) index of the winner in the whole pool; -1 where no survivor could be scored.

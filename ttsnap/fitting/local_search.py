@@ -2,7 +2,7 @@
 
 Every schedule starts with as many candidates as the exact ledger allows. All are compared on the same random subsets
 of candidates (common random numbers), and a neighbour replaces the present schedule only when its mean advantage over
-prompts exceeds ``CAUTION`` standard errors of that difference, so that what is learned is less the prompts' chance.
+prompts exceeds ``CAUTION`` standard errors of that difference, so that chance differences are not learned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Three ways to make a copy of a reward's network learn noise levels, behind one call.
+"""Three ways to train a copy of a reward's network on noise levels.
 
 Every network here is called like the reward's own, with one more argument: ``network(*inputs, log_snr=...)``, a log
 signal-to-noise ratio for each row. What is trained is what requires a gradient.
@@ -6,7 +6,7 @@ signal-to-noise ratio for each row. What is trained is what requires a gradient.
 - ``full``: all weights, one set for each level, as published with TTSnap (arXiv 2511.22242, section 1.3 of its code).
 - ``lora``: one low-rank adapter for each level (Hu et al. 2021, arXiv 2106.09685), by peft.
 - ``conditioned``: all weights, one set for all levels; every layer normalisation gets a scale and a shift that depend
-  on the level and start at nothing (adaLN-Zero, Peebles and Xie 2022, arXiv 2212.09748).
+  on the level and start at zero (adaLN-Zero, Peebles and Xie 2022, arXiv 2212.09748).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDTH = 64
 
 
 class LevelEmbedding(nn.Module):
-    """A vector (B, 64) for each log-SNR (B,): slow waves of it, through two layers."""
+    """An embedding (B, 64) of log-SNR (B,): sines and cosines of low frequency, then two linear layers."""
 
     frequencies: Tensor
 
@@ -46,7 +46,7 @@ class LevelEmbedding(nn.Module):
 
 
 class NoiseNorm(nn.Module):
-    """A layer normalisation whose result is scaled and shifted by the level; both start at nothing."""
+    """A layer normalisation whose output is scaled and shifted depending on the level; both start at zero."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class NoiseNorm(nn.Module):
         self.modulation = nn.Linear(WIDTH, 2 * norm.normalized_shape[-1])
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        self.embedding: Tensor | None = None  # (B, 64), there while the network runs; several rows may share a level
+        self.embedding: Tensor | None = None  # (B, 64), set while the network runs; several rows may share a level
 
     def forward(self, states: Tensor) -> Tensor:
         normed: Tensor = self.norm(states)
@@ -68,7 +68,7 @@ class NoiseNorm(nn.Module):
 
 
 class Conditioned(nn.Module):
-    """A copy of a network that knows the level of every row.
+    """A copy of a network that is conditioned on the level of every row.
 
     Raises:
         InputError: the network has no layer normalisation.
@@ -99,7 +99,7 @@ class Conditioned(nn.Module):
 
 
 class PerLevel(nn.Module):
-    """A network whose weights, or adapters, belong to one level; the level itself is not looked at."""
+    """A network whose weights, or adapters, belong to one level; the level itself is not an input."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How a distillation goes: its settings, and its stages from clean to noisy."""
+"""Settings of a distillation, and its stages from clean to noisy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Loss = Literal["mse", "preference"]
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """How to distil.
+    """Settings of a distillation.
 
     Attributes:
         backend: conditioned, full or lora.
@@ -33,7 +33,7 @@ class DistillSettings:
         learning_rate: at a stage's beginning.
         batch: images a step, over all processes.
         accumulate: parts a process does its share of a batch in.
-        held_out: share of the prompts that is not trained on.
+        held_out: share of the prompts that is kept for evaluation.
         temperature: of the preference loss, in standard deviations within prompts.
         soft: whether preferences are graded by the difference in reward, or hard.
         rank: of the adapters of ``lora``.

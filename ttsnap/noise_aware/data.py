@@ -1,4 +1,4 @@
-"""What distillation learns from: the split of prompts, targets, batches and losses, as functions of the seed alone."""
+"""The data of a distillation: split of prompts, targets, batches and losses, as functions of the seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search looked like: scores from look to look, and the decoded estimates with the survivors framed."""
+"""Figures of one search: the scores at each look, and the decoded estimates with a frame around those kept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _best_first(look: StageTrace) -> list[int]:
 
 
 def contact_sheet(trace: Sequence[StageTrace], *, width: int = 12, side: int = 64) -> Image.Image:
-    """The best ``width`` estimates of every look of one prompt, one row a look, best first, survivors framed."""
+    """The best ``width`` estimates of every look of one prompt, one row a look, best first, those kept framed."""
     cell = side + 8
     sheet = Image.new("RGB", (width * cell, len(trace) * cell), "white")
     for row, look in enumerate(trace):
@@ -73,9 +73,9 @@ def contact_sheet(trace: Sequence[StageTrace], *, width: int = 12, side: int = 6
 
 
 def look_figure(trace: Sequence[StageTrace], *, width: int = 16) -> Figure:
-    """The estimates that every look of one prompt saw, a row a look, best first, each with its score.
+    """The estimates at every look of one prompt, a row for each look, best first, each with its score.
 
-    Those that went on are framed in blue, the winners in orange; the pruned ones are pale. At most ``width`` a row.
+    Candidates that were kept have a blue frame, winners an orange one; pruned ones are pale. At most ``width`` a row.
 
     Args:
         trace: with previews, as ``previews=True`` keeps them.

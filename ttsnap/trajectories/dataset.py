@@ -238,7 +238,7 @@ class Trajectories(Sequence[Trajectory]):
     def prices(self, name: str, unit: Literal["FLOP", "s"] = "FLOP") -> Prices:
         """What a call, a decoding and one score of this reward cost: counted FLOP, or seconds measured while recording.
 
-        The seconds are those of full micro-batches, one candidate's share; padding is nobody's.
+        The seconds are those of full micro-batches, one candidate's share; padding is not counted.
 
         Raises:
             InputError: no such reward.

@@ -101,7 +101,7 @@ class Recorded(NamedTuple):
 
 @dataclass
 class _Parts:
-    """What is known of one prompt's candidates so far: rows of the shard's tensors, to be put together."""
+    """The candidates of one prompt that are recorded so far: rows of the shard's tensors."""
 
     tensors: list[dict[str, Tensor]] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -177,7 +177,7 @@ class Recorder:
         return scored
 
     def _look(self, scored: _ScoredBatch, latents: Tensor, level: float | None) -> None:
-        """Decode, score by every reward, keep small pictures; rows are padded so that none depends on its mates."""
+        """Decode, score by every reward, keep small pictures; the batch is padded to its full size."""
         padded = torch.cat([latents, latents[-1:].expand(scored.size - scored.real, *latents.shape[1:])])
         prompts = [*scored.prompts, *scored.prompts[-1:] * (scored.size - scored.real)]
         vae = None if level is None else self.preview_vae
@@ -210,7 +210,7 @@ class Recorder:
 
 @dataclass
 class _ScoredBatch:
-    """What the looks at one micro-batch have seen, look by look; the last look is the finished images'."""
+    """Scores and pictures of one micro-batch, look by look; the last look is that of the finished images."""
 
     real: int
     size: int

@@ -1,4 +1,4 @@
-"""Score recorded estimates anew: a noise-aware reward on trajectories that were collected before it was taught."""
+"""Score recorded estimates by another reward, for example one that was distilled from these trajectories."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ IMAGES_AT_ONCE = 64
 def rescore(
     trajectories: Trajectories, base: str, reward: Reward, *, advance: Callable[[int], object] = int
 ) -> RewardTensor:
-    """What ``reward`` says of every recorded preview at its noise level; finals stay those of the recorded reward.
+    """Score every recorded preview at its noise level; finals stay those of the recorded reward.
 
     Args:
         trajectories: trajectories with previews.
         base: name of the recorded reward whose finals count.
         reward: scores the previews; NaN where it cannot.
-        advance: told the number of prompts done.
+        advance: called with the number of prompts newly done.
 
     Returns:
         looks (P, N, T), higher is better, NaN at steps that were not recorded; under the name of ``reward``.

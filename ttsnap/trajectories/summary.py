@@ -1,4 +1,4 @@
-"""What a recording holds, in figures: how well each step ranks what its candidates become, and what it all costs."""
+"""The summary of a recording: how well the scores at each step rank the candidates, and what a score costs."""
 
 from __future__ import annotations
 
