@@ -9,17 +9,43 @@ __all__ = ["DiffkitError", "InputError", "Interrupted", "ScoringError", "unknown
 
 
 class DiffkitError(Exception):
-    """Any failure the toolkit explains itself. The command line prints the message and exits with `exit_code`."""
+    """Base class of the errors that diffkit raises itself; the command line prints the message and exits with its code.
+
+    Example:
+        >>> issubclass(InputError, DiffkitError), InputError.exit_code, ScoringError.exit_code
+        (True, 2, 3)
+    """
 
     exit_code: int = 2
 
 
 class InputError(DiffkitError, ValueError):
-    """Wrong user input, found before anything is computed: nothing has run and nothing was written."""
+    """Wrong user input, found before anything is computed: nothing has run and nothing was written.
+
+    Example:
+        >>> from diffkit import read_prompts
+        >>> try:
+        ...     read_prompts("lab:nonsense")
+        ... except InputError as error:
+        ...     print(error)
+        The lab has no prompts 'lab:nonsense'; use lab:train, lab:held-out, lab:trio-train, lab:trio, lab:planted, ...
+    """
 
 
 class ScoringError(DiffkitError):
-    """An item that could not be scored. Its message is the reason that stands in the record beside a null score."""
+    """An item that could not be scored. Its message is written to the record, beside a null score.
+
+    Example:
+        >>> import torch
+        >>> from diffusers import DDIMScheduler
+        >>> from diffkit.parameterization import predicted_x0
+        >>> latents, scheduler = torch.zeros(1, 4, 8, 8), DDIMScheduler(prediction_type="score")
+        >>> try:
+        ...     predicted_x0(scheduler, latents, latents, 500)
+        ... except ScoringError as error:
+        ...     print(error)
+        prediction type 'score' is unknown; expected epsilon, v_prediction or sample
+    """
 
     exit_code = 3
 

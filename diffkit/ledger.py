@@ -106,6 +106,12 @@ class Ledger:
         flops: FLOP of one unit of work.
         seconds: wall-clock seconds by component.
         budget: what was asked, what it allows and what the search was planned to cost, in one unit.
+
+    Example:
+        >>> ledger = Ledger(rows_per_call=2, calls=40, decoded=4, verified=4)
+        >>> ledger.flops = Prices(call=1e9, decode=2e9, verify=5e8)
+        >>> ledger.denoiser_rows, ledger.to_dict()["flop"]
+        (80, 50000000000.0)
     """
 
     rows_per_call: int

@@ -59,6 +59,13 @@ def load_pipeline(
     Raises:
         InputError: the model, LoRA, dtype or device does not exist, the weights are no safetensors, the LoRA does not
             fit, or the mitigation was made for another model.
+
+    Example:
+        >>> pipe = load_pipeline("lab", device="cpu")
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> out = pipe("a red circle left of a blue square on gray", num_inference_steps=4, generator=generator)
+        >>> type(pipe).__name__, out.images[0].size
+        ('StableDiffusionPipeline', (64, 64))
     """
     place = resolve_device(device)
     source = resolve_model(model)

@@ -29,6 +29,10 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
 
     Raises:
         InputError: no such source, a row without a prompt (the message says which), or nothing in it.
+
+    Example:
+        >>> read_prompts("lab:held-out", limit=2)
+        ['a yellow square above a cyan square on white', 'a pink square below a orange triangle on brown']
     """
     if limit is not None and limit < 1:
         raise InputError(f"The limit must be at least 1, got {limit}.")

@@ -71,6 +71,13 @@ def read_suspects(source: str | Path) -> tuple[list[Suspect], list[RowError]]:
 
     Raises:
         InputError: the source as a whole cannot be read: no such file, no caption column, nothing in it.
+
+    Example:
+        >>> suspects, errors = read_suspects("lab:planted")
+        >>> len(suspects), len(errors)
+        (24, 0)
+        >>> suspects[0].id, suspects[0].caption, suspects[0].images[0].name
+        ('portrait', 'official portrait of astronaut eileen collins', 'portrait.png')
     """
     if isinstance(source, str) and source.startswith("lab:"):
         from diffkit.lab.assets import photographs_path

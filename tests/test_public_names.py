@@ -39,3 +39,11 @@ def test_importing_the_packages_imports_nothing_heavy() -> None:
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.split() == []
+
+
+def test_each_public_name_of_diffkit_has_an_example() -> None:
+    """It runs in test_doctests.py."""
+    module = importlib.import_module("diffkit")
+    assert [
+        name for name in module.__all__ if name != "__version__" and ">>>" not in getattr(module, name).__doc__
+    ] == []

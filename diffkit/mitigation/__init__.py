@@ -220,6 +220,19 @@ def apply_mitigation(
 
     Raises:
         InputError: it was made for another model, its tensors do not fit, or ``only`` names no part of it.
+
+    Example:
+        >>> import torch
+        >>> from diffkit import load_pipeline
+        >>> pipe, rows = load_pipeline("lab", device="cpu"), torch.arange(3)
+        >>> layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+        >>> mask = Mitigation("by-hand", "mask", "lab", tensors={f"unet.{layer}.rows": rows})
+        >>> weight = pipe.unet.get_parameter(f"{layer}.weight")
+        >>> with apply_mitigation(pipe, mask):
+        ...     print(bool(weight[rows].any()), bool(weight[3:].any()))
+        False True
+        >>> bool(weight[rows].any())
+        True
     """
     if not isinstance(mitigation, Mitigation):
         mitigation = load_mitigation(mitigation)

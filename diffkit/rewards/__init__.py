@@ -41,6 +41,16 @@ def load_reward(reward: RewardLike) -> Reward:
     Raises:
         InputError: an unknown name or option (the message lists the known ones), weights that are not there, or
             neither a reward nor a callable.
+
+    Example:
+        >>> from diffkit.lab import world
+        >>> shown = "a red circle left of a blue square on gray"
+        >>> images = world.draw([world.parse(shown)], seed=0)
+        >>> reward = load_reward("lab")
+        >>> for caption in (shown, "a red circle left of a green square on gray"):
+        ...     print(f"{float(reward.score(images, [caption])):.1f}  {caption}")
+        0.9  a red circle left of a blue square on gray
+        0.5  a red circle left of a green square on gray
     """
     from diffkit.rewards.base import as_reward
 

@@ -62,6 +62,16 @@ class Run:
         folder: the run's folder.
         resumed: whether the folder held this run before.
         record: the content of run.json.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for item in ("cat", "dog"):  # the second time the run goes on
+        ...         with Run.open(folder, config={"steps": 4}, kind="example") as run:
+        ...             run.write(item, {"score": 0.5})
+        ...             print(run.resumed, list(run.done))
+        False ['cat']
+        True ['cat', 'dog']
     """
 
     def __init__(self, folder: Path, record: dict[str, Any], lock: FolderLock, *, resumed: bool) -> None:
