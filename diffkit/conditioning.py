@@ -1,4 +1,4 @@
-"""Prompts become embeddings once; the denoiser is called with them as the pipeline itself would."""
+"""Encode prompts once, and call the denoiser with the embeddings as the pipeline itself does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts with what to steer away from.
+    """Encoded prompts and negative prompts.
 
     Attributes:
         positive: n rows.
@@ -216,7 +216,7 @@ def predict_noise(
             ``scheduler.scale_model_input`` where the scheduler scales.
         timesteps: (B,) or a scalar tensor, in the scheduler's units.
         embeds: B rows; (B, L, D) alone where the family has nothing beside it.
-        guidance_scale: for denoisers that are told of it (FLUX.1); the pipeline's own default when None.
+        guidance_scale: for denoisers that take it as an input (FLUX.1); the pipeline's own default when None.
         size: (height, width) in pixels of packed latents; the model's own size or a square when None.
 
     Raises:

@@ -20,7 +20,7 @@ from diffkit.registry import Registry
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What one job has to show: a table, and where its pictures and reports lie."""
+    """Result of a demonstration: a table, and the paths of its pictures and reports."""
 
     title: str
     headers: Sequence[str]

@@ -1,4 +1,4 @@
-"""The one door for images: files in, tensors through, PNG and data URIs out."""
+"""Read images from files as tensors; write PNG files and data URIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents to images and back, by the law of the pipeline's family."""
+"""Latents to images and back, as the pipeline itself decodes and scales them."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def load_pipeline(
 
 
 def _not_loaded(model: str | Path, error: Exception) -> str:
-    """One sentence; what a hub client says of caches and connections is put in words of what to do."""
+    """One sentence; errors about caches and connections become advice what to do."""
     message = first_line(error)
     signs = ("not fully cached", "connect", "offline", *(["model_index.json"] if constants.HF_HUB_OFFLINE else []))
     if isinstance(error, OSError) and "/" in str(model) and any(sign in message for sign in signs):
@@ -108,7 +108,7 @@ def _not_loaded(model: str | Path, error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first; its kind where it says nothing."""
+    """First line of a library's error; its class name where it has no text."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -160,15 +160,14 @@ def model_checksum(model: str | Path, lora: str | Path | None = None) -> str | N
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """diffusers warns when a VAE is no AutoencoderKL (a tiny autoencoder is a legitimate choice), and of what is said
-    again in an error."""
+    """False for two warnings of diffusers: a tiny autoencoder as VAE, and a missing connection (an error follows)."""
     text = record.getMessage()
     return not ("Expected types for vae" in text and "AutoencoderTiny" in text) and "connect to the Hub" not in text
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Load without the libraries' bars for parts that take no time, and without a warning that warns of nothing."""
+    """Load without the libraries' progress bars and without warnings that need no action."""
     logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
     bars = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
     logger.addFilter(_is_news)

@@ -1,4 +1,4 @@
-"""A fine-tune as a LoRA: found as a file, checked, and put into a pipeline's weights. Safetensors only."""
+"""Find a LoRA, check it, and fuse it into a pipeline's weights. Safetensors only."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How many rows run at once: a fixed number, or ``auto``, which is halved whenever memory runs out.
 
-``auto`` begins at the most that is worth trying and ends at the largest power of two that fits. What was under way when
-memory ran out is done again in smaller parts: nothing is lost, and nothing is done by halves. The results are those of
-a run that was given the smaller number from the beginning.
+``auto`` begins at the most that is worth trying and ends at the largest power of two that fits. Work that
+ran out of memory is repeated in smaller parts, so the results are those of a run with the smaller number from the
+beginning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ R = TypeVar("R")
 AUTO_MOST = {"cpu": 8}
 AUTO_MOST_ELSEWHERE = 64
 
-#: How the libraries word it where they raise a plain RuntimeError.
+#: Words of the libraries where they raise a plain RuntimeError.
 SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "failed to allocate")
 
 
@@ -127,7 +127,7 @@ class MicroBatch:
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any more, so that a smaller attempt finds it."""
+    """Return unused memory to the device before a smaller attempt."""
     import torch
 
     gc.collect()

@@ -36,7 +36,7 @@ class LostProcess(DiffkitError):
 
 
 def _state() -> PartialState:
-    """The process's place among its mates; without an accelerator they talk through the CPU, which must be said."""
+    """State of this process among all of them; without an accelerator they communicate through the CPU."""
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     on_cpu = asked or not torch.cuda.is_available()
     here = int(os.environ.get("LOCAL_RANK", "-1"))
@@ -98,7 +98,7 @@ def interleave(shares: Sequence[Sequence[T]]) -> list[T]:
 
 @contextmanager
 def _with_others() -> Iterator[None]:
-    """Say in one sentence what a broken connection means.
+    """Turn a broken connection into an error of one sentence.
 
     Raises:
         LostProcess: the others cannot be reached any more.

@@ -2,7 +2,7 @@
 
 A name is found among the objects registered in this process, then among the builtins (declared as
 ``"module:attribute"`` strings, so that listing names imports nothing), then among the installed entry points of the
-registry's group. That is how a package of somebody else adds a reward without touching this one.
+registry's group. So another package adds a reward without a change here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: the word for messages, e.g. "reward".
-        group: the entry-point group outsiders declare theirs in, e.g. "diffkit.rewards".
+        group: the entry-point group in which other packages declare theirs, e.g. "diffkit.rewards".
         builtins: name -> "module:attribute", imported at the first `get`.
     """
 

@@ -1,4 +1,4 @@
-"""One scheduler, seen through a window: the pipeline's loop is shown steps [start, stop) of all its steps."""
+"""Show a pipeline's loop only the steps [start, stop) of its scheduler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Window", "restored", "window"]
 
 
 class Window:
-    """What the swapped scheduler shares with the segment that swapped it."""
+    """State shared by the windowed scheduler and the segment that runs it."""
 
     def __init__(self, scheduler: Scheduler, solver: Solver, stop: int, report: Callable[[Tensor], None]) -> None:
         self.scheduler, self.solver, self.last = scheduler, solver, stop - 1

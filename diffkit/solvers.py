@@ -1,4 +1,4 @@
-"""What each scheduler carries from step to step, and where it leaves its estimate of the clean image."""
+"""State that each scheduler carries from step to step, and where it keeps its estimate of the clean latents."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
 
 
 def split_state(state: State, rows: int) -> list[State]:
-    """One state for each of the first ``rows`` rows of the batch, on the host; what is no batch is shared."""
+    """One state for each of the first ``rows`` rows of the batch, on the host; values without a batch are shared."""
     return [{name: _pick(value, row) for name, value in state.items()} for row in range(rows)]
 
 

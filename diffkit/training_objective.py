@@ -1,4 +1,4 @@
-"""What a denoiser was trained on: noisy latents and the target it should predict there, by its own scheduler."""
+"""Training objective of a denoiser: noisy latents and the target that it should predict, by its own scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generate from text embeddings in constant-size batches: a row never depends on who its neighbours are."""
+"""Generate from text embeddings in batches of constant size, so that no row depends on the others."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """Something that can hear a generation and score it, such as a detector that needs no calls of its own."""
+    """A detector that scores a generation from the pipeline's own denoiser calls."""
 
     def record(self, pipe: DiffusionPipeline) -> AbstractContextManager[list[Tensor]]:
-        """Listen to the pipeline inside a ``with`` block; what was heard grows in the list."""
+        """Record the pipeline's calls inside a ``with`` block; the list grows with each step."""
         ...
 
     def score(self, recorded: list[Tensor]) -> Tensor | None:
-        """(B,) scores of one pipeline call's samples, or None where nothing could be heard."""
+        """(B,) scores of one pipeline call's samples, or None where nothing was recorded."""
         ...
 
 
@@ -44,14 +44,14 @@ class Sampling(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """(n, 3, H, W) float32 images in [0, 1], and a detector's (n,) scores where it was asked and could hear."""
+    """(n, 3, H, W) float32 images in [0, 1], and a detector's (n,) scores, or None without one."""
 
     images: Tensor
     scores: Tensor | None
 
 
 def is_guided(pipe: DiffusionPipeline, sampling: Sampling) -> bool:
-    """Whether this generation also asks what the model would draw without the caption (classifier-free guidance)."""
+    """Whether this generation uses classifier-free guidance."""
     options = {"negative_prompt": "", **_scales(pipe, sampling)}
     return bool(family_of(pipe).guided(pipe, sampling.guidance_scale, options))
 
@@ -81,7 +81,7 @@ def call_arguments(
 
 
 def stopping(pipe: DiffusionPipeline, steps: int | None) -> dict[str, Any]:
-    """What ends a generation after its first ``steps`` steps, where the pipeline can be told to; else it goes on."""
+    """Keyword arguments that end a generation after ``steps`` steps, where the pipeline takes a step callback."""
 
     def stop(pipe: DiffusionPipeline, index: int, _timestep: Tensor, _kwargs: dict[str, Any]) -> dict[str, Any]:
         if steps is not None and index + 1 >= steps:
@@ -140,7 +140,7 @@ def _call(
 
 @torch.no_grad()
 def round_trip(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
-    """(n, 3, H, W) images through the model's own autoencoder and back, one at a time: the best it could draw."""
+    """(n, 3, H, W) images through the model's own autoencoder and back, one at a time: the best it can reproduce."""
     size = (int(images.shape[-2]), int(images.shape[-1]))
     parts = [decode_latents(pipe, encode_images(pipe, image[None].to(pipe.device)), size=size) for image in images]
     return torch.cat(parts).cpu()

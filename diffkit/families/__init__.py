@@ -1,4 +1,4 @@
-"""Families of diffusers pipelines, one descriptor each, so that a new family is one more descriptor."""
+"""Families of diffusers pipelines, one descriptor each."""
 
 from __future__ import annotations
 
@@ -101,5 +101,5 @@ def is_guided(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str
 
 
 def default_size(pipe: Pipeline) -> Size:
-    """Height and width in pixels of the images that the pipeline makes when it is told no size."""
+    """Height and width in pixels of the images that the pipeline makes when no size is given."""
     return family_of(pipe).default_size(pipe)

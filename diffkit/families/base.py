@@ -1,4 +1,4 @@
-"""What the toolkit must know about a family of pipelines, and what most families have in common."""
+"""Descriptor of a family of diffusers pipelines, with the defaults that most families share."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """What one call of the denoiser is about.
+    """One call of the denoiser.
 
     Attributes:
         latents: (B, C, h, w), or (B, tokens, C) where the pipeline packs them, as the pipeline's own loop carries them.
         timesteps: scalar or (B,), in the scheduler's units.
         embeds: B rows.
-        guidance_scale: for denoisers that are told of it.
-        size: of the image that comes of the latents.
+        guidance_scale: for denoisers that take it as an input.
+        size: of the image that the latents decode to.
     """
 
     latents: Tensor
@@ -156,7 +156,7 @@ class Family:
     """A family of diffusers pipelines.
 
     Attributes:
-        name: how messages call it.
+        name: used in messages.
         pipeline: name of the stock class; its subclasses belong to the family too.
         denoiser: the pipeline's attribute that holds the denoiser.
         schedulers: those that its pipeline works with and a search can cut; of the flow ones, UniPC and DPM++ with
@@ -261,7 +261,7 @@ def stock_default(family: Family, keyword: str) -> Any:
 
 
 def size_of_latents(pipe: Pipeline, family: Family, latents: Tensor) -> Size:
-    """The image's size that latents speak of; packed latents are taken for the default size, else for a square.
+    """Size of the image that latents decode to; packed latents are taken for the default size, else for a square.
 
     Raises:
         InputError: packed latents of neither.

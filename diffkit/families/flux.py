@@ -1,4 +1,4 @@
-"""FLUX.1 and its kin Chroma: packed latents; FLUX.1 is told the guidance, and guides truly where it is asked to."""
+"""FLUX.1 and Chroma: packed latents; FLUX.1 takes the guidance scale as an input, and ``true_cfg_scale`` besides."""
 
 from __future__ import annotations
 

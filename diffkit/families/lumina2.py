@@ -1,4 +1,4 @@
-"""Lumina-Image 2.0 and Z-Image: flow matching whose clock runs from noise to image, told in one Gemma or Qwen text."""
+"""Lumina-Image 2.0 and Z-Image: flow matching with time running from noise to image, and one Gemma or Qwen encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen-Image: packed latents of a video VAE, texts of their own length, true guidance by a second pass."""
+"""Qwen-Image: packed latents of a video VAE, prompts of different lengths, ``true_cfg_scale`` by a second pass."""
 
 from __future__ import annotations
 

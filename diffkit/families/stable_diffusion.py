@@ -102,7 +102,7 @@ def _refusals_control(pipe: Pipeline, options: Mapping[str, object], size: Size)
     return _refusals_xl(pipe, options, size)
 
 
-# Taps and training see the U-Net without the ControlNet; segments run both.
+# Attacks, detectors and training call the U-Net without the ControlNet; a search runs both.
 STABLE_DIFFUSION_CONTROLNET = replace(
     STABLE_DIFFUSION,
     name="Stable Diffusion 1/2 with ControlNet",

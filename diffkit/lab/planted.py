@@ -1,4 +1,4 @@
-"""What the lab plants and what it never shows: every photograph, its caption and how often it is repeated.
+"""Photographs that the lab was trained on, and some that it was not, with captions and how often each is repeated.
 
 Three strengths of repetition give detection and mitigation a slope. A *verbatim* memory is one whole image with one
 caption; a *template* is one layout with a region that varies with the caption. A photograph is either planted or a

@@ -1,4 +1,4 @@
-"""Mitigations: reversible changes to a pipeline that shall keep a memory from coming out, stored as a small folder.
+"""Mitigations: reversible changes to a pipeline against memorization, each stored as a small folder.
 
 A folder holds ``mitigation.json`` (the card) and ``weights.safetensors``. Tensor names begin with the part of the
 pipeline they belong to, e.g. ``unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v``. Kinds:
@@ -55,11 +55,11 @@ class Mitigation:
     """A reversible change to one model.
 
     Attributes:
-        method: who made it, e.g. "nemo".
+        method: that made it, e.g. "nemo".
         kind: how it is applied, see the module.
-        model: what the user called the model it was made for.
+        model: name, folder or hub id of the model it was made for.
         model_sha256: checksum of that model's folder; None = unknown (a hub id), then only shapes are compared.
-        settings: everything the method was told, JSON values.
+        settings: of the method, JSON values.
         suspects: ids of the suspects it was made against.
         figures: what was measured while making it, JSON values; unknown is None.
         tensors: names as in the module's description.
@@ -94,7 +94,7 @@ class Mitigation:
 
 
 Undo = Callable[[], None]
-#: (pipeline, mitigation, only this suspect or None) -> what takes it back; raises InputError before changing anything.
+#: (pipeline, mitigation, only this suspect or None) -> its undoing; raises InputError before changing anything.
 Kind = Callable[["Pipeline", Mitigation, "str | None"], Undo]
 
 mitigation_kinds: Registry[Kind] = Registry(
@@ -176,16 +176,16 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 class Applied:
-    """A mitigation on a pipeline. As a context manager it takes itself back at the end of the block."""
+    """A mitigation that is applied to a pipeline; a context manager that undoes it at the end of the block."""
 
     def __init__(self, mitigation: Mitigation, undo: Undo) -> None:
         self.mitigation = mitigation
         self._undo: Undo | None = undo
 
     def undo(self) -> None:
-        """Give the pipeline its own weights back, to the last bit; twice does no harm.
+        """Restore the pipeline's own weights, bit for bit; a second call does nothing.
 
-        Several mitigations on one pipeline must be taken back in the reverse order.
+        Undo several mitigations of one pipeline in the reverse order.
         """
         undo, self._undo = self._undo, None
         if undo is not None:
@@ -198,7 +198,7 @@ class Applied:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take it back."""
+        """Undo it."""
         self.undo()
 
 
@@ -209,7 +209,7 @@ def apply_mitigation(
     only: str | None = None,
     model_sha256: str | None = None,
 ) -> Applied:
-    """Put a mitigation on a pipeline, in place.
+    """Apply a mitigation to a pipeline, in place.
 
     Args:
         pipe: the pipeline.

@@ -1,4 +1,4 @@
-"""How each kind of mitigation changes a pipeline's weights in place, and how it is taken back."""
+"""How each kind of mitigation changes a pipeline's weights in place, and how it is undone."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _behind_attention(pipe: Pipeline, module: str, constant: Tensor) -> tuple[nn
 
 
 def _replace(changes: Sequence[tuple[nn.Parameter, Tensor]]) -> Undo:
-    """Give parameters new values; what takes it back restores the old ones, bit for bit."""
+    """Give parameters new values; returns a function that restores the old ones, bit for bit."""
     originals = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter, _ in changes]
 
     def put(values: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
@@ -151,7 +151,7 @@ def _replace(changes: Sequence[tuple[nn.Parameter, Tensor]]) -> Undo:
 
 
 def apply_delta(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
-    """Add the stored differences to the parameters; taking it back restores the saved originals, bit for bit."""
+    """Add the stored differences to the parameters; undoing it restores the saved originals, bit for bit."""
     pairs = [(find_parameter(pipe, name), tensor) for name, tensor in mitigation.tensors.items()]
     for (parameter, tensor), name in zip(pairs, mitigation.tensors, strict=True):
         if parameter.shape != tensor.shape:

@@ -1,4 +1,4 @@
-"""Rewards by name. Outsiders add theirs by the entry-point group ``diffkit.rewards``: a function that returns one."""
+"""Rewards by name. Others join by the entry-point group ``diffkit.rewards``: functions that return one."""
 
 from __future__ import annotations
 

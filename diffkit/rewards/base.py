@@ -1,4 +1,4 @@
-"""What a reward is: images and prompts in, one number for each image out."""
+"""The interface of rewards: images and prompts in, one number for each image out."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Reward(Protocol):
 
 @runtime_checkable
 class EstimateReward(Reward, Protocol):
-    """A reward that can also say what an unfinished image will be worth; ``score`` stays the reward of finished ones.
+    """A reward that can also predict the final score from an unfinished image; ``score`` is for finished ones.
 
     The noise level is a log signal-to-noise ratio, not a step number, so that one reward serves any number of steps.
     """
@@ -75,7 +75,7 @@ class TrainableReward(Reward, Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The network, in evaluation mode; who trains it trains a copy."""
+        """The network, in evaluation mode; train a copy of it."""
         ...
 
     def differentiable(

@@ -1,4 +1,4 @@
-"""A reward of ImageReward's architecture: the words look at the image, a head reads the first word.
+"""A reward of ImageReward's architecture: text tokens attend to image patches, a linear head scores the first token.
 
 ImageReward (Xu et al. 2023, arXiv 2304.05977) encodes the image by a BLIP vision transformer, lets BLIP's text
 encoder attend to the patches in every layer, and maps the first token's state to one number. Here in transformers'
@@ -42,7 +42,7 @@ class CrossAttentionReward(nn.Module):
         return states
 
     def encode_texts(self, ids: Tensor, mask: Tensor, patches: Tensor) -> Tensor:
-        """Word states (B, L, width) after looking at the patches; ``mask`` (B, L) is 1 on real tokens."""
+        """Token states (B, L, width) after attending to the patches; ``mask`` (B, L) is 1 on real tokens."""
         states: Tensor = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=patches).last_hidden_state
         return states
 

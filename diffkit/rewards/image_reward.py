@@ -1,4 +1,4 @@
-"""ImageReward v1.0: human preference by BLIP, whose words look at the image in every layer.
+"""ImageReward v1.0: human preference by BLIP, whose text tokens attend to the image in every layer.
 
 Xu et al. 2023, "ImageReward" (arXiv 2304.05977): BLIP's ViT-L/16 at 224 pixels, BERT-base with cross-attention, and a
 linear head on the first word's state, standardised over the authors' data: about -2 to 2. Here on transformers' own

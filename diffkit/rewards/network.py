@@ -1,4 +1,4 @@
-"""What the published rewards have in common: a network, its preprocessing, its weights and a card."""
+"""Base class of the published rewards: a network, its preprocessing, its weights and a card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 16
 
 
 class Recent(Generic[T]):
-    """What was made for the latest prompts: each is made once, until so many others came that it is forgotten."""
+    """A cache of one value for each of the ``size`` prompts that were used last."""
 
     def __init__(self, size: int = PROMPTS_KEPT) -> None:
         self.size = size
@@ -91,7 +91,7 @@ class NetworkReward:
 
     @property
     def module(self) -> nn.Module:
-        """The network, in evaluation mode; who trains it trains a copy."""
+        """The network, in evaluation mode; train a copy of it."""
         return self.network
 
     @property

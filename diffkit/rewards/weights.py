@@ -1,4 +1,4 @@
-"""Where the weights of published rewards come from: a file, a folder, or a hub id. Nothing of pickle is run."""
+"""Load the weights of published rewards from a file, a folder or a hub id. No pickled code is run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_hub_id(location: str | Path) -> bool:
 
 @contextmanager
 def one_sentence(reward: str, location: str | Path, download: str) -> Iterator[None]:
-    """What goes wrong while weights are looked up or read becomes one sentence that says what to do.
+    """Turn any error while weights are looked up or read into one sentence that says what to do.
 
     Args:
         reward: its registered name.

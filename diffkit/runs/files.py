@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, names that suit every file system, a lock that dies with its owner."""
+"""Atomic writes, names that suit every file system, and a lock that is released when its process ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a run: one finished item a line, on the disk before anybody is told that it is finished."""
+"""The journal of a run: one finished item a line, synced to the disk before ``append`` returns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_journal(path: Path) -> JournalContent:
     """Read a journal. A last line that a crash tore is left out; damage anywhere else is refused.
 
     Every append is on the disk before the next begins, so only the last line can be torn. A last line without its
-    newline counts as torn even if it parses: nobody was told that its item was finished.
+    newline counts as torn even if it parses: its ``append`` has not returned.
 
     Raises:
         InputError: a line before the last is no record, or a key stands there twice.

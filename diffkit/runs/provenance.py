@@ -1,4 +1,4 @@
-"""With what a result was made: versions, source revision, checksums."""
+"""Provenance of a result: versions, source revision, checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run: a folder that remembers what was asked and what is finished, so that the same command goes on where it was.
+"""A run: a folder with its configuration and its finished items, so that the same command resumes it.
 
 Layout: `run.json` (what was asked, with what), `journal.jsonl` (finished items), `images/`, and whatever the run
 writes at its end, such as `summary.json` and `report.html`.
@@ -176,7 +176,7 @@ class Run:
         self.write_json("run.json", self.record)
 
     def close(self, *, finished: bool = False) -> None:
-        """Let go of the folder; with `finished`, note in run.json that the run came to its end."""
+        """Release the folder; with `finished`, note in run.json that the run is complete."""
         if finished:
             self.record["finished"] = self.record["sessions"][-1]["finished"] = _now()
             self._save_record()

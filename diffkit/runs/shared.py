@@ -1,4 +1,4 @@
-"""A run that several processes work on: the first one writes, the others send it what they have."""
+"""A run of several processes: the first one writes, the others send it their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lab's reward is taught with: pictures drawn by rule, captions true and nearly true, and their labels.
+"""Training data of the lab's reward: pictures drawn by rule, captions true and nearly true, and their labels.
 
 Captions are true, contradict the picture in one point (relation flipped, colours swapped, one word changed) or are
 random. A label is the share of the caption that holds, known from how the picture was made.

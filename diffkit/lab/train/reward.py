@@ -155,7 +155,7 @@ def _sight_loss(auxiliary: _Auxiliary, patches: Tensor, pictures: list[Picture])
 
 
 def _attention_loss(looks: Tensor, labels: list[Labels]) -> Tensor:
-    """Minus the log of the attention (N, 2 nouns, heads, patches) that falls on the named things, where there."""
+    """Minus the log of the attention (N, 2 nouns, heads, patches) that falls on the named things that are drawn."""
     blank = torch.zeros(world.SIZE, world.SIZE)
     things = [placed for item in labels for placed in item.named]
     masks = torch.stack([world.cover(placed) if placed.radius else blank for placed in things])
