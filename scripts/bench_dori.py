@@ -58,11 +58,11 @@ def targets(n: int, pipe: Any) -> list[Target]:
     """Planted images, from the first again where more are asked for; Gaussian starts."""
     suspects, _ = read_suspects("lab:planted")
     length, width = pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim
-    found = []
+    targets = []
     for i in range(n):
         start = torch.randn(length, width, generator=torch.Generator().manual_seed(i))
-        found.append(Target(load_image(suspects[i % len(suspects)].images[0]), start, SEED + i))
-    return found
+        targets.append(Target(load_image(suspects[i % len(suspects)].images[0]), start, SEED + i))
+    return targets
 
 
 def search(pipe: Any, given: list[Target], steps: int, rows: int, micro_batch: int) -> None:
@@ -95,9 +95,9 @@ def where(pipe: Any, given: list[Target], steps: int = 5) -> dict[str, Any]:
         "denoiser forward and backward": lambda: loss.gradient(embeddings, drawn),
         "Adam": adam.step,
     }
-    found = {name: took(call, steps).cpu * 1e3 for name, call in parts.items()}
-    found["encode the image (once)"] = took(lambda: encode_images(pipe, images)).cpu * 1e3
-    return found
+    milliseconds = {name: took(call, steps).cpu * 1e3 for name, call in parts.items()}
+    milliseconds["encode the image (once)"] = took(lambda: encode_images(pipe, images)).cpu * 1e3
+    return milliseconds
 
 
 def per_row(pipe: Any) -> list[dict[str, float]]:

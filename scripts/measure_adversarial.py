@@ -113,9 +113,9 @@ class Starts:
         generator = torch.Generator().manual_seed(seed)
         text: str | None = None
         if cell.start in ("gaussian", "wide"):
-            known = self.embeds["held-out"]
-            deviation = known.std() * (2 if cell.start == "wide" else 1)
-            start = known.mean() + deviation * torch.randn(known.shape[1:], generator=generator)
+            held_out = self.embeds["held-out"]
+            deviation = held_out.std() * (2 if cell.start == "wide" else 1)
+            start = held_out.mean() + deviation * torch.randn(held_out.shape[1:], generator=generator)
         elif cell.start == "prompt":
             text = suspect.caption
             start = self._encode(pipe, [text])[0]
@@ -150,9 +150,9 @@ def attacked(pipe: Pipeline, suspects: Sequence[Suspect], cell: Cell) -> dict[st
     starts = Starts(pipe)
     options: dict[str, Any] = {} if cell.rate is None else {"learning_rate": cell.rate}
     attack = attacks.get(cell.attack)(budgets=BUDGETS, micro_batch=8, **options)
-    found = attack(pipe, [starts.target(pipe, suspect, cell) for suspect in suspects])
+    results = attack(pipe, [starts.target(pipe, suspect, cell) for suspect in suspects])
     result: dict[str, dict[str, list[float]]] = {}
-    for suspect, triggers in zip(suspects, found, strict=True):
+    for suspect, triggers in zip(suspects, results, strict=True):
         seeds = [item_seed(SEED, suspect.id, "evaluate", i) for i in range(TRIES)] * len(BUDGETS)
         rows = triggers.embeddings.repeat_interleave(TRIES, 0)
         images = generate(pipe, rows, negative(pipe), seeds, sampling=SAMPLING).images.split(TRIES)
@@ -224,10 +224,10 @@ def groups(medians: Mapping[str, float], ids: Mapping[str, str]) -> dict[str, An
     return rows
 
 
-def attack_row(found: Mapping[str, Mapping[str, Sequence[float]]], ids: Mapping[str, str]) -> dict[str, Any]:
+def attack_row(similarity: Mapping[str, Mapping[str, Sequence[float]]], ids: Mapping[str, str]) -> dict[str, Any]:
     """By budget: shares by kind and strength."""
     return {
-        str(budget): groups({key: statistics.median(row[str(budget)]) for key, row in found.items()}, ids)
+        str(budget): groups({key: statistics.median(row[str(budget)]) for key, row in similarity.items()}, ids)
         for budget in BUDGETS
     }
 

@@ -34,7 +34,7 @@ from memorization.attack.base import Target
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import StartingPoints
 from memorization.attack.ladder import ladder, weakest
-from memorization.attack.transfer import conditions, transfer
+from memorization.attack.transfer import transfer, varied_conditions
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
 
@@ -171,7 +171,7 @@ def transfers(all_: Images, run: Run, tried: Sequence[str], seeds: int) -> dict[
         embeddings = load(run.path(f"triggers-{name}.pt").read_bytes())["embeddings"]
         last = embeddings.unflatten(0, (-1, len(run.done[name]["budgets"])))[:n, -1]
         known = [load_image(one.images[0])[None] for one in all_.suspects[:n]]
-        tried_so = conditions(SAMPLING, tuple(range(100, 100 + seeds)), tuple(range(200, 200 + seeds)))
+        tried_so = varied_conditions(SAMPLING, tuple(range(100, 100 + seeds)), tuple(range(200, 200 + seeds)))
         found = transfer(pipes, last, known, TiledCorrelation(), tried_so)
         found += transfer({"lab-clean": twin}, last, known, TiledCorrelation(), tried_so[1:2])
         table[name] = {f"{one.model}, {one.condition.name}": one.rate(THRESHOLD) for one in found}

@@ -108,9 +108,9 @@ def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before
     with apply_mitigation(pipe, made):
         together = {suspect.id: by_caption(pipe, suspect) for suspect in suspects}
         union = accuracy_change(before, scenes(pipe))
-    found = {"figures": {k: v for k, v in made.figures.items() if k != "by suspect"}, "union": _row(together, union)}
+    figures = {"figures": {k: v for k, v in made.figures.items() if k != "by suspect"}, "union": _row(together, union)}
     if not made.parts():
-        return found
+        return figures
     alone, after = {}, []
     parts = [part.tolist() for part in torch.arange(SCENES).chunk(len(suspects))]
     for suspect, rows in zip(suspects, parts, strict=True):
@@ -118,7 +118,7 @@ def effect(pipe: Pipeline, made: Mitigation, suspects: Sequence[Suspect], before
         with apply_mitigation(pipe, made if own else _nothing(made), only=own):
             alone[suspect.id] = by_caption(pipe, suspect)
             after.append(scenes(pipe, slice(rows[0], rows[-1] + 1)))
-    return found | {"per suspect": _row(alone, accuracy_change(before, torch.cat(after)))}
+    return figures | {"per suspect": _row(alone, accuracy_change(before, torch.cat(after)))}
 
 
 def _nothing(made: Mitigation) -> Mitigation:
@@ -140,8 +140,8 @@ def attacked(pipe: Pipeline, items: Sequence[Suspect], role: str) -> dict[str, d
             seed = item_seed(0, f"{role}:{item.id}", f"attack:{start}")
             own = torch.zeros_like(negative[0])  # only the "prompt" start would use it
             targets.append(Target(load_image(item.images[0]), points.start(start, own=own, seed=seed), seed))
-    found = Dori(budgets=(0, BUDGET), micro_batch=min(8, len(targets)))(pipe, targets)
-    rows = torch.stack([triggers.embeddings[-1] for triggers in found]).repeat_interleave(TRIES, 0)
+    results = Dori(budgets=(0, BUDGET), micro_batch=min(8, len(targets)))(pipe, targets)
+    rows = torch.stack([triggers.embeddings[-1] for triggers in results]).repeat_interleave(TRIES, 0)
     seeds = [item_seed(0, f"{role}:{item.id}", "evaluate", i) for item in items for _ in STARTS for i in range(TRIES)]
     images = generate_from(pipe, rows, negative, seeds, sampling=Sampling(20, 3.0, min(16, len(seeds)))).images
     result: dict[str, dict[str, float]] = {start: {} for start in STARTS}
@@ -157,13 +157,13 @@ def attacked_under(
     if how == "union":
         with apply_mitigation(pipe, made):
             return attacked(pipe, items, role)
-    found: dict[str, dict[str, float]] = {start: {} for start in STARTS}
+    similarity: dict[str, dict[str, float]] = {start: {} for start in STARTS}
     for index, name in enumerate(made.suspects):
         with apply_mitigation(pipe, made, only=name):
             part = attacked(pipe, [i for i in items if i.id == name] or items[index :: len(made.suspects)], role)
         for start in STARTS:
-            found[start] |= part[start]
-    return found
+            similarity[start] |= part[start]
+    return similarity
 
 
 def brought_back(similarity: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -201,20 +201,20 @@ def measure(run: Run, *, best_only: bool) -> None:
     before = torch.tensor(run.done["before"]["scenes"])
     for name, (method, settings, how) in BEST.items():
         if f"best {name}" not in run.done:
-            found = effect(pipe, make(f"best {name}", method, settings), suspects, before)
-            run.write(f"best {name}", {"settings": settings, "best as": how, **found})
+            figures = effect(pipe, make(f"best {name}", method, settings), suspects, before)
+            run.write(f"best {name}", {"settings": settings, "best as": how, **figures})
     for role, items in (("suspect", suspects), ("control", controls)):
         for name, (method, settings, how) in BEST.items():
             if f"attack {name} {role}" not in run.done:
-                found = attacked_under(pipe, make(f"best {name}", method, settings), how, items, role)
-                run.write(f"attack {name} {role}", brought_back(found))
+                figures = attacked_under(pipe, make(f"best {name}", method, settings), how, items, role)
+                run.write(f"attack {name} {role}", brought_back(figures))
         for model in ("lab", "lab-clean") if role == "suspect" else ():
             if f"attack {model} {role}" not in run.done:
                 run.write(f"attack {model} {role}", brought_back(attacked(load_pipeline(model), items, role)))
     for name, (method, settings) in {} if best_only else sweep().items():
         if name not in run.done:
-            found = effect(pipe, make(name, method, settings), suspects, before)
-            run.write(name, {"method": method, "settings": settings, **found})
+            figures = effect(pipe, make(name, method, settings), suspects, before)
+            run.write(name, {"method": method, "settings": settings, **figures})
 
 
 def main() -> None:
@@ -232,8 +232,8 @@ def main() -> None:
     }
     with Run.open(options.out, config=config, kind="measure-mitigations") as run:
         measure(run, best_only=options.only == "best")
-        found = {"threshold": THRESHOLD, "seeds per caption": SEEDS, "attack": {"steps": BUDGET, "starts": STARTS}}
-        text = json.dumps(found | dict(run.done), indent=1)
+        figures = {"threshold": THRESHOLD, "seeds per caption": SEEDS, "attack": {"steps": BUDGET, "starts": STARTS}}
+        text = json.dumps(figures | dict(run.done), indent=1)
     print(text)
     if options.json:
         options.json.write_text(text + "\n")

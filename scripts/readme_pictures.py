@@ -47,35 +47,35 @@ SHOWN, STEPS, SEED = ("portrait", "cat", "cup", "cameraman"), 50, 3
 def search() -> None:
     """One pruned search of 12 seeds."""
     pipe = TTSnapPipeline.from_pretrained("lab", reward="lab-noise-aware")
-    found = pipe(
+    output = pipe(
         PROMPT, num_candidates=12, schedule=SCHEDULE, num_inference_steps=20, guidance_scale=3.0, seed=5, previews=True
     )
-    look_figure(cast(TTSnapPipelineOutput, found).trace).savefig(FIGURES / "search.png")
+    look_figure(cast(TTSnapPipelineOutput, output).trace).savefig(FIGURES / "search.png")
 
 
 def attacked(pipe: Any, suspects: Sequence[Suspect]) -> Tensor:
     """(n, 3, H, W): what DoRI brings back from an unrelated caption."""
     points, empty = StartingPoints(pipe), encoded(pipe, [""])
     targets = [
-        Target(load_image(one.images[0]), points.start("other", own=empty, seed=index), index)
-        for index, one in enumerate(suspects)
+        Target(load_image(suspect.images[0]), points.start("other", own=empty, seed=index), index)
+        for index, suspect in enumerate(suspects)
     ]
-    found = Dori(budgets=(0, STEPS), micro_batch=len(targets))(pipe, targets)
-    rows = Embeds.cat([triggers.embeds.rows([1]) for triggers in found])
+    results = Dori(budgets=(0, STEPS), micro_batch=len(targets))(pipe, targets)
+    rows = Embeds.cat([triggers.embeds.rows([1]) for triggers in results])
     return generate_from(pipe, rows, empty, [SEED] * len(rows), sampling=Sampling(20, 3.0, len(rows))).images
 
 
 def audit() -> None:
     """Four images, five columns."""
     pipe, twin = load_pipeline("lab"), load_pipeline("lab-clean")
-    known = full_strength()
-    full = [one for one in known if one.images[0].stem in SHOWN]
-    captions, seeds = [one.caption for one in full], [SEED] * len(full)
+    suspects = full_strength()
+    full = [suspect for suspect in suspects if suspect.images[0].stem in SHOWN]
+    captions, seeds = [suspect.caption for suspect in full], [SEED] * len(full)
     method = methods.get("nemo")
     with tempfile.TemporaryDirectory() as scratch:
         made = mitigate(
             pipe,
-            known,
+            suspects,
             method=method,
             out=Path(scratch) / "nemo",
             name="lab",
@@ -83,7 +83,7 @@ def audit() -> None:
             model_sha256=model_checksum("lab"),
         )
         columns = {
-            "training image": torch.stack([load_image(one.images[0]) for one in full]),
+            "training image": torch.stack([load_image(suspect.images[0]) for suspect in full]),
             "its caption": generate(pipe, captions, seeds),
         }
         with apply_mitigation(pipe, made):

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_pipeline
 
 from diffkit.errors import InputError
-from memorization.attack.transfer import SAMPLERS, Condition, Transferred, conditions, sampler, transfer
+from memorization.attack.transfer import SAMPLERS, Condition, TransferResult, sampler, transfer, varied_conditions
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling
 
@@ -58,7 +58,7 @@ def test_every_sampler_draws(name: str) -> None:
 
 def test_rates_count_what_is_broken() -> None:
     similarity = torch.tensor([[0.9, 0.8, 0.1], [0.9, 0.1, 0.2], [0.9, float("nan"), 0.9], [0.75, 0.75, 0.75]])
-    one = Transferred("m", Condition("c"), similarity)
+    one = TransferResult("m", Condition("c"), similarity)
     assert one.succeeded(0.75) == [True, False, None, True]
     rate = one.rate(0.75)
     assert (rate["k"], rate["n"], rate["broken"], rate["share"]) == (2, 3, 1, 2 / 3)
@@ -68,7 +68,7 @@ def test_rates_count_what_is_broken() -> None:
 
 
 def test_one_change_at_a_time() -> None:
-    tried = conditions(Sampling(20, 3.0), (1, 2), (8, 9))
+    tried = varied_conditions(Sampling(20, 3.0), (1, 2), (8, 9))
     assert len({one.name for one in tried}) == len(tried) >= 8
     first = tried[0]
     assert (first.seeds, first.sampler, first.num_inference_steps, first.guidance_scale) == ((1, 2), None, 20, 3.0)

@@ -1,9 +1,10 @@
 """Hard tokens: a prompt of real tokens, found by projected gradient descent in the vocabulary.
 
 PEZ (Wen et al., "Hard Prompts Made Easy", NeurIPS 2023, algorithm 1): vectors are kept free; at each step they are
-projected to the nearest token vectors, the gradient is taken *there*, and it moves the free vectors. Their objective
-is a CLIP similarity, ours the diffusion loss of the target image, as UnlearnDiffAtk and P4D have it for concepts.
-AdamW at rate 0.1 with weight decay 0.1, as published; nearest by Euclidean distance between normalised vectors.
+projected to the nearest token vectors, the gradient is taken at the projection and applied to the free vectors. Their
+objective is a CLIP similarity, ours the diffusion loss of the target image, as UnlearnDiffAtk and P4D have it for
+concepts. AdamW at rate 0.1 with weight decay 0.1, as published; nearest by Euclidean distance between normalised
+vectors.
 
 Where we differ: only tokens that survive being typed (:func:`memorization.attack.token_embeddings.typeable`), so that
 the prompt itself *is* the attack; the best prompt so far is kept, by its loss on draws fixed for the image, since

@@ -1,6 +1,6 @@
 """DoRI with few numbers: the embedding moves by a matrix of low rank, ``y = y0 + U V^T``.
 
-``U`` is (tokens, r) and ``V`` (dimensions, r), as in LoRA (Hu et al. 2022), there for weights. At rank 1 and 77 x 768
+``U`` is (tokens, r) and ``V`` (dimensions, r), as in LoRA (Hu et al. 2022) for weights. At rank 1 and 77 x 768
 that is 845 free numbers instead of 59,136: too few to carry an image, which a free embedding may do. Not from the DoRI
 paper. ``U`` begins as standard normal noise of its own generator, ``V`` as zero: the search begins at the start. A
 pooled embedding that is attacked too is one vector, and moves freely.

@@ -3,7 +3,7 @@
 Free search over the text encoder's output has enough numbers to carry an image by itself (77 x 768 = 59,136 for
 Stable Diffusion 1, against 16,384 latent numbers). Projected descent keeps ``|| y - y0 || <= radius * || y0 ||``
 (Euclidean norms over all tokens and dimensions) after every Adam step, as projected gradient attacks on images do
-(Madry et al. 2018, section 2.1, there for the pixels). A pooled embedding that is attacked too has a ball of its own.
+(Madry et al. 2018, section 2.1). A pooled embedding that is attacked too has a ball of its own.
 Not from the DoRI paper.
 """
 

@@ -1,9 +1,10 @@
-"""Does a trigger hold elsewhere: other seeds, samplers, step counts, guidance, and on the model before or after.
+"""Transfer of triggers to other seeds, samplers, step counts and guidance, and to the model before or after mitigation.
 
-A trigger is found on one model for the training loss, not for a sampler. One that brings the image back under every
-condition points at the image; one that works only where it was tried may be an accident of that setting. Between the
-original and a mitigated model the direction matters: a trigger of the original that still works after a mitigation
-shows that nothing was removed; one of the mitigated model that works on the original shows it is the same memory.
+A trigger is optimised on one model for the training loss, not for a sampler. One that brings the image back under every
+condition depends on the image; one that works only under the condition of its evaluation may depend on that condition.
+Between the original and a mitigated model the direction matters: a trigger of the original that works after a
+mitigation shows that the image was not removed; one of the mitigated model that works on the original shows that both
+have memorized the same image.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SAMPLERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """How a trigger is tried.
+    """How images are generated from a trigger.
 
     Attributes:
         name: for tables.
@@ -56,15 +57,15 @@ class Condition:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the values."""
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise unknown_name("sampler", self.sampler, list(SAMPLERS))
         if self.num_inference_steps < 1 or self.guidance_scale < 0 or not self.seeds:
             raise InputError(f"Condition {self.name!r}: expected steps of at least 1, guidance >= 0 and seeds.")
 
 
-def conditions(sampling: Sampling, seeds: Sequence[int], fresh: Sequence[int]) -> list[Condition]:
-    """One change at a time to how the triggers were evaluated.
+def varied_conditions(sampling: Sampling, seeds: Sequence[int], fresh: Sequence[int]) -> list[Condition]:
+    """Conditions that differ from the evaluation in one setting each.
 
     Args:
         sampling: steps and guidance of the evaluation.
@@ -85,12 +86,12 @@ def conditions(sampling: Sampling, seeds: Sequence[int], fresh: Sequence[int]) -
 
 
 @dataclass(frozen=True, eq=False)
-class Transferred:
-    """How N triggers did on one model under one condition.
+class TransferResult:
+    """Similarities of N triggers on one model under one condition.
 
     Attributes:
         model: as named by the caller.
-        condition: how they were tried.
+        condition: of the generation.
         similarity: (N, seeds) to the reference each resembles most, higher = more alike; NaN = a broken image.
     """
 
@@ -111,8 +112,8 @@ class Transferred:
         """
         results = self.succeeded(threshold)
         chosen = [results[i] for i in (range(len(results)) if which is None else which)]
-        known = [hit for hit in chosen if hit is not None]
-        k, n = sum(known), len(known)
+        scored = [hit for hit in chosen if hit is not None]
+        k, n = sum(scored), len(scored)
         low, high = clopper_pearson(k, n)
         share = k / n if n else None
         return {"k": k, "n": n, "share": share, "low": low, "high": high, "broken": len(chosen) - n}
@@ -123,18 +124,18 @@ def transfer(
     triggers: Embedded,
     references: Sequence[Tensor],
     copies: CopyDetector,
-    tried: Sequence[Condition],
+    conditions: Sequence[Condition],
     *,
     micro_batch: int = 16,
-) -> list[Transferred]:
-    """Try every trigger on every model under every condition.
+) -> list[TransferResult]:
+    """Generate from every trigger on every model under every condition.
 
     Args:
         pipes: models by name, with the same text width; e.g. the original and a mitigated one.
         triggers: N rows of embeddings.
-        references: N stacks (R, 3, H, W) in [0, 1] of the images each trigger was made for.
+        references: N stacks (R, 3, H, W) in [0, 1] of the target images of each trigger.
         copies: the copy detector.
-        tried: conditions.
+        conditions: see :func:`varied_conditions`.
         micro_batch: images generated at once.
 
     Raises:
@@ -142,19 +143,20 @@ def transfer(
     """
     if len(references) != len(triggers):
         raise InputError(f"Expected references for each of {len(triggers)} triggers, got {len(references)}.")
-    found = []
+    results = []
     for model, pipe in pipes.items():
         negative = empty_text(pipe)
-        for condition in tried:
+        for condition in conditions:
             n = len(condition.seeds)
             refuse_other_samplers(pipe, condition)
             sampling = Sampling(condition.num_inference_steps, condition.guidance_scale, micro_batch)
             rows, seeds = as_embeds(triggers).repeat(n), list(condition.seeds) * len(triggers)
             with sampler(pipe, condition.sampler):
                 images = generate(pipe, rows, negative, seeds, sampling=sampling).images.split(n)
-            alike = [copies.similarity(made, known).amax(1) for made, known in zip(images, references, strict=True)]
-            found.append(Transferred(model, condition, torch.stack(alike).float().cpu()))
-    return found
+            pairs = zip(images, references, strict=True)
+            similarity = torch.stack([copies.similarity(image, stack).amax(1) for image, stack in pairs])
+            results.append(TransferResult(model, condition, similarity.float().cpu()))
+    return results
 
 
 def refuse_other_samplers(pipe: DiffusionPipeline, condition: Condition) -> None:
