@@ -201,7 +201,7 @@ def run_segment(
 
 @dataclass(frozen=True)
 class _Taps:
-    """Who hears of a micro-batch's steps, and its rows for candidates and for padding."""
+    """The callbacks after each step of a micro-batch, and its numbers of rows for candidates and for padding."""
 
     on_step: Callable[[int, int], None] | None
     on_estimate: Callable[[int, Tensor], None] | None
@@ -232,7 +232,7 @@ def _run_batch(
     given = [row.latents for row in rows if row.latents is not None]
     latents = torch.cat(given) if given else None
     state = gather_states([row.state for row in rows], device) if start else {}
-    with window(pipe.scheduler, start, stop, state, functools.partial(taps.report, itertools.count(start))) as seen:
+    with window(pipe.scheduler, start, stop, state, functools.partial(taps.report, itertools.count(start))) as windowed:
         result = call(
             **conditioning.rows([row.prompt for row in rows]).kwargs(),
             latents=latents,
@@ -241,10 +241,10 @@ def _run_batch(
             return_dict=False,
             **_arguments(pipe, denoising),
         )[0].cpu()
-        states = split_state(seen.state(), len(batch))
-    if seen.x0 is None:
+        states = split_state(windowed.state(), len(batch))
+    if windowed.x0 is None:
         raise InputError(f"The denoising has only {start} steps; there is no step {start} to run.")
-    x0 = seen.x0.cpu()
+    x0 = windowed.x0.cpu()
     return [
         replace(
             candidate,
@@ -259,23 +259,23 @@ def _run_batch(
 
 
 def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
-    """The keyword arguments of a call that its pipeline knows; what it need not be told is left out.
+    """The keyword arguments of a call that its pipeline accepts, without those that are None.
 
     Raises:
         InputError: it knows no eta.
     """
     family = family_of(pipe)
-    known = keywords_of(stock_class(family))
-    wanted: dict[str, object] = {
+    accepted = keywords_of(stock_class(family))
+    arguments: dict[str, object] = {
         name: value
         for name in ("num_inference_steps", "guidance_scale", "height", "width")
         if (value := getattr(denoising, name)) is not None
     }
-    if "eta" in known:
-        wanted["eta"] = denoising.eta
+    if "eta" in accepted:
+        arguments["eta"] = denoising.eta
     elif denoising.eta:
         raise InputError(f"{family.pipeline} takes no eta; leave it out.")
-    return {**wanted, **denoising.extra, **family.fixed}
+    return {**arguments, **denoising.extra, **family.fixed}
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -170,7 +169,3 @@ def test_a_key_is_measured_once_for_each_structure():
     layer[1] = nn.Linear(7, 1)
     assert count() == 2 * 3 * (5 * 7 + 7)
     assert len(counted) == 3
-
-
-def test_unknown_prices_stay_unknown():
-    assert None in astuple(Prices(None, 1.0, 1.0))

@@ -125,10 +125,10 @@ class FittedSchedule(PruningSchedule):
             "calls": self.calls, "gain": self.gain, "low": self.low, "high": self.high, "reason": self.reason,
             "info": dict(self.info),
             "entries": [
-                {"budget": one.budget, "equivalent": one.equivalent, "candidates": one.candidates,
-                 "steps": list(one.schedule.steps), "keep": list(one.schedule.keep)} for one in self.entries
+                {"budget": entry.budget, "equivalent": entry.equivalent, "candidates": entry.candidates,
+                 "steps": list(entry.schedule.steps), "keep": list(entry.schedule.keep)} for entry in self.entries
             ],
-            "expected": [one._asdict() for one in self.expected],
+            "expected": [expected._asdict() for expected in self.expected],
         }, indent=1, allow_nan=False)  # fmt: skip
 
 

@@ -181,22 +181,22 @@ class IndexRule:
         state.opened[searches] += candidates == state.opened[searches]
         failed = np.isnan(scores)
         state.stage[searches[failed], candidates[failed]] = FAILED
-        rows, at, seen, stage = searches[~failed], candidates[~failed], scores[~failed], stage[~failed]
-        state.scores[rows, at, stage] = seen
-        known = np.nan_to_num(state.scores[rows, at])
-        self._learn(state, rows, stage, known)
+        rows, at, fresh, stage = searches[~failed], candidates[~failed], scores[~failed], stage[~failed]
+        state.scores[rows, at, stage] = fresh
+        history = np.nan_to_num(state.scores[rows, at])
+        self._learn(state, rows, stage, history)
         state.stage[rows, at] = stage + 1
-        state.standing[rows, at] = (model.to_final[stage + 1] * known).sum(axis=1)
+        state.standing[rows, at] = (model.to_final[stage + 1] * history).sum(axis=1)
         ended = stage + 1 == model.stages
-        state.best[rows[ended]] = np.maximum(state.best[rows[ended]], seen[ended])
+        state.best[rows[ended]] = np.maximum(state.best[rows[ended]], fresh[ended])
 
-    def _learn(self, state: IndexState, rows: Ints, stage: Ints, known: Floats) -> None:
+    def _learn(self, state: IndexState, rows: Ints, stage: Ints, history: Floats) -> None:
         """Kalman's update of the prompt's means by the innovation of the newest score; its square tells the spread."""
         direction, noise = self.model.innovation[stage], self.model.noise[stage]
         spread = state.squares[rows] / state.count[rows]
         gain = np.einsum("rkl,rl->rk", state.cov[rows], direction)
         unsure = (direction * gain).sum(axis=1)
-        error = (direction * (known - state.mean[rows])).sum(axis=1)
+        error = (direction * (history - state.mean[rows])).sum(axis=1)
         total = unsure + noise * spread
         state.squares[rows] += spread * error**2 / total
         state.count[rows] += 1

@@ -26,14 +26,14 @@ def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
     if content["schema"] > SCHEMA:
         raise InputError(f"This schedule has schema {content['schema']}, newer than {SCHEMA}; update diffkit.")
     entries = tuple(
-        Entry(float(one["budget"]), float(one["equivalent"]), int(one["candidates"]),
-              PruningSchedule(tuple(one["steps"]), tuple(one["keep"]))) for one in content["entries"]
+        Entry(float(entry["budget"]), float(entry["equivalent"]), int(entry["candidates"]),
+              PruningSchedule(tuple(entry["steps"]), tuple(entry["keep"]))) for entry in content["entries"]
     )  # fmt: skip
-    if any(min(one[:3]) <= 0 for one in entries):
+    if any(min(entry[:3]) <= 0 for entry in entries):
         raise InputError("The budgets and numbers of candidates of a fitted schedule must be positive.")
     return FittedSchedule(
         own.steps, own.keep, entries, int(content["calls"]),
-        tuple(Expected(**{name: float(one[name]) for name in Expected._fields}) for one in content["expected"]),
+        tuple(Expected(**{name: float(row[name]) for name in Expected._fields}) for row in content["expected"]),
         content["gain"], content["low"], content["high"], str(content["reason"]), dict(content["info"]),
     )  # fmt: skip
 

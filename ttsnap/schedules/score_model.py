@@ -97,8 +97,8 @@ class ScoreModel:
     def to_final(self) -> Floats:
         """(K + 1, K) weights of the first 0 to K scores in the expected final reward."""
         rows = np.zeros((self.stages + 1, self.stages))
-        for seen in range(1, self.stages + 1):
-            rows[seen, :seen] = np.linalg.solve(self.within[:seen, :seen], self.within[:seen, -1])
+        for count in range(1, self.stages + 1):
+            rows[count, :count] = np.linalg.solve(self.within[:count, :count], self.within[:count, -1])
         return rows
 
     @cached_property

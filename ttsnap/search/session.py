@@ -1,4 +1,4 @@
-"""What every search is made of: denoise candidates, decode and score them, write down what was seen and spent."""
+"""What every search is made of: denoise candidates, decode and score them, record the scores and the cost."""
 
 from __future__ import annotations
 
