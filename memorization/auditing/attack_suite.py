@@ -20,9 +20,9 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints, read_starts
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
+from memorization.copies.references import References
 from memorization.generation import Sampling, generate
 from memorization.items import AuditItem
-from memorization.references import References
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -25,13 +25,13 @@ from memorization.auditing.attack_suite import Attempts, Ladder, best_variant, s
 from memorization.auditing.result import BestImage, Curves, DetectorScore, MeasuredRecord
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
+from memorization.copies.references import References, load_references
 from memorization.detection import make_detector
 from memorization.detection.base import Detector, is_recording
 from memorization.detection.curvature_difference import mask_for
 from memorization.detection.score_captions import CaptionScore, caption_score, score_captions
 from memorization.generation import Generated, Sampling, generate, is_guided, round_trip
 from memorization.items import AuditItem
-from memorization.references import References, load_references
 from memorization.text_embeddings import empty_text, encoded
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from memorization.pipelines import name_of
+from diffkit.named_pipeline import name_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

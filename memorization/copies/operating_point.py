@@ -10,9 +10,9 @@ import torch
 from memorization.copies import CopyDetector, OperatingPoint
 from memorization.copies.calibrate import calibrate_copy_detector
 from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
+from memorization.copies.references import load_references
 from memorization.generation import round_trip
 from memorization.items import AuditItem
-from memorization.references import load_references
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

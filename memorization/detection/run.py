@@ -11,6 +11,7 @@ import torch
 from diffkit import parallel
 from diffkit.console import progress, say
 from diffkit.micro_batch import MicroBatch
+from diffkit.named_pipeline import named_pipeline
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.seeds import item_seed
@@ -23,7 +24,6 @@ from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise_detection
 from memorization.generation import Sampling
 from memorization.items import AuditItem, Gathered, Source, data_digest, gather
-from memorization.pipelines import named_pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

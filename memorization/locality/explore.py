@@ -20,12 +20,12 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.dori import Dori
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints
 from memorization.copies import CopyDetector
+from memorization.copies.references import load_references
 from memorization.generation import Sampling, generate
 from memorization.items import AuditItem
 from memorization.locality import embeddings as space
 from memorization.locality.interpolation import points, stacked
 from memorization.locality.settings import LocalitySettings
-from memorization.references import load_references
 from memorization.text_embeddings import empty_text, encoded, unaccompanied
 
 if TYPE_CHECKING:

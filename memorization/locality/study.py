@@ -21,6 +21,7 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import operating_point
+from memorization.copies.references import load_references
 from memorization.generation import image_size
 from memorization.items import AuditItem, Gathered, data_digest
 from memorization.locality import embeddings as space
@@ -30,7 +31,6 @@ from memorization.locality.report import write_page
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.summary import memorized, summarise_locality
 from memorization.locality.weight_selection import Selector, selector
-from memorization.references import load_references
 from memorization.text_embeddings import encoded
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from diffkit import parallel
 from diffkit.console import say
 from diffkit.errors import InputError, unknown_name
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
+from diffkit.named_pipeline import named_pipeline
 from diffkit.runs.shared import open_shared
 from memorization.items import Source, data_digest, gather
 from memorization.mitigation import Method, methods
-from memorization.pipelines import named_pipeline
 from memorization.presets import Preset, PresetName, choose_preset
 
 if TYPE_CHECKING:
