@@ -121,8 +121,13 @@ def _prepare(cell: CellLike) -> dict[str, object]:
     else:
         return {"kind": "pictures", "pictures": list(cell)}
     numeric = tone == "plain" and _NUMBER.fullmatch(text) is not None
-    look = "numeric" if numeric else "words" if len(text) > 24 else ""
+    look = "numeric" if numeric else _look(max(len(text), len(detail)))
     return {"kind": "text", "text": text, "tone": tone, "detail": detail, "look": look}
+
+
+def _look(length: int) -> str:
+    """The class of a cell with so many characters: a long text gets a column it can be read in."""
+    return "prose" if length > 80 else "words" if length > 24 else ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,12 @@ class Figure:
         from diffkit.report.plots import to_svg
 
         return cls(title, to_svg(figure), caption)
+
+    @property
+    def width(self) -> int:
+        """Its natural width in pixels, at which its letters have the size that they were given in points."""
+        box = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
+        return round(float(box[1]) * 4 / 3) if box else 480
 
 
 @dataclass(frozen=True)

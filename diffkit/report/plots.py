@@ -22,7 +22,7 @@ QUIET = "#8a94a3"
 Curve = Sequence[float | None]
 
 
-def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = (6.4, 3.4)) -> tuple[Figure, Axes]:
+def _canvas(xlabel: str, ylabel: str, size: tuple[float, float] = (5.2, 3.2)) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -45,7 +45,7 @@ def _legend(axes: Axes) -> None:
     if not axes.get_legend_handles_labels()[0]:
         return
     legend = axes.legend(  # above the plot, where it hides no data
-        frameon=False, labelcolor=INK, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0)
+        frameon=False, labelcolor=INK, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0)
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -182,4 +182,4 @@ def to_svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return text.replace(INK, "currentColor")
+    return text.replace(INK, "currentColor").replace("#000000", "currentColor")  # what was left at matplotlib's black
