@@ -3,8 +3,7 @@
 Commands are entry points of the group ``diffkit.commands``: a typer app, or a plain function. Those of this
 distribution are declared here too, so that a source tree works without installation.
 
-Exit codes: 0 done; 1 done and ``--fail-on`` met; 2 wrong usage or input, nothing run; 3 some items in error;
-130 interrupted; 70 the machine or a bug stopped it.
+Exit codes are those of :class:`diffkit.exit_codes.ExitCode`.
 """
 
 from __future__ import annotations
@@ -23,16 +22,11 @@ from typer.core import TyperGroup
 from diffkit import __version__
 from diffkit.console import launched_as
 from diffkit.errors import DiffkitError, Interrupted
+from diffkit.exit_codes import ExitCode
 from diffkit.options import DEBUG_KEY, Debug
 from diffkit.registry import Registry
 
-__all__ = ["EXIT_FAILURE", "EXIT_FAIL_ON", "EXIT_INPUT", "EXIT_INTERRUPTED", "EXIT_ITEMS", "app", "commands", "main"]
-
-EXIT_FAIL_ON = 1
-EXIT_INPUT = 2
-EXIT_ITEMS = 3
-EXIT_FAILURE = 70
-EXIT_INTERRUPTED = 130
+__all__ = ["app", "commands", "main"]
 
 ARGUMENTS_KEY = "diffkit.arguments"
 
@@ -44,6 +38,7 @@ commands: Registry[typer.Typer | Callable[..., Any]] = Registry(
         "demo": "diffkit.demo:demo",
         "lab": "diffkit.lab.commands:app",
         "locality": "memorization.cli.locality:app",
+        "mitigate": "memorization.cli.mitigate:app",
         "ttsnap": "ttsnap.cli.app:app",
     },
 )
@@ -61,10 +56,10 @@ class CommandGroup(TyperGroup):
         if cmd_name not in commands:
             return None
         try:
-            found = commands.get(cmd_name)
+            target = commands.get(cmd_name)
         except ImportError as error:
-            found = _unavailable(cmd_name, error)
-        command: Any = typer.main.get_command(found if isinstance(found, typer.Typer) else _app_of(found))
+            target = _unavailable(cmd_name, error)
+        command: Any = typer.main.get_command(target if isinstance(target, typer.Typer) else _app_of(target))
         command.name = cmd_name
         _unify(command)
         return command
@@ -81,7 +76,7 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt as error:
             if not launched_as():  # one such line is enough
                 _complain(_how_to_resume(ctx.meta[ARGUMENTS_KEY], error), colour="yellow", prefix="Interrupted. ")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except DiffkitError as error:
             _complain(str(error), debug=ctx.meta.get(DEBUG_KEY, False))
             raise typer.Exit(error.exit_code) from None
@@ -89,19 +84,19 @@ class CommandGroup(TyperGroup):
             raise
         except OSError as error:  # a full disk, a folder that may not be written
             _complain(f"{error}.", debug=ctx.meta.get(DEBUG_KEY, False))
-            raise typer.Exit(EXIT_FAILURE) from None
+            raise typer.Exit(ExitCode.FAILURE) from None
         except Exception as error:
             from diffkit.micro_batch import is_out_of_memory
 
             if is_out_of_memory(error):
                 advice = "Give a smaller --micro-batch, or --micro-batch auto. Nothing finished is lost."
                 _complain(f"Memory ran out. {advice}", debug=ctx.meta.get(DEBUG_KEY, False))
-                raise typer.Exit(EXIT_FAILURE) from None
+                raise typer.Exit(ExitCode.FAILURE) from None
             if type(error).__module__.startswith(("typer.", "click.")):  # wrong usage, which typer words itself
                 raise
             hint = "This is a bug in diffkit or in a plugin: please report it with the lines above."
             _complain(f"{type(error).__name__}: {error}\n{hint}", debug=True)
-            raise typer.Exit(EXIT_FAILURE) from None
+            raise typer.Exit(ExitCode.FAILURE) from None
 
 
 def _unify(command: Any) -> None:
@@ -177,7 +172,7 @@ def _ended_by_launcher(_signal: int, _frame: object) -> None:
             "The launcher ended this run: another of its processes ended (its message says why), or it was told to "
             "stop. Nothing finished is lost: the same command goes on, with any number of processes."
         )
-    os._exit(EXIT_FAILURE)
+    os._exit(ExitCode.FAILURE)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffkit.exit_codes import ExitCode
+
 __all__ = ["DiffkitError", "InputError", "Interrupted", "ScoringError", "unknown_name"]
 
 
@@ -16,7 +18,7 @@ class DiffkitError(Exception):
         (True, 2, 3)
     """
 
-    exit_code: int = 2
+    exit_code: int = ExitCode.INPUT
 
 
 class InputError(DiffkitError, ValueError):
@@ -47,7 +49,7 @@ class ScoringError(DiffkitError):
         prediction type 'score' is unknown; expected epsilon, v_prediction or sample
     """
 
-    exit_code = 3
+    exit_code = ExitCode.ITEMS
 
 
 class Interrupted(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from diffkit.console import say
 from diffkit.errors import DiffkitError, InputError
+from diffkit.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "no
 class OutOfMemory(DiffkitError):
     """Memory did not suffice for a single row."""
 
-    exit_code = 70
+    exit_code = ExitCode.FAILURE
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from diffkit.errors import DiffkitError, InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import is_out_of_memory
 
 __all__ = ["LostProcess", "broadcast", "everyone", "gather", "interleave", "is_first", "leave", "processes", "shard"]
@@ -32,7 +33,7 @@ _NOBODY = object()
 class LostProcess(DiffkitError):
     """Another process of the launch ended, so this one cannot go on either."""
 
-    exit_code = 70
+    exit_code = ExitCode.FAILURE
 
 
 def _state() -> PartialState:

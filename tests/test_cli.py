@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from diffkit import __version__, cli, console
 from diffkit.errors import DiffkitError, InputError, ScoringError
+from diffkit.exit_codes import ExitCode
 from diffkit.options import Debug, Format, Out, Seed
 from diffkit.runs import Run
 
@@ -92,7 +93,7 @@ def test_ctrl_c_outside_of_a_run(command: Any) -> None:
 
 def test_exit_codes_of_commands_pass_through(command: Any) -> None:
     def stops() -> None:
-        raise typer.Exit(cli.EXIT_FAIL_ON)
+        raise typer.Exit(ExitCode.FAIL_ON)
 
     assert command(stops)().exit_code == 1
 

@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
 from diffkit.options import (
     Debug,
@@ -40,8 +41,6 @@ app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
 
 app.command("compare")(compare)
 app.command("detect")(detect)
-
-EXIT_FAIL_ON, EXIT_ITEMS = 1, 3
 
 FailOn = Literal["never", "replicated", "retained", "inconclusive"]
 #: What each level of --fail-on includes.
@@ -196,8 +195,8 @@ def exit_code(summary: AuditSummary, fail_on: FailOn) -> int:
     from memorization.auditing.summary import items_in_error
 
     if any(summary["verdicts"][verdict] for verdict in FAILING[fail_on]):
-        return EXIT_FAIL_ON
-    return EXIT_ITEMS if items_in_error(summary) else 0
+        return ExitCode.FAIL_ON
+    return ExitCode.ITEMS if items_in_error(summary) else ExitCode.DONE
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
 from diffkit.options import (
     Debug,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from memorization.detection.settings import DetectSettings
     from memorization.items import Gathered
 
-EXIT_FLAGGED, EXIT_ITEMS = 1, 3
 CAPTION_WIDTH = 48
 
 
@@ -110,8 +110,8 @@ def detect(
 def exit_code(summary: DetectSummary, fail_on: str) -> int:
     """1 when a caption is flagged and that was asked for, else 3 when something could not be scored, else 0."""
     if fail_on == "flagged" and summary["flagged"]:
-        return EXIT_FLAGGED
-    return EXIT_ITEMS if summary["unscored"] or summary["rows_in_error"] else 0
+        return ExitCode.FAIL_ON
+    return ExitCode.ITEMS if summary["unscored"] or summary["rows_in_error"] else ExitCode.DONE
 
 
 def _run(

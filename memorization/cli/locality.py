@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Preset, Revision, Seed
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from memorization.presets import Preset as Defaults
 
 app = typer.Typer(add_completion=False)
-
-EXIT_ITEMS = 3
 
 
 @app.command()
@@ -100,7 +99,7 @@ def locality(
         say(f"{error.source}, row {error.row}: {error.reason}")
     summary = _run(gathered, settings, model, revision, dtype, device, mitigation, out, save_triggers)
     _show(summary, out, format)
-    raise typer.Exit(EXIT_ITEMS if summary["images"]["unscored"] or gathered.suspect_errors else 0)
+    raise typer.Exit(ExitCode.ITEMS if summary["images"]["unscored"] or gathered.suspect_errors else ExitCode.DONE)
 
 
 def _run(

@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ttsnap.pipeline import TTSnapPipeline
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-EXIT_ITEMS = 3
 app.command()(collect)
 app.command()(compare)
 app.command()(distill)
@@ -106,7 +106,7 @@ def generate(
         return
     _show(items, out, format)
     if any(item["error"] is not None for item in items):
-        raise typer.Exit(EXIT_ITEMS)
+        raise typer.Exit(ExitCode.ITEMS)
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.options import (
     Debug,
     Device,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from diffkit.rewards.base import Reward
     from diffkit.segments import Plan
     from ttsnap.trajectories.recorder import CollectSettings
-
-EXIT_ITEMS = 3
 
 
 def collect(
@@ -94,7 +93,7 @@ def collect(
         summary = json.loads((trajectories.folder / "summary.json").read_bytes())
         _show(summary, out, format)
         if any(reward["unscored"] for reward in summary["rewards"].values()):
-            raise typer.Exit(EXIT_ITEMS)
+            raise typer.Exit(ExitCode.ITEMS)
 
 
 def _names(text: str) -> list[str]:

@@ -9,12 +9,12 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.exit_codes import ExitCode
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 
 if TYPE_CHECKING:
     from ttsnap.evaluation.compare import Comparison
 
-EXIT_ITEMS = 3
 SEARCHES = "best-of-n,ttsp,ttsnap,halving,random,zero-order,fk"
 
 
@@ -96,7 +96,7 @@ def compare(
     if first:
         _show(comparison, format)
         if any(row["failed"] for row in comparison.rows):
-            raise typer.Exit(EXIT_ITEMS)
+            raise typer.Exit(ExitCode.ITEMS)
 
 
 def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | None) -> dict[str, str]:
