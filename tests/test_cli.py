@@ -55,7 +55,7 @@ def test_a_bug_shows_its_traceback_and_never_looks_like_fail_on(command: Any) ->
         {}["missing"]
 
     result = command(fails)()
-    assert result.exit_code == cli.EXIT_FAILURE
+    assert result.exit_code == ExitCode.FAILURE
     assert "Traceback" in result.stderr
     assert "KeyError: 'missing'" in result.stderr
 
@@ -65,7 +65,7 @@ def test_a_broken_disk_is_a_sentence(command: Any, tmp_path: Path) -> None:
         (tmp_path / "missing" / "file").write_text("")
 
     result = command(fails)()
-    assert result.exit_code == cli.EXIT_FAILURE
+    assert result.exit_code == ExitCode.FAILURE
     assert result.stderr.startswith("Error: [Errno 2] No such file or directory")
     assert "Traceback" not in result.stderr
 
