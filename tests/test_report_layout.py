@@ -111,7 +111,7 @@ def audit_page(tmp_path_factory: pytest.TempPathFactory) -> str:
         items_at_once=3, micro_batch=4, threshold=-1.0, other_captions=("a cat", "a dog"),
     )  # fmt: skip
     gathered = gather(folder / "suspects.jsonl", folder / "controls.jsonl")
-    result = audit(tiny_pipeline(), gathered, out=folder / "run", model="tiny", settings=settings)
+    result = audit(tiny_pipeline(), gathered, out=folder / "run", name="tiny", settings=settings)
     return (result.folder / "report.html").read_text(encoding="utf-8")
 
 
