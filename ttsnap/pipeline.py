@@ -79,9 +79,10 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
 
     Example:
         >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
-        >>> out = pipe("a red circle left of a blue square on gray", num_candidates=32, schedule="2:0.4,6:0.4,11:0.5",
-        ...            num_inference_steps=20, guidance_scale=3.0, seed=7)
-        >>> out.images[0], out.seeds[0], out.rewards[0]
+        >>> out = pipe("a red circle left of a blue square on gray", num_candidates=8, schedule="2:0.5",
+        ...            num_inference_steps=8, guidance_scale=3.0, seed=7)
+        >>> out.images[0].size, len(out.seeds), out.ledger.calls
+        ((64, 64), 1, 44)
     """
 
     reward: Reward | None = None

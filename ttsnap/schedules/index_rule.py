@@ -80,10 +80,17 @@ class IndexRule:
         InputError: a price, limit or cost that is not positive, or a limit that does not pay for one candidate.
 
     Example:
+        >>> from ttsnap.trajectories.read import load_tensor
+        >>> rewards = load_tensor("lab", "lab-noise-aware")  # recorded, in place of a search
+        >>> model = ScoreModel.fit(rewards)
+        >>> scores = np.concatenate([rewards.looks[0][:, list(model.steps)], rewards.final[0][:, None]], axis=1)
+        >>> rule = IndexRule(model, model.costs(rewards.prices), price=0.01, limit=8.0)
         >>> state = rule.begin(1)
         >>> while (candidate := rule.next(state)[0]) >= 0:
-        ...     stage = state.stage[0, candidate]  # run its calls, look at it, score it
-        ...     rule.observe(state, np.array([0]), np.array([candidate]), np.array([score(candidate, stage)]))
+        ...     stage = state.stage[0, candidate]
+        ...     rule.observe(state, np.array([0]), np.array([candidate]), scores[candidate, [stage]])
+        >>> bool(state.spent[0] <= 8.0), bool(np.isfinite(state.best[0]))
+        (True, True)
     """
 
     model: ScoreModel

@@ -112,7 +112,7 @@ def affordable_candidates(
 
     Example:
         >>> affordable_candidates(4000, PruningSchedule.parse("2:0.4,6:0.4,11:0.5"), 20, Prices(9.9, 0.0, 1.2))
-        59
+        65
     """
     return most_within(limit, lambda n: schedule_cost(schedule, n, calls, prices, preview=preview))
 

@@ -36,7 +36,9 @@ class Rounds:
         InputError: ``enough`` is not finite, there is no round, or no such schedule.
 
     Example:
-        >>> pipe(caption, budget="64x", search=Rounds(0.97, rounds=4, schedule="lab-trio"))
+        >>> search = Rounds(0.97, rounds=4, schedule="lab-trio")  # pipe(prompt, budget="64x", search=search)
+        >>> search.name, search.enough, search.rounds
+        ('rounds', 0.97, 4)
     """
 
     enough: float
