@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -128,3 +129,11 @@ def test_the_audit_of_the_readme_is_planned(
         main()
     assert not end.value.code
     assert re.search(r"suspects\s+24\b.*controls\s+30\b", capsys.readouterr().out, re.DOTALL)
+
+
+def test_the_modules_that_the_changelog_names_are_there() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    table = text.partition("### Renamed modules")[2].partition("\n\nAll other")[0]
+    renamed = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", table, re.MULTILINE)
+    assert len(renamed) > 90
+    assert [name for _, name in renamed if importlib.util.find_spec(name) is None] == []
