@@ -121,7 +121,7 @@ def test_a_circle_is_seen_wherever_its_imports_stand(tmp_path: Path) -> None:
     assert circles(graph) == [["diffkit.a", "diffkit.b", "diffkit.sub.c"]]
 
 
-@pytest.mark.parametrize(("package", "most"), [("memorization", 17), ("ttsnap", 14)])
+@pytest.mark.parametrize(("package", "most"), [("memorization", 15), ("ttsnap", 14)])
 def test_the_top_of_a_package_stays_small(package: str, most: int) -> None:
     """Its own modules and its subpackages: what a reader sees first."""
     entries = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
