@@ -19,6 +19,7 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap_mean",
     "clopper_pearson",
+    "format_interval",
     "holm",
     "rank_p_value",
     "rate",
@@ -85,6 +86,19 @@ def rate(count: int, n: int) -> Rate:
     if n == 0:
         return {"count": 0, "n": 0, "share": None, "interval": None}
     return {"count": count, "n": n, "share": count / n, "interval": clopper_pearson(count, n)}
+
+
+def format_interval(rate: Rate) -> str:
+    """The interval of a share in per cent, as text.
+
+    Example:
+        >>> format_interval(rate(3, 7))
+        '10% to 82%'
+    """
+    if rate["interval"] is None:
+        return "nothing to count"
+    low, high = rate["interval"]
+    return f"{low:.0%} to {high:.0%}"
 
 
 def bootstrap_mean(values: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -134,4 +134,4 @@ def test_a_dry_run_says_how_much_and_runs_nothing(run, tmp_path, monkeypatch):
 def test_without_a_folder_it_is_refused():
     result = CliRunner().invoke(app, ["ttsnap", "collect"])
     assert result.exit_code == 2
-    assert "give one with --out" in " ".join(result.stderr.split())
+    assert "needs a folder for its results: add --out" in " ".join(result.stderr.split())

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = {"diffkit": {"memorization", "ttsnap"}, "memorization": {"ttsnap"}, "ttsnap": {"memorization"}}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "scipy", "matplotlib", "numpy", "PIL"}
-LIGHT = ["cli", "__main__", "options", "errors", "exit_codes", "console", "registry", "__init__"]
+LIGHT = ["cli", "__main__", "options", "option_values", "errors", "exit_codes", "console", "registry", "__init__"]
 
 
 def imported(path: Path, *, at_import: bool = False) -> Iterator[str]:

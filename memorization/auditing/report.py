@@ -22,7 +22,7 @@ from diffkit.report import (
 from diffkit.report.html import CellLike
 from diffkit.report.plots import budget_curves, histogram
 from diffkit.runs import Run
-from diffkit.stats import Rate
+from diffkit.stats import Rate, format_interval
 from memorization.auditing.aggregate import Records, detector_values, of_role, scores
 from memorization.auditing.report_sections import edit_blocks, reference_blocks, rung_table, work_blocks
 from memorization.auditing.result import AuditRecord, AuditSummary, RungSummary
@@ -78,7 +78,7 @@ def audited(summary: AuditSummary) -> str:
 
 def _stats(summary: AuditSummary) -> list[Stat]:
     stats = [
-        Stat(verdict, f"{count} of {summary['suspects']}", _interval(summary["rates"][verdict]), TONES[verdict])
+        Stat(verdict, f"{count} of {summary['suspects']}", _share(summary["rates"][verdict]), TONES[verdict])
         for verdict, count in summary["verdicts"].items()
     ]
     clusters = summary["clusters"]
@@ -89,15 +89,13 @@ def _stats(summary: AuditSummary) -> list[Stat]:
     controls = summary["controls"]
     flagged = controls["flagged"]
     tone: Tone = "warn" if controls["failure"] or flagged["count"] else "good"
-    stats.append(Stat("controls flagged", f"{flagged['count']} of {flagged['n']}", _interval(flagged), tone))
+    stats.append(Stat("controls flagged", f"{flagged['count']} of {flagged['n']}", _share(flagged), tone))
     return stats
 
 
-def _interval(rate: Rate) -> str:
-    if rate["interval"] is None:
-        return "nothing to count"
-    low, high = rate["interval"]
-    return f"{rate['share']:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+def _share(rate: Rate) -> str:
+    share = "" if rate["share"] is None else f"{rate['share']:.0%}, 95 % interval "
+    return share + format_interval(rate)
 
 
 def _suspect_table(folder: Path, records: Records, summary: AuditSummary) -> Table:
@@ -206,7 +204,7 @@ def _budget_table(rung: RungSummary) -> Table:
     rows: list[list[CellLike]] = []
     for row in rung["attack"]:
         groups = [row["suspects"], row["controls"]]
-        shares = [None if g is None else Cell(f"{g['count']} of {g['n']}", detail=_interval(g)) for g in groups]
+        shares = [None if g is None else Cell(f"{g['count']} of {g['n']}", detail=_share(g)) for g in groups]
         medians = [_figure(row["suspect_median"]), _figure(row["control_median"])]
         rows.append([row["budget"], *shares, *medians, _figure(row["auc"])])
     return Table(["budget", "suspects back", "controls back", "suspect median", "control median", "AUC"], rows)

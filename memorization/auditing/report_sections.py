@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffkit.report import Block, Cell, Figure, Paragraph, Table
 from diffkit.report.html import CellLike
 from diffkit.report.plots import survival_curves
-from diffkit.stats import Rate
+from diffkit.stats import Rate, format_interval
 from memorization.auditing.aggregate import Records
 from memorization.auditing.result import AuditSummary
 
@@ -96,9 +96,8 @@ def reference_blocks(summary: AuditSummary) -> tuple[Block, ...]:
 
 def _share(share: Rate) -> Cell:
     if share["interval"] is None:
-        return Cell("–", "muted", "nothing to count")
-    low, high = share["interval"]
-    return Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain", f"{low:.0%} to {high:.0%}")
+        return Cell("–", "muted", format_interval(share))
+    return Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain", format_interval(share))
 
 
 def _figure(value: float | None) -> str:

@@ -11,6 +11,7 @@ from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
+from diffkit.option_values import needed_folder, read_names, read_numbers, read_size
 from diffkit.options import (
     Debug,
     Device,
@@ -29,9 +30,9 @@ from diffkit.options import (
 )
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
+from memorization.cli.items import gather_items, print_row_errors
 
 if TYPE_CHECKING:
-    from diffkit.stats import Rate
     from memorization.auditing.result import AuditSummary
     from memorization.auditing.settings import AuditSettings
     from memorization.auditing.verdicts import Verdict
@@ -140,18 +141,19 @@ def audit(
     from memorization.auditing.models import AuditedModel, reference_name
     from memorization.auditing.run import audit as run
     from memorization.auditing.settings import AuditSettings
-    from memorization.items import gather
 
     settings = AuditSettings(
-        budgets=_numbers(budgets),
-        starts=_names(starts),
-        attacks=_names(attack),
-        learning_rates=_rates(learning_rates),
+        budgets=read_numbers(budgets, int, "budgets such as 0,1,10,25,50"),
+        starts=read_names(starts),
+        attacks=read_names(attack),
+        learning_rates=None
+        if learning_rates is None
+        else read_numbers(learning_rates, float, "learning rates such as 0.01,0.03,0.1"),
         draws=draws,
         pooled=pooled,
-        size=_size(size),
-        detectors=() if detector == "none" else _names(detector),
-        edits=() if edited_controls == "none" else _names(edited_controls),  # type: ignore[arg-type]  # checked there
+        size=None if size is None else read_size(size),
+        detectors=() if detector == "none" else read_names(detector),
+        edits=() if edited_controls == "none" else read_names(edited_controls),  # type: ignore[arg-type]  # checked there
         masks=masks,
         generations=generations,
         attack_generations=attack_generations,
@@ -166,15 +168,12 @@ def audit(
         micro_batch=read_micro_batch(micro_batch),
         other_captions=None if other_captions is None else _captions(other_captions),
     )
-    source = None if controls == "none" else controls
-    gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
+    gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        show_plan(gathered, settings, format, reference=reference_name(model, lora, reference_model) is not None)
+        _print_plan(gathered, settings, format, reference=reference_name(model, lora, reference_model) is not None)
         return
-    if out is None:
-        raise InputError("An audit needs a folder for its results: add --out runs/audit.")
-    for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
-        say(f"{error.source}, row {error.row}: {error.reason}")
+    out = needed_folder(out, "An audit", "runs/audit")
+    print_row_errors(gathered)
     audited = AuditedModel.from_pretrained(
         model,
         revision=revision,
@@ -186,7 +185,7 @@ def audit(
     )
     result = run(audited, gathered, out=out, settings=settings, preset=preset, save_triggers=save_triggers)
     summary = result.summary
-    show(summary, out, format)
+    _print_summary(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
 
@@ -199,32 +198,6 @@ def exit_code(summary: AuditSummary, fail_on: FailOn) -> int:
     return ExitCode.ITEMS if items_in_error(summary) else ExitCode.DONE
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _rates(text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"Expected learning rates such as 0.01,0.03,0.1, got {text!r}.") from None
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"Expected budgets such as 0,1,10,25,50, got {text!r}.") from None
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    try:
-        height, width = (int(part) for part in text.lower().split("x")) if text is not None else (0, 0)
-    except ValueError:
-        raise InputError(f"Expected a size such as 512x768 (height x width), got {text!r}.") from None
-    return None if text is None else (height, width)
-
-
 def _captions(path: Path) -> tuple[str, ...]:
     """The captions of a text file, one a line."""
     if not path.is_file():
@@ -235,7 +208,7 @@ def _captions(path: Path) -> tuple[str, ...]:
     return lines
 
 
-def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, reference: bool) -> None:
+def _print_plan(gathered: Gathered, settings: AuditSettings, format: str, *, reference: bool) -> None:
     """How much would be done, on stdout."""
     from memorization.auditing.attack_suite import build_attacks
     from memorization.items import with_companions
@@ -261,14 +234,19 @@ def show_plan(gathered: Gathered, settings: AuditSettings, format: str, *, refer
         write_table(["would be done", "count"], list(plan.items()))
 
 
-def show(summary: AuditSummary, out: Path, format: str) -> None:
+def _print_summary(summary: AuditSummary, out: Path, format: str) -> None:
     """The verdicts on stdout, the rest on stderr."""
+    from diffkit.stats import format_interval
+
     if format == "json":
         write_json(summary)
         return
-    rows = [
-        [verdict, count, interval(summary["rates"][verdict])] for verdict, count in summary["verdicts"].items() if count
-    ]
+    rows = []
+    for verdict, count in summary["verdicts"].items():
+        if count:
+            rate = summary["rates"][verdict]
+            share = "–" if rate["share"] is None else f"{rate['share']:.0%} ({format_interval(rate)})"
+            rows.append([verdict, count, share])
     budget, failure = summary["budget"], summary["controls"]["failure"]
     judged = f", attack {summary['rung']} judged at budget {budget}" if budget and not failure else ""
     write_table(["verdict", "suspects", "share (95 % interval)"], rows, title=f"{summary['suspects']} suspects{judged}")
@@ -284,11 +262,3 @@ def show(summary: AuditSummary, out: Path, format: str) -> None:
     else:
         say(f"Controls flagged: {controls['flagged']['count']} of {controls['flagged']['n']}.")
     say(f"Report: {out / 'report.html'}")
-
-
-def interval(rate: Rate) -> str:
-    """A share with its interval, as text."""
-    if rate["interval"] is None:
-        return "–"
-    low, high = rate["interval"]
-    return f"{rate['share']:.0%} ({low:.0%} to {high:.0%})"

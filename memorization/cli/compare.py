@@ -43,12 +43,12 @@ def compare(
     if quality is not None:
         request = QualityRequest(quality, quality_limit, quality_seeds, rewards, dtype, device)
     comparison = compare_audits(runs, labels, out=out, quality=request)
-    _show(comparison, format)
+    _print_comparison(comparison, format)
     if out is not None:
         say(f"Report: {out / 'report.html'}")
 
 
-def _show(comparison: Comparison, format: str) -> None:
+def _print_comparison(comparison: Comparison, format: str) -> None:
     if format == "json":
         write_json(comparison)
         return

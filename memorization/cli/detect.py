@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from diffkit.console import say, write_json, write_table
-from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
+from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
     Device,
@@ -27,6 +27,7 @@ from diffkit.options import (
     Revision,
     Seed,
 )
+from memorization.cli.items import gather_items, print_row_errors
 
 if TYPE_CHECKING:
     from diffkit.stats import Rate
@@ -79,11 +80,10 @@ def detect(
     """
     from memorization.detection import detectors as registry
     from memorization.detection.settings import DetectSettings
-    from memorization.items import gather
 
-    named = [part.strip() for part in detectors.split(",") if part.strip()]
+    groups = {"all": tuple(registry.names()), "auto": DetectSettings().detectors}
     settings = DetectSettings(
-        detectors={"all": tuple(registry.names()), "auto": DetectSettings().detectors}.get(detectors, tuple(named)),
+        detectors=groups.get(detectors, read_names(detectors)),
         seeds=seeds,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -92,18 +92,15 @@ def detect(
         threshold=threshold,
         fpr=fpr,
     )
-    source = None if controls == "none" else controls
-    gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
+    gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        _show_plan(gathered, settings, format)
+        _print_plan(gathered, settings, format)
         return
-    if out is None:
-        raise InputError("A detection needs a folder for its results: add --out runs/detect.")
-    for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
-        say(f"{error.source}, row {error.row}: {error.reason}")
-    any_fitting = detectors in ("all", "auto")
+    out = needed_folder(out, "A detection", "runs/detect")
+    print_row_errors(gathered)
+    any_fitting = detectors in groups
     summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation, lora, any_fitting)
-    _show(summary, out, format)
+    _print_scores(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
 
@@ -148,7 +145,7 @@ def _run(
     )
 
 
-def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> None:
+def _print_plan(gathered: Gathered, settings: DetectSettings, format: str) -> None:
     from memorization.detection import make_detector
     from memorization.generation import Sampling
 
@@ -167,7 +164,7 @@ def _show_plan(gathered: Gathered, settings: DetectSettings, format: str) -> Non
         write_table(["would be done", "count"], list(plan.items()))
 
 
-def _show(summary: DetectSummary, out: Path, format: str) -> None:
+def _print_scores(summary: DetectSummary, out: Path, format: str) -> None:
     if format == "json":
         write_json(summary)
         return

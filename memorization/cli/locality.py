@@ -10,7 +10,9 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.option_values import needed_folder, read_names
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Preset, Revision, Seed
+from memorization.cli.items import gather_items, print_row_errors
 
 if TYPE_CHECKING:
     from memorization.items import Gathered
@@ -68,18 +70,16 @@ def locality(
     The same command resumes in --out.
     Exit codes: 0 done; 2 wrong input; 3 some images could not be scored; 130 interrupted.
     """
-    from memorization.items import gather
     from memorization.locality.settings import LocalitySettings
     from memorization.presets import choose_preset
 
-    source = None if controls == "none" else controls
-    gathered = gather(suspects, source, limit=limit, limit_controls=limit_controls)
+    gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     settings = LocalitySettings(
         starts=starts,
         attack_steps=attack_steps,
         group=group,
         lines=lines,
-        methods=tuple(part.strip() for part in methods.split(",") if part.strip() not in ("", "none")),
+        methods=tuple(name for name in read_names(methods) if name != "none"),
         theta=theta,
         sparsity=sparsity,
         generations=generations,
@@ -91,14 +91,12 @@ def locality(
         ordinary=_ordinary(ordinary, choose_preset(preset, model)),
     )
     if dry_run:
-        _show_plan(gathered, settings, format)
+        _print_plan(gathered, settings, format)
         return
-    if out is None:
-        raise InputError("A locality study needs a folder for its results: add --out runs/locality.")
-    for error in [*gathered.suspect_errors, *gathered.control_errors][:10]:
-        say(f"{error.source}, row {error.row}: {error.reason}")
+    out = needed_folder(out, "A locality study", "runs/locality")
+    print_row_errors(gathered)
     summary = _run(gathered, settings, model, revision, dtype, device, mitigation, out, save_triggers)
-    _show(summary, out, format)
+    _print_agreement(summary, out, format)
     raise typer.Exit(ExitCode.ITEMS if summary["images"]["unscored"] or gathered.suspect_errors else ExitCode.DONE)
 
 
@@ -139,7 +137,7 @@ def _ordinary(path: Path | None, preset: Defaults) -> tuple[str, ...]:
     return ordinary_captions(None if path is None else str(path), preset=preset, n=1000)
 
 
-def _show_plan(gathered: Gathered, settings: LocalitySettings, format: str) -> None:
+def _print_plan(gathered: Gathered, settings: LocalitySettings, format: str) -> None:
     images = sum(bool(item.suspect.images) for item in gathered.items)
     plan = {
         "suspects": sum(item.role == "suspect" for item in gathered.items),
@@ -154,7 +152,7 @@ def _show_plan(gathered: Gathered, settings: LocalitySettings, format: str) -> N
         write_table(["planned", "number"], [[name, str(count)] for name, count in plan.items()])
 
 
-def _show(summary: dict[str, Any], out: Path, format: str) -> None:
+def _print_agreement(summary: dict[str, Any], out: Path, format: str) -> None:
     if format == "json":
         write_json(summary)
         return

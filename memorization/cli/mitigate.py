@@ -9,7 +9,9 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.option_values import needed_folder, read_names
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Preset, Revision
+from memorization.cli.items import print_row_errors
 
 if TYPE_CHECKING:
     from diffkit.mitigation import Mitigation
@@ -56,14 +58,12 @@ def mitigate(
     chosen = methods.get(method)
     settings = parse_settings(chosen, set_ or [], choose_preset(preset, model))
     gathered = gather(suspects, None)
-    for error in gathered.suspect_errors[:10]:
-        say(f"{error.source}, row {error.row}: {error.reason}")
+    print_row_errors(gathered)
     selected = _take([item.suspect for item in gathered.items], only)[:limit]
     if dry_run:
-        _show_plan(chosen, settings, len(selected), format)
+        _print_plan(chosen, settings, len(selected), format)
         return
-    if out is None:
-        raise InputError("A mitigation needs a folder: add --out runs/mitigation.")
+    out = needed_folder(out, "A mitigation", "runs/mitigation")
     if save_pipeline is not None and chosen.kind not in ("mask", "delta"):
         raise InputError(f"A {chosen.kind} does not become part of the weights; leave --save-pipeline out.")
     from diffkit.loading import load_pipeline, model_checksum
@@ -79,21 +79,21 @@ def mitigate(
     if save_pipeline is not None:
         with apply_mitigation(pipe, mitigation):
             pipe.save_pretrained(save_pipeline, safe_serialization=True)
-    _show(mitigation, out, format)
+    _print_mitigation(mitigation, out, format)
 
 
 def _take(suspects: list[Any], only: str | None) -> list[Any]:
     """The suspects of these ids, in their own order."""
     if only is None:
         return suspects
-    ids = [part.strip() for part in only.split(",") if part.strip()]
+    ids = read_names(only)
     missing = [name for name in ids if name not in {suspect.id for suspect in suspects}]
     if missing or not ids:
         raise InputError(f"There is no suspect {(missing or [only])[0]!r} to take by --only.")
     return [suspect for suspect in suspects if suspect.id in ids]
 
 
-def _show_plan(method: Method, settings: Any, suspects: int, format: str) -> None:
+def _print_plan(method: Method, settings: Any, suspects: int, format: str) -> None:
     from dataclasses import asdict
 
     plan = {"method": method.name, "kind": method.kind, "suspects": suspects, "settings": asdict(settings)}
@@ -104,7 +104,7 @@ def _show_plan(method: Method, settings: Any, suspects: int, format: str) -> Non
         write_table(["setting", "value"], rows, title=f"{method.name} gives a {method.kind}")
 
 
-def _show(mitigation: Mitigation, out: Path, format: str) -> None:
+def _print_mitigation(mitigation: Mitigation, out: Path, format: str) -> None:
     if format == "json":
         write_json(mitigation.card())
         return

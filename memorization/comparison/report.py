@@ -9,7 +9,7 @@ from diffkit.report import Block, Cell, Figure, Notes, Paragraph, Picture, Secti
 from diffkit.report.html import CellLike
 from diffkit.report.plots import lines
 from diffkit.runs import Run
-from diffkit.stats import Rate
+from diffkit.stats import Rate, format_interval
 from memorization.auditing.report import TONES
 from memorization.auditing.result import BudgetRow
 from memorization.auditing.verdicts import VERDICTS
@@ -61,7 +61,7 @@ def _verdicts(comparison: Comparison) -> Table:
     rows: list[list[CellLike]] = []
     for name, compared in comparison["runs"].items():
         shares: list[CellLike] = [
-            Cell(str(compared["verdicts"][verdict]), detail=_interval(compared["rates"][verdict]))
+            Cell(str(compared["verdicts"][verdict]), detail=format_interval(compared["rates"][verdict]))
             for verdict in VERDICTS
         ]
         flagged = compared["controls_flagged"]
@@ -169,13 +169,6 @@ def _pictures(run: AuditRun, key: str, names: Sequence[str]) -> list[Picture]:
             label = f"attack {best['similarity']:.2f}" if best else caption if name == "caption" else name
             pictures.append(Picture.of(run.folder / path, f"{record['id']}, {run.name}: {name}", label))
     return pictures
-
-
-def _interval(rate: Rate) -> str:
-    if rate["interval"] is None:
-        return "nothing to count"
-    low, high = rate["interval"]
-    return f"{low:.0%} to {high:.0%}"
 
 
 def _figure(value: float | None) -> str:

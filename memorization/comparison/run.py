@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffkit.errors import InputError
+from diffkit.option_values import read_names
 from diffkit.runs import Run
 from memorization.comparison.paired import AuditRun, read_runs, summarise_comparison
 from memorization.comparison.result import Comparison
@@ -111,7 +112,7 @@ def _measure(run: Run, runs: Sequence[AuditRun], quality: QualityRequest) -> dic
         quality.prompts,
         limit=quality.limit,
         settings=settings,
-        rewards=[name.strip() for name in quality.rewards.split(",") if name.strip()],
+        rewards=read_names(quality.rewards),
         dtype=quality.dtype,
         device=quality.device,
     )

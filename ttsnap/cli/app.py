@@ -10,6 +10,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.option_values import needed_folder
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
@@ -93,8 +94,7 @@ def generate(
     config |= {name: value for name, value in optional.items() if value is not None}
     if enough is not None:
         config["rounds"] = rounds
-    if out is None:
-        raise InputError("There is no folder for the images; give one with --out, for example --out runs/search.")
+    out = needed_folder(out, "A search", "runs/search")
     pipe = _load(config, device)
     if dry_run:
         say(f"Would search {len(texts)} prompts with {model} and the reward {reward}; nothing was run.")
@@ -104,7 +104,7 @@ def generate(
     items = carry_out(pipe, texts, config, out)
     if items is None:
         return
-    _show(items, out, format)
+    _print_winners(items, out, format)
     if any(item["error"] is not None for item in items):
         raise typer.Exit(ExitCode.ITEMS)
 
@@ -148,7 +148,7 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
     return pipe
 
 
-def _show(items: list[dict[str, Any]], out: Path, format: str) -> None:
+def _print_winners(items: list[dict[str, Any]], out: Path, format: str) -> None:
     if format == "json":
         write_json(items)
         return

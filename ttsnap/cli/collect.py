@@ -11,6 +11,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
     Device,
@@ -64,8 +65,7 @@ def collect(
     Needs a folder, --out; the same command resumes there. Several processes share the prompts under accelerate launch.
     Exit codes: 0 done; 2 wrong input; 3 some images could not be scored; 130 interrupted.
     """
-    if out is None:
-        raise InputError("There is no folder for the trajectories; give one with --out, e.g. --out runs/trajectories.")
+    out = needed_folder(out, "A collection", "runs/trajectories")
     from diffkit import parallel
     from diffkit.loading import load_pipeline
     from diffkit.micro_batch import read_micro_batch
@@ -77,7 +77,7 @@ def collect(
 
     at_once = read_micro_batch(micro_batch)
     texts = read_prompts(prompts, limit)
-    scorers = {name: load_reward(name) for name in _names(rewards)}
+    scorers = {name: load_reward(name) for name in _reward_names(rewards)}
     first = parallel.is_first()  # before the model: it gives each process its device
     pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
     settings = CollectSettings(
@@ -91,13 +91,13 @@ def collect(
     trajectories = carry_out(pipe, texts, scorers, settings, out=out, origin=origin, preview_vae=preview_vae)
     if first:
         summary = json.loads((trajectories.folder / "summary.json").read_bytes())
-        _show(summary, out, format)
+        _print_alignment(summary, out, format)
         if any(reward["unscored"] for reward in summary["rewards"].values()):
             raise typer.Exit(ExitCode.ITEMS)
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+def _reward_names(text: str) -> tuple[str, ...]:
+    names = read_names(text)
     if not names or len(set(names)) < len(names):
         raise InputError(f"--rewards takes different names separated by commas, got {text!r}.")
     return names
@@ -149,7 +149,7 @@ def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], sett
     )
 
 
-def _show(summary: dict[str, Any], out: Path, format: str) -> None:
+def _print_alignment(summary: dict[str, Any], out: Path, format: str) -> None:
     if format == "json":
         write_json(summary)
         return

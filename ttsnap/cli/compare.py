@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffkit.console import say, write_json, write_table
-from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.option_values import needed_folder
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def compare(
     Needs a folder, --out; the same command resumes there. Several processes share the work under accelerate launch.
     Exit codes: 0 done; 2 wrong input; 3 some prompts could not be scored; 130 interrupted.
     """
-    if out is None:
-        raise InputError("There is no folder for the results; give one with --out, for example --out runs/compare.")
+    out = needed_folder(out, "A comparison", "runs/compare")
     from diffkit import parallel
     from diffkit.ledger import parse_budget
     from diffkit.loading import load_pipeline
@@ -94,7 +93,7 @@ def compare(
         say(f"Would run {len(contenders)} searches on {len(texts)} prompts with {budget} each; nothing was run.")
         return
     if first:
-        _show(comparison, format)
+        _print_comparison(comparison, format)
         if any(row["failed"] for row in comparison.rows):
             raise typer.Exit(ExitCode.ITEMS)
 
@@ -112,7 +111,7 @@ def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | 
     return sums if index is None else {**sums, "index": sha256_file(index)}
 
 
-def _show(comparison: Comparison, format: str) -> None:
+def _print_comparison(comparison: Comparison, format: str) -> None:
     if format == "json":
         write_json(comparison.rows)
         return

@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.option_values import needed_folder
 from diffkit.options import Debug, DryRun, Format, Out, Seed
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def distill(
     Several processes: accelerate launch -m diffkit ttsnap distill ...
     Exit codes: 0 done; 2 wrong input; 130 interrupted.
     """
-    if out is None:
-        raise InputError("There is no folder for the reward; give one with --out, for example --out runs/distilled.")
+    out = needed_folder(out, "A distillation", "runs/distilled")
     from diffkit.rewards import load_reward
     from diffkit.rewards.base import TrainableReward
     from ttsnap.noise_aware.curriculum import DistillSettings, choose_steps, curriculum
@@ -83,7 +83,7 @@ def distill(
 
     distilled = carry_out(recorded, base, settings, out=out, tracker=tracker)
     if PartialState().is_main_process:
-        _show(distilled, out, format)
+        _print_levels(distilled, out, format)
 
 
 def parse_levels(text: str) -> tuple[int, ...] | None:
@@ -105,7 +105,7 @@ def parse_levels(text: str) -> tuple[int, ...] | None:
     return tuple(sorted(set(steps)))
 
 
-def _show(distilled: Distilled, out: Path, format: str) -> None:
+def _print_levels(distilled: Distilled, out: Path, format: str) -> None:
     from dataclasses import asdict
 
     from ttsnap.noise_aware.distill import HEADERS

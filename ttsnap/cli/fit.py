@@ -68,7 +68,7 @@ def fit(
     from diffkit.runs.files import write_bytes_atomically
 
     write_bytes_atomically(out, (fitted.to_json() + "\n").encode())
-    _show(fitted, format)
+    _print_schedules(fitted, format)
 
 
 def _fit_index(
@@ -116,7 +116,7 @@ def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -
     return known_prices(rewards)
 
 
-def _show(fitted: FittedSchedule, format: str) -> None:
+def _print_schedules(fitted: FittedSchedule, format: str) -> None:
     if format == "json":
         write_json(json.loads(fitted.to_json()))
         return

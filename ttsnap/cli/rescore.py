@@ -36,22 +36,22 @@ def rescore(
 
     if out is None or out.suffix != ".npz":
         raise InputError("There is no file for the rewards; give one that ends in .npz with --out.")
-    found = Trajectories.open(trajectories)
+    recorded = Trajectories.open(trajectories)
     scorer = NoiseAwareReward.from_pretrained(reward) if Path(reward).is_dir() else load_reward(reward)
-    name = base or (found.names[0] if len(found.names) == 1 else None)
+    name = base or (recorded.names[0] if len(recorded.names) == 1 else None)
     if name is None:
-        raise InputError(f"{trajectories} holds {', '.join(found.names)}; say which finals count with --base.")
+        raise InputError(f"{trajectories} holds {', '.join(recorded.names)}; say which finals count with --base.")
     if dry_run:
-        say(f"Would score {len(found)} prompts of {found.candidates} candidates at {len(found.steps)} steps.")
+        say(f"Would score {len(recorded)} prompts of {recorded.candidates} candidates at {len(recorded.steps)} steps.")
         return
-    with progress("scoring", total=len(found)) as bar:
-        anew = score_anew(found, name, scorer, advance=bar.advance)
-    recorded = found.reward_tensor(name)
-    save_npz(out, recorded, anew)
+    with progress("scoring", total=len(recorded)) as bar:
+        anew = score_anew(recorded, name, scorer, advance=bar.advance)
+    plain = recorded.reward_tensor(name)
+    save_npz(out, plain, anew)
     rows = [
         {"step": step, "log_snr": level, **{f"tau of {each.name}": _tau(each.looks[:, :, step], each.final)
-                                            for each in (recorded, anew)}}
-        for step, level in zip(found.steps, found.log_snrs, strict=True)
+                                            for each in (plain, anew)}}
+        for step, level in zip(recorded.steps, recorded.log_snrs, strict=True)
     ]  # fmt: skip
     if format == "json":
         write_json(rows)

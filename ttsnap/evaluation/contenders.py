@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from diffkit.errors import InputError
+from diffkit.option_values import read_names
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import EstimateReward, Reward, RewardLike
 from ttsnap.noise_aware.reward import NoiseAwareReward
@@ -47,7 +48,7 @@ def read_contenders(
         InputError: an unknown name, none at all, the same twice, or an eta outside [0, 1].
     """
     contenders = []
-    for label in (part.strip() for part in text.split(",") if part.strip()):
+    for label in read_names(text):
         name, at, share = label.partition("@")
         try:
             own = float(share) if at else (1.0 if name == "fk" and eta == 0 else eta)
