@@ -14,7 +14,7 @@ class DiffkitError(Exception):
     """Base class of the errors that diffkit raises itself; the command line prints the message and exits with its code.
 
     Example:
-        >>> issubclass(InputError, DiffkitError), InputError.exit_code, ScoringError.exit_code
+        >>> issubclass(InputError, DiffkitError), int(InputError.exit_code), int(ScoringError.exit_code)
         (True, 2, 3)
     """
 

@@ -41,9 +41,9 @@ def test_importing_the_packages_imports_nothing_heavy() -> None:
     assert output.split() == []
 
 
-def test_each_public_name_of_diffkit_has_an_example() -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_public_name_has_an_example(package: str) -> None:
     """It runs in test_doctests.py."""
-    module = importlib.import_module("diffkit")
-    assert [
-        name for name in module.__all__ if name != "__version__" and ">>>" not in getattr(module, name).__doc__
-    ] == []
+    module = importlib.import_module(package)
+    named = {name: getattr(module, name) for name in module.__all__ if name != "__version__"}
+    assert [name for name, value in named.items() if ">>>" not in value.__doc__] == []

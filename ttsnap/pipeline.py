@@ -60,6 +60,13 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         ledger: the counted cost, and what it would have been without pruning.
         nsfw_content_detected: as in diffusers; None without a safety checker.
         recipes: how the winners' noise came about where the seed alone does not say it (neighbours, steered particles).
+
+    Example:
+        >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> out = pipe("a red circle on gray", num_candidates=2, num_inference_steps=4, seeds=[5, 6])
+        >>> out.seeds[0] in (5, 6), out.ledger.calls, [look.step for look in out.trace]
+        (True, 8, [3])
     """
 
     images: list[Image] | np.ndarray[Any, Any] | Tensor

@@ -42,6 +42,11 @@ class Target:
             family has no companions; None = the encoding of ``text``, or of the empty caption without one.
         seed: of this target's own generator.
         text: caption at which a search before the text encoder begins; None = words drawn by the seed.
+
+    Example:
+        >>> target = Target(torch.rand(3, 64, 64), text="a gray cat", seed=7)  # Dori()(pipe, target)
+        >>> target.image.shape, target.text
+        (torch.Size([3, 64, 64]), 'a gray cat')
     """
 
     image: Tensor | Image.Image

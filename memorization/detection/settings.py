@@ -29,6 +29,10 @@ class DetectSettings:
 
     Raises:
         InputError: a value is out of its range, or an unknown detector.
+
+    Example:
+        >>> DetectSettings(detectors=("noise_magnitude:steps=1",), seeds=2).num_inference_steps
+        20
     """
 
     detectors: tuple[str, ...] = ("seed_agreement", "noise_magnitude", "anisotropy")

@@ -42,6 +42,10 @@ class CompareSettings:
     Attributes:
         budget: for each prompt, ``16x`` or in FLOP.
         group: prompts searched in one call; they share micro-batches.
+
+    Example:
+        >>> CompareSettings(budget="4x", num_inference_steps=8).budget
+        '4x'
     """
 
     budget: str = "16x"

@@ -43,6 +43,10 @@ class DistillSettings:
 
     Raises:
         InputError: a value is out of its range.
+
+    Example:
+        >>> DistillSettings(backend="lora").backend
+        'lora'
     """
 
     backend: Backend = "conditioned"

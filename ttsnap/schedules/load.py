@@ -45,6 +45,10 @@ def load_schedule(text: str | Path | PruningSchedule | None) -> PruningSchedule:
 
     Raises:
         InputError: it is none of these.
+
+    Example:
+        >>> load_schedule("2:0.4,6:0.5").survivors(20), str(load_schedule("lab").resolve(20, equivalent=4.0)) != ""
+        ([8, 4], True)
     """
     if text is None:
         return PruningSchedule()

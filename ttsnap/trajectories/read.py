@@ -34,6 +34,11 @@ def load_tensor(path: str | Path, key: str | None = None, *, plain: bool = False
 
     Raises:
         InputError: nothing readable there, or no such key (the message lists the known ones).
+
+    Example:
+        >>> rewards = load_tensor("lab", "lab-noise-aware")
+        >>> rewards.name, rewards.looks.shape[1:] == (*rewards.final.shape[1:], rewards.calls)
+        ('lab-noise-aware', True)
     """
     path = _located(path)
     if not path.exists():

@@ -37,6 +37,10 @@ class CollectSettings:
             begins with many and halves them when memory runs out.
         previews: whether the estimates' and final pictures are kept, or only their scores.
         seed: of the run.
+
+    Example:
+        >>> CollectSettings(4, 20, 3.0, record=(2, 6)).record
+        (2, 6)
     """
 
     candidates: int = 8
