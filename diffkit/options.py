@@ -19,6 +19,7 @@ __all__ = [
     "DryRun",
     "Dtype",
     "Format",
+    "Guidance",
     "Limit",
     "Lora",
     "MicroBatch",
@@ -61,6 +62,7 @@ Dtype = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The run's seed; everything random follows from it.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first so many items.")]
+Guidance = Annotated[float, typer.Option(min=0.0, help="Guidance scale.")]
 MicroBatch = Annotated[
     str, typer.Option("--micro-batch", metavar="N|auto", help="How many run at once; auto: the most that fit.")
 ]  # read by diffkit.micro_batch.read_micro_batch

@@ -18,6 +18,7 @@ from diffkit.options import (
     DryRun,
     Dtype,
     Format,
+    Guidance,
     Limit,
     Lora,
     MicroBatch,
@@ -31,6 +32,7 @@ from diffkit.options import (
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
 from memorization.cli.items import gather_items, print_row_errors
+from memorization.cli.options import LimitControls, Steps, Suspects
 
 if TYPE_CHECKING:
     from memorization.auditing.result import AuditSummary
@@ -59,9 +61,7 @@ def audit(
     model: Model = "lab",
     lora: Lora = None,
     mitigation: Mitigation = None,
-    suspects: Annotated[
-        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
-    ] = "lab:planted",
+    suspects: Suspects = "lab:planted",
     controls: Annotated[
         str, typer.Option("--controls", "-c", help="Images the model was not trained on, in the same forms; or none.")
     ] = "lab:controls",
@@ -70,8 +70,8 @@ def audit(
     starts: Annotated[str, typer.Option(help="Where the attack begins: other, gaussian, prompt.")] = "other,gaussian",
     generations: Annotated[int, typer.Option(min=1, help="Images from each caption.")] = 10,
     attack_generations: Annotated[int, typer.Option(min=1, help="Images from each trigger and budget.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
     alpha: Annotated[float, typer.Option(help="Level of the pre-set budget and of the corrected p-values.")] = 0.05,
     correction: Annotated[
         Literal["bh", "holm", "none"], typer.Option(help="For many suspects: Benjamini-Hochberg, Holm, or none.")
@@ -119,7 +119,7 @@ def audit(
     batch: Annotated[int, typer.Option(min=1, help="Suspects or controls attacked at once.")] = 4,
     micro_batch: MicroBatch = "16",
     limit: Limit = None,
-    limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    limit_controls: LimitControls = None,
     seed: Seed = 0,
     revision: Revision = None,
     dtype: Dtype = "auto",

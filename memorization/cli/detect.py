@@ -28,6 +28,7 @@ from diffkit.options import (
     Seed,
 )
 from memorization.cli.items import gather_items, print_row_errors
+from memorization.cli.options import LimitControls, Suspects
 
 if TYPE_CHECKING:
     from diffkit.stats import Rate
@@ -40,9 +41,7 @@ CAPTION_WIDTH = 48
 
 def detect(
     model: Model = "lab",
-    suspects: Annotated[
-        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
-    ] = "lab:planted",
+    suspects: Suspects = "lab:planted",
     controls: Annotated[
         str, typer.Option("--controls", "-c", help="Captions the model cannot know by heart, same forms; or none.")
     ] = "lab:controls",
@@ -60,7 +59,7 @@ def detect(
     fail_on: Annotated[Literal["never", "flagged"], typer.Option(help="Exit 1 if any caption is flagged.")] = "never",
     micro_batch: MicroBatch = "16",
     limit: Limit = None,
-    limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    limit_controls: LimitControls = None,
     lora: Lora = None,
     mitigation: Mitigation = None,
     seed: Seed = 0,

@@ -11,8 +11,23 @@ from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
 from diffkit.option_values import needed_folder, read_names
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Mitigation, Model, Out, Preset, Revision, Seed
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Guidance,
+    Limit,
+    Mitigation,
+    Model,
+    Out,
+    Preset,
+    Revision,
+    Seed,
+)
 from memorization.cli.items import gather_items, print_row_errors
+from memorization.cli.options import LimitControls, Steps
 
 if TYPE_CHECKING:
     from memorization.items import Gathered
@@ -42,8 +57,8 @@ def locality(
     theta: Annotated[float, typer.Option(help="NeMo's threshold, in deviations.")] = 3.0,
     sparsity: Annotated[float, typer.Option(help="Wanda's share of columns.")] = 0.01,
     generations: Annotated[int, typer.Option(min=1, help="Images from each embedding.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of each image.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
     threshold: Annotated[float | None, typer.Option(help="Of the copy detector; calibrated by default.")] = None,
     ordinary: Annotated[
         Path | None, typer.Option(help="Text file of captions of nothing memorized; hundreds.", dir_okay=False)
@@ -55,7 +70,7 @@ def locality(
     ] = False,
     micro_batch: Annotated[int, typer.Option(min=1, help="Images generated, and starts attacked, at once.")] = 16,
     limit: Limit = None,
-    limit_controls: Annotated[int | None, typer.Option(min=0, help="Take only the first so many controls.")] = None,
+    limit_controls: LimitControls = None,
     seed: Seed = 0,
     revision: Revision = None,
     dtype: Dtype = "auto",

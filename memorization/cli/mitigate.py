@@ -12,6 +12,7 @@ from diffkit.errors import InputError
 from diffkit.option_values import needed_folder, read_names
 from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Preset, Revision
 from memorization.cli.items import print_row_errors
+from memorization.cli.options import Suspects
 
 if TYPE_CHECKING:
     from diffkit.mitigation import Mitigation
@@ -25,9 +26,7 @@ def mitigate(
     method: Annotated[str, typer.Argument(help="nemo, wanda, adversarial, prompt-guard, attention-guard, ...")],
     model: Model = "lab",
     lora: Lora = None,
-    suspects: Annotated[
-        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv, .jsonl or .txt of captions.")
-    ] = "lab:planted",
+    suspects: Suspects = "lab:planted",
     out: Out = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method, name=value; may be repeated.")

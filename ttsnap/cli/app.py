@@ -11,11 +11,25 @@ from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
 from diffkit.option_values import needed_folder
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Guidance,
+    Limit,
+    Model,
+    Out,
+    PreviewVae,
+    Revision,
+    Seed,
+)
 from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
 from ttsnap.cli.distill import distill
 from ttsnap.cli.fit import fit
+from ttsnap.cli.options import Negative, Steps
 from ttsnap.cli.rescore import rescore
 from ttsnap.cli.simulate import simulate
 
@@ -56,9 +70,9 @@ def generate(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="With --enough: equal parts of the budget, on fresh seeds.")] = 4,
     preview_vae: PreviewVae = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
-    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
+    negative: Negative = None,
     height: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
     winners: Annotated[int, typer.Option(min=1, help="Images to keep for each prompt.")] = 1,

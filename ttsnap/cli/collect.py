@@ -18,6 +18,7 @@ from diffkit.options import (
     DryRun,
     Dtype,
     Format,
+    Guidance,
     Limit,
     MicroBatch,
     Model,
@@ -26,6 +27,7 @@ from diffkit.options import (
     Revision,
     Seed,
 )
+from ttsnap.cli.options import Negative, Steps
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -41,9 +43,9 @@ def collect(
     model: Model = "lab",
     rewards: Annotated[str, typer.Option(help="Registered names of the rewards, separated by commas.")] = "lab",
     candidates: Annotated[int, typer.Option(min=1, help="Seeds for each prompt.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
-    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
+    negative: Negative = None,
     record: Annotated[
         str, typer.Option(help="Steps to keep: all, 2,4,6, every 2, or log-snr -6,-3,0 for the nearest levels.")
     ] = "all",

@@ -10,7 +10,21 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.exit_codes import ExitCode
 from diffkit.option_values import needed_folder
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Model, Out, PreviewVae, Revision, Seed
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Guidance,
+    Limit,
+    Model,
+    Out,
+    PreviewVae,
+    Revision,
+    Seed,
+)
+from ttsnap.cli.options import Negative, Steps
 
 if TYPE_CHECKING:
     from ttsnap.evaluation.compare import Comparison
@@ -36,9 +50,9 @@ def compare(
     ] = "",
     plain_schedule: Annotated[str | None, typer.Option(help="Another schedule for ttsp.")] = None,
     index: Annotated[Path | None, typer.Option(help="The file that fit --rule index wrote, for index.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0.0, help="Guidance scale.")] = 3.0,
-    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
+    negative: Negative = None,
     eta: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="DDIM's share of noise; fk takes 1 where it is 0.")
     ] = 0.0,

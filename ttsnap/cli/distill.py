@@ -11,13 +11,14 @@ from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.option_values import needed_folder
 from diffkit.options import Debug, DryRun, Format, Out, Seed
+from ttsnap.cli.options import TrajectoriesFolder
 
 if TYPE_CHECKING:
     from ttsnap.noise_aware.distill import Distilled
 
 
 def distill(
-    trajectories: Annotated[Path, typer.Argument(help="A folder of `diffkit ttsnap collect`, with previews.")],
+    trajectories: TrajectoriesFolder,
     reward: Annotated[str, typer.Option(help="Registered name of a reward that can be trained.")] = "lab",
     backend: Annotated[
         Literal["conditioned", "full", "lora"],

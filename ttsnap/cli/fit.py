@@ -11,6 +11,7 @@ import typer
 from diffkit.console import progress, say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
+from ttsnap.cli.options import CallCost, RecordedRewards, VerifyCost
 
 if TYPE_CHECKING:
     from diffkit.ledger import Prices
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def fit(
-    tensor: Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")],
+    tensor: RecordedRewards,
     key: Annotated[str | None, typer.Option(help="Which reward, when there are several.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Prune on the plain reward.")] = False,
     budgets: Annotated[
         str, typer.Option("--budgets", "--budget", help="first:last:step, or one or several by commas, for one prompt.")
     ] = "400:4000:200",
-    call_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one denoiser call.")] = None,
-    verify_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one look, decoding included.")] = None,
+    call_cost: CallCost = None,
+    verify_cost: VerifyCost = None,
     rule: Annotated[
         Literal["fractions", "index"],
         typer.Option(help="fractions: a schedule for each budget; index: Pandora's rule, which keeps the mean cost."),

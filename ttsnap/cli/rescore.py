@@ -10,10 +10,11 @@ import typer
 from diffkit.console import progress, say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format
+from ttsnap.cli.options import TrajectoriesFolder
 
 
 def rescore(
-    trajectories: Annotated[Path, typer.Argument(help="A folder of `diffkit ttsnap collect`, with previews.")],
+    trajectories: TrajectoriesFolder,
     reward: Annotated[
         str, typer.Option(help="A registered reward, or the folder model/ of `diffkit ttsnap distill`.")
     ] = "lab-noise-aware",

@@ -10,6 +10,7 @@ import typer
 from diffkit.console import progress, say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
+from ttsnap.cli.options import CallCost, RecordedRewards, VerifyCost
 
 if TYPE_CHECKING:
     from diffkit.ledger import Prices
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    tensor: Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")],
+    tensor: RecordedRewards,
     key: Annotated[
         list[str] | None, typer.Option(help="Which reward, when there are several; may be repeated.")
     ] = None,
@@ -28,8 +29,8 @@ def simulate(
     budgets: Annotated[
         str | None, typer.Option(help="first:last:step for one prompt; with x, 2x:20x:1x, in finished candidates.")
     ] = None,
-    call_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one denoiser call.")] = None,
-    verify_cost: Annotated[float | None, typer.Option(min=0.0, help="Price of one look, decoding included.")] = None,
+    call_cost: CallCost = None,
+    verify_cost: VerifyCost = None,
     accounting: Annotated[
         Literal["exact", "fractional", "published"],
         typer.Option(help="exact counts whole calls and survivors; published is the authors' way."),

@@ -1,0 +1,17 @@
+"""The options that several commands of ttsnap share; those of every command are in diffkit.options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["CallCost", "Negative", "RecordedRewards", "Steps", "TrajectoriesFolder", "VerifyCost"]
+
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Negative = Annotated[str | None, typer.Option(help="Negative prompt.")]
+TrajectoriesFolder = Annotated[Path, typer.Argument(help="A folder of `diffkit ttsnap collect`, with previews.")]
+RecordedRewards = Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")]
+CallCost = Annotated[float | None, typer.Option(min=0.0, help="Price of one denoiser call.")]
+VerifyCost = Annotated[float | None, typer.Option(min=0.0, help="Price of one look, decoding included.")]
