@@ -31,7 +31,7 @@ from diffkit.options import (
 )
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
-from memorization.cli.items import gather_items, print_row_errors
+from memorization.cli.items import gather_items, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Steps, Suspects
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ def audit(
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        _print_plan(gathered, settings, format, reference=reference_name(model, lora, reference_model) is not None)
+        reference = reference_name(model, lora, reference_model) is not None
+        print_plan(_planned_work(gathered, settings, reference=reference), format)
         return
     out = needed_folder(out, "An audit", "runs/audit")
     print_row_errors(gathered)
@@ -208,8 +209,8 @@ def _captions(path: Path) -> tuple[str, ...]:
     return lines
 
 
-def _print_plan(gathered: Gathered, settings: AuditSettings, format: str, *, reference: bool) -> None:
-    """How much would be done, on stdout."""
+def _planned_work(gathered: Gathered, settings: AuditSettings, *, reference: bool) -> dict[str, int]:
+    """How much would be done, by what is counted."""
     from memorization.auditing.attack_suite import build_attacks
     from memorization.items import with_companions
 
@@ -217,7 +218,7 @@ def _print_plan(gathered: Gathered, settings: AuditSettings, format: str, *, ref
     with_image = sum(bool(item.suspect.images) for item in items)
     attacks = [attack for name in settings.attacks for attack in build_attacks(name, settings).values()]
     attempts = with_image * len(settings.starts)
-    plan = {
+    return {
         "suspects": sum(item.role == "suspect" for item in items),
         "controls": sum(item.role == "control" for item in items),
         "edited suspects": sum(item.role == "edit" for item in items),
@@ -228,10 +229,6 @@ def _print_plan(gathered: Gathered, settings: AuditSettings, format: str, *, ref
         "images from triggers": attempts * len(attacks) * len(settings.budgets) * settings.attack_generations,
         "sample gradients": attempts * sum(attack.cost()[-1] for attack in attacks),
     }
-    if format == "json":
-        write_json(plan)
-    else:
-        write_table(["would be done", "count"], list(plan.items()))
 
 
 def _print_summary(summary: AuditSummary, out: Path, format: str) -> None:

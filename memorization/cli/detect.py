@@ -27,7 +27,7 @@ from diffkit.options import (
     Revision,
     Seed,
 )
-from memorization.cli.items import gather_items, print_row_errors
+from memorization.cli.items import gather_items, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Suspects
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def detect(
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     if dry_run:
-        _print_plan(gathered, settings, format)
+        print_plan(_planned_work(gathered, settings), format)
         return
     out = needed_folder(out, "A detection", "runs/detect")
     print_row_errors(gathered)
@@ -144,23 +144,19 @@ def _run(
     )
 
 
-def _print_plan(gathered: Gathered, settings: DetectSettings, format: str) -> None:
+def _planned_work(gathered: Gathered, settings: DetectSettings) -> dict[str, object]:
     from memorization.detection import make_detector
     from memorization.generation import Sampling
 
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale)  # rows do not depend on their batch
     each = {spec: make_detector(spec).cost(sampling) for spec in settings.detectors}
-    plan: dict[str, object] = {
+    return {
         "suspects": sum(item.role == "suspect" for item in gathered.items),
         "controls": sum(item.role == "control" for item in gathered.items),
         "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
         "denoiser rows for a caption": {name: cost * settings.seeds for name, cost in each.items()},
         "denoiser rows at most": sum(each.values()) * settings.seeds * len(gathered.items),
     }
-    if format == "json":
-        write_json(plan)
-    else:
-        write_table(["would be done", "count"], list(plan.items()))
 
 
 def _print_scores(summary: DetectSummary, out: Path, format: str) -> None:

@@ -1,10 +1,11 @@
-"""Suspects and controls as the commands read them."""
+"""Suspects and controls as the commands read them, and how much work they are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from diffkit.console import say
+from diffkit.console import say, write_json, write_table
 
 if TYPE_CHECKING:
     from memorization.items import Gathered
@@ -23,3 +24,11 @@ def print_row_errors(gathered: Gathered) -> None:
     """The first rows that could not be read, and why."""
     for error in [*gathered.suspect_errors, *gathered.control_errors][:SHOWN_ERRORS]:
         say(f"{error.source}, row {error.row}: {error.reason}")
+
+
+def print_plan(plan: Mapping[str, object], format: str) -> None:
+    """How much would be done, on stdout."""
+    if format == "json":
+        write_json(plan)
+    else:
+        write_table(["would be done", "count"], list(plan.items()))

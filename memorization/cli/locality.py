@@ -26,7 +26,7 @@ from diffkit.options import (
     Revision,
     Seed,
 )
-from memorization.cli.items import gather_items, print_row_errors
+from memorization.cli.items import gather_items, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Steps
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def locality(
         ordinary=_ordinary(ordinary, choose_preset(preset, model)),
     )
     if dry_run:
-        _print_plan(gathered, settings, format)
+        print_plan(_planned_work(gathered, settings), format)
         return
     out = needed_folder(out, "A locality study", "runs/locality")
     print_row_errors(gathered)
@@ -152,19 +152,15 @@ def _ordinary(path: Path | None, preset: Defaults) -> tuple[str, ...]:
     return ordinary_captions(None if path is None else str(path), preset=preset, n=1000)
 
 
-def _print_plan(gathered: Gathered, settings: LocalitySettings, format: str) -> None:
+def _planned_work(gathered: Gathered, settings: LocalitySettings) -> dict[str, int]:
     images = sum(bool(item.suspect.images) for item in gathered.items)
-    plan = {
+    return {
         "suspects": sum(item.role == "suspect" for item in gathered.items),
         "controls": sum(item.role == "control" for item in gathered.items),
         "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
         "searches": images * settings.starts,
         "sample gradients": images * settings.starts * settings.attack_steps * settings.draws,
     }
-    if format == "json":
-        write_json(plan)
-    else:
-        write_table(["planned", "number"], [[name, str(count)] for name, count in plan.items()])
 
 
 def _print_agreement(summary: dict[str, Any], out: Path, format: str) -> None:
