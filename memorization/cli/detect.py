@@ -1,4 +1,4 @@
-"""``diffkit audit detect``: which captions does the model know by heart? No images are needed."""
+"""``diffkit audit detect``: which captions show signs of a memorized image? No images are needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def detect(
     model: Model = "lab",
     suspects: Suspects = "lab:planted",
     controls: Annotated[
-        str, typer.Option("--controls", "-c", help="Captions the model cannot know by heart, same forms; or none.")
+        str,
+        typer.Option(
+            "--controls", "-c", help="Captions whose images the model was not trained on, same forms; or none."
+        ),
     ] = "lab:controls",
     out: Out = None,
     detectors: Annotated[
@@ -70,7 +73,7 @@ def detect(
     dry_run: DryRun = False,
     debug: Debug = False,
 ) -> None:
-    """Score captions alone for signs that the model knows their image by heart.
+    """Score captions alone for signs that the model has memorized their image.
 
     No training image is used. A flag says that a caption stands out from the controls' captions, and nothing about
     which image would come out: `diffkit audit` shows that. Needs a folder, --out; the same command resumes there.

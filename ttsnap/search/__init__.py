@@ -1,1 +1,1 @@
-"""One search: what is asked, what it may cost, candidates denoised and scored, survivors and winners."""
+"""One search: its request, budget and prices, its candidates, their scores, the survivors and winners."""
