@@ -55,12 +55,13 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("first", CALLS)
-def test_every_call_has_the_prices_of_a_fresh_pipeline(first):
+def test_every_call_has_the_prices_of_a_fresh_pipeline():
+    """One pipeline makes all calls forwards, backwards, and each after a small and after a large one."""
+    fresh = {name: prices(searcher(), **call) for name, call in CALLS.items()}
+    after = [name for call in CALLS for name in ("small", call, "large", call)]
     used = searcher()
-    prices(used, **CALLS[first])
-    for second in CALLS.values():
-        assert prices(used, **second) == prices(searcher(), **second)
+    for name in [*CALLS, *reversed(CALLS), *after]:
+        assert prices(used, **CALLS[name]) == fresh[name], name
 
 
 def test_the_price_of_a_score_depends_on_the_size_of_the_images():
