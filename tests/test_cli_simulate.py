@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from tiny import tiny_pipeline
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.ledger import Prices
 from diffkit.rewards.base import as_reward
+from ttsnap.evaluation.accounting import PUBLISHED_PRICES
 from ttsnap.evaluation.budget_curves import budget_curves, finished_cost
 from ttsnap.reward_tensor import RewardTensor, save_npz
 from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
@@ -35,7 +37,12 @@ def rewards(tmp_path: Path) -> Path:
     for name in ("one", "two"):
         final = rng.normal(size=(6, 60))
         made.append(
-            RewardTensor(final[..., None] + rng.normal(size=(6, 60, 20)) * np.linspace(2, 0.1, 20), final, name)
+            RewardTensor(
+                final[..., None] + rng.normal(size=(6, 60, 20)) * np.linspace(2, 0.1, 20),
+                final,
+                name,
+                prices=PUBLISHED_PRICES,
+            )
         )
     save_npz(tmp_path / "rewards.npz", *made)
     return tmp_path / "rewards.npz"
@@ -116,7 +123,8 @@ def test_the_table_is_plain_text_on_stdout_and_marks_what_is_capped(rewards: Pat
 def test_unknown_scores_are_null_and_counted(tmp_path: Path) -> None:
     final = np.random.default_rng(0).normal(size=(3, 30))
     final[0], final[1, :5] = np.nan, np.nan
-    save_npz(tmp_path / "x.npz", RewardTensor(np.repeat(final[..., None], 20, axis=2), final, "x"))
+    looks = np.repeat(final[..., None], 20, axis=2)
+    save_npz(tmp_path / "x.npz", RewardTensor(looks, final, "x", prices=PUBLISHED_PRICES))
     one = result(tmp_path / "x.npz", "--budgets", "800,1600")["rewards"][0]
     assert (one["prompts"], one["prompts_without_winner"]) == (3, 1)
     assert one["missing_scores"] == 35 * 21
@@ -175,6 +183,34 @@ def test_a_dry_run_only_checks(rewards: Path, tmp_path: Path) -> None:
     done = command(rewards, "--key", "one", "--plot", tmp_path / "c.png", "--dry-run")
     assert (done.exit_code, done.stdout, (tmp_path / "c.png").exists()) == (0, "", False)
     assert command(rewards, "--key", "one", "--budgets", "none", "--dry-run").exit_code == 2
+
+
+def test_costs_that_nobody_gave_are_refused_and_published_ones_are_named(
+    rewards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rule in simulate and fit."""
+    monkeypatch.setenv("DIFFKIT_QUIET", "0")
+    recorded = load_tensor(rewards, "one")
+    save_npz(tmp_path / "x.npz", RewardTensor(recorded.looks, recorded.final, "x"))
+    (tmp_path / "y_base").mkdir()
+    for step in range(20):
+        rows = {p: [float(score) for score in recorded.looks[p, :, step]] for p in range(6)}
+        (tmp_path / "y_base" / f"p6_i60_s{step:02d}.yaml").write_text(yaml.safe_dump(rows))
+    for name, more in (("simulate", []), ("fit", ["--out", tmp_path / "s.json", "--dry-run"])):
+        refused, published, given = (
+            CliRunner().invoke(app, ["ttsnap", name, *map(str, [source, "--budgets", "400,800", *more, *costs])])
+            for source, costs in (
+                (tmp_path / "x.npz", []),
+                (tmp_path / "y_base", []),
+                (tmp_path / "x.npz", ["--call-cost", 9.9, "--verify-cost", 1.2]),
+            )
+        )
+        assert refused.exit_code == 2
+        assert "--call-cost and --verify-cost" in refused.stderr
+        assert (published.exit_code, given.exit_code) == (0, 0), published.output
+        assert "as published for FLUX.1-dev at 512 x 512: 9.9 a call and 1.2 a look" in published.stderr
+        assert "published" not in given.stderr
+    assert result(tmp_path / "y_base", "--budgets", "400")["costs"]["source"] == "published"
 
 
 def test_the_prices_of_a_finished_candidate_are_the_unit_of_x() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from diffkit.errors import InputError
 from ttsnap.reward_tensor import RewardTensor, save_npz
+from ttsnap.trajectories.published_rewards import read_yaml_rewards
 from ttsnap.trajectories.read import load_tensor, tensor_keys
 
 
@@ -72,6 +74,40 @@ def test_published_folders_are_read_and_aligned_by_name(tmp_path: Path) -> None:
     np.testing.assert_allclose(load_tensor(tmp_path / "m_imr_val_base").looks, scores)
 
 
+def test_the_lists_of_the_published_simulation_are_read(tmp_path: Path) -> None:
+    """One list a prompt, numbered: p10 follows p2, and a folder of either layout fits the other."""
+    scores = np.random.default_rng(0).normal(size=(11, 12, 3))
+    for end, steps in (("base", (0, 1, 2)), ("naft", (1,))):
+        folder = tmp_path / f"m_imr_val_{end}"
+        folder.mkdir()
+        for step in steps:
+            rows = {p: [float(value) + (end == "naft") for value in scores[p, :, step]] for p in reversed(range(11))}
+            (folder / f"p200_i200_s{step:02d}.yaml").write_text(yaml.dump(rows))
+    tensor = load_tensor(tmp_path)
+    np.testing.assert_allclose(tensor.looks, scores + np.array([0, 1, 0]))
+    np.testing.assert_allclose(tensor.final, scores[:, :, 2])
+    (tmp_path / "m_imr_val_naft" / "p200_i200_s01.yaml").unlink()
+    (tmp_path / "m_imr_val_naft").rmdir()
+    write_yaml(tmp_path / "m_imr_val_naft", scores + 1, range(1, 2))
+    np.testing.assert_allclose(load_tensor(tmp_path).looks, scores + np.array([0, 1, 0]))
+    many = read_yaml_rewards(named_step(tmp_path / "many", "".join(f"{p}: [1.0]\n" for p in (10000, 9, 10))))
+    assert many.prompts == ("p0009", "p0010", "p10000")
+
+
+def named_step(folder: Path, content: str) -> Path:
+    """A folder with the rewards of one step."""
+    folder.mkdir()
+    (folder / "x_s00.yaml").write_text(content)
+    return folder
+
+
+def test_noise_aware_rewards_that_have_no_final_reward_are_refused(tmp_path: Path) -> None:
+    named_step(tmp_path / "m_base", "p0000: {id000: 1.0}")
+    named_step(tmp_path / "m_naft", "p0000: {a: 1.0, b: 1.0}")
+    with pytest.raises(InputError, match="m_naft' has the candidate a and 1 more, of which there is no final reward"):
+        load_tensor(tmp_path)
+
+
 def test_what_is_missing_is_nan_and_counted(tmp_path: Path) -> None:
     scores = np.ones((2, 3, 3))
     write_yaml(tmp_path / "run", scores, range(3))
@@ -93,6 +129,13 @@ def test_what_is_missing_is_nan_and_counted(tmp_path: Path) -> None:
         "p0000: {id000: high}",
         "p0000: {}",
         "a: b: c",
+        "p0000: 1.0\np0000: 2.0",
+        "p0000: {id000: 1.0, id000: 2.0}",
+        "0: [1.0]\np0000: [2.0]",
+        "0: [true]",
+        "0: [null]",
+        "0: high",
+        "[[1.0], [2.0]]",
         "p0: {id0: !!python/object/apply:os.getcwd []}",
     ],
 )

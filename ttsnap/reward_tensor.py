@@ -38,7 +38,8 @@ class RewardTensor:
         name: of the reward.
         sigmas: (T,) noise over signal of the latents that went into each call, falling; None when unknown.
         prompts: (P,) texts; None when unknown.
-        prices: what a call, a decoding and a score cost, in FLOP; None when unknown.
+        prices: what a call, a decoding and a score cost: counted in FLOP, or the published ones in the authors' unit;
+            None when unknown.
 
     Raises:
         InputError: shapes do not agree, nothing is in it, or a value is infinite.

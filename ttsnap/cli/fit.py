@@ -11,6 +11,7 @@ import typer
 from diffkit.console import progress, say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
+from ttsnap.cli.costs import costs_of
 from ttsnap.cli.options import CallCost, RecordedRewards, VerifyCost
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def fit(
 ) -> None:
     """Fit a schedule for each budget, and say what it gains over best-of-N on prompts held out.
 
-    Budgets count in the unit of the costs. A collected folder knows its own, in FLOP; with 2x:16x:2x they count
-    finished candidates. When nothing beats best-of-N on held-out prompts, the file holds best-of-N.
+    Budgets count in the unit of the costs. A collected folder knows its own, in FLOP, published folders theirs; with
+    2x:16x:2x budgets count finished candidates. When nothing beats best-of-N on held-out prompts, the file holds
+    best-of-N.
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.evaluation.budget_curves import read_budgets
@@ -54,7 +56,7 @@ def fit(
     if out is None or out.suffix != ".json":
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
     rewards = load_tensor(tensor, key, plain=plain)
-    prices = prices_of(rewards, call_cost, verify_cost)
+    prices = costs_of(rewards, call_cost, verify_cost).prices
     limits = read_budgets(budgets, prices, rewards.calls)
     prompts, pool = rewards.final.shape
     if dry_run:
@@ -101,20 +103,6 @@ def _fit_index(
         ])  # fmt: skip
     if not all(row["low"] > 0 for row in rows):
         say("At some budgets the index rule is not surely better than best-of-N on held-out prompts.")
-
-
-def prices_of(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
-    """The given costs, or those that were counted when the rewards were recorded."""
-    from diffkit.ledger import Prices
-    from ttsnap.evaluation.budget_curves import known_prices
-
-    if call is not None and verify is not None:
-        if call <= 0:
-            raise InputError("A denoiser call must cost something; give --call-cost above 0.")
-        return Prices(call, 0.0, verify)
-    if call is not None or verify is not None:
-        raise InputError("Give both --call-cost and --verify-cost, in one unit.")
-    return known_prices(rewards)
 
 
 def _print_schedules(fitted: FittedSchedule, format: str) -> None:

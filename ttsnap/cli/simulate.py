@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from diffkit.console import progress, say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.options import Debug, DryRun, Format, Seed
+from ttsnap.cli.costs import costs_of
 from ttsnap.cli.options import CallCost, RecordedRewards, VerifyCost
-
-if TYPE_CHECKING:
-    from diffkit.ledger import Prices
-    from ttsnap.reward_tensor import RewardTensor
 
 
 def simulate(
@@ -47,8 +44,8 @@ def simulate(
 ) -> None:
     """Replay a pruning schedule on recorded rewards and compare it with best-of-N at each budget.
 
-    Costs are those that a collected folder counted, else the published 9.9 a call and 1.2 a look. Budgets are 400 to
-    4000 by the published costs, else what best-of-2 to best-of-20 cost.
+    Costs are those that a collected folder counted, or with published folders the published 9.9 a call and 1.2 a
+    look. Budgets are 400 to 4000 by the published costs, else what best-of-2 to best-of-20 cost.
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.evaluation.budget_curves import read_budgets
@@ -62,7 +59,8 @@ def simulate(
     pruning = load_schedule(schedule)
     keys: list[str | None] = [*key] if key else [None]
     group = [load_tensor(tensor, name, plain=plain) for name in keys]
-    prices = _prices(group[0], call_cost, verify_cost)
+    costs = costs_of(group[0], call_cost, verify_cost)
+    prices = costs.prices
     budgets = budgets or default_budgets(group[0], prices)
     limits = read_budgets(budgets, prices, group[0].calls)
     if dry_run:
@@ -82,19 +80,11 @@ def simulate(
     if format == "json":
         write_json({
             "schedule": schedule, "accounting": accounting, "combine": combine, "plain": plain, "resamples": resamples,
-            "seed": seed, "call": prices.call, "finished": result.finished, "rewards": result.to_dict(),
+            "seed": seed, "call": prices.call, "costs": costs.to_json(), "finished": result.finished,
+            "rewards": result.to_dict(),
         })  # fmt: skip
         return
     for curve in result.curves:
         write_table(HEADERS, result.table(curve), title=result.title(curve))
         for note in result.notes(curve):
             say(note)
-
-
-def _prices(rewards: RewardTensor, call: float | None, verify: float | None) -> Prices:
-    from ttsnap.cli.fit import prices_of
-    from ttsnap.evaluation.accounting import PUBLISHED_PRICES
-
-    if call is None and verify is None and rewards.prices is None:
-        return PUBLISHED_PRICES
-    return prices_of(rewards, call, verify)

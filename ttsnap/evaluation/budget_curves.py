@@ -202,14 +202,15 @@ def finished_cost(prices: Prices, calls: int) -> float:
 
 
 def known_prices(tensor: RewardTensor) -> Prices:
-    """The prices that were counted when the rewards were recorded.
+    """The prices that came with the rewards: counted when they were collected, or published with them.
 
     Raises:
-        InputError: they were not.
+        InputError: none did.
     """
     prices = tensor.prices
     if prices is None or prices.call is None or prices.decode is None or prices.verify is None:
         raise InputError(
-            "The rewards do not say what a call and a look cost; give prices (--call-cost and --verify-cost)."
+            "The rewards do not say what a call and a look cost; give prices (--call-cost and --verify-cost). "
+            f"Published for FLUX.1-dev at 512 x 512: {PUBLISHED_PRICES.call} and {PUBLISHED_PRICES.verify}."
         )
     return prices

@@ -15,7 +15,7 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from diffkit.rewards.combine import Combine
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, Accounting
-from ttsnap.evaluation.budget_curves import BudgetCurve, budget_curves, finished_cost, read_budgets
+from ttsnap.evaluation.budget_curves import BudgetCurve, budget_curves, finished_cost, known_prices, read_budgets
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -99,7 +99,7 @@ def simulate(
         schedule: steps and shares to keep, a ``.json`` file that ``fit`` wrote, or the name of a shipped one.
         budgets: for one prompt: numbers or ``"400:4000:200"`` in the unit of the prices, ``"2x:20x:1x"`` in finished
             candidates. By default 400 to 4000 for the published prices, else what best-of-2 to best-of-20 cost.
-        prices: of a call, a decoding and a score; by default those recorded with the rewards, else the published ones.
+        prices: of a call, a decoding and a score; by default those that came with the rewards.
         accounting: how candidates are counted; see :mod:`ttsnap.evaluation.accounting`.
         combine: prune and choose by all rewards together: rank, zscore or pareto.
         resamples: random subsets of each prompt's candidates.
@@ -107,7 +107,8 @@ def simulate(
         advance: called after each budget.
 
     Raises:
-        InputError: a budget does not pay for one candidate, budgets do not rise, or a step was not recorded.
+        InputError: a budget does not pay for one candidate, budgets do not rise, a step was not recorded, or no
+            prices are given and none came with the rewards.
 
     Example:
         >>> from ttsnap import load_tensor, simulate
@@ -119,7 +120,7 @@ def simulate(
         lab-noise-aware: gain over best-of-N ...
     """
     group = _tensors(tensor)
-    prices = prices or group[0].prices or PUBLISHED_PRICES
+    prices = prices or known_prices(group[0])
     calls = group[0].calls
     finished = finished_cost(prices, calls)
     pruning = load_schedule(schedule)

@@ -25,9 +25,9 @@ def load_tensor(path: str | Path, key: str | None = None, *, plain: bool = False
 
     Args:
         path: an ``.npz`` (written by :func:`save_npz`, or with ``{key}_base`` and ``{key}_noise_aware``); a published
-            folder of ``..._s00.yaml`` files, or the folder above with ``{key}_base`` and ``{key}_naft``; a folder of
-            ``diffkit ttsnap collect``. The string ``lab`` means the rewards that ship with the package: ``lab`` (plain
-            looks) and ``lab-noise-aware``, of held-out prompts of the lab.
+            folder of ``..._s00.yaml`` files, or the folder above with ``{key}_base`` and ``{key}_naft``, which get
+            the published prices; a folder of ``diffkit ttsnap collect``. The string ``lab`` means the rewards that
+            ship with the package: ``lab`` (plain looks) and ``lab-noise-aware``, of held-out prompts of the lab.
         key: which reward, when there are several.
         plain: prune on the plain reward instead of the noise-aware one (TTSp). Without it the plain reward stands in
             where the noise-aware one was not recorded.
@@ -124,7 +124,9 @@ def _from_npz(arrays: Mapping[str, NDArray[Any]], key: str, plain: bool) -> Rewa
     return _with_fallback(base, aware, key)
 
 
-def _with_fallback(base: NDArray[Any], aware: NDArray[Any] | None, name: str) -> RewardTensor:
+def _with_fallback(
+    base: NDArray[Any], aware: NDArray[Any] | None, name: str, prices: Prices | None = None
+) -> RewardTensor:
     """Looks of ``aware``, and of ``base`` where it has none; the last step of ``base`` is the final reward."""
     if base.ndim != 3 or (aware is not None and aware.shape != base.shape):
         raise InputError(
@@ -132,11 +134,12 @@ def _with_fallback(base: NDArray[Any], aware: NDArray[Any] | None, name: str) ->
             f"{base.shape} and {None if aware is None else aware.shape}."
         )
     looks = base if aware is None else np.where(np.isnan(aware), base, aware)
-    return RewardTensor(looks, base[:, :, -1], name)
+    return RewardTensor(looks, base[:, :, -1], name, prices=prices)
 
 
 def _from_yaml(path: Path, key: str | None, plain: bool) -> RewardTensor:
     """Published folders; a folder of noise-aware rewards finds its plain one beside it."""
+    from ttsnap.evaluation.accounting import PUBLISHED_PRICES
     from ttsnap.trajectories.published_rewards import YAML_NAME, read_yaml_rewards
 
     if any(YAML_NAME.fullmatch(file.name) for file in path.iterdir()):
@@ -150,6 +153,5 @@ def _from_yaml(path: Path, key: str | None, plain: bool) -> RewardTensor:
     if not base.is_dir():
         raise InputError(f"The final rewards are missing: there is no folder {str(base)!r}.")
     plainly = read_yaml_rewards(base)
-    if plain or aware == base or not aware.is_dir():
-        return _with_fallback(plainly.scores, None, stem)
-    return _with_fallback(plainly.scores, read_yaml_rewards(aware, like=plainly).scores, stem)
+    looks = None if plain or aware == base or not aware.is_dir() else read_yaml_rewards(aware, like=plainly).scores
+    return _with_fallback(plainly.scores, looks, stem, PUBLISHED_PRICES)
