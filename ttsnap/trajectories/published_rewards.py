@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,9 +113,9 @@ def _read(file: Path) -> dict[str, dict[str, float]]:
     return table
 
 
-def _scores(row: Mapping[object, object] | Sequence[object]) -> dict[str, float]:
+def _scores(row: Mapping[object, float] | list[float]) -> dict[str, float]:
     """Scores of one prompt by the names of its candidates."""
-    pairs = list(enumerate(row) if isinstance(row, list) else row.items())
+    pairs: list[tuple[object, float]] = list(enumerate(row)) if isinstance(row, list) else list(row.items())
     if any(isinstance(score, bool) for _, score in pairs):
         raise TypeError("true or false is no score")
     scores = {_name(candidate, CANDIDATE): float(score) for candidate, score in pairs}
