@@ -9,7 +9,7 @@ from diffkit.families import Pipeline
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["NamedPipeline", "name_of", "named_pipeline"]
+__all__ = ["NamedPipeline", "dtype_name", "name_of", "named_pipeline"]
 
 
 class NamedPipeline(NamedTuple):
@@ -38,3 +38,19 @@ def named_pipeline(model: str | DiffusionPipeline, name: str | None = None, sha2
 def name_of(pipe: DiffusionPipeline) -> str:
     """The name by which a pipeline was loaded, else that of its class."""
     return str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+
+
+def dtype_name(pipe: DiffusionPipeline) -> str:
+    """The precision in which a pipeline computes, for a run's configuration: "float16".
+
+    Where components differ, the rest is named too: "float16, vae float32".
+    """
+    from torch.nn import Module
+
+    precisions = {
+        name: str(part.dtype).removeprefix("torch.")
+        for name, part in pipe.components.items()
+        if isinstance(part, Module) and hasattr(part, "dtype")
+    }
+    own = str(pipe.dtype).removeprefix("torch.")
+    return ", ".join([own, *(f"{name} {other}" for name, other in sorted(precisions.items()) if other != own)])

@@ -217,4 +217,4 @@ def test_a_caption_with_one_broken_seed_has_no_score() -> None:
     assert (good.value, good.reason) == (2.0, None)
     assert bad.value is None
     assert bad.scores == (1.0, None)
-    assert bad.reason == "1 of 2 seeds gave no finite score: try --dtype float32"
+    assert bad.reason == "1 of 2 seeds gave no finite score: add --dtype float32 and a new --out"

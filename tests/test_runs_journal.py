@@ -57,6 +57,13 @@ def test_damage_before_the_last_line_is_refused(tmp_path: Path) -> None:
     path.write_bytes(good + good)
     with pytest.raises(InputError, match="line 2 repeats the item 'a'"):
         read_journal(path)
+    again = b'{"key": "a", "item": {"n": 2}, "again": true}\n'
+    path.write_bytes(good + again)
+    assert read_journal(path).items == {"a": {"n": 2}}
+    for first in (b"", b'{"key": "b", "item": {}}\n'):
+        path.write_bytes(first + again)
+        with pytest.raises(InputError, match="repeats the item 'a'"):
+            read_journal(path)
 
 
 def test_lines_inside_text_do_not_break_the_journal(tmp_path: Path) -> None:

@@ -72,6 +72,73 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path: Path) -> None:
         Run.open(tmp_path, config=CONFIG, kind="search")
 
 
+def test_a_key_added_since_has_the_value_that_runs_had_before(tmp_path: Path) -> None:
+    """A run of an earlier version is resumed where the new key has its value; its record stays as it is."""
+    Run.open(tmp_path, config=CONFIG, kind="audit").close()
+    now = CONFIG | {"dtype": "float32", "attack": {"steps": 50, "budgets": [0, 1, 10], "noise": "gaussian"}}
+    added = {"dtype": "float32", "attack.noise": "gaussian"}
+    Run.open(tmp_path, config=now, kind="audit", added=added).close()
+    assert json.loads((tmp_path / "run.json").read_text())["config"] == CONFIG
+    with pytest.raises(InputError, match=r'another run: dtype is "float32" there and "float16" here\. Choose'):
+        Run.open(tmp_path, config=now | {"dtype": "float16"}, kind="audit", added=added)
+    with pytest.raises(InputError, match="dtype is not set there"):
+        Run.open(tmp_path, config=now, kind="audit")
+
+
+def test_what_the_provenance_notes_counts_before_the_added_value(tmp_path: Path) -> None:
+    Run.open(tmp_path, config={"dtype": "auto"}, kind="x", provenance={"dtype": "torch.float16"}).close()
+    with pytest.raises(InputError, match='dtype is "float16" there and "float32" here'):
+        Run.open(tmp_path, config={"dtype": "float32"}, kind="x", added={"dtype": "float32"})
+    Run.open(tmp_path, config={"dtype": "float16"}, kind="x", added={"dtype": "float16"}).close()
+
+
+def test_an_edited_record_is_refused(tmp_path: Path) -> None:
+    Run.open(tmp_path, config=CONFIG, kind="audit").close()
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": CONFIG | {"seed": 1}}))
+    with pytest.raises(InputError, match="edited by hand"):
+        Run.open(tmp_path, config=CONFIG | {"seed": 1}, kind="audit")
+
+
+def test_items_in_error_are_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that ends as before is not written again; one that ends otherwise supersedes its line."""
+    monkeypatch.delenv("DIFFKIT_QUIET", raising=False)
+    with Run.open(tmp_path, config={}, kind="x") as run:
+        for key, error in (("a", "no image"), ("b", None), ("c", "no memory"), ("d", None)):
+            run.write(key, {"error": error, "seconds": 1.0})
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
+    with Run.open(tmp_path, config={}, kind="x") as run:
+        assert run.retry(lambda item: item["error"] is not None) == ["a", "c"]
+        assert "Retrying 2 items in error." in capsys.readouterr().err
+        assert list(run.done) == ["b", "d"]
+        run.write("a", {"error": "no image", "seconds": 2.0})
+        assert (tmp_path / "journal.jsonl").read_bytes() == before
+        assert json.loads(path.read_text())["schema_version"] == 1
+        run.write("c", {"error": None, "seconds": 2.0})
+        assert list(run.done) == ["a", "b", "c", "d"]
+        with pytest.raises(ValueError, match="in the journal already"):
+            run.write("c", {"error": None})
+    assert (tmp_path / "journal.jsonl").read_bytes().startswith(before)
+    assert json.loads(path.read_text())["schema_version"] == SCHEMA_VERSION
+    with Run.open(tmp_path, config={}, kind="x") as run:
+        assert {key: item["seconds"] for key, item in run.done.items()} == {"a": 1.0, "b": 1.0, "c": 2.0, "d": 1.0}
+        assert list(run.done) == ["a", "b", "c", "d"]
+
+
+def test_an_item_whose_retry_was_killed_is_still_in_error(tmp_path: Path) -> None:
+    with Run.open(tmp_path, config={}, kind="x") as run:
+        run.write("a", {"error": "no memory"})
+    run = Run.open(tmp_path, config={}, kind="x")
+    run.retry(lambda item: item["error"] is not None)
+    run.close()
+    with Run.open(tmp_path, config={}, kind="x") as run:
+        assert run.done["a"] == {"error": "no memory"}
+
+
 def test_differing_keys_of_equal_configurations() -> None:
     assert differing_keys(CONFIG, json.loads(json.dumps(CONFIG))) == []
     assert differing_keys({"a": {}}, {"a": None}) == ["a is {} there and null here"]

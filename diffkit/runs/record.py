@@ -6,17 +6,18 @@ writes at its end, such as `summary.json` and `report.html`.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from diffkit.console import say
 from diffkit.errors import InputError, Interrupted
 from diffkit.runs.files import FolderLock, dump_json, safe_name, write_bytes_atomically
+from diffkit.runs.identity import completed_config, config_hash, differing_keys
 from diffkit.runs.journal import Journal
 from diffkit.runs.provenance import environment
 
@@ -26,33 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA_VERSION", "Run", "config_hash", "differing_keys"]
 
-SCHEMA_VERSION = 1  # of run.json and journal.jsonl together
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of a configuration; the order of its keys does not matter."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def differing_keys(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """How a recorded configuration differs from the present one: "attack.steps is 50 there and 10 here"."""
-    old, new = _flatten(recorded), _flatten(present)
-
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "not set"
-
-    different = [key for key in sorted({*old, *new}) if shown(old, key) != shown(new, key)]
-    return [f"{key} is {shown(old, key)} there and {shown(new, key)} here" for key in different]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+SCHEMA_VERSION = 2  # of run.json and journal.jsonl together; since 2 a journal may hold an item "again"
 
 
 class Run:
@@ -90,6 +65,7 @@ class Run:
         config: Mapping[str, Any],
         kind: str,
         provenance: Mapping[str, Any] | None = None,
+        added: Mapping[str, Any] | None = None,
     ) -> Run:
         """Begin a run in `folder`, or go on with the one that is there.
 
@@ -99,6 +75,9 @@ class Run:
                 if a changed one shall be refused. Two runs with equal configurations are the same run.
             kind: what makes the run, e.g. "audit".
             provenance: what is worth knowing but does not identify the run: device, seeds, checksums.
+            added: keys of ``config`` that earlier versions did not record, with the value that their runs had: a run
+                without the key is resumed if that is the present value; see
+                :func:`diffkit.runs.identity.completed_config`. Where a run may have had any, give the present value.
 
         Raises:
             InputError: another configuration or kind is in the folder (the message names the keys that differ),
@@ -112,7 +91,7 @@ class Run:
         try:
             present = _read_record(folder / "run.json")
             if present is not None:
-                _refuse_other_run(folder, present, kind, requested)
+                _refuse_other_run(folder, present, kind, requested, json.loads(dump_json(dict(added or {}))))
             session = {"started": _now(), "finished": None, **environment()}
             record = present or _new_record(kind, requested)
             record["provenance"] = json.loads(dump_json(dict(provenance or {})))
@@ -125,7 +104,7 @@ class Run:
 
     @property
     def done(self) -> Mapping[str, dict[str, Any]]:
-        """The finished items by key, in the order they were finished; read-only."""
+        """The finished items by key, in the order they were first finished; read-only."""
         return MappingProxyType(self._journal.items)
 
     def write(self, key: str, item: Mapping[str, Any]) -> None:
@@ -135,6 +114,29 @@ class Run:
             ValueError: the key is finished already, or a number is NaN or infinite (write None and a reason).
         """
         self._journal.append(key, dict(item))
+        if self._journal.repeats and self.record["schema_version"] < SCHEMA_VERSION:
+            self.record["schema_version"] = SCHEMA_VERSION  # an earlier version would call the journal damaged
+            self._save_record()
+
+    def retry(self, in_error: Callable[[Mapping[str, Any]], bool], what: str = "items") -> list[str]:
+        """Take the items in error out of those that are done, so that they are tried again; say so on the console.
+
+        An item that ends as before is not written again; else its new record supersedes the old one, which stays in
+        the journal.
+
+        Args:
+            in_error: whether an item's record is that of an item that could not be scored.
+            what: the items in the message, "captions" for example.
+
+        Returns:
+            The keys of the items to try again.
+        """
+        keys = [key for key, item in self.done.items() if in_error(item)]
+        for key in keys:
+            self._journal.reopen(key)
+        if keys:
+            say(f"Retrying {len(keys)} {what} in error.")
+        return keys
 
     def save_image(self, name: str, image: Image | Tensor) -> str:
         """Write `images/<name>.png` atomically and return that path, relative to the run's folder.
@@ -240,9 +242,15 @@ def _refuse_foreign_folder(folder: Path) -> None:
             raise InputError(f"{folder} is not empty and holds no run (it has {foreign[0]!r}). Choose another --out.")
 
 
-def _refuse_other_run(folder: Path, present: Mapping[str, Any], kind: str, requested: Mapping[str, Any]) -> None:
+def _refuse_other_run(
+    folder: Path, present: Mapping[str, Any], kind: str, requested: Mapping[str, Any], added: Mapping[str, Any]
+) -> None:
     if present["kind"] != kind:
         raise InputError(f"{folder} holds a run of {present['kind']!r}, not of {kind!r}. Choose another --out.")
-    if present["config_hash"] != config_hash(requested):
-        differences = "; ".join(differing_keys(present["config"], requested)) or "run.json was edited by hand"
-        raise InputError(f"{folder} holds another run: {differences}. Choose another --out, or the same options.")
+    differences = differing_keys(completed_config(present, added), requested)
+    if not differences and present["config_hash"] != config_hash(present["config"]):
+        differences = ["run.json was edited by hand"]
+    if differences:
+        raise InputError(
+            f"{folder} holds another run: {'; '.join(differences)}. Choose another --out, or the same options."
+        )

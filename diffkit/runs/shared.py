@@ -15,7 +15,12 @@ __all__ = ["open_shared"]
 
 
 def open_shared(
-    out: str | Path, *, config: Mapping[str, Any], kind: str, provenance: Mapping[str, Any]
+    out: str | Path,
+    *,
+    config: Mapping[str, Any],
+    kind: str,
+    provenance: Mapping[str, Any],
+    added: Mapping[str, Any] | None = None,
 ) -> AbstractContextManager[Run | None]:
     """The run on the first process, None on the others; every process calls it. See :meth:`Run.open`.
 
@@ -25,7 +30,7 @@ def open_shared(
     run, error = None, None
     if parallel.is_first():
         try:
-            run = Run.open(out, config=config, kind=kind, provenance=provenance)
+            run = Run.open(out, config=config, kind=kind, provenance=provenance, added=added)
         except InputError as refused:
             error = str(refused)
     error = parallel.broadcast(error)

@@ -211,7 +211,9 @@ class Measurer:
 
 def _finite(values: list[float]) -> list[float]:
     if not all(math.isfinite(value) for value in values):
-        raise ScoringError("similarity is not a number: the generated image is broken (try --dtype float32)")
+        raise ScoringError(
+            "similarity is not a number: the generated image is broken (add --dtype float32 and a new --out)"
+        )
     return values
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffkit.errors import InputError
+from diffkit.runs.identity import completed_config, differing_keys
 from diffkit.runs.journal import read_journal
-from diffkit.runs.record import differing_keys
 from memorization.auditing.aggregate import aggregate, of_role
 from memorization.auditing.controls import at_budget
 from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, read_records
@@ -82,7 +82,7 @@ def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
     Raises:
         InputError: the keys of the configuration that differ, other than those that name the model.
     """
-    differences = differing_keys(_common(baseline.record["config"]), _common(other.record["config"]))
+    differences = differing_keys(_common(baseline.record), _common(other.record))
     if differences:
         raise InputError(
             f"{baseline.folder} and {other.folder} are not the same audit: {'; '.join(differences)} "
@@ -90,7 +90,9 @@ def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
         )
 
 
-def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+def _common(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what may differ; version 0.1.0 noted the dtype beside it."""
+    config = completed_config(record, {"dtype": "float32"})
     return {key: value for key, value in config.items() if key not in OWN_KEYS}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from diffkit.console import progress
 from diffkit.errors import InputError
-from diffkit.loading import load_pipeline, model_checksum
+from diffkit.loading import load_pipeline, model_checksum, resolve_device, resolve_dtype, resolve_model
 from diffkit.mitigation import read_card
 from diffkit.runs import Run
 from memorization.comparison.paired import AuditRun
@@ -70,12 +70,30 @@ def _preset_rewards(runs: Sequence[AuditRun], prompts_from: str) -> list[RewardL
     return [] if others or preset.rewards is None else preset.rewards(prompts_from)
 
 
+def quality_dtype(runs: Sequence[AuditRun], dtype: str, device: str) -> str:
+    """The precision in which the models will be measured; ``auto`` may mean several.
+
+    Raises:
+        InputError: an unknown dtype, or a device or a model that is not there.
+    """
+    place = resolve_device(device)
+    looked_up = dtype == "auto" and place.type != "cpu"
+    names = {_source(audited)[0] for audited in runs}
+    precisions = {resolve_dtype(dtype, place, resolve_model(name) if looked_up else name) for name in names}
+    return ", ".join(sorted(str(precision).removeprefix("torch.") for precision in precisions))
+
+
+def _source(audited: AuditRun) -> tuple[str, str | None]:
+    """The name by which the audited model is loaded, and its revision."""
+    config = audited.record["config"]
+    name, at, revision = str(config["model"]).rpartition("@")
+    return (name, revision) if at and config["model_sha256"] is None else (str(config["model"]), None)
+
+
 def _load(audited: AuditRun, *, dtype: str, device: str) -> DiffusionPipeline:
     """The audited model with its mitigation, refused where either has changed since."""
     config = audited.record["config"]
-    name, revision = config["model"], None
-    if "@" in name and config["model_sha256"] is None:
-        name, _, revision = name.rpartition("@")
+    name, revision = _source(audited)
     if config["model_sha256"] is not None and model_checksum(name) != config["model_sha256"]:
         raise InputError(
             f"The model {name!r} is not the one that {audited.folder} audited any more; leave out --quality."

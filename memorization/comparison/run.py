@@ -71,6 +71,7 @@ def compare_audits(
         if quality is not None:
             raise InputError("Quality is measured into a folder: add --out runs/compare, or leave out --quality.")
         return summarise_comparison(runs)
+    from memorization.comparison.quality import quality_dtype
     from memorization.comparison.report import write_comparison
 
     asked = (
@@ -81,10 +82,12 @@ def compare_audits(
             "limit": quality.limit,
             "seeds": quality.seeds,
             "rewards": quality.rewards,
+            "dtype": quality_dtype(runs, quality.dtype, quality.device),
         }
     )
     config = {"audits": {run.name: run.record["config_hash"] for run in runs}, "quality": asked}
-    with Run.open(out, config=config, kind="audit-compare") as run:
+    added = {} if asked is None else {"quality.dtype": asked["dtype"]}  # version 0.1.0 did not record it
+    with Run.open(out, config=config, kind="audit-compare", added=added) as run:
         measured = None if quality is None else _measure(run, runs, quality)
         comparison = summarise_comparison(runs, measured)
         run.write_json("summary.json", comparison)

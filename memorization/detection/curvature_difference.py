@@ -162,7 +162,7 @@ def mask_for(
         parts.append(detector.maps(pipe, batch, *kept[0])[: batch.real])
     curvature = torch.cat(parts).mean(0)
     if not bool(curvature.isfinite().all()):
-        raise ScoringError("the curvature map is not finite: try --dtype float32")
+        raise ScoringError("the curvature map is not finite: add --dtype float32 and a new --out")
     scale = int(pipe.vae_scale_factor)
     large = torch.nn.functional.interpolate(curvature[None, None], scale_factor=scale, mode="bilinear")[0, 0]
     return (large / large.max().clamp(min=1e-12)).cpu()

@@ -11,7 +11,7 @@ import torch
 from diffkit import parallel
 from diffkit.console import progress, say
 from diffkit.micro_batch import MicroBatch
-from diffkit.named_pipeline import named_pipeline
+from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.seeds import item_seed
@@ -88,13 +88,14 @@ def detect(
         "data_sha256": data_digest(gathered.items),
         "items": len(gathered.items),
         "settings": settings.to_json(),
+        "dtype": dtype_name(pipe),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance["processes"] = parallel.processes()
     chosen = {spec: make_detector(spec) for spec in settings.detectors}  # before a folder is made
     require_compatible(pipe, settings.detectors)
     summary: DetectSummary | None = None
-    with open_shared(out, config=config, kind="detect", provenance=provenance) as run:
+    with open_shared(out, config=config, kind="detect", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         pipe.set_progress_bar_config(disable=True)
         _score_all(run, pipe, gathered.items, chosen, settings)
         if run is not None:

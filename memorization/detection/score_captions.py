@@ -48,7 +48,7 @@ def caption_score(scores: Tensor | Sequence[float], *, half_precision: bool = Fa
     finite = tuple(value if math.isfinite(value) else None for value in values)
     broken = sum(value is None for value in finite)
     if broken or not values:
-        advice = ": try --dtype float32" if half_precision else ""
+        advice = ": add --dtype float32 and a new --out" if half_precision else ""
         return CaptionScore(None, finite, f"{broken} of {len(values)} seeds gave no finite score{advice}")
     return CaptionScore(sum(values) / len(values), finite)
 

@@ -96,7 +96,7 @@ class Explorer:
         caption = self.caption(item)
         values = self.similarity(item, torch.cat([triggers, caption[None]]), references.images)
         if any(value is None for value in values):
-            reason = "the similarity is not a number: a generated image is broken (try --dtype float32)"
+            reason = "the similarity is not a number: a generated image is broken (add --dtype float32 and a new --out)"
             return ExploredImage(record | {"reason": reason}, None)
         similarity = [value for value in values[:-1] if value is not None]
         success = [value >= self.threshold for value in similarity]

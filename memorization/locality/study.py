@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffkit.console import progress, say
+from diffkit.named_pipeline import dtype_name
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.attack.checkpoint import Checkpoints
@@ -80,9 +81,10 @@ def study(
         "items": len(gathered.items),
         "save_triggers": save_triggers,
         "settings": settings.to_json(),
+        "dtype": dtype_name(pipe),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
-    with Run.open(out, config=config, kind="locality", provenance=provenance) as run:
+    with Run.open(out, config=config, kind="locality", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         pipe.set_progress_bar_config(disable=True)
         pipe.safety_checker = None
         threshold = _threshold(pipe, gathered.items, settings)

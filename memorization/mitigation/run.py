@@ -12,7 +12,7 @@ from diffkit import parallel
 from diffkit.console import say
 from diffkit.errors import InputError, unknown_name
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
-from diffkit.named_pipeline import named_pipeline
+from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.runs.shared import open_shared
 from memorization.items import Source, data_digest, gather
 from memorization.mitigation import Method, methods
@@ -86,9 +86,13 @@ def mitigate(
         "suspects": len(chosen),
         "data_sha256": data_digest(gathered.items),
         "settings": asdict(settings),
+        "dtype": dtype_name(pipe),
+        "preset": used.name,
     }
+    # Version 0.1.0 recorded no dtype of mitigations, and always chose the preset by the model's name.
+    added = {"dtype": config["dtype"], "preset": choose_preset("auto", name).name}
     provenance = {"device": str(pipe.device), "preset": used.name}
-    with open_shared(out, config=config, kind="mitigate", provenance=provenance) as run:
+    with open_shared(out, config=config, kind="mitigate", provenance=provenance, added=added) as run:
         pipe.set_progress_bar_config(disable=True)
         mitigation = method.mitigate(pipe, chosen, run, settings)
         if run is not None:

@@ -96,9 +96,10 @@ def generate(
     Exit codes: 0 done; 2 wrong input; 3 some prompts could not be scored; 130 interrupted.
     """
     from diffkit.micro_batch import read_micro_batch
+    from ttsnap.cli.checksums import local_checksums
 
     texts = _prompts(prompts, prompts_file)[:limit]
-    config = {
+    config: dict[str, Any] = {
         "prompts": texts, "model": model, "revision": revision, "dtype": dtype, "reward": reward,
         "candidates": candidates, "budget": budget, "schedule": schedule, "steps": steps, "guidance": guidance,
         "negative": negative, "winners": winners, "seed": seed,
@@ -109,6 +110,12 @@ def generate(
     if enough is not None:
         config["rounds"] = rounds
     out = needed_folder(out, "A search", "runs/search")
+    config["sha256"] = local_checksums(
+        model,
+        preview_vae=preview_vae,
+        reward=reward.partition(":")[2],
+        schedule=schedule if schedule.endswith(".json") else None,
+    )
     pipe = _load(config, device)
     if dry_run:
         say(f"Would search {len(texts)} prompts with {model} and the reward {reward}; nothing was run.")

@@ -79,6 +79,7 @@ def compare(
     from diffkit.ledger import parse_budget
     from diffkit.loading import load_pipeline
     from diffkit.prompts import read_prompts
+    from ttsnap.cli.checksums import local_checksums
     from ttsnap.evaluation.compare import CompareSettings
     from ttsnap.evaluation.compare import compare as carry_out
     from ttsnap.evaluation.contenders import paired_reward, read_contenders
@@ -98,7 +99,7 @@ def compare(
         "budget": budget, "reward": reward, "noise_aware": noise_aware, "steps": steps, "guidance": guidance,
         "negative": negative, "eta": eta, "seed": seed, "micro_batch": micro_batch, "preview_vae": preview_vae,
         "schedules": {key or "default": None if own is None else own.to_json() for key, own in schedules.items()},
-        "sha256": _checksums(model, noise_aware, preview_vae, index),
+        "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae, index=index),
     }  # fmt: skip
     comparison = carry_out(
         pipe, texts, contenders, settings, reward=scorer, out=out, origin=origin, preview_vae=preview_vae, dry=dry_run
@@ -110,19 +111,6 @@ def compare(
         _print_comparison(comparison, format)
         if any(row["failed"] for row in comparison.rows):
             raise typer.Exit(ExitCode.ITEMS)
-
-
-def _checksums(model: str, noise_aware: str, preview: str | None, index: Path | None) -> dict[str, str]:
-    """Checksums of what lies in folders and files here."""
-    from diffkit.loading import resolve_model
-    from diffkit.runs import sha256_file, sha256_folder
-
-    source = resolve_model(model)
-    folders = {"model": source if isinstance(source, Path) else None, "noise_aware": Path(noise_aware)}
-    if preview is not None:
-        folders["preview_vae"] = Path(preview).expanduser()
-    sums = {name: sha256_folder(folder) for name, folder in folders.items() if folder is not None and folder.is_dir()}
-    return sums if index is None else {**sums, "index": sha256_file(index)}
 
 
 def _print_comparison(comparison: Comparison, format: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from diffkit import parallel
 from diffkit.console import is_quiet, say
 from diffkit.errors import ScoringError
+from diffkit.named_pipeline import dtype_name
 from diffkit.rewards.base import describe
 from diffkit.runs.shared import open_shared
 from ttsnap.plots.search import contact_sheet, score_figure
@@ -55,7 +56,9 @@ def generate(
         "processes": parallel.processes(),
         "seeds": {"run": config["seed"]},
     }
-    with open_shared(out, config=config, kind="ttsnap", provenance=provenance) as run:
+    config = {**config, "dtype": dtype_name(pipe)}
+    added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
+    with open_shared(out, config=config, kind="ttsnap", provenance=provenance, added=added) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [index for index in range(len(prompts)) if _key(index) not in done]
         if left:

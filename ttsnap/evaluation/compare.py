@@ -16,6 +16,7 @@ from diffkit.console import format_table, progress, say
 from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.lab import judge
+from diffkit.named_pipeline import dtype_name
 from diffkit.rewards.base import EstimateReward, Reward, RewardLike
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
@@ -254,7 +255,8 @@ def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapp
         "seeds": {"run": settings.seed},
         "group": settings.group,
     }
-    with open_shared(out, config=dict(origin), kind=KIND, provenance=provenance) as run:
+    config = {**origin, "dtype": dtype_name(pipe)}
+    with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [task for task in tasks if not done.issuperset(task.keys)]
         total = len(prompts) * len(contenders)

@@ -26,6 +26,7 @@ from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.flops import pipeline_flops
+from diffkit.named_pipeline import dtype_name
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from diffkit.runs import Run
@@ -100,10 +101,10 @@ def collect(
     preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
     steps = plan(pipe, settings.num_inference_steps, image_size(pipe, settings))
     settings = settings.resolved(steps)
-    config = _config(prompts, rewards, settings, origin or {})
+    config = {**_config(prompts, rewards, settings, origin or {}), "dtype": dtype_name(pipe)}
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
-    with open_shared(out, config=config, kind=KIND, provenance=provenance) as run:
+    with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [
             group
