@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 from diffkit.errors import InputError
@@ -23,9 +22,9 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
 
     Args:
         source: ``lab:train``, ``lab:held-out`` (scenes in no training set of the lab, nor among ``lab:train``),
-            ``lab:trio-train``, ``lab:trio`` (the same of scenes of three things), ``lab:planted``, ``lab:controls``, a
-            .txt with one prompt a line, a .json list of strings, or a .csv, .tsv or .jsonl as
-            :func:`diffkit.suspects.read_suspects` reads them.
+            ``lab:trio-train``, ``lab:trio`` (the same of scenes of three things), ``lab:planted``, ``lab:controls``, or
+            what :func:`diffkit.suspects.read_suspects` reads: a .txt with one prompt a line, a .json list, a .csv, .tsv
+            or .jsonl with a column of them.
 
     Raises:
         InputError: no such source, a row without a prompt (the message says which), or nothing in it.
@@ -41,11 +40,10 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
         return draw(str(source), LAB_SCENES if limit is None else limit)
     if str(source).startswith("lab:") and source not in PHOTOGRAPHS:
         raise InputError(f"The lab has no prompts {str(source)!r}; use {', '.join((*SCENES, *TRIOS, *PHOTOGRAPHS))}.")
-    if str(source).endswith(".json"):
-        return _listed(Path(source))[:limit]
-    suspects, errors = read_suspects(source)
+    suspects, errors = read_suspects(source, images=False)
     if errors:
-        raise InputError(f"{errors[0].source}, row {errors[0].row}: {errors[0].reason}; correct or remove it.")
+        others = f" So are {len(errors) - 1} more." if len(errors) > 1 else ""
+        raise InputError(f"{errors[0].source}, row {errors[0].row}: {errors[0].reason}; correct or remove it.{others}")
     return [suspect.caption for suspect in suspects][:limit]
 
 
@@ -84,13 +82,3 @@ def _count(held_out: bool) -> int:
         for relation in RELATIONS
         for background in BACKGROUNDS
     )
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        prompts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read prompts from {path}: {error}.") from error
-    if not isinstance(prompts, list) or not prompts or any(not isinstance(p, str) or not p.strip() for p in prompts):
-        raise InputError(f"{path} must be a non-empty JSON list of prompts, each a string with words.")
-    return prompts

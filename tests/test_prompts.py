@@ -26,15 +26,19 @@ def test_files_of_each_kind(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.json", "[1]", "must be a non-empty JSON list"),
-        ("a.json", "[]", "must be a non-empty JSON list"),
-        ("a.json", "{", "Cannot read prompts from"),
+        ("a.json", "[1]", "row 1: expected an object or a caption, got 1"),
+        ("a.json", "[]", "no row with a caption"),
+        ("a.json", "{", "as JSON"),
+        ("a.json", '{"a": 1}', "must be a JSON list"),
+        ("a.txt", "Prompt\tCategory\na dog\tx\n", "name it .tsv"),
+        ("a.txt", "Prompt\na dog\n", "row 1: 'Prompt' is a column name"),
+        ("a.txt", "a caf\u00e9".encode("latin-1"), "not UTF-8"),,
         ("a.csv", "prompt,note\na dog,x\n,y\n", "row 3: the caption is missing"),
         ("a.txt", "\n", "no row with a caption"),
     ],
 )
 def test_files_without_prompts_are_refused(tmp_path, name, content, sentence):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=sentence):
         read_prompts(tmp_path / name)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from diffkit.console import say, write_json, write_table
-from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
 from diffkit.option_values import needed_folder, read_names, read_numbers, read_size
@@ -108,8 +107,8 @@ def audit(
     copies: Annotated[str, typer.Option(help="Copy detector.")] = "tiled",
     threshold: Annotated[float | None, typer.Option(help="Its threshold; calibrated by default.")] = None,
     other_captions: Annotated[
-        Path | None,
-        typer.Option(help="Text file of unrelated captions at which attacks start, one a line.", dir_okay=False),
+        str | None,
+        typer.Option(help="Unrelated captions at which attacks start: a .txt, one a line, or another list."),
     ] = None,
     preset: Preset = "auto",
     fail_on: Annotated[FailOn, typer.Option(help="Exit 1 if a suspect is this or worse.")] = "never",
@@ -138,6 +137,7 @@ def audit(
     """
     if context.invoked_subcommand is not None:
         return
+    from diffkit.prompts import read_prompts
     from memorization.auditing.models import AuditedModel, reference_name
     from memorization.auditing.run import audit as run
     from memorization.auditing.settings import AuditSettings
@@ -166,7 +166,7 @@ def audit(
         seed=seed,
         items_at_once=batch,
         micro_batch=read_micro_batch(micro_batch),
-        other_captions=None if other_captions is None else _captions(other_captions),
+        other_captions=None if other_captions is None else tuple(read_prompts(other_captions)),
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     if dry_run:
@@ -197,16 +197,6 @@ def exit_code(summary: AuditSummary, fail_on: FailOn) -> int:
     if any(summary["verdicts"][verdict] for verdict in FAILING[fail_on]):
         return ExitCode.FAIL_ON
     return ExitCode.ITEMS if items_in_error(summary) else ExitCode.DONE
-
-
-def _captions(path: Path) -> tuple[str, ...]:
-    """The captions of a text file, one a line."""
-    if not path.is_file():
-        raise InputError(f"There is no file {path} with unrelated captions.")
-    lines = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not lines:
-        raise InputError(f"{path} holds no captions.")
-    return lines
 
 
 def _planned_work(gathered: Gathered, settings: AuditSettings, *, reference: bool) -> dict[str, int]:

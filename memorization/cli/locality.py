@@ -61,7 +61,7 @@ def locality(
     guidance: Guidance = 3.0,
     threshold: Annotated[float | None, typer.Option(help="Of the copy detector; calibrated by default.")] = None,
     ordinary: Annotated[
-        Path | None, typer.Option(help="Text file of captions of nothing memorized; hundreds.", dir_okay=False)
+        str | None, typer.Option(help="Captions of nothing memorized, hundreds: a .txt, one a line, or another list.")
     ] = None,
     preset: Preset = "auto",
     mitigation: Mitigation = None,
@@ -144,12 +144,12 @@ def _run(
     return result.summary
 
 
-def _ordinary(path: Path | None, preset: Defaults) -> tuple[str, ...]:
+def _ordinary(source: str | None, preset: Defaults) -> tuple[str, ...]:
     from memorization.mitigation.reference_captions import ordinary_captions
 
-    if path is None and preset.ordinary_captions is None:
-        raise InputError("Locality compares with captions of nothing memorized: give a text file, --ordinary FILE.")
-    return ordinary_captions(None if path is None else str(path), preset=preset, n=1000)
+    if source is None and preset.ordinary_captions is None:
+        raise InputError("Locality compares with captions of nothing memorized: give a list, --ordinary FILE.")
+    return ordinary_captions(source, preset=preset, n=1000)
 
 
 def _planned_work(gathered: Gathered, settings: LocalitySettings) -> dict[str, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffkit.errors import InputError
-from diffkit.suspects import read_suspects
+from diffkit.prompts import read_prompts
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,13 @@ class QualitySettings:
 
 
 def read_quality_prompts(source: str | Path, limit: int = 16, *, seed: int = 41) -> list[str]:
-    """Different prompts from ``lab:held-out`` (scenes no lab model was trained on) or what ``read_suspects`` reads.
+    """Different prompts from ``lab:held-out`` (scenes no lab model was trained on) or of another source.
 
     Raises:
-        InputError: nothing usable in the source.
+        InputError: as :func:`diffkit.prompts.read_prompts`, which reads it.
     """
     if source == "lab:held-out":
         from diffkit.lab.world import held_out_scenes
 
         return [scene.caption for scene in held_out_scenes(limit, seed=seed)]
-    suspects, _ = read_suspects(source)
-    if not suspects:
-        raise InputError(f"{source} has no prompt that can be read.")
-    return list(dict.fromkeys(suspect.caption for suspect in suspects))[:limit]
+    return list(dict.fromkeys(read_prompts(source)))[:limit]

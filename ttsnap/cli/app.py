@@ -54,7 +54,8 @@ def ttsnap() -> None:
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to show.")] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", dir_okay=False, exists=True, help="Text file, one prompt a line.")
+        str | None,
+        typer.Option("--prompts", help="More prompts: a .txt, one a line, .csv, .tsv, .json, .jsonl or lab:..."),
     ] = None,
     model: Model = "lab",
     reward: Annotated[str, typer.Option(help="Registered name of the reward.")] = "lab",
@@ -130,9 +131,10 @@ def generate(
         raise typer.Exit(ExitCode.ITEMS)
 
 
-def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
-    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
-    prompts = [*(given or []), *(line.strip() for line in lines if line.strip())]
+def _prompts(given: list[str] | None, source: str | None) -> list[str]:
+    from diffkit.prompts import read_prompts
+
+    prompts = [*(given or []), *([] if source is None else read_prompts(source))]
     if not prompts:
         raise InputError("There is no prompt; write one, or give a file with --prompts.")
     return prompts

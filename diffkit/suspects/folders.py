@@ -1,0 +1,165 @@
+"""Rows of a folder: images with captions beside them, or named by a metadata file.
+
+Read are the layouts of diffusers and datasets (``metadata.jsonl``, ``.csv`` or ``.parquet`` with a ``file_name``), of
+sd-scripts (``a.png`` with ``a.txt`` or ``a.caption``; in a folder ``10_dog`` an image without either is captioned
+"dog"), and captions named ``a.png.txt``. A folder with no image of its own is read subfolder by subfolder. Every image
+below the folder is in a row or in an error.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diffkit.errors import InputError
+from diffkit.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, is_image_name
+from diffkit.suspects.columns import IMAGE_NAMES
+from diffkit.suspects.decoding import read_text
+from diffkit.suspects.image_files import image_files
+from diffkit.suspects.lists import read_jsonl
+from diffkit.suspects.record import Row, RowError, Rows
+from diffkit.suspects.tables import read_table
+
+__all__ = ["read_folder"]
+
+METADATA_READERS = {"metadata.jsonl": read_jsonl, "metadata.csv": read_table}
+CAPTION_SUFFIXES = (".txt", ".caption")
+REPEATS_AND_NAME = re.compile(r"\d+_(.+)")  # of sd-scripts: how often an epoch shows the folder, and its caption
+
+
+def read_folder(folder: Path) -> Rows:
+    """Rows of the images of a folder.
+
+    Raises:
+        InputError: it holds no image, or a metadata file cannot be read.
+    """
+    rows = _read(folder, folder)
+    if not rows.rows and not rows.errors:
+        raise InputError(f"{folder} holds no images and no {' or '.join(METADATA_READERS)}.")
+    return rows
+
+
+def _read(folder: Path, root: Path) -> Rows:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    listing = next((folder / name for name in METADATA_READERS if (folder / name) in files), None)
+    if listing is not None:
+        return _listed(folder, listing, files)
+    if any(_is_picture(path) for path in files):
+        paired = _paired(folder, files, root)
+        return Rows(paired.rows, paired.errors + _not_read(folder, "lies in a subfolder, beside images that are read"))
+    parts = [_read(path, root) for path in _subfolders(folder)]
+    lonely = [RowError(str(path), 1, "a caption without an image beside it") for path in files if _is_caption(path)]
+    return Rows(
+        [row for part in parts for row in part.rows], lonely + [error for part in parts for error in part.errors]
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES
+
+
+def _is_caption(path: Path) -> bool:
+    return path.suffix.lower() in CAPTION_SUFFIXES
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """All pictures in the folder and its subfolders, hidden ones aside."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if _is_picture(path) and path.is_file() and not hidden:
+            yield path
+
+
+def _listed(folder: Path, listing: Path, files: Sequence[Path]) -> Rows:
+    """Rows of a metadata file, an error for each picture that it does not name, and one for a second metadata file."""
+    rows = METADATA_READERS[listing.name](listing)
+    named = {path.resolve() for row in rows.rows for path in _named_images(row)}
+    errors = [
+        RowError(str(path), 1, f"{path.name} is not read, since {listing.name} is; remove one of them")
+        for path in files
+        if path.name in METADATA_READERS and path != listing
+    ]
+    unlisted = [path for path in _pictures_below(folder) if path.resolve() not in named]
+    errors += [
+        RowError(str(folder), number, f"{path.relative_to(folder)} is not named in {listing.name}")
+        for number, path in enumerate(unlisted, start=1)
+    ]
+    return Rows(rows.rows, rows.errors + errors)
+
+
+def _named_images(row: Row) -> Iterator[Path]:
+    for name, value in row.values.items():
+        if name.strip().lower() in IMAGE_NAMES:
+            try:
+                yield from image_files(value, row.folder)
+            except ValueError:
+                continue  # it is an error of its row
+
+
+def _not_read(folder: Path, reason: str) -> list[RowError]:
+    """An error for each picture in a subfolder."""
+    below = [path for path in _pictures_below(folder) if path.parent != folder]
+    return [
+        RowError(str(path.parent), number, f"{path.relative_to(folder)} {reason}: name {path.parent} itself to read it")
+        for number, path in enumerate(below, start=1)
+    ]
+
+
+def _paired(folder: Path, files: Sequence[Path], root: Path) -> Rows:
+    """A row for each picture with a caption, an error for each other picture and for each caption without a picture."""
+    pictures = [path for path in files if _is_picture(path)]
+    captions = {_composed(path.name): path for path in files if _is_caption(path)}
+    stems = Counter(_composed(path.stem) for path in pictures)
+    rows, errors, used = list[Row](), list[RowError](), set[str]()
+    for number, path in enumerate(pictures, start=1):
+        own = [_composed(path.name) + suffix for suffix in CAPTION_SUFFIXES]
+        shared = [_composed(path.stem) + suffix for suffix in CAPTION_SUFFIXES]
+        names = [name for name in (*own, *shared) if name in captions]
+        used.update(names)
+        try:
+            texts = _captions(path, folder, [captions[name] for name in names], own, stems)
+        except ValueError as error:
+            errors.append(RowError(str(folder), number, str(error)))
+        else:
+            name = path.relative_to(root).with_suffix("").as_posix()
+            rows.append(Row(folder, number, {"caption": texts, "images": [path.name]}, name))
+    for name in sorted(set(captions) - used):
+        reason = f"{captions[name].name} has no image beside it"
+        errors.append(RowError(str(folder), len(pictures) + len(errors) + 1, reason))
+    return Rows(rows, errors)
+
+
+def _captions(path: Path, folder: Path, files: Sequence[Path], own: Sequence[str], stems: Counter[str]) -> list[str]:
+    """The captions of a picture: the lines of its caption files, or the caption that the folder's name gives.
+
+    Raises:
+        ValueError: the picture cannot be read, has no caption, or shares its caption with a picture of the same stem.
+    """
+    if not is_image_name(path.name):
+        raise ValueError(f"{path.name} is of a kind that cannot be read here; convert it to PNG")
+    if stems[_composed(path.stem)] > 1 and not any(_composed(file.name) in own for file in files):
+        raise ValueError(
+            f"{path.name} is one of several images named {path.stem}; name a caption {path.name}.txt, or rename one"
+        )
+    lines = [line.removesuffix("\r") for file in files for line in read_text(file).split("\n")]
+    captions = list(dict.fromkeys(line for line in lines if line.strip()))
+    if captions:
+        return captions
+    if files:
+        raise ValueError(f"{path.name} has an empty caption in {files[0].name}")
+    name = REPEATS_AND_NAME.fullmatch(folder.name)
+    if name is None:
+        raise ValueError(f"{path.name} has no caption in {path.stem}.txt or {path.stem}.caption")
+    return [name[1]]
+
+
+def _composed(name: str) -> str:
+    """The name with accents composed, as a Mac and Linux write the same name differently."""
+    return unicodedata.normalize("NFC", name)
