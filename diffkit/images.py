@@ -88,16 +88,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     - gray of floating point: must lie in [0, 1], which becomes 0 to 255;
     - gray of 32 bits: refused, since files of this kind do not state their range;
     - transparency (a channel, a palette entry, one colour): white shows through;
-    - any other mode: as Pillow converts it; where it cannot (LAB), refused.
+    - any other mode: as Pillow converts it; where it cannot, refused.
 
     Raises:
         ValueError: refused, with the reason.
     """
     if image.mode.startswith("I") or image.mode == "F":
         return _gray_in_8_bits(image).convert("RGB")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.convert("RGB")
-    if image.mode in ("LAB", "YCbCr", "HSV", "CMYK", "RGBX"):
+    if image.mode in ("LAB", "CMYK") or (image.mode == "RGB" and "transparency" not in image.info):
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
+from PIL import Image, features
 
 from diffkit.errors import InputError
-from diffkit.images import contact_sheet, data_uri, load_image, load_pil, save_png, to_pil
+from diffkit.images import contact_sheet, data_uri, is_image_name, load_image, load_pil, save_png, to_pil
 
 
 def test_png_round_trip_is_exact(tmp_path: Path) -> None:
@@ -86,3 +87,65 @@ def test_contact_sheet_places_row_by_row() -> None:
     assert [sheet.getpixel(place) for place in ((0, 0), (6, 0), (0, 6), (9, 9))] == [*colours, (255, 255, 255)]
     with pytest.raises(ValueError, match="0 images"):
         contact_sheet([], columns=2)
+
+
+def ramp(bits: int) -> np.ndarray:
+    """A gray ramp over the full range of the bits, 256 wide."""
+    return np.tile(np.linspace(0, 2**bits - 1, 256).round(), (4, 1))
+
+
+def test_deep_gray_keeps_its_shades(tmp_path: Path) -> None:
+    levels = np.tile(np.arange(256), (4, 1))
+    deep = ramp(16).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "gray.png")
+    Image.fromarray(deep).save(tmp_path / "gray.tif")
+    Image.fromarray(deep).save(tmp_path / "gray.pgm", format="PPM")
+    Image.fromarray(deep).save(tmp_path / "gray.jp2", irreversible=False)
+    Image.fromarray(deep.astype(">u2")).save(tmp_path / "big-endian.tif")
+    Image.fromarray(ramp(16).astype(np.float32) / 65535).save(tmp_path / "float.tif")
+    Image.fromarray(65535 - deep).save(tmp_path / "inverted.tif", tiffinfo={262: 0})
+    for path in sorted(tmp_path.iterdir()):
+        pixels = np.asarray(load_pil(path), int)
+        assert pixels.shape == (4, 256, 3), path.name
+        assert np.abs(pixels - levels[..., None]).max() <= 1, path.name
+    assert np.abs(np.asarray(to_pil(Image.fromarray(deep)), int) - levels[..., None]).max() <= 1
+
+
+def test_twelve_bits_are_not_read_as_sixteen(tmp_path: Path) -> None:
+    """A TIFF of 12 bits a value, packed by hand: four values in six bytes."""
+    values = [0, 4095, 2048, 1024]
+    bits = "".join(f"{value:012b}" for value in values)
+    strip = int(bits, 2).to_bytes(6, "big")
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(strip)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    offset = 8 + len(strip)
+    content = b"II*\0" + struct.pack("<I", offset) + strip + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+    (tmp_path / "twelve.tif").write_bytes(content)
+    assert np.asarray(load_pil(tmp_path / "twelve.tif"))[0, :, 0].tolist() == [0, 255, 128, 64]
+
+
+def test_values_without_a_stated_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "long.tif")
+    Image.fromarray(np.full((2, 2), 200.0, np.float32)).save(tmp_path / "bright.tif")
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    for name, reason in {
+        "long": "32 bits",
+        "bright": "between 0 and 1",
+        "nan": "between 0 and 1",
+    }.items():
+        with pytest.raises(InputError, match=rf"{name}\.tif cannot be read as an image: .*{reason}"):
+            load_pil(tmp_path / f"{name}.tif")
+
+
+def test_one_transparent_shade_is_white(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 300, np.uint16)).save(tmp_path / "deep.png", transparency=300)
+    Image.new("L", (2, 2), 7).save(tmp_path / "gray.png", transparency=7)
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "colour.png", transparency=(1, 2, 3))
+    for path in tmp_path.iterdir():
+        assert load_pil(path).getpixel((0, 0)) == (255, 255, 255), path.name
+
+
+def test_names_of_pictures() -> None:
+    assert all(is_image_name(name) for name in ("a.PNG", "b.jfif", "c.tif"))
+    assert not any(is_image_name(name) for name in ("a.heic", "b.txt", "png"))
+    assert is_image_name("a.avif") == features.check("avif")

@@ -32,7 +32,7 @@ def test_files_of_each_kind(tmp_path):
         ("a.json", '{"a": 1}', "must be a JSON list"),
         ("a.txt", "Prompt\tCategory\na dog\tx\n", "name it .tsv"),
         ("a.txt", "Prompt\na dog\n", "row 1: 'Prompt' is a column name"),
-        ("a.txt", "a caf\u00e9".encode("latin-1"), "not UTF-8"),,
+        ("a.txt", "a caf\u00e9".encode("latin-1"), "not UTF-8"),
         ("a.csv", "prompt,note\na dog,x\n,y\n", "row 3: the caption is missing"),
         ("a.txt", "\n", "no row with a caption"),
     ],

@@ -45,14 +45,21 @@ def suspects_of_rows(rows: Iterable[Row], *, images: bool = True) -> tuple[list[
         try:
             captions, template = _read(row, taken, images)
         except ValueError as error:
-            errors.append(RowError(str(row.source), row.number, str(error)))
+            errors.append(_error(row, str(error)))
             continue
-        errors += [RowError(str(row.source), row.number, reason) for reason in captions.reasons]
+        errors += [_error(row, reason) for reason in captions.reasons]
         for place, caption in enumerate(captions.good, start=1):
             identity = _free(template.id if place == 1 else f"{template.id}-caption-{place}", row.number, taken)
             taken.add(identity)
             suspects.append(Suspect(identity, caption, template.images, template.kind, template.extra))
     return suspects, errors
+
+
+def _error(row: Row, reason: str) -> RowError:
+    """The error of a row; it names the row's image."""
+    images = (value for value in _take_all(dict(row.values), IMAGE_NAMES) if value)
+    name = _text(next(images, None))
+    return RowError(str(row.source), row.number, reason if name in reason else f"{reason} (image {name})")
 
 
 def _read(row: Row, taken: set[str], with_images: bool) -> tuple[_Captions, Suspect]:
