@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -17,6 +18,7 @@ import pytest
 import typer
 
 from diffkit.cli import app, main
+from diffkit.readable_forms import readable_forms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,11 +69,18 @@ def parse(arguments: list[str]) -> None:
     command.make_context(command.name, [*arguments], parent=context.parent)
 
 
-@pytest.mark.parametrize("script", ["readme_figures", "help_texts", "families_table", "json_schemas"])
+@pytest.mark.parametrize("script", ["readme_figures", "help_texts", "families_table", "json_schemas", "readable_forms"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     line = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--check"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_each_form_that_can_be_read_names_its_test() -> None:
+    for form in readable_forms():
+        file, _, name = form.test.partition("::")
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, form
 
 
 def test_the_python_of_the_pages_runs(tmp_path: Path) -> None:

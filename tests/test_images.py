@@ -149,3 +149,15 @@ def test_names_of_pictures() -> None:
     assert all(is_image_name(name) for name in ("a.PNG", "b.jfif", "c.tif"))
     assert not any(is_image_name(name) for name in ("a.heic", "b.txt", "png"))
     assert is_image_name("a.avif") == features.check("avif")
+
+
+def test_other_modes_are_converted_as_pillow_does(tmp_path: Path) -> None:
+    colour = Image.new("RGB", (8, 8), (200, 100, 50))
+    colour.convert("CMYK").save(tmp_path / "cmyk.tif")
+    colour.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
+    colour.save(tmp_path / "moving.webp", save_all=True, append_images=[Image.new("RGB", (8, 8))], lossless=True)
+    lab = Image.new("LAB", (8, 8), (128, 128, 128))
+    lab.save(tmp_path / "lab.tif")
+    for path in tmp_path.iterdir():
+        expected = lab.convert("RGB") if path.stem == "lab" else colour
+        assert np.abs(np.asarray(load_pil(path), int) - np.asarray(expected, int)).max() <= 1, path.name
