@@ -150,6 +150,18 @@ def test_odd_names_in_a_list_are_errors(tmp_path: Path) -> None:
     assert (suspects, len(errors)) == ([], 3)
 
 
+def test_links(tmp_path: Path) -> None:
+    elsewhere = folder_with(tmp_path / "elsewhere", {"b.png": None, "b.txt": "b"})
+    root = folder_with(tmp_path / "root", {"sub/a.png": None, "sub/a.txt": "a", "sub/gone.txt": "gone"})
+    (root / "sub" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "around").symlink_to(root)
+    (root / "sub" / "around").symlink_to(root)
+    suspects, reasons = read(root)
+    assert [caption for _, caption, _ in suspects] == ["b", "a"]
+    assert reasons == ["gone.png is a link to a file that is not there"]
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no images"):
         read_suspects(folder_with(tmp_path, {"deep/er/readme.md": "x"}))

@@ -43,7 +43,7 @@ def read_folder(folder: Path) -> Rows:
 
 
 def _read(folder: Path, root: Path) -> Rows:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = _files(folder)
     listing = next((folder / name for name in METADATA_READERS if (folder / name) in files), None)
     if listing is not None:
         return _listed(folder, listing, files)
@@ -57,8 +57,16 @@ def _read(folder: Path, root: Path) -> Rows:
     )
 
 
+def _files(folder: Path) -> list[Path]:
+    """What is no folder; a link to nothing too, as it stands for a picture that is gone."""
+    return sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
+
+
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Its folders; hidden ones, and links to the folder itself or to one above, are left out."""
+    above = {folder.resolve(), *folder.resolve().parents}
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folders if path.resolve() not in above)
 
 
 def _is_picture(path: Path) -> bool:
@@ -70,11 +78,10 @@ def _is_caption(path: Path) -> bool:
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    """All pictures in the folder and its subfolders, hidden ones aside."""
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if _is_picture(path) and path.is_file() and not hidden:
-            yield path
+    """All pictures in the folder and its subfolders."""
+    yield from (path for path in _files(folder) if _is_picture(path))
+    for subfolder in _subfolders(folder):
+        yield from _pictures_below(subfolder)
 
 
 def _listed(folder: Path, listing: Path, files: Sequence[Path]) -> Rows:
@@ -142,6 +149,8 @@ def _captions(path: Path, folder: Path, files: Sequence[Path], own: Sequence[str
     Raises:
         ValueError: the picture cannot be read, has no caption, or shares its caption with a picture of the same stem.
     """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is a link to a file that is not there")
     if not is_image_name(path.name):
         raise ValueError(f"{path.name} is of a kind that cannot be read here; convert it to PNG")
     if stems[_composed(path.stem)] > 1 and not any(_composed(file.name) in own for file in files):
