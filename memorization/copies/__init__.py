@@ -74,6 +74,7 @@ copy_detectors: Registry[Callable[..., CopyDetector]] = Registry(
         "latent": "memorization.copies.latent:LatentCorrelation",
         "sscd": "memorization.copies.sscd:SSCDSimilarity",
         "sscd-288": "memorization.copies.sscd:small_edge",
+        "sscd-int8": "memorization.copies.sscd_int8:SSCDInt8Similarity",
     },
 )
 

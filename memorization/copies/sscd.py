@@ -106,7 +106,14 @@ HOW = (
 
 
 def prepare(images: Tensor, resize: Resize = "skew-320") -> Tensor:
-    """(B, 3, H, W) in [0, 1] to what SSCD sees: resized (bilinear, antialiased) and normalised as ImageNet's.
+    """(B, 3, H, W) in [0, 1] to what SSCD sees: :func:`resized` and normalised as ImageNet's."""
+    images = resized(images, resize)
+    mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    return (images - mean) / deviation
+
+
+def resized(images: Tensor, resize: Resize = "skew-320") -> Tensor:
+    """(B, 3, H, W) in [0, 1] to the size that SSCD sees, bilinear and antialiased, still in [0, 1].
 
     The authors recommend both: "skew-320" squashes to 320x320, "small-288" makes the shorter side 288. They resize
     8-bit pictures by PIL; here the numbers stay floating, which differs by rounding only.
@@ -116,8 +123,7 @@ def prepare(images: Tensor, resize: Resize = "skew-320") -> Tensor:
     if resize == "small-288":
         size = (288, int(288 * width / height)) if height <= width else (int(288 * height / width), 288)
     images = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-    mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
-    return (images.clamp(0, 1) - mean) / deviation
+    return images.clamp(0, 1)
 
 
 class SSCDSimilarity:
