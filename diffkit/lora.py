@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from diffkit.errors import InputError
+from diffkit.loading import quietly
+from diffkit.locations import is_hub_id, missing_file
+from diffkit.lora_accounting import check_whole
+from diffkit.lora_file import open_lora
+from diffkit.micro_batch import is_out_of_memory
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
 __all__ = ["find_lora", "fuse_lora", "lora_checksum"]
 
+LOADERS = ("diffusers.loaders", "diffusers.utils.peft_utils", "transformers.integrations.peft")
 USUAL = "pytorch_lora_weights.safetensors"  # what diffusers writes
 
 
@@ -30,8 +39,8 @@ def find_lora(source: str | Path) -> Path:
         return path
     if path.is_dir():
         return path / _one_of([file.name for file in sorted(path.glob("*.safetensors"))], source)
-    if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
-        raise InputError(f"There is no LoRA {str(source)!r}; give a .safetensors file, a folder with one or a hub id.")
+    if not is_hub_id(source):
+        raise missing_file(source, "LoRA", "a .safetensors file, a folder with one, or a hub id")
     return _from_hub(str(source))
 
 
@@ -76,23 +85,49 @@ def fuse_lora(pipe: Pipeline, source: str | Path) -> None:
     """Add a LoRA at full strength to the pipeline's weights, in place; no adapter layers remain.
 
     Raises:
-        InputError: as :func:`find_lora`; the pipeline takes none, the file holds nothing for it, or does not fit it.
+        InputError: as :func:`find_lora`; the pipeline takes none, the file holds nothing for it or does not fit it, or
+            a part of the file would be left out.
     """
     path = find_lora(source)
+    file = open_lora(path, source)
+    name = type(pipe).__name__
     if not hasattr(pipe, "load_lora_weights"):
-        raise InputError(f"{type(pipe).__name__} takes no LoRA.")
+        raise InputError(f"{name} takes no LoRA.")
     try:
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
-        parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-        if not any(getattr(part, "peft_config", None) for part in parts):
+        with quietly(), _without_advice():
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+        parts = {
+            part: model for part, model in pipe.components.items() if isinstance(model, nn.Module) and _adapted(model)
+        }
+        if not parts:
             raise InputError(
-                f"The LoRA {str(source)!r} holds nothing for {type(pipe).__name__}; save it with the pipeline's own "
-                "save_lora_weights."
+                f"The LoRA {str(source)!r} holds nothing for {name}; save it with the pipeline's own save_lora_weights."
             )
-        pipe.fuse_lora(safe_fusing=True)
+        check_whole(file, parts, source, name)
+        pipe.fuse_lora(components=list(parts), safe_fusing=True)
         pipe.unload_lora_weights()
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        if isinstance(error, InputError):
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"The LoRA {str(source)!r} does not fit this model: {reason}") from error
+
+
+def _adapted(model: nn.Module) -> bool:
+    return bool(getattr(model, "peft_config", None))
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the loaders' log lines on parts that have no adapter, and on errors, which are told in one sentence."""
+    loggers = [logging.getLogger(name) for name in LOADERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
