@@ -10,8 +10,9 @@ from diffkit.errors import InputError
 __all__ = ["is_hub_id", "looks_like_path", "missing_file"]
 
 #: Endings of files of weights and settings; a hub id may have a dot (``owner/model-1.5``), but none of these.
-FILE_ENDINGS = frozenset(
-    ".safetensors .sft .ckpt .pt .pth .bin .gguf .onnx .h5 .msgpack .pkl .pickle .zip .tar .json .yaml .yml .txt".split()
+FILE_ENDINGS = (
+    *(".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".h5", ".msgpack", ".pkl", ".pickle"),
+    *(".zip", ".tar", ".json", ".yaml", ".yml", ".txt"),
 )
 
 

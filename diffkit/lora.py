@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from diffkit.errors import InputError
-from diffkit.loading import quietly
+from diffkit.library_logging import quietly, silenced
 from diffkit.locations import is_hub_id, missing_file
 from diffkit.lora_accounting import check_whole
 from diffkit.lora_file import open_lora
@@ -22,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["find_lora", "fuse_lora", "lora_checksum"]
 
-LOADERS = ("diffusers.loaders", "diffusers.utils.peft_utils", "transformers.integrations.peft")
+LOADERS = (  # their log lines are on parts without an adapter, and on errors, which are told in one sentence
+    "diffusers.loaders",
+    "diffusers.utils.peft_utils",
+    "transformers.integrations.peft",
+)
 USUAL = "pytorch_lora_weights.safetensors"  # what diffusers writes
 
 
@@ -94,7 +95,7 @@ def fuse_lora(pipe: Pipeline, source: str | Path) -> None:
     if not hasattr(pipe, "load_lora_weights"):
         raise InputError(f"{name} takes no LoRA.")
     try:
-        with quietly(), _without_advice():
+        with quietly(), silenced(*LOADERS):
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
         parts = {
             part: model for part, model in pipe.components.items() if isinstance(model, nn.Module) and _adapted(model)
@@ -117,17 +118,3 @@ def fuse_lora(pipe: Pipeline, source: str | Path) -> None:
 
 def _adapted(model: nn.Module) -> bool:
     return bool(getattr(model, "peft_config", None))
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Without the loaders' log lines on parts that have no adapter, and on errors, which are told in one sentence."""
-    loggers = [logging.getLogger(name) for name in LOADERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffkit.errors import InputError
 from diffkit.lora_file import LoraFile, product_energy
@@ -46,18 +46,22 @@ def adapter_layers(model: nn.Module, *, scaled: bool = True) -> Iterator[Layer]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        for adapter, down in layer.lora_A.items():
-            up = layer.lora_B[adapter]
+        for adapter in layer.lora_A:
+            down, up = (factors.get_parameter(f"{adapter}.weight") for factors in (layer.lora_A, layer.lora_B))
             scale = layer.scaling[adapter] if scaled else 1.0
-            if down.weight.is_meta or up.weight.is_meta:
-                yield Layer(name, (up.weight.shape[0], *down.weight.shape[:2]), math.inf)
+            if down.is_meta or up.is_meta:
+                yield Layer(name, tuple(up.shape[:2]), math.inf)
             else:
-                yield Layer(name, *product_energy(down.weight.detach(), up.weight.detach(), scale))
-            magnitude = layer.lora_magnitude_vector[adapter] if adapter in layer.lora_magnitude_vector else None
-            for vector in (up.bias, getattr(magnitude, "weight", None)):
-                if vector is not None:
-                    energy = math.inf if vector.is_meta else float(vector.detach().double().square().sum())
-                    yield Layer(name, (vector.numel(),), energy)
+                yield Layer(name, *product_energy(down.detach(), up.detach(), scale))
+            vectors = [*_own(layer.lora_B, f"{adapter}.bias"), *_own(layer.lora_magnitude_vector, f"{adapter}.weight")]
+            for vector in vectors:
+                energy = math.inf if vector.is_meta else float(vector.detach().double().square().sum())
+                yield Layer(name, (vector.numel(),), energy)
+
+
+def _own(modules: nn.ModuleDict, name: str) -> list[Tensor]:
+    """The parameter of that name, if there is one."""
+    return [parameter for key, parameter in modules.named_parameters() if key == name]
 
 
 def left_over(wanted: Iterable[Layer], present: Iterable[Layer]) -> tuple[list[Layer], list[Layer]]:
@@ -109,7 +113,9 @@ def check_whole(file: LoraFile, parts: Mapping[str, nn.Module], source: str | Pa
     scaled = not file.alphas_in_metadata
     wanted = [Layer(name, shape, energy) for name, (shape, energy) in file.energies().items()]
     if odd := [layer.name for layer in wanted if not math.isfinite(layer.energy)]:
-        raise InputError(f"The LoRA {str(source)!r} holds NaN or infinite numbers, first in {odd[0]}; the file is damaged.")
+        raise InputError(
+            f"The LoRA {str(source)!r} holds NaN or infinite numbers, first in {odd[0]}; the file is damaged."
+        )
     present = [layer for part in parts.values() for layer in adapter_layers(part, scaled=scaled)]
     missing, added = left_over(wanted, present)
     if not missing and not added:

@@ -25,11 +25,14 @@ __all__ = [
     "MicroBatch",
     "Mitigation",
     "Model",
+    "ModelConfig",
     "Out",
     "Preset",
     "PreviewVae",
     "Revision",
+    "Scheduler",
     "Seed",
+    "Variant",
 ]
 
 DEBUG_KEY = "diffkit.debug"  # in the context's `meta`, which a command shares with its parents
@@ -42,7 +45,26 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="lab, lab-clean, lab-trio, a folder in diffusers' format, or a hub id.")
+    str,
+    typer.Option(
+        "--model", "-m", help="lab, lab-clean, lab-trio, a folder in diffusers' format, a .safetensors file, a hub id."
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option("--variant", help="Of the weights, e.g. fp16; default: the plain ones, or the only one there is."),
+]
+ModelConfig = Annotated[
+    str | None,
+    typer.Option("--config", help="For a model in one file: a folder or hub id with its family's settings."),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="Instead of the model's own: ddim, euler-a, unipc, ...",
+    ),
 ]
 Mitigation = Annotated[
     Path | None,

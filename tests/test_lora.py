@@ -96,7 +96,8 @@ def test_every_layer_of_a_file_is_put_on_at_its_strength_and_in_silence(scheme, 
         fuse_lora(pipe, written(names(made), tmp_path))
     check_weights(pipe.unet, expected(plain, made, scale))
     check_weights(pipe.text_encoder, text)
-    assert caplog.text == "" and capfd.readouterr().err == ""
+    assert caplog.text == ""
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("prefix", ["lora_te_text_model_", "lora_te1_text_model_"])

@@ -22,7 +22,9 @@ from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
 from diffkit.ledger import Ledger
-from diffkit.loading import first_line, model_class, quietly, resolve_model
+from diffkit.loading import LOADING_ERRORS, first_line, model_class, quietly, resolve_model
+from diffkit.micro_batch import is_out_of_memory
+from diffkit.model_folder import ModelFolder
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.schedules.load import load_schedule
@@ -125,10 +127,14 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
         stock = model_class(source, kwargs)
+        if isinstance(source, Path):
+            kwargs["variant"] = ModelFolder(source).check(kwargs.get("variant"))
         try:
             with quietly():
                 loaded: Any = stock.from_pretrained(str(source), **kwargs)
-        except (OSError, ValueError) as error:
+        except LOADING_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             raise InputError(f"Could not load the model {str(model)!r}: {first_line(error)}") from error
         pipe = cls._of(loaded)
         pipe.reward, pipe.schedule = scorer, pruning

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from diffkit.errors import InputError
-from diffkit.loading import quietly
+from diffkit.library_logging import quietly
+from diffkit.locations import looks_like_path
 from diffkit.runs import sha256_file
 
 __all__ = ["digest", "find_file", "is_hub_id", "model_files", "one_sentence", "read_model", "read_tensors"]
@@ -30,10 +31,7 @@ MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safete
 
 def is_hub_id(location: str | Path) -> bool:
     """Whether a location means the hub: ``owner/name``, no path, and nothing of that name here."""
-    text = str(location)
-    pathlike = isinstance(location, Path) or text.startswith((".", "~", "/")) or text.count("/") != 1
-    ending = Path(text).suffix in (".pt", ".pth", ".bin", ".safetensors")
-    return text in OWNERLESS or not (pathlike or ending or Path(text).exists())
+    return str(location) in OWNERLESS or not looks_like_path(location)
 
 
 @contextmanager
