@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -69,12 +69,13 @@ class ModelFolder:
                 continue  # a part that the model does without, or a setting that is a list
             yield Component(name, self.path / name, *entry)
 
-    def check(self, variant: str | None = None, *, any_class: bool = False) -> str | None:
+    def check(self, variant: str | None = None, *, any_class: bool = False, given: Collection[str] = ()) -> str | None:
         """Check that the pipeline and all its parts can be loaded, reading no weights.
 
         Args:
             variant: of the weights, such as ``fp16``; None takes the plain ones, or the only variant there is.
             any_class: the pipeline's class is given by the caller and not looked at.
+            given: parts that the caller brings along and the folder may lack.
 
         Returns:
             The variant to load.
@@ -84,29 +85,32 @@ class ModelFolder:
         """
         if not any_class:
             pipeline_class(self.class_name, self.path)
-        parts = list(self.components())
+        parts = [part for part in self.components() if part.name not in given]
         models = [part for part in parts if part.has_weights()]
         chosen = choose_variant(self.path, models, variant)
         for part in models:
             part.check_files(chosen)
         return chosen
 
-    def check_filled(self, pipe: Any, variant: str | None) -> None:
-        """Check that the files hold as many numbers as the encoders that were loaded from them.
+    def check_filled(self, pipe: Any, variant: str | None, *, given: Collection[str] = ()) -> None:
+        """Check that the files filled all weights of a pipeline that was loaded from them.
 
-        transformers fills tensors that a file lacks with random numbers.
+        The libraries leave weights that a file lacks empty, or fill them with random numbers.
+
+        Args:
+            given: parts that do not come from the folder.
 
         Raises:
-            InputError: a part has more numbers than its files.
+            InputError: a part has more weights than its files.
         """
         for part in self.components():
             network = getattr(pipe, part.name, None)
-            if part.library != "transformers" or not isinstance(network, torch.nn.Module):
+            if part.name in given or not isinstance(network, torch.nn.Module):
                 continue
             files = part.weights.get(variant) or part.weights.get(None) or []
             sizes = [torch.Size(entry["shape"]).numel() for path in files for entry in read_header(path).values()]
             own = sum(parameter.numel() for parameter in network.parameters())
-            if sum(sizes) < own:
+            if sum(sizes) < own or any(parameter.is_meta for parameter in network.parameters()):
                 raise InputError(
                     f"The {part.name} of the model {str(self.path)!r} has {own} weights and its files hold "
                     f"{sum(sizes)}; the rest would be random. Get the whole model."

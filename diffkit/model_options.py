@@ -18,8 +18,8 @@ class ModelOptions:
 
     Example:
         >>> options = ModelOptions(model="lab", scheduler="euler")
-        >>> options.name, options.identity()
-        ('lab', {'scheduler': 'euler'})
+        >>> options.name, type(options.load().scheduler).__name__
+        ('lab', 'EulerDiscreteScheduler')
     """
 
     model: str
@@ -36,11 +36,6 @@ class ModelOptions:
     def name(self) -> str:
         """What a record calls the model: its name, with the revision where one was given."""
         return self.model if self.revision is None else f"{self.model}@{self.revision}"
-
-    def identity(self) -> dict[str, str]:
-        """The options beyond the model's name that change which weights are loaded and how they are sampled."""
-        options = {"variant": self.variant, "config": self.config, "scheduler": self.scheduler}
-        return {name: value for name, value in options.items() if value is not None}
 
     def checksum(self) -> str | None:
         """As :func:`diffkit.loading.model_checksum`, with the LoRA."""

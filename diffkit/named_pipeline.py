@@ -9,7 +9,7 @@ from diffkit.families import Pipeline
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["NamedPipeline", "dtype_name", "name_of", "named_pipeline", "note_options", "options_of"]
+__all__ = ["NamedPipeline", "dtype_name", "name_of", "named_pipeline"]
 
 
 class NamedPipeline(NamedTuple):
@@ -54,16 +54,3 @@ def dtype_name(pipe: DiffusionPipeline) -> str:
     }
     own = str(pipe.dtype).removeprefix("torch.")
     return ", ".join([own, *(f"{name} {other}" for name, other in sorted(precisions.items()) if other != own)])
-
-
-def note_options(pipe: DiffusionPipeline, **options: object) -> None:
-    """Note on a pipeline the options that changed how it was loaded; those that are None are not noted."""
-    vars(pipe)["_loading_options"] = {name: str(value) for name, value in options.items() if value is not None}
-
-
-def options_of(pipe: DiffusionPipeline) -> dict[str, str]:
-    """The options beyond the model's name that a pipeline was loaded with: ``variant``, ``config``, ``scheduler``.
-
-    They belong into the configuration of a run. Empty without any, so that runs of earlier versions resume.
-    """
-    return dict(vars(pipe).get("_loading_options", {}))

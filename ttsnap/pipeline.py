@@ -80,6 +80,10 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     recipes: list[Recipe | None] | None = None
 
 
+#: Attributes of a pipeline that one with replaced components keeps.
+_CARRIED = ("_progress_bar_config", "_all_hooks", "_offload_device", "_offload_gpu_id", "_loading_options")
+
+
 class TTSnapPipeline(_Stock):  # type: ignore[misc]
     """A stock text-to-image pipeline with seed search, of any family in :data:`diffkit.families.FAMILIES`.
 
@@ -128,7 +132,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
         stock = model_class(source, kwargs)
         if isinstance(source, Path):
-            kwargs["variant"] = ModelFolder(source).check(kwargs.get("variant"))
+            kwargs["variant"] = ModelFolder(source).check(kwargs.get("variant"), given=kwargs)
         try:
             with quietly():
                 loaded: Any = stock.from_pretrained(str(source), **kwargs)
@@ -136,6 +140,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             if is_out_of_memory(error):
                 raise
             raise InputError(f"Could not load the model {str(model)!r}: {first_line(error)}") from error
+        if isinstance(source, Path):
+            ModelFolder(source).check_filled(loaded, kwargs["variant"], given=kwargs)
         pipe = cls._of(loaded)
         pipe.reward, pipe.schedule = scorer, pruning
         pipe.preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
@@ -187,7 +193,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         if components:
             settings = {name: pipeline.config[name] for name in optional if name in pipeline.config}
             pipe = target(**parts, **settings)
-            for name in ("_progress_bar_config", "_all_hooks", "_offload_device", "_offload_gpu_id"):
+            for name in _CARRIED:
                 if name in vars(pipeline):
                     setattr(pipe, name, getattr(pipeline, name))
         else:

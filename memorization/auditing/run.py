@@ -11,6 +11,7 @@ import torch
 
 from diffkit import parallel
 from diffkit.named_pipeline import dtype_name
+from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
 from memorization.auditing.attack_suite import build_attacks
 from memorization.auditing.measure_all import done_keys, measure_all
@@ -102,7 +103,7 @@ def audit(
     size = image_size(pipe, settings.size)
     items = with_companions(gathered.items, edits=settings.edits, reference=audited.reference is not None)
     config = _config(audited, gathered, settings, items=len(items), save_triggers=save_triggers)
-    config["dtype"] = dtype_name(pipe)
+    config |= {"dtype": dtype_name(pipe), **options_of(pipe)}
     provenance = _provenance(audited, chosen, pipe)
     summary: AuditSummary | None = None
     with open_shared(out, config=config, kind="audit", provenance=provenance, added={"dtype": config["dtype"]}) as run:

@@ -12,6 +12,7 @@ from diffkit import parallel
 from diffkit.console import progress, say
 from diffkit.micro_batch import MicroBatch
 from diffkit.named_pipeline import dtype_name, named_pipeline
+from diffkit.noted_options import options_of
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.seeds import item_seed
@@ -89,6 +90,7 @@ def detect(
         "items": len(gathered.items),
         "settings": settings.to_json(),
         "dtype": dtype_name(pipe),
+        **options_of(pipe),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance["processes"] = parallel.processes()

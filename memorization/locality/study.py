@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffkit.console import progress, say
 from diffkit.named_pipeline import dtype_name
+from diffkit.noted_options import options_of
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.attack.checkpoint import Checkpoints
@@ -82,6 +83,7 @@ def study(
         "save_triggers": save_triggers,
         "settings": settings.to_json(),
         "dtype": dtype_name(pipe),
+        **options_of(pipe),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     with Run.open(out, config=config, kind="locality", provenance=provenance, added={"dtype": config["dtype"]}) as run:

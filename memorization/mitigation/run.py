@@ -13,6 +13,7 @@ from diffkit.console import say
 from diffkit.errors import InputError, unknown_name
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.named_pipeline import dtype_name, named_pipeline
+from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
 from memorization.items import Source, data_digest, gather
 from memorization.mitigation import Method, methods
@@ -87,6 +88,7 @@ def mitigate(
         "data_sha256": data_digest(gathered.items),
         "settings": asdict(settings),
         "dtype": dtype_name(pipe),
+        **options_of(pipe),
         "preset": used.name,
     }
     # Version 0.1.0 recorded no dtype of mitigations, and always chose the preset by the model's name.

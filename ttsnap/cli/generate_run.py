@@ -14,6 +14,7 @@ from diffkit import parallel
 from diffkit.console import is_quiet, say
 from diffkit.errors import ScoringError
 from diffkit.named_pipeline import dtype_name
+from diffkit.noted_options import options_of
 from diffkit.rewards.base import describe
 from diffkit.runs.shared import open_shared
 from ttsnap.plots.search import contact_sheet, score_figure
@@ -56,7 +57,7 @@ def generate(
         "processes": parallel.processes(),
         "seeds": {"run": config["seed"]},
     }
-    config = {**config, "dtype": dtype_name(pipe)}
+    config = {**config, "dtype": dtype_name(pipe), **options_of(pipe)}
     added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
     with open_shared(out, config=config, kind="ttsnap", provenance=provenance, added=added) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))

@@ -17,6 +17,7 @@ from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.lab import judge
 from diffkit.named_pipeline import dtype_name
+from diffkit.noted_options import options_of
 from diffkit.rewards.base import EstimateReward, Reward, RewardLike
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
@@ -255,7 +256,7 @@ def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapp
         "seeds": {"run": settings.seed},
         "group": settings.group,
     }
-    config = {**origin, "dtype": dtype_name(pipe)}
+    config = {**origin, "dtype": dtype_name(pipe), **options_of(pipe)}
     with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [task for task in tasks if not done.issuperset(task.keys)]

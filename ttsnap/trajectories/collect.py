@@ -27,6 +27,7 @@ from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.flops import pipeline_flops
 from diffkit.named_pipeline import dtype_name
+from diffkit.noted_options import options_of
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from diffkit.runs import Run
@@ -101,7 +102,7 @@ def collect(
     preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
     steps = plan(pipe, settings.num_inference_steps, image_size(pipe, settings))
     settings = settings.resolved(steps)
-    config = {**_config(prompts, rewards, settings, origin or {}), "dtype": dtype_name(pipe)}
+    config = {**_config(prompts, rewards, settings, origin or {}), "dtype": dtype_name(pipe), **options_of(pipe)}
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
     with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
