@@ -15,6 +15,7 @@ from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig, inject_adapter_in_model
 from tiny_families import FAMILY_ROWS, family_pipeline
 
+import diffkit.flops
 from diffkit.conditioning import encode_prompts, initial_latents, latent_shape, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
@@ -121,6 +122,17 @@ def test_the_winner_is_the_stock_image_of_its_seed(name, how):
     assert np.abs(pixels(padded.images[0]) - reference).max() <= 1
     assert strict.ledger.rows_per_call == (2 if how == "guided" else 1)
     assert None not in (strict.ledger.flops.call, strict.ledger.flops.decode, strict.ledger.flops.encode)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prices_are_the_same_counted_on_shapes_alone(name, monkeypatch):
+    """As those of large models are; a mask that says how many tokens there are needs numbers all the same."""
+    quick = search(pipeline(name), name, num_candidates=1).ledger
+    monkeypatch.setattr(diffkit.flops, "SMALL", 0)
+    shapes = search(family_pipeline(name), name, num_candidates=1).ledger
+    assert shapes.flops == quick.flops
+    assert None not in (shapes.flops.call, shapes.flops.decode, shapes.flops.encode)
+    assert (shapes.calibration_calls, quick.calibration_calls) == (int(name == "lumina2"), 0)
 
 
 @pytest.mark.parametrize("name", NAMES)

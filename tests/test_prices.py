@@ -12,6 +12,8 @@ from tiny import tiny_pipeline
 from tiny_families import FAMILY_ROWS, family_pipeline
 from torch import nn
 
+import diffkit.flops
+from diffkit.flops import SMALL as SMALL_NETWORK
 from diffkit.flops import count_flops
 from diffkit.ledger import Prices
 from ttsnap import TTSnapPipeline
@@ -122,8 +124,10 @@ def test_a_denoiser_that_was_changed_in_between_is_priced_anew(change):
     assert (after.call < before.call) == (change is cut_off)
 
 
-def test_an_adapter_is_priced_while_it_works():
-    """Loaded, fused, unfused, taken off, one after the other on the same denoiser."""
+@pytest.mark.parametrize("small", [SMALL_NETWORK, 0])
+def test_an_adapter_is_priced_while_it_works(small, monkeypatch):
+    """Loaded, fused, unfused, taken off, one after the other on the same denoiser; counted either way."""
+    monkeypatch.setattr(diffkit.flops, "SMALL", small)
     pipe = searcher()
     plain = prices(pipe).call
     adapted(pipe)
@@ -170,3 +174,10 @@ def test_a_key_is_measured_once_for_each_structure():
     layer[1] = nn.Linear(7, 1)
     assert count() == 2 * 3 * (5 * 7 + 7)
     assert len(counted) == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_draws_no_numbers(training):
+    layer, state = nn.Sequential(nn.Linear(5, 7), nn.Dropout()).train(training), torch.get_rng_state()
+    assert count_flops(layer, ("key",), lambda: layer(torch.ones(3, 5))) == 2 * 3 * 5 * 7
+    assert torch.equal(torch.get_rng_state(), state)
