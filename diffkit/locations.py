@@ -55,5 +55,5 @@ def _nearby(path: Path) -> str:
     names = [entry.name for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     near = get_close_matches(path.name, names, n=3, cutoff=0.5)
     if not near:
-        return f": no file or folder of that name in {folder}"
+        return f": nothing of that name in {folder.resolve()}"
     return f"; near it: {', '.join(str(folder / name) for name in near)}"

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_utils import fetch_diffusers_config
+from diffusers.loaders.single_file_utils import SingleFileComponentError, fetch_diffusers_config
 from huggingface_hub import constants
 
 from diffkit.errors import InputError
+from diffkit.library_logging import silenced
 from diffkit.locations import is_hub_id, missing_file
 from diffkit.model_folder import ModelFolder, pipeline_class
 from diffkit.weight_files import read_header, refuse_unreadable
@@ -112,9 +113,15 @@ def load_single_file(file: SingleFile, dtype: torch.dtype) -> Any:
         InputError: the file does not hold the model that the settings describe.
     """
     local = Path(file.config).is_dir()
-    pipe = file.pipeline.from_single_file(
-        str(file.path), config=file.config, dtype=dtype, local_files_only=local or constants.HF_HUB_OFFLINE
-    )
+    offline = local or constants.HF_HUB_OFFLINE
+    try:
+        with silenced("diffusers.models.modeling_utils"):  # what it warns of is an error below
+            pipe = file.pipeline.from_single_file(
+                str(file.path), config=file.config, dtype=dtype, local_files_only=offline
+            )
+    except SingleFileComponentError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The single-file checkpoint {str(file.path)!r} is not a whole model: {reason}") from error
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     for name, network in networks.items():
         if any(tensor.is_meta for tensor in network.state_dict().values()):

@@ -120,11 +120,12 @@ def solver_of(scheduler: Scheduler) -> Solver:
     if name not in SOLVERS:
         raise InputError(
             f"The scheduler {name} cannot be suspended in mid-denoising; set pipe.scheduler to one of: "
-            f"{', '.join(SOLVERS)}, for example DDIMScheduler.from_config(pipe.scheduler.config)."
+            f"{', '.join(SOLVERS)}, for example DDIMScheduler.from_config(pipe.scheduler.config), on the command line "
+            f"--scheduler ddim."
         )
     reason = SOLVERS[name].refusal(scheduler)
     if reason is not None:
-        raise InputError(f"This {name} cannot be suspended in mid-denoising: {reason}.")
+        raise InputError(f"This {name} cannot be suspended in mid-denoising: {reason} (or by --scheduler).")
     return SOLVERS[name]
 
 

@@ -143,7 +143,7 @@ def test_it_comes_from_an_instance_a_folder_or_another_pipeline(tmp_path):
     ("preview", "sentence"),
     [
         (lambda: small_vae(channels=8), "reads latents of 8 channels, the pipeline's have 4"),
-        (lambda: "./nowhere", "Could not load the preview decoder './nowhere'"),
+        (lambda: "./nowhere", "There is no preview decoder './nowhere'"),
         (lambda: 3, "Expected an AutoencoderTiny"),
     ],
 )

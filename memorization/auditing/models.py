@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from diffkit.model_options import ModelOptions
 from diffkit.named_pipeline import name_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["Adapter", "Applied", "AuditedModel", "Reference"]
+__all__ = ["Adapter", "Applied", "AuditedModel", "Reference", "reference_options"]
 
 
 class Reference(NamedTuple):
@@ -76,6 +77,9 @@ class AuditedModel:
         device: str = "auto",
         mitigation: str | Path | None = None,
         lora: str | None = None,
+        variant: str | None = None,
+        config: str | None = None,
+        scheduler: str | None = None,
         reference_model: str | None = None,
     ) -> AuditedModel:
         """A model that :func:`diffkit.load_pipeline` loads, with the same arguments.
@@ -87,28 +91,50 @@ class AuditedModel:
         Raises:
             InputError: a model, LoRA or mitigation that does not exist.
         """
-        from diffkit.loading import load_pipeline, model_checksum
+        options = ModelOptions(
+            model=model,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            variant=variant,
+            config=config,
+            scheduler=scheduler,
+            lora=lora,
+            mitigation=None if mitigation is None else Path(mitigation),
+        )
+        return cls.from_options(options, reference_model=reference_model)
+
+    @classmethod
+    def from_options(cls, options: ModelOptions, *, reference_model: str | None = None) -> AuditedModel:
+        """A model by the options of a command; the reference model is sampled by the same scheduler.
+
+        Args:
+            reference_model: see :meth:`from_pretrained`.
+
+        Raises:
+            InputError: a model, LoRA or mitigation that does not exist.
+        """
         from diffkit.lora import lora_checksum
 
-        def load() -> DiffusionPipeline:
-            return load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation, lora=lora)
-
-        reference = reference_name(model, lora, reference_model)
-        other_revision = revision if reference_model is None else None
-
-        def load_reference() -> DiffusionPipeline:
-            return load_pipeline(str(reference), revision=other_revision, dtype=dtype, device=device)
-
+        bare = replace(options, lora=None, mitigation=None)
+        other = reference_options(options, reference_model)
         return cls(
-            _with_revision(model, revision),
-            load,
-            model_checksum(model),
-            None if mitigation is None else _applied(mitigation),
-            None if lora is None else Adapter(lora, lora_checksum(lora)),
-            None
-            if reference is None
-            else Reference(_with_revision(reference, other_revision), load_reference, model_checksum(reference)),
+            options.name,
+            options.load,
+            bare.checksum(),
+            None if options.mitigation is None else _applied(options.mitigation),
+            None if options.lora is None else Adapter(options.lora, lora_checksum(options.lora)),
+            None if other is None else Reference(other.name, other.load, other.checksum()),
         )
+
+
+def reference_options(options: ModelOptions, reference_model: str | None) -> ModelOptions | None:
+    """How the reference model is loaded: by default, with a LoRA, as the model without it; None without one."""
+    name = reference_name(options.model, options.lora, reference_model)
+    if name is None:
+        return None
+    bare = replace(options, lora=None, mitigation=None)
+    return bare if reference_model is None else replace(bare, model=name, revision=None, variant=None, config=None)
 
 
 def reference_name(model: str, lora: str | None, reference_model: str | None) -> str | None:
@@ -116,10 +142,6 @@ def reference_name(model: str, lora: str | None, reference_model: str | None) ->
     if reference_model is None:
         return None if lora is None else model
     return None if reference_model == "none" else reference_model
-
-
-def _with_revision(model: str, revision: str | None) -> str:
-    return model if revision is None else f"{model}@{revision}"
 
 
 def _applied(folder: str | Path) -> Applied:

@@ -10,6 +10,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder, read_names, read_numbers, read_size
 from diffkit.options import (
     Debug,
@@ -23,10 +24,13 @@ from diffkit.options import (
     MicroBatch,
     Mitigation,
     Model,
+    ModelConfig,
     Out,
     Preset,
     Revision,
+    Scheduler,
     Seed,
+    Variant,
 )
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
@@ -121,6 +125,9 @@ def audit(
     limit_controls: LimitControls = None,
     seed: Seed = 0,
     revision: Revision = None,
+    variant: Variant = None,
+    config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -138,7 +145,7 @@ def audit(
     if context.invoked_subcommand is not None:
         return
     from diffkit.prompts import read_prompts
-    from memorization.auditing.models import AuditedModel, reference_name
+    from memorization.auditing.models import AuditedModel, reference_options
     from memorization.auditing.run import audit as run
     from memorization.auditing.settings import AuditSettings
 
@@ -169,21 +176,27 @@ def audit(
         other_captions=None if other_captions is None else tuple(read_prompts(other_captions)),
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
-    if dry_run:
-        reference = reference_name(model, lora, reference_model) is not None
-        print_plan(_planned_work(gathered, settings, reference=reference), format)
-        return
-    out = needed_folder(out, "An audit", "runs/audit")
-    print_row_errors(gathered)
-    audited = AuditedModel.from_pretrained(
-        model,
+    options = ModelOptions(
+        model=model,
         revision=revision,
         dtype=dtype,
         device=device,
-        mitigation=mitigation,
+        variant=variant,
+        config=config,
+        scheduler=scheduler,
         lora=lora,
-        reference_model=reference_model,
+        mitigation=mitigation,
     )
+    if dry_run:
+        options.check()
+        other = reference_options(options, reference_model)
+        if other is not None:
+            other.check()
+        print_plan(_planned_work(gathered, settings, reference=other is not None), format)
+        return
+    out = needed_folder(out, "An audit", "runs/audit")
+    print_row_errors(gathered)
+    audited = AuditedModel.from_options(options, reference_model=reference_model)
     result = run(audited, gathered, out=out, settings=settings, preset=preset, save_triggers=save_triggers)
     summary = result.summary
     _print_summary(summary, out, format)

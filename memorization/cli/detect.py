@@ -11,6 +11,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.exit_codes import ExitCode
 from diffkit.micro_batch import read_micro_batch
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
@@ -23,9 +24,12 @@ from diffkit.options import (
     MicroBatch,
     Mitigation,
     Model,
+    ModelConfig,
     Out,
     Revision,
+    Scheduler,
     Seed,
+    Variant,
 )
 from memorization.cli.items import gather_items, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Suspects
@@ -67,6 +71,9 @@ def detect(
     mitigation: Mitigation = None,
     seed: Seed = 0,
     revision: Revision = None,
+    variant: Variant = None,
+    config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -95,13 +102,25 @@ def detect(
         fpr=fpr,
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
+    options = ModelOptions(
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        variant=variant,
+        config=config,
+        scheduler=scheduler,
+        lora=lora,
+        mitigation=mitigation,
+    )
     if dry_run:
+        options.check()
         print_plan(_planned_work(gathered, settings), format)
         return
     out = needed_folder(out, "A detection", "runs/detect")
     print_row_errors(gathered)
     any_fitting = detectors in groups
-    summary = _run(gathered, settings, model, revision, dtype, device, out, mitigation, lora, any_fitting)
+    summary = _run(gathered, settings, options, out, any_fitting)
     _print_scores(summary, out, format)
     raise typer.Exit(exit_code(summary, fail_on))
 
@@ -116,34 +135,28 @@ def exit_code(summary: DetectSummary, fail_on: str) -> int:
 def _run(
     gathered: Gathered,
     settings: DetectSettings,
-    model: str,
-    revision: str | None,
-    dtype: str,
-    device: str,
+    options: ModelOptions,
     out: Path,
-    mitigation: Path | None,
-    lora: str | None,
     any_fitting: bool,
 ) -> DetectSummary:
     from diffkit import parallel
-    from diffkit.loading import load_pipeline, model_checksum
     from diffkit.runs import sha256_folder
     from memorization.detection.compatibility import compatible_detectors
     from memorization.detection.run import detect as run_detection
 
-    checksum = model_checksum(model, lora)
+    checksum = options.checksum()
     parallel.processes()  # before the model: it gives each process its device
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation, lora=lora)
+    pipe = options.load()
     if any_fitting:
         settings = replace(settings, detectors=compatible_detectors(pipe, settings.detectors))
     return run_detection(
         pipe,
         gathered,
         out=out,
-        name=model if revision is None else f"{model}@{revision}",
+        name=options.name,
         settings=settings,
         model_sha256=checksum,
-        mitigation=sha256_folder(mitigation) if mitigation is not None else None,
+        mitigation=None if options.mitigation is None else sha256_folder(options.mitigation),
     )
 
 

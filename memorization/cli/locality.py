@@ -10,6 +10,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
@@ -21,10 +22,13 @@ from diffkit.options import (
     Limit,
     Mitigation,
     Model,
+    ModelConfig,
     Out,
     Preset,
     Revision,
+    Scheduler,
     Seed,
+    Variant,
 )
 from memorization.cli.items import gather_items, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Steps
@@ -73,6 +77,9 @@ def locality(
     limit_controls: LimitControls = None,
     seed: Seed = 0,
     revision: Revision = None,
+    variant: Variant = None,
+    config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -105,12 +112,23 @@ def locality(
         micro_batch=micro_batch,
         ordinary=_ordinary(ordinary, choose_preset(preset, model)),
     )
+    options = ModelOptions(
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        variant=variant,
+        config=config,
+        scheduler=scheduler,
+        mitigation=mitigation,
+    )
     if dry_run:
+        options.check()
         print_plan(_planned_work(gathered, settings), format)
         return
     out = needed_folder(out, "A locality study", "runs/locality")
     print_row_errors(gathered)
-    summary = _run(gathered, settings, model, revision, dtype, device, mitigation, out, save_triggers)
+    summary = _run(gathered, settings, options, out, save_triggers)
     _print_agreement(summary, out, format)
     raise typer.Exit(ExitCode.ITEMS if summary["images"]["unscored"] or gathered.suspect_errors else ExitCode.DONE)
 
@@ -118,27 +136,21 @@ def locality(
 def _run(
     gathered: Gathered,
     settings: LocalitySettings,
-    model: str,
-    revision: str | None,
-    dtype: str,
-    device: str,
-    mitigation: Path | None,
+    options: ModelOptions,
     out: Path,
     save_triggers: bool,
 ) -> dict[str, Any]:
-    from diffkit.loading import load_pipeline, model_checksum
     from diffkit.runs import sha256_folder
     from memorization.locality.study import study
 
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, mitigation=mitigation)
     result = study(
-        pipe,
+        options.load(),
         gathered,
         out=out,
-        model=model if revision is None else f"{model}@{revision}",
+        model=options.name,
         settings=settings,
-        model_sha256=model_checksum(model),
-        mitigation=None if mitigation is None else sha256_folder(mitigation),
+        model_sha256=options.checksum(),
+        mitigation=None if options.mitigation is None else sha256_folder(options.mitigation),
         save_triggers=save_triggers,
     )
     return result.summary

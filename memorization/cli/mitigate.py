@@ -9,8 +9,24 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder, read_names
-from diffkit.options import Debug, Device, DryRun, Dtype, Format, Limit, Lora, Model, Out, Preset, Revision
+from diffkit.options import (
+    Debug,
+    Device,
+    DryRun,
+    Dtype,
+    Format,
+    Limit,
+    Lora,
+    Model,
+    ModelConfig,
+    Out,
+    Preset,
+    Revision,
+    Scheduler,
+    Variant,
+)
 from memorization.cli.items import print_row_errors
 from memorization.cli.options import Suspects
 
@@ -38,6 +54,9 @@ def mitigate(
     ] = None,
     limit: Limit = None,
     revision: Revision = None,
+    variant: Variant = None,
+    config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -59,21 +78,36 @@ def mitigate(
     gathered = gather(suspects, None)
     print_row_errors(gathered)
     selected = _take([item.suspect for item in gathered.items], only)[:limit]
+    options = ModelOptions(
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        variant=variant,
+        config=config,
+        scheduler=scheduler,
+        lora=lora,
+    )
     if dry_run:
+        options.check()
         _print_plan(chosen, settings, len(selected), format)
         return
     out = needed_folder(out, "A mitigation", "runs/mitigation")
     if save_pipeline is not None and chosen.kind not in ("mask", "delta"):
         raise InputError(f"A {chosen.kind} does not become part of the weights; leave --save-pipeline out.")
-    from diffkit.loading import load_pipeline, model_checksum
     from diffkit.mitigation import apply_mitigation
     from memorization.mitigation.run import mitigate as run
 
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device, lora=lora)
-    checksum = model_checksum(model, lora)
-    name = model if revision is None else f"{model}@{revision}"
+    pipe = options.load()
     mitigation = run(
-        pipe, selected, chosen, out=out, settings=settings, preset=preset, name=name, model_sha256=checksum
+        pipe,
+        selected,
+        chosen,
+        out=out,
+        settings=settings,
+        preset=preset,
+        name=options.name,
+        model_sha256=options.checksum(),
     )
     if save_pipeline is not None:
         with apply_mitigation(pipe, mitigation):

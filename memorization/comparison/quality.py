@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from diffkit.console import progress
 from diffkit.errors import InputError
 from diffkit.loading import load_pipeline, model_checksum, resolve_device, resolve_dtype, resolve_model
+from diffkit.lora import lora_checksum
 from diffkit.mitigation import read_card
 from diffkit.runs import Run
 from memorization.comparison.paired import AuditRun
@@ -94,11 +95,25 @@ def _load(audited: AuditRun, *, dtype: str, device: str) -> DiffusionPipeline:
     """The audited model with its mitigation, refused where either has changed since."""
     config = audited.record["config"]
     name, revision = _source(audited)
-    if config["model_sha256"] is not None and model_checksum(name) != config["model_sha256"]:
+    settings = config.get("model_config")
+    if config["model_sha256"] is not None and model_checksum(name, config=settings) != config["model_sha256"]:
         raise InputError(
             f"The model {name!r} is not the one that {audited.folder} audited any more; leave out --quality."
         )
     folder = audited.record["provenance"].get("mitigation_folder") if config["mitigation"] else None
     if folder is not None and read_card(folder)["weights_sha256"] != config["mitigation"]["sha256"]:
         raise InputError(f"The mitigation {folder} is not the one that {audited.folder} audited; leave out --quality.")
-    return load_pipeline(name, revision=revision, dtype=dtype, device=device, mitigation=folder)
+    lora = config.get("lora")
+    if lora is not None and lora_checksum(lora["name"]) != lora["sha256"]:
+        raise InputError(f"The LoRA {lora['name']} is not the one that {audited.folder} audited; leave out --quality.")
+    return load_pipeline(
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        mitigation=folder,
+        lora=None if lora is None else lora["name"],
+        variant=config.get("variant"),
+        config=settings,
+        scheduler=config.get("scheduler"),
+    )

@@ -10,6 +10,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder
 from diffkit.options import (
     Debug,
@@ -20,10 +21,13 @@ from diffkit.options import (
     Guidance,
     Limit,
     Model,
+    ModelConfig,
     Out,
     PreviewVae,
     Revision,
+    Scheduler,
     Seed,
+    Variant,
 )
 from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
@@ -85,6 +89,9 @@ def generate(
     out: Out = None,
     limit: Limit = None,
     revision: Revision = None,
+    variant: Variant = None,
+    model_config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -116,8 +123,18 @@ def generate(
         preview_vae=preview_vae,
         reward=reward.partition(":")[2],
         schedule=schedule if schedule.endswith(".json") else None,
+        model_config=model_config,
     )
-    pipe = _load(config, device)
+    options = ModelOptions(
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        variant=variant,
+        config=model_config,
+        scheduler=scheduler,
+    )
+    pipe = _load(config, options)
     if dry_run:
         say(f"Would search {len(texts)} prompts with {model} and the reward {reward}; nothing was run.")
         return
@@ -140,12 +157,11 @@ def _prompts(given: list[str] | None, source: str | None) -> list[str]:
     return prompts
 
 
-def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
+def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
     """The pipeline, after everything that can be checked without it."""
     from diffkit import parallel
     from diffkit.families import default_size
     from diffkit.ledger import parse_budget
-    from diffkit.loading import load_pipeline
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
     from ttsnap.pipeline import TTSnapPipeline
@@ -163,8 +179,7 @@ def _load(config: dict[str, Any], device: str) -> TTSnapPipeline:
             raise InputError("--enough stops a search early; say the most it may cost with --budget, for example 64x.")
         Rounds(config["enough"], config["rounds"], schedule)
     reward = load_reward(config["reward"])
-    stock = load_pipeline(config["model"], revision=config["revision"], dtype=config["dtype"], device=device)
-    pipe = TTSnapPipeline.from_pipe(stock, reward=reward, preview_vae=config.get("preview_vae"))
+    pipe = TTSnapPipeline.from_pipe(options.load(), reward=reward, preview_vae=config.get("preview_vae"))
     own = default_size(pipe)
     calls = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width))).calls
     schedule.resolve(calls).validate(calls)

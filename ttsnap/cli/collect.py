@@ -11,6 +11,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
@@ -22,10 +23,13 @@ from diffkit.options import (
     Limit,
     MicroBatch,
     Model,
+    ModelConfig,
     Out,
     PreviewVae,
     Revision,
+    Scheduler,
     Seed,
+    Variant,
 )
 from ttsnap.cli.options import Negative, Steps
 
@@ -56,6 +60,9 @@ def collect(
     out: Out = None,
     limit: Limit = None,
     revision: Revision = None,
+    variant: Variant = None,
+    config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -69,7 +76,6 @@ def collect(
     """
     out = needed_folder(out, "A collection", "runs/trajectories")
     from diffkit import parallel
-    from diffkit.loading import load_pipeline
     from diffkit.micro_batch import read_micro_batch
     from diffkit.prompts import read_prompts
     from diffkit.rewards import load_reward
@@ -81,7 +87,16 @@ def collect(
     texts = read_prompts(prompts, limit)
     scorers = {name: load_reward(name) for name in _reward_names(rewards)}
     first = parallel.is_first()  # before the model: it gives each process its device
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
+    options = ModelOptions(
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        variant=variant,
+        config=config,
+        scheduler=scheduler,
+    )
+    pipe = options.load()
     settings = CollectSettings(
         candidates, steps, guidance, negative,
         micro_batch=at_once, previews=previews, seed=seed, record=_steps(record, plan(pipe, steps)),
@@ -89,7 +104,7 @@ def collect(
     if dry_run:
         _announce(pipe, texts, scorers, settings)
         return
-    origin = _origin(model, revision, dtype, preview_vae)
+    origin = _origin(options, preview_vae)
     trajectories = carry_out(pipe, texts, scorers, settings, out=out, origin=origin, preview_vae=preview_vae)
     if first:
         summary = json.loads((trajectories.folder / "summary.json").read_bytes())
@@ -125,14 +140,12 @@ def _steps(text: str, steps: Plan) -> tuple[int, ...] | None:
         raise InputError(f"Cannot read --record {text!r}; write all, 2,4,6, 'every 2' or 'log-snr -6,-3,0'.") from None
 
 
-def _origin(model: str, revision: str | None, dtype: str, preview: str | None) -> dict[str, Any]:
+def _origin(options: ModelOptions, preview: str | None) -> dict[str, Any]:
     """What the run must not be resumed without: the model and the preview decoder, and checksums of local ones."""
-    from diffkit.loading import resolve_model
     from diffkit.runs import sha256_folder
 
-    source = resolve_model(model)
-    checksum = sha256_folder(source) if isinstance(source, Path) else None
-    origin = {"model": model, "revision": revision, "dtype": dtype, "model_sha256": checksum}
+    origin: dict[str, Any] = {"model": options.model, "revision": options.revision, "dtype": options.dtype}
+    origin["model_sha256"] = options.checksum()
     if preview is not None:
         local = Path(preview).expanduser()
         origin |= {"preview_vae": preview, "preview_sha256": sha256_folder(local) if local.is_dir() else None}

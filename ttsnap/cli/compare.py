@@ -9,6 +9,7 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.exit_codes import ExitCode
+from diffkit.model_options import ModelOptions
 from diffkit.option_values import needed_folder
 from diffkit.options import (
     Debug,
@@ -19,10 +20,13 @@ from diffkit.options import (
     Guidance,
     Limit,
     Model,
+    ModelConfig,
     Out,
     PreviewVae,
     Revision,
+    Scheduler,
     Seed,
+    Variant,
 )
 from ttsnap.cli.options import Negative, Steps
 
@@ -63,6 +67,9 @@ def compare(
     out: Out = None,
     limit: Limit = None,
     revision: Revision = None,
+    variant: Variant = None,
+    config: ModelConfig = None,
+    scheduler: Scheduler = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     format: Format = "table",
@@ -77,7 +84,6 @@ def compare(
     out = needed_folder(out, "A comparison", "runs/compare")
     from diffkit import parallel
     from diffkit.ledger import parse_budget
-    from diffkit.loading import load_pipeline
     from diffkit.prompts import read_prompts
     from ttsnap.cli.checksums import local_checksums
     from ttsnap.evaluation.compare import CompareSettings
@@ -92,14 +98,24 @@ def compare(
     contenders = read_contenders(searches, schedules=schedules, eta=eta, index=index)
     scorer = paired_reward(reward, None if noise_aware == "none" else noise_aware)
     first = parallel.is_first()  # before the model: it gives each process its device
-    pipe = load_pipeline(model, revision=revision, dtype=dtype, device=device)
+    options = ModelOptions(
+        model=model,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        variant=variant,
+        config=config,
+        scheduler=scheduler,
+    )
+    pipe = options.load()
     settings = CompareSettings(budget, steps, guidance, negative, seed, group, micro_batch)
     origin = {
         "model": model, "revision": revision, "dtype": dtype, "prompts": texts, "searches": searches,
         "budget": budget, "reward": reward, "noise_aware": noise_aware, "steps": steps, "guidance": guidance,
         "negative": negative, "eta": eta, "seed": seed, "micro_batch": micro_batch, "preview_vae": preview_vae,
         "schedules": {key or "default": None if own is None else own.to_json() for key, own in schedules.items()},
-        "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae, index=index),
+        "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae, index=index,
+                                   model_config=config),
     }  # fmt: skip
     comparison = carry_out(
         pipe, texts, contenders, settings, reward=scorer, out=out, origin=origin, preview_vae=preview_vae, dry=dry_run

@@ -12,7 +12,8 @@ from diffusers import AutoencoderTiny
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.lab.assets import preview_path
-from diffkit.loading import quietly
+from diffkit.library_logging import quietly
+from diffkit.locations import is_hub_id, missing_file
 
 __all__ = ["load_preview_vae"]
 
@@ -31,6 +32,10 @@ def load_preview_vae(preview: Autoencoder | str | Path, pipe: Pipeline) -> Autoe
         preview = preview_path()
     if isinstance(preview, str | Path):
         local = Path(preview).expanduser().is_dir()
+        if Path(preview).expanduser().is_file():
+            raise InputError(f"The preview decoder {str(preview)!r} is a file; give the folder of an AutoencoderTiny.")
+        if not local and not is_hub_id(preview):
+            raise missing_file(preview, "preview decoder", "a folder of an AutoencoderTiny, a hub id, or lab")
         try:
             with quietly():
                 preview = AutoencoderTiny.from_pretrained(
