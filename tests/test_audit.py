@@ -243,13 +243,19 @@ def test_triggers_are_kept_only_when_asked_for(
     assert tensors["dori.other.2"].shape == (16, 32)
 
 
-def test_nan_images_are_unscored_not_clean(gathered: Gathered, tmp_path: Path) -> None:
+def test_nan_images_are_unscored_not_clean(finished: AuditResult, gathered: Gathered, tmp_path: Path) -> None:
     pipe = tiny_pipeline()
     with torch.no_grad():
         pipe.unet.conv_out.bias.fill_(float("nan"))
     result = audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS, name="tiny")
     assert result.summary["verdicts"]["could not be scored"] == 6
     assert "not a number" in journal(result.folder)["suspect:0"]["reason"]
+    # the same command with the model as it should be: what was in error is tried again
+    again = audit(tiny_pipeline(), gathered, out=tmp_path / "nan", settings=SETTINGS, name="tiny").summary
+    assert again == finished.summary
+    before = (tmp_path / "nan" / "journal.jsonl").read_bytes()
+    assert audit(tiny_pipeline(), gathered, out=tmp_path / "nan", settings=SETTINGS, name="tiny").summary == again
+    assert (tmp_path / "nan" / "journal.jsonl").read_bytes() == before
 
 
 def test_a_broken_autoencoder_is_refused(gathered: Gathered, tmp_path: Path) -> None:

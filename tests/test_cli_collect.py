@@ -21,10 +21,13 @@ def red():
     return as_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2)))
 
 
+MOODS = {"cat"}
+
+
 @REWARDS.register("collect-moody")
 def moody():
     def reward(images, prompts):
-        return [math.nan if prompt == "cat" else 1.0 for prompt in prompts]
+        return [math.nan if prompt in MOODS else 1.0 for prompt in prompts]
 
     return as_reward(reward)
 
@@ -93,6 +96,14 @@ def test_missing_scores_are_counted_and_exit_with_3(run, tmp_path):
     assert rewards["collect-moody"]["tau"] == [None]
     assert rewards["collect-red"]["unscored"] == 0
     assert load_tensor(tmp_path / "run", "collect-red").recorded == [1]
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    assert run("--rewards", "collect-moody,collect-red", "--format", "json", "--record", "1").exit_code == 3
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before  # tried again, and in error again
+    MOODS.clear()
+    again = run("--rewards", "collect-moody,collect-red", "--format", "json", "--record", "1")
+    MOODS.add("cat")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["rewards"]["collect-moody"]["unscored"] == 0
 
 
 def test_another_preview_decoder_is_another_run(run, tmp_path):

@@ -27,11 +27,14 @@ PROMPTS = ["a dog", "cat", "a red circle left of a blue square on gray"]
 SEARCHES = "best-of-n,ttsp,ttsnap,halving,zero-order,fk"
 
 
+UNSCORABLE = {"unscorable"}
+
+
 @REWARDS.register("test-compare-plain")
 def plain():
     def reward(images, prompts):
         return [
-            float("nan") if prompt == "unscorable" else float(image.mean()) * 10
+            float("nan") if prompt in UNSCORABLE else float(image.mean()) * 10
             for image, prompt in zip(images, prompts, strict=True)
         ]
 
@@ -153,6 +156,11 @@ def test_a_prompt_that_cannot_be_scored_leaves_its_neighbours_alone(folder, tmp_
     rows = json.loads(result.stdout)
     assert [(row["prompts"], row["failed"]) for row in rows] == [(3, 1), (3, 1)]
     assert rows[1]["reward_gain"]["n"] == 2
+    UNSCORABLE.clear()
+    again = command(folder, tmp_path / "run", *more, prompts=["a dog", "unscorable", "cat"])
+    UNSCORABLE.add("unscorable")
+    assert again.exit_code == 0, again.output
+    assert [(row["prompts"], row["failed"]) for row in json.loads(again.stdout)] == [(3, 0), (3, 0)]
 
 
 @pytest.mark.parametrize(

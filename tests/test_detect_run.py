@@ -104,6 +104,21 @@ def test_a_resumed_run_writes_the_same_and_scores_nothing_twice(tmp_path: Path, 
         detect(pipe, captions, out=cut, name="lab", settings=other)
 
 
+def test_captions_in_error_are_tried_again(tmp_path: Path, captions: Gathered) -> None:
+    """A record of an unknown score, as a broken session left it, is superseded by that of a sound run."""
+    pipe, out = load_pipeline("lab"), tmp_path / "run"
+    whole = detect(pipe, captions, out=out, name="lab", settings=QUICK)
+    lines = (out / "journal.jsonl").read_text().splitlines(keepends=True)
+    broken = json.loads(lines[1])
+    broken["item"]["scores"] = {
+        name: {"value": None, "seeds": [None, None], "reason": "not finite"} for name in QUICK.detectors
+    }
+    (out / "journal.jsonl").write_text(lines[0] + json.dumps(broken) + "\n" + "".join(lines[2:]))
+    assert detect(pipe, captions, out=out, name="lab", settings=QUICK) == whole
+    *_, superseding = (out / "journal.jsonl").read_text().splitlines()
+    assert json.loads(superseding) == json.loads(lines[1]) | {"again": True}
+
+
 def test_a_pipeline_knows_the_name_it_was_loaded_by(tmp_path: Path) -> None:
     suspects = [Suspect("a", "a single dahlia in bloom")]
     summary = detect(load_pipeline("lab"), suspects, out=tmp_path / "run", settings=QUICK)

@@ -130,6 +130,11 @@ def test_a_broken_picture_and_a_missing_one_are_unscored(tmp_path: Path, items: 
     summary = run(tmp_path / "run", gathered, pipe)
     assert summary["images"]["unscored"]["suspect:lost"] == "no image to compare with"
     assert "not a number" in summary["images"]["unscored"]["control:0"]
+    # Nothing can be compared any more with what was compared before: its triggers are gone.
+    assert run(tmp_path / "run", gathered)["images"]["unscored"] == summary["images"]["unscored"]
+    path = tmp_path / "run" / "journal.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"reason"' in line))
+    assert set(run(tmp_path / "run", gathered)["images"]["unscored"]) == {"suspect:lost"}
 
 
 def test_groups_are_of_one_size() -> None:

@@ -112,8 +112,8 @@ def test_items_in_error_are_tried_again(
     path = tmp_path / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
     with Run.open(tmp_path, config={}, kind="x") as run:
-        assert run.retry(lambda item: item["error"] is not None) == ["a", "c"]
-        assert "Retrying 2 items in error." in capsys.readouterr().err
+        run.retry(["a", "c"], "prompts")
+        assert "Retrying 2 prompts in error." in capsys.readouterr().err
         assert list(run.done) == ["b", "d"]
         run.write("a", {"error": "no image", "seconds": 2.0})
         assert (tmp_path / "journal.jsonl").read_bytes() == before
@@ -133,7 +133,7 @@ def test_an_item_whose_retry_was_killed_is_still_in_error(tmp_path: Path) -> Non
     with Run.open(tmp_path, config={}, kind="x") as run:
         run.write("a", {"error": "no memory"})
     run = Run.open(tmp_path, config={}, kind="x")
-    run.retry(lambda item: item["error"] is not None)
+    run.retry(["a"])
     run.close()
     with Run.open(tmp_path, config={}, kind="x") as run:
         assert run.done["a"] == {"error": "no memory"}

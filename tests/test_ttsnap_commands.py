@@ -15,11 +15,13 @@ from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
 
+UNSCORABLE = {"unscorable"}
+
 
 @REWARDS.register("test-brightness")
 def brightness():
     def reward(images, prompts):
-        return [float("nan") if prompt == "unscorable" else float(image.mean()) for image, prompt in zip(images, prompts, strict=True)]  # fmt: skip  # noqa: E501
+        return [float("nan") if prompt in UNSCORABLE else float(image.mean()) for image, prompt in zip(images, prompts, strict=True)]  # fmt: skip  # noqa: E501
 
     return as_reward(reward)
 
@@ -103,6 +105,13 @@ def test_a_prompt_that_cannot_be_scored_leaves_the_others_alone(folder, tmp_path
     assert summary["reward"]["name"]
     assert "returned nan" in summary["items"][0]["error"]
     assert summary["items"][1]["error"] is None
+    UNSCORABLE.clear()
+    again = command(folder, tmp_path / "run", "--candidates", "2", "--format", "json", prompts=("unscorable", "cat"))
+    UNSCORABLE.add("unscorable")
+    assert again.exit_code == 0, again.output
+    retried, untouched = json.loads(again.stdout)
+    assert len(retried["winners"]) == 1
+    assert untouched == summary["items"][1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -118,25 +118,21 @@ class Run:
             self.record["schema_version"] = SCHEMA_VERSION  # an earlier version would call the journal damaged
             self._save_record()
 
-    def retry(self, in_error: Callable[[Mapping[str, Any]], bool], what: str = "items") -> list[str]:
-        """Take the items in error out of those that are done, so that they are tried again; say so on the console.
+    def retry(self, keys: Iterable[str], what: str = "items") -> None:
+        """Take items that could not be scored out of those that are done, to try them again; say so on the console.
 
-        An item that ends as before is not written again; else its new record supersedes the old one, which stays in
-        the journal.
+        One that ends as before (but for its ``seconds``) is not written again; else its new record supersedes the old
+        one, which stays in the journal.
 
         Args:
-            in_error: whether an item's record is that of an item that could not be scored.
+            keys: of finished items in error.
             what: the items in the message, "captions" for example.
-
-        Returns:
-            The keys of the items to try again.
         """
-        keys = [key for key, item in self.done.items() if in_error(item)]
-        for key in keys:
+        again = list(keys)
+        for key in again:
             self._journal.reopen(key)
-        if keys:
-            say(f"Retrying {len(keys)} {what} in error.")
-        return keys
+        if again:
+            say(f"Retrying {len(again)} {what} in error.")
 
     def save_image(self, name: str, image: Image | Tensor) -> str:
         """Write `images/<name>.png` atomically and return that path, relative to the run's folder.

@@ -22,6 +22,7 @@ from memorization.auditing.settings import AUTO, AuditSettings
 from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise_audit
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import near_duplicates, operating_point
+from memorization.copies.references import in_error
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.generation import image_size
@@ -107,6 +108,8 @@ def audit(
     provenance = _provenance(audited, chosen, pipe)
     summary: AuditSummary | None = None
     with open_shared(out, config=config, kind="audit", provenance=provenance, added={"dtype": config["dtype"]}) as run:
+        if run is not None:
+            run.retry(in_error(items, run.done, size))
         _prepare(pipe)
         copies = load_copy_detector(settings.copies, pipe)
         point = operating_point(pipe, gathered.items, copies, size, settings.threshold)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffkit.errors import InputError
 
@@ -37,3 +38,17 @@ def load_references(item: AuditItem, size: tuple[int, int]) -> References:
         return References(images, None)
     seed = item_seed(0, item.key, "edit")  # the run's seed has no part in it: an edit is an image of its own
     return References(torch.stack([edit(item.edit, images[0], seed)]), None)
+
+
+def in_error(items: Iterable[AuditItem], records: Mapping[str, Mapping[str, Any]], size: tuple[int, int]) -> list[str]:
+    """Keys of the finished items that could not be scored and may be another time.
+
+    One whose images cannot be read, for the same reason as before, is not among them, if a detector could score it.
+    """
+    unscored = [(item, records[item.key]) for item in items if item.key in records and records[item.key]["reason"]]
+    return [
+        item.key
+        for item, record in unscored
+        if any(score["value"] is None for score in record.get("detectors", {}).values())
+        or load_references(item, size).reason != record["reason"]
+    ]

@@ -98,6 +98,9 @@ def detect(
     require_compatible(pipe, settings.detectors)
     summary: DetectSummary | None = None
     with open_shared(out, config=config, kind="detect", provenance=provenance, added={"dtype": config["dtype"]}) as run:
+        if run is not None:
+            scored = {key: record["scores"].values() for key, record in run.done.items()}
+            run.retry([key for key, scores in scored.items() if any(s["value"] is None for s in scores)], "captions")
         pipe.set_progress_bar_config(disable=True)
         _score_all(run, pipe, gathered.items, chosen, settings)
         if run is not None:

@@ -23,7 +23,7 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import operating_point
-from memorization.copies.references import load_references
+from memorization.copies.references import in_error, load_references
 from memorization.generation import image_size
 from memorization.items import AuditItem, Gathered, data_digest
 from memorization.locality import embeddings as space
@@ -134,7 +134,12 @@ class _Work:
         self.checkpoints = Checkpoints(run.path("checkpoints"))
 
     def explore_all(self) -> None:
-        """Attack every image that is not in the journal yet."""
+        """Attack every image that is not in the journal yet, and those in error while nothing was compared."""
+        again = in_error(self.items, self.run.done, self.explorer.size)
+        if "crossing" not in self.run.done:
+            self.run.retry(again, "images")
+        elif again:
+            say(f"{len(again)} images in error stay so, since the others were compared: try them with a new --out.")
         remaining = [item for item in self.items if item.key not in self.run.done]
         if remaining and len(remaining) < len(self.items):
             say(f"{len(self.items) - len(remaining)} of {len(self.items)} images are finished already; going on.")

@@ -60,6 +60,8 @@ def generate(
     config = {**config, "dtype": dtype_name(pipe), **options_of(pipe)}
     added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
     with open_shared(out, config=config, kind="ttsnap", provenance=provenance, added=added) as run:
+        if run is not None:
+            run.retry([key for key, item in run.done.items() if item["error"] is not None], "prompts")
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [index for index in range(len(prompts)) if _key(index) not in done]
         if left:

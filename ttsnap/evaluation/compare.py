@@ -258,6 +258,8 @@ def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapp
     }
     config = {**origin, "dtype": dtype_name(pipe), **options_of(pipe)}
     with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
+        if run is not None:
+            run.retry([key for key, item in run.done.items() if item["error"] is not None], "searches")
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [task for task in tasks if not done.issuperset(task.keys)]
         total = len(prompts) * len(contenders)

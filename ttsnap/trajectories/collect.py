@@ -106,6 +106,8 @@ def collect(
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
     with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
+        if run is not None:
+            run.retry([key for key, item in run.done.items() if item["unscored"]], "prompts")
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [
             group
