@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
+from diffkit.errors import InputError
 from diffkit.lab import assets
 from diffkit.lab.measure import measure
 from diffkit.lab.train.autoencoder import train_autoencoder
@@ -35,8 +36,11 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         The card, as also written to ``folder/card.json``.
+
+    Raises:
+        InputError: the folder holds a lab of another seed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, seed)
     vae = train_autoencoder(folder, seed=seed)
     pipes = train_denoisers(folder, vae, seed=seed)
     pipes[assets.TRIO] = train_trio(folder, pipes["lab-clean"], seed=seed)
@@ -47,6 +51,15 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     _edit_json(folder / "preview" / "config.json", remove=DERIVED)
     train_reward(folder, seed=seed)
     return write_card(folder)
+
+
+def _claim(folder: Path, seed: int) -> None:
+    """Note the seed of the lab that the folder is for; 0 in a folder that an earlier version began."""
+    path = folder / "lab.json"
+    begun = json.loads(path.read_text())["seed"] if path.is_file() else 0 if list(folder.glob("*.ckpt")) else seed
+    if begun != seed:
+        raise InputError(f"{folder} holds a lab of seed {begun}, not {seed}. Choose another --out, or --seed {begun}.")
+    write_bytes_atomically(path, (json.dumps({"seed": seed}) + "\n").encode())
 
 
 def save_pipeline(pipe: StableDiffusionPipeline, target: Path) -> None:
