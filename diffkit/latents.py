@@ -10,11 +10,12 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, Size, family_of
 from diffkit.families.base import size_of_latents
+from diffkit.finite import finite_rows
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-__all__ = ["decode_latents", "encode_images", "spatial"]
+__all__ = ["decode_latents", "decoded_latents", "encode_images", "spatial"]
 
 
 @torch.no_grad()
@@ -44,13 +45,24 @@ def decode_latents(
 ) -> Tensor:
     """Images (B, 3, H, W), float32 in [0, 1], of latents as the pipeline's loop carries them; differentiable.
 
-    The same arithmetic, in the same precision, as the pipeline's own decoding.
+    The same arithmetic, in the same precision, as the pipeline's own decoding. An image is NaN as a whole where its
+    latents or a decoded value are not finite: clipped to [0, 1] an infinite value would pass for white.
 
     Args:
         vae: another autoencoder of the same latents, for example an ``AutoencoderTiny`` for previews, with the scaling
             of its own configuration; None for the pipeline's own.
         size: (height, width) in pixels of packed latents; the model's own size or a square when None.
     """
+    decoded = decoded_latents(pipe, latents, vae, size)
+    images: Tensor = pipe.image_processor.denormalize(decoded).float()
+    broken = ~(finite_rows(decoded) & finite_rows(latents).to(decoded.device))
+    return images.masked_fill(broken.view(-1, 1, 1, 1), torch.nan) if bool(broken.any()) else images
+
+
+def decoded_latents(
+    pipe: Pipeline, latents: Tensor, vae: Autoencoder | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
+    """What the autoencoder returns, (B, 3, H, W) around [-1, 1] and not clipped; see :func:`decode_latents`."""
     vae, family = pipe.vae if vae is None else vae, family_of(pipe)
     pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
     upcast = family.upcasts and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
@@ -60,8 +72,8 @@ def decode_latents(
     decoded = vae.decode(unscaled, return_dict=False)[0]
     if upcast:
         vae.to(dtype=torch.float16)
-    images: Tensor = pipe.image_processor.denormalize(decoded[:, :, 0] if family.frames else decoded)
-    return images.float()
+    images: Tensor = decoded[:, :, 0] if family.frames else decoded
+    return images
 
 
 def spatial(pipe: Pipeline, latents: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import default_size, family_of
 from diffkit.families.base import stock_default
+from diffkit.finite import NOT_FINITE, finite_rows
+from diffkit.image_filters import unfiltered
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
@@ -102,7 +104,10 @@ def generate(
     sampling: Sampling,
     detector: Listener | None = None,
 ) -> Generated:
-    """One image per row, each from its own CPU generator, through the unmodified pipeline.
+    """One image per row, each from its own CPU generator, through the unmodified pipeline without its image filters.
+
+    A safety checker would blacken what is measured or trained on; it is off here and put back afterwards. An image that
+    is not finite stays so: it is for the caller to report it as unknown.
 
     Args:
         pipe: a pipeline of a known family.
@@ -131,11 +136,26 @@ def generate(
 def _call(
     pipe: DiffusionPipeline, arguments: dict[str, Any], detector: Listener | None
 ) -> tuple[Tensor, Tensor | None]:
-    if detector is None:
-        return pipe(**arguments, output_type="pt").images.float().cpu(), None
-    with detector.record(pipe) as recorded:
+    with unfiltered(pipe), nullcontext([]) if detector is None else detector.record(pipe) as recorded:
         images = pipe(**arguments, output_type="pt").images.float().cpu()
+    if detector is None:
+        return images, None
     return images, detector.score(recorded)
+
+
+def require_finite(images: Tensor, which: str) -> Tensor:
+    """The images, which are to be trained on or compared with.
+
+    Args:
+        which: whose images they are, for the message.
+
+    Raises:
+        InputError: one of them holds NaN or infinity.
+    """
+    broken = int((~finite_rows(images)).sum())
+    if broken:
+        raise InputError(f"{broken} of {len(images)} images {which} cannot be used: {NOT_FINITE}.")
+    return images
 
 
 @torch.no_grad()

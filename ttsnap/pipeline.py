@@ -8,6 +8,7 @@ winner's image is the one that the stock pipeline makes from its seed alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -21,6 +22,8 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
+from diffkit.image_filters import has_safety_checker, unfiltered
+from diffkit.latents import decoded_latents
 from diffkit.ledger import Ledger
 from diffkit.loading import LOADING_ERRORS, first_line, model_class, quietly, resolve_model
 from diffkit.micro_batch import is_out_of_memory
@@ -36,7 +39,7 @@ from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
 from ttsnap.search.registry import load_search
 from ttsnap.search.request import Request, SearchResult
-from ttsnap.search.session import StageTrace
+from ttsnap.search.session import StageTrace, Winner
 from ttsnap.search.strategies.base import Strategy
 
 __all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
@@ -60,7 +63,8 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         rewards: the winners' scores on their finished images.
         trace: every look at every prompt's candidates, in order.
         ledger: the counted cost, and what it would have been without pruning.
-        nsfw_content_detected: as in diffusers; None without a safety checker.
+        nsfw_content_detected: as in diffusers; None without a safety checker. An image that is flagged wins only where
+            all candidates are; it is then black, and its reward is that of the image under the black.
         recipes: how the winners' noise came about where the seed alone does not say it (neighbours, steered particles).
 
     Example:
@@ -311,7 +315,9 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
-        output = self._output(self.carry_out(request), output_type)
+        with unfiltered(self) if output_type == "latent" else nullcontext():  # what is not decoded is not checked
+            result = self.carry_out(request)
+        output = self._output(result, output_type)
         return output if return_dict else (output.images, output.nsfw_content_detected)
 
     def prepare(self, request: Request) -> None:
@@ -343,26 +349,35 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
 
     def _output(self, result: SearchResult, output_type: str) -> TTSnapPipelineOutput:
         winners = [winner for prompt in result.winners for winner in prompt]
-        images = torch.stack([winner.image for winner in winners])
-        flagged: list[bool] | None = None
-        if output_type == "latent":
-            shown = torch.cat([winner.candidate.latents for winner in winners if winner.candidate.latents is not None])
-        else:
-            if getattr(self, "watermark", None) is not None:
-                images = self.watermark.apply_watermark(images * 2 - 1) / 2 + 0.5
-            if getattr(self, "safety_checker", None) is not None:
-                _, flagged = self.run_safety_checker(images * 2 - 1, self._execution_device, self.unet.dtype)
-                images[torch.tensor(flagged)] = 0.0
-            if output_type == "pt":
-                shown = images.to(self.vae.dtype)
-            else:
-                shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
+        checked = has_safety_checker(self) and output_type != "latent"
         return TTSnapPipelineOutput(
-            images=shown,
+            images=self._images(winners, result.ledger, output_type),
             seeds=[winner.candidate.seed for winner in winners],
             recipes=[winner.recipe for winner in winners],
             rewards=[winner.score for winner in winners],
             trace=result.trace,
             ledger=result.ledger,
-            nsfw_content_detected=flagged,
+            nsfw_content_detected=[winner.flagged for winner in winners] if checked else None,
         )
+
+    def _images(
+        self, winners: Sequence[Winner], ledger: Ledger, output_type: str
+    ) -> list[Image] | np.ndarray[Any, Any] | Tensor:
+        """The winners as the stock pipeline hands them out: black where flagged, with its watermark."""
+        shown: list[Image] | np.ndarray[Any, Any] | Tensor
+        latents = [winner.candidate.latents for winner in winners if winner.candidate.latents is not None]
+        if output_type == "latent":
+            return torch.cat(latents)
+        if getattr(self, "watermark", None) is not None:  # it goes on values that are not clipped yet
+            size = (int(winners[0].image.shape[-2]), int(winners[0].image.shape[-1]))
+            marked = [self.watermark.apply_watermark(decoded_latents(self, row, size=size)) for row in latents]
+            ledger.decoded += len(marked)
+            self.maybe_free_model_hooks()
+            shown = self.image_processor.postprocess(torch.cat(marked), output_type)
+            return shown
+        images = torch.stack([winner.image for winner in winners])
+        images[torch.tensor([winner.flagged for winner in winners])] = 0.0
+        if output_type == "pt":
+            return images.to(self.vae.dtype)
+        shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
+        return shown

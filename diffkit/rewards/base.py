@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.errors import InputError
+from diffkit.finite import NOT_FINITE, finite_rows
 
 __all__ = [
     "EstimateReward",
@@ -153,8 +154,10 @@ class Scores(NamedTuple):
 def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str], log_snr: float | None = None) -> Scores:
     """Score images and check what comes back: an infinite or missing score is that image's error, never a score.
 
+    An image that is not finite is not shown to the reward: one that works on 8-bit pictures would score it as black.
+
     Args:
-        images: (B, 3, H, W) float in [0, 1].
+        images: (B, 3, H, W) float in [0, 1], or not finite.
         prompts: B strings.
         log_snr: noise level that the images were estimated from, for rewards that know noise levels (others judge an
             estimate like any image); None for finished images.
@@ -164,6 +167,25 @@ def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str], log_sn
     """
     if len(prompts) != len(images):
         raise InputError(f"Got {len(prompts)} prompts for {len(images)} images; give one each.")
+    whole = finite_rows(images)
+    if bool(whole.all()):
+        return _scored(reward, images, prompts, log_snr)
+    values, reasons = torch.full((len(images),), torch.nan), [NOT_FINITE if not row else None for row in whole.tolist()]
+    rows = whole.nonzero().flatten().tolist()
+    if rows:
+        scored = _scored(reward, images[rows], [prompts[row] for row in rows], log_snr)
+        values[rows] = scored.values
+        for row, reason in zip(rows, scored.reasons, strict=True):
+            reasons[row] = reason
+    return Scores(values, reasons)
+
+
+def _scored(reward: Reward, images: Tensor, prompts: Sequence[str], log_snr: float | None) -> Scores:
+    """Scores of finite images.
+
+    Raises:
+        InputError: the reward does not return one number for each image.
+    """
     if log_snr is not None and isinstance(reward, EstimateReward):
         returned = reward.score_estimates(images, list(prompts), log_snr)
     else:

@@ -21,6 +21,7 @@ from diffkit.errors import InputError, unknown_name
 from diffkit.parameterization import is_flow
 from diffkit.stats import clopper_pearson
 from memorization.copies import CopyDetector
+from memorization.copies.finite import finite_similarity
 from memorization.generation import Sampling, generate
 from memorization.text_embeddings import Embedded, as_embeds, empty_text
 
@@ -154,7 +155,7 @@ def transfer(
             with sampler(pipe, condition.sampler):
                 images = generate(pipe, rows, negative, seeds, sampling=sampling).images.split(n)
             pairs = zip(images, references, strict=True)
-            similarity = torch.stack([copies.similarity(image, stack).amax(1) for image, stack in pairs])
+            similarity = torch.stack([finite_similarity(copies, image, stack).amax(1) for image, stack in pairs])
             results.append(TransferResult(model, condition, similarity.float().cpu()))
     return results
 

@@ -20,6 +20,7 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints, read_starts
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
+from memorization.copies.finite import finite_similarity
 from memorization.copies.references import References
 from memorization.generation import Sampling, generate
 from memorization.items import AuditItem
@@ -183,8 +184,8 @@ def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:
 
 
 def similarities(copies: CopyDetector, images: Tensor, references: Tensor) -> list[float]:
-    """Similarity of each image to the reference it resembles most; NaN where the detector failed."""
-    return [float(value) for value in copies.similarity(images, references).amax(1)]
+    """Similarity of each image to the reference it resembles most; NaN where it or the similarity is not finite."""
+    return [float(value) for value in finite_similarity(copies, images, references).amax(1)]
 
 
 def best_variant(variants: dict[str, Attacked], index: int) -> str:

@@ -60,7 +60,7 @@ def audit(
 
     Each suspect is generated from its caption and attacked; the same attacks run on the controls, images the model was
     not trained on. With fewer than 19 controls no attack verdict is given. Every process of a launch calls this alike
-    and gets the summary. The pipeline's safety checker is removed: a blackened image would read as "not replicated".
+    and gets the summary. The pipeline's safety checker is off: a blackened image would read as "not replicated".
 
     Args:
         model: a name that :func:`diffkit.load_pipeline` takes, a pipeline of a known family, or an
@@ -187,4 +187,3 @@ def _provenance(audited: AuditedModel, preset: Preset, pipe: DiffusionPipeline) 
 
 def _prepare(pipe: DiffusionPipeline) -> None:
     pipe.set_progress_bar_config(disable=True)
-    pipe.safety_checker = None

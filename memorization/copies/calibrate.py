@@ -22,6 +22,7 @@ from diffkit.errors import InputError
 from diffkit.images import to_pil
 from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
 from memorization.copies import CopyDetector, OperatingPoint
+from memorization.copies.finite import finite_similarity
 
 Distortion = Callable[[Tensor], Tensor]
 
@@ -127,7 +128,7 @@ def _non_copies(detector: CopyDetector, images: Tensor) -> Tensor:
 def _paired(detector: CopyDetector, images: Tensor, references: Tensor) -> Tensor:
     """(n,) similarities of the first to the first, the second to the second, ..., in blocks that waste little."""
     blocks = [slice(first, first + 4) for first in range(0, len(images), 4)]
-    return torch.cat([detector.similarity(images[block], references[block]).diagonal() for block in blocks])
+    return torch.cat([finite_similarity(detector, images[block], references[block]).diagonal() for block in blocks])
 
 
 def _above_all_but(scores: Tensor, share: float) -> float:

@@ -20,6 +20,7 @@ from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.dori import Dori
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints
 from memorization.copies import CopyDetector
+from memorization.copies.finite import finite_similarity
 from memorization.copies.references import load_references
 from memorization.generation import Sampling, generate
 from memorization.items import AuditItem
@@ -111,7 +112,7 @@ class Explorer:
         seeds = [item_seed(self.settings.seed, item.key, "evaluate", i) for i in range(n)] * len(embeds)
         rows = unaccompanied(self.pipe, embeds).repeat(n)
         images = generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling).images
-        values = self.copies.similarity(images, references).amax(1).view(-1, n).tolist()
+        values = finite_similarity(self.copies, images, references).amax(1).view(-1, n).tolist()
         return [round(median(row), 5) if all(math.isfinite(value) for value in row) else None for row in values]
 
     def _lines(

@@ -62,7 +62,7 @@ def study(
     """Run a study, or go on with the one in ``out``.
 
     Args:
-        pipe: a pipeline of a known family; its safety checker is taken off.
+        pipe: a pipeline of a known family; its safety checker is off while images are generated.
         gathered: suspects and controls, all with images.
         out: the run's folder.
         model: what the user called the model.
@@ -88,7 +88,6 @@ def study(
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     with Run.open(out, config=config, kind="locality", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         pipe.set_progress_bar_config(disable=True)
-        pipe.safety_checker = None
         threshold = _threshold(pipe, gathered.items, settings)
         work = _Work(run, pipe, gathered.items, settings, threshold)
         work.explore_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -18,8 +19,9 @@ from diffkit.images import load_image
 from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from diffkit.seeds import candidate_seed
+from memorization.copies.finite import finite_similarity
 from memorization.copies.tiled import TiledCorrelation
-from memorization.generation import Sampling, generate
+from memorization.generation import Sampling, generate, require_finite
 from memorization.mitigation import Method
 from memorization.mitigation.layers import Mask, feed_forward_layers, matching, size
 from memorization.mitigation.reference_captions import ordinary_captions
@@ -126,7 +128,7 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Wa
 
 
 class ChosenMask(NamedTuple):
-    """A suspect's mask, its sparsity, and the similarity of its caption's images; None = not generated."""
+    """A suspect's mask, its sparsity, and the similarity of its caption's images; None = not generated, or broken."""
 
     mask: Mask
     sparsity: float
@@ -154,7 +156,8 @@ def _choose(
         tensors |= {f"{name}.inputs": values for name, values in ordinary.items()}
         with apply_mitigation(pipe, Mitigation(method="wanda", kind="mask", model="", tensors=tensors)):
             after = _images(pipe, suspect, settings)
-        chosen = chosen._replace(similarity=_similarity(after, references, paired=not suspect.images))
+        similarity = _similarity(after, references, paired=not suspect.images)
+        chosen = chosen._replace(similarity=similarity if math.isfinite(similarity) else None)
         if chosen.similarity is not None and chosen.similarity < settings.broken:
             break
     return chosen
@@ -162,15 +165,16 @@ def _choose(
 
 def _references(pipe: Pipeline, suspect: Suspect, settings: WandaSettings) -> Tensor:
     """(R, 3, H, W): the suspect's own images, else its caption's images before the mitigation, one per seed."""
-    images = _images(pipe, suspect, settings)
+    images = require_finite(_images(pipe, suspect, settings), f"of the caption of {suspect.id!r}")
     if not suspect.images:
         return images
     return torch.stack([load_image(path, (images.shape[-2], images.shape[-1])) for path in suspect.images])
 
 
 def _similarity(images: Tensor, references: Tensor, *, paired: bool) -> float:
-    """Median over images of the similarity to the reference at the same index, or to the most similar reference."""
-    table = TiledCorrelation().similarity(images, references)
+    """Median over images of the similarity to the reference at the same index, or to the most similar reference;
+    NaN where an image is not finite."""
+    table = finite_similarity(TiledCorrelation(), images, references)
     return float((table.diagonal() if paired else table.amax(1)).median())
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ from diffkit.rewards import load_reward
 from diffkit.rewards.base import RewardLike, score_checked
 from diffkit.seeds import item_seed
 from memorization.copies import CopyDetector, load_copy_detector
+from memorization.copies.finite import finite_similarity
 from memorization.generation import Sampling, generate
 from memorization.quality.losses import Losses, validation_losses
 from memorization.quality.settings import QualitySettings
@@ -54,17 +54,6 @@ class Snapshot:
     higher_is_better: dict[str, bool]
     validation: Validation
     losses: Losses
-
-
-@contextmanager
-def _unchecked(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Without the safety checker: a blackened image would read as drift."""
-    pipe.set_progress_bar_config(disable=True)
-    checker, pipe.safety_checker = getattr(pipe, "safety_checker", None), None
-    try:
-        yield
-    finally:
-        pipe.safety_checker = checker
 
 
 @torch.no_grad()
@@ -131,7 +120,7 @@ def pairwise_similarity(detector: CopyDetector, images: Tensor) -> Tensor:
     if len(images) < 2:
         return torch.tensor(float("nan"))
     apart = ~torch.eye(len(images), dtype=torch.bool)
-    similarity: Tensor = detector.similarity(images, images).cpu()[apart].mean()
+    similarity: Tensor = finite_similarity(detector, images, images)[apart].mean()
     return similarity
 
 
@@ -140,8 +129,8 @@ def _images(pipe: DiffusionPipeline, prompts: Sequence[str], settings: QualitySe
     embeds, negative = encoded(pipe, prompts).repeat(n), empty_text(pipe)
     seeds = [item_seed(settings.seed, prompt, "quality", i) for prompt in prompts for i in range(n)]
     sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, settings.micro_batch)
-    with _unchecked(pipe):
-        images: Tensor = generate(pipe, embeds, negative, seeds, sampling=sampling).images.unflatten(0, (-1, n))
+    pipe.set_progress_bar_config(disable=True)
+    images: Tensor = generate(pipe, embeds, negative, seeds, sampling=sampling).images.unflatten(0, (-1, n))
     return (images * 255).round() / 255  # as a file would have them, so that a snapshot can be kept
 
 

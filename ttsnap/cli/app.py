@@ -197,6 +197,8 @@ def _print_winners(items: list[dict[str, Any]], out: Path, format: str) -> None:
         for winner in item["winners"]:
             calls, full = item["ledger"]["calls"], item["ledger"]["without_pruning"]["calls"]
             cost = f"{calls} of {full} calls"
-            rows.append([item["prompt"], item["candidates"], winner["seed"], f"{winner['reward']:.4f}", cost,
-                         str(out / winner["image"])])  # fmt: skip
+            tried = f"{item['candidates']}, {item['flagged']} flagged" if item.get("flagged") else item["candidates"]
+            black = " (black: flagged by the safety checker)" if winner.get("flagged") else ""
+            image = f"{out / winner['image']}{black}"
+            rows.append([item["prompt"], tried, winner["seed"], f"{winner['reward']:.4f}", cost, image])
     write_table(["prompt", "candidates", "seed", "reward", "cost", "image"], rows)

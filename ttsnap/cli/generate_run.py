@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from diffkit import parallel
 from diffkit.console import is_quiet, say
 from diffkit.errors import ScoringError
+from diffkit.image_filters import FLAGGED
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.rewards.base import describe
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from diffkit.runs import Run
     from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
+    from ttsnap.search.trace import StageTrace
 
 __all__ = ["generate"]
 
@@ -126,12 +128,47 @@ def _search(pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, 
     except ScoringError as error:
         return _Searched({**item, "error": str(error)}, [], {})
     out = cast("TTSnapPipelineOutput", result)  # return_dict
-    item["winners"] = [{"seed": seed, "reward": score} for seed, score in zip(out.seeds, out.rewards, strict=True)]
+    item["winners"] = _winners(out)
+    if out.nsfw_content_detected is not None:
+        item["flagged"] = len(_dropped(out.trace, flagged=True))
+    for remark in _remarks(out):
+        say(f"{prompt}: {remark}")
     item["candidates"] = len({index for look in out.trace for index in look.candidates})
     item["trace"] = [look.to_dict() for look in out.trace]
     item["ledger"] = out.ledger.to_dict()
     figures = {"scores": score_figure(out.trace, title=prompt, winners=out.seeds), "looks": contact_sheet(out.trace)}
     return _Searched(item, list(cast("list[Image]", out.images)), figures)
+
+
+def _winners(out: TTSnapPipelineOutput) -> list[dict[str, Any]]:
+    """Seed and reward of each winner; where the model has a safety checker, also whether it flags the image."""
+    winners: list[dict[str, Any]] = [
+        {"seed": seed, "reward": score} for seed, score in zip(out.seeds, out.rewards, strict=True)
+    ]
+    for winner, flagged in zip(winners, out.nsfw_content_detected or (), strict=False):
+        winner["flagged"] = flagged
+    return winners
+
+
+def _dropped(trace: Sequence[StageTrace], *, flagged: bool) -> dict[int, str]:
+    """Candidate -> reason, of those that the safety checker flags, or of those that could not be scored."""
+    reasons = {index: reason for look in trace for index, reason in look.reasons.items()}
+    return {index: reason for index, reason in reasons.items() if (reason == FLAGGED) is flagged}
+
+
+def _remarks(out: TTSnapPipelineOutput) -> list[str]:
+    """What happened to candidates apart from being pruned."""
+    remarks, black = [], sum(out.nsfw_content_detected or ())
+    if unscored := _dropped(out.trace, flagged=False):
+        remarks.append(f"{len(unscored)} candidates could not be scored: {next(iter(unscored.values()))}.")
+    if black:
+        remarks.append(
+            f"{black} of {len(out.seeds)} images are black: the safety checker flags them, and too few others are "
+            f"left; their rewards are those of the images under the black."
+        )
+    elif flagged := _dropped(out.trace, flagged=True):
+        remarks.append(f"the safety checker flags {len(flagged)} candidates; the best of the others were taken.")
+    return remarks
 
 
 def _rounds(config: Mapping[str, Any]) -> Rounds | None:

@@ -15,6 +15,7 @@ from diffkit import parallel
 from diffkit.console import format_table, progress, say
 from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline
+from diffkit.image_filters import unfiltered
 from diffkit.lab import judge
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
@@ -99,7 +100,8 @@ class _Bench:
     def run(self, task: _Task) -> list[tuple[dict[str, Any], Tensor | None]]:
         """Items and images of the task's prompts; a prompt that cannot be scored does not affect the others."""
         try:
-            result = self.pipe.carry_out(self.request(task.contender, task.first, task.stop))
+            with unfiltered(self.pipe):  # a checker would choose among the images beside the strategies
+                result = self.pipe.carry_out(self.request(task.contender, task.first, task.stop))
         except ScoringError as error:
             if task.stop - task.first == 1:
                 base = {"search": task.contender.label, "index": task.first, "prompt": self.prompts[task.first]}

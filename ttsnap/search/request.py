@@ -15,6 +15,7 @@ from diffkit.conditioning import Conditioning, encode_prompts, latent_shape
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
 from diffkit.flops import pipeline_flops
+from diffkit.image_filters import check_safety_checker
 from diffkit.ledger import Cost, Ledger
 from diffkit.rewards.base import Reward
 from diffkit.segments import Plan
@@ -105,6 +106,7 @@ class Request:
     def _engine(self, pipe: Pipeline, call: Callable[..., Any], trials: Trials | None) -> Engine:
         """Prompts encoded, prices counted, nothing denoised yet."""
         steps = self._plan(pipe)
+        check_safety_checker(pipe)
         n = self._num_candidates()
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
         probe = (trials or Trials()).probe(self.reward, self.prompts[0], self.config.size(pipe))

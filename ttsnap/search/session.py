@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffkit.conditioning import Conditioning
 from diffkit.errors import ScoringError
 from diffkit.families import Pipeline, Size, family_of
+from diffkit.image_filters import FLAGGED
 from diffkit.latents import decode_latents
 from diffkit.ledger import NOTHING, Cost, Ledger, Prices
 from diffkit.micro_batch import MicroBatch
@@ -22,7 +24,8 @@ from diffkit.segments import Candidate, Denoising, Plan, run_segment
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.selection import ranking
-from ttsnap.search.trace import Look, StageTrace, Winner
+from ttsnap.search.shown import blacken, flagged_rows, pictures
+from ttsnap.search.trace import Look, StageTrace, Winner, winner_of
 
 __all__ = ["Engine", "Look", "StageTrace", "Winner"]
 
@@ -145,9 +148,18 @@ class Engine:
         counts[1] += rows[1]
         return done
 
-    def rank(self, scores: Sequence[float]) -> list[int]:
-        """Positions of the finite scores, best first."""
-        return ranking(scores, higher_is_better=self.reward.higher_is_better)
+    def rank(self, scores: Sequence[float], flagged: Sequence[bool] | None = None) -> list[int]:
+        """Positions of the finite scores, best first, those that the safety checker flags after all others."""
+        return ranking(scores, higher_is_better=self.reward.higher_is_better, flagged=flagged)
+
+    def best(self, finished: Sequence[Winner]) -> list[Winner]:
+        """The winners among finished candidates, as many as are asked for, best first."""
+        order = self.rank([winner.score for winner in finished], [winner.flagged for winner in finished])
+        return [finished[position] for position in order[: self.winners]]
+
+    def ranked(self, look: Look, rows: Sequence[int]) -> list[int]:
+        """Those of the rows of a look that have a score, best first."""
+        return [rows[at] for at in self.rank([look.scores[r] for r in rows], [look.flagged[r] for r in rows])]
 
     def estimate(self, alive: Sequence[Candidate]) -> Look:
         """Look at the x0 estimates of candidates in mid-denoising, all after the same step."""
@@ -167,10 +179,9 @@ class Engine:
         look = self.judge(alive)
         winners = []
         for prompt in sorted({candidate.prompt for candidate in alive}):
-            rows = self.rows(alive, prompt)
-            best = [rows[position] for position in self.rank([look.scores[row] for row in rows])[: self.winners]]
+            best = self.ranked(look, self.rows(alive, prompt))[: self.winners]
             self.record(prompt, alive, look, [alive[row] for row in best], needed=self.winners)
-            winners.append([Winner(alive[row], look.images[row], look.scores[row]) for row in best])
+            winners.append([winner_of(alive, look, row) for row in best])
         return winners
 
     @staticmethod
@@ -192,9 +203,10 @@ class Engine:
         if len(survivors) < needed:
             first = next(iter(reasons.values()), "none was left")
             raise ScoringError(
-                f"Only {len(rows) - len(reasons)} of {len(rows)} candidates of prompt {prompt} could be scored after "
-                f"step {step}, {needed} needed: {first}."
+                f"Only {sum(isfinite(look.scores[row]) for row in rows)} of {len(rows)} candidates of prompt {prompt} "
+                f"could be scored after step {step}, {needed} needed: {first}."
             )
+        blacken(self.trace, prompt, [alive[row].index for row in rows if look.flagged[row]])
         self.trace.append(
             StageTrace(
                 prompt=prompt,
@@ -202,7 +214,7 @@ class Engine:
                 sigma=self.plan.sigmas[step],
                 candidates=[alive[row].index for row in rows],
                 seeds=[alive[row].seed for row in rows],
-                scores=[None if look.reasons[row] else look.scores[row] for row in rows],
+                scores=[look.scores[row] if isfinite(look.scores[row]) else None for row in rows],
                 survivors=[candidate.index for candidate in survivors],
                 reasons=reasons,
                 previews=[look.previews[row] for row in rows] if self.config.previews else [],
@@ -230,24 +242,28 @@ class Engine:
     @torch.no_grad()
     def _look_at(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
         """Decode and score in micro-batches, in this process."""
-        look = Look([], [], {}, [])
+        look = Look([], [], {}, [], [])
 
-        def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None]]:
+        def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None], list[bool]]:
             with self.ledger.clock("preview" if log_snr is not None and self.cheap_looks else "decoder"):
                 latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
                 images = self.decode(latents, final=log_snr is None)
             with self.ledger.clock("verifier"):
                 prompts = [self.prompts[candidate.prompt] for candidate in batch]
                 scores, reasons = score_checked(self.reward, images, prompts, log_snr)
-            return images, scores.tolist(), reasons
+            if log_snr is not None:
+                return images, scores.tolist(), reasons, [False] * len(images)
+            with self.ledger.clock("decoder"):
+                flagged = flagged_rows(self.pipe, images, self.conditioning.prompt_embeds.dtype)
+            return images, scores.tolist(), reasons, flagged
 
-        for _, (images, scores, reasons) in self.looks.each(alive, judged):
+        for _, (images, scores, reasons, flagged) in self.looks.each(alive, judged):
             first = len(look.scores)
             look.scores.extend(scores)
-            look.reasons.extend(reasons)
+            look.reasons.extend(FLAGGED if flag else reason for flag, reason in zip(flagged, reasons, strict=True))
+            look.flagged.extend(flagged)
             if self.config.previews:
-                shown = self.pipe.image_processor.pt_to_numpy(images)
-                look.previews.extend(self.pipe.image_processor.numpy_to_pil(shown))
+                look.previews.extend(pictures(self.pipe, images, flagged))
             if keep:
                 look.images.update({first + row: image.cpu().clone() for row, image in enumerate(images)})
                 self._forget(look, alive, keep)
@@ -265,6 +281,6 @@ class Engine:
         """Drop the images that cannot win any more."""
         for prompt in {alive[row].prompt for row in look.images}:
             rows = [row for row in range(len(look.scores)) if alive[row].prompt == prompt]
-            best = {rows[position] for position in self.rank([look.scores[row] for row in rows])[:keep]}
+            best = set(self.ranked(look, rows)[:keep])
             for row in set(rows) - best:
                 look.images.pop(row, None)

@@ -13,7 +13,7 @@ from diffkit.parallel import interleave
 from diffkit.segments import Candidate
 from ttsnap.search.noise import Recipe
 
-__all__ = ["Look", "StageTrace", "Winner"]
+__all__ = ["Look", "StageTrace", "Winner", "winner_of"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class StageTrace:
         candidates: indices of the candidates looked at.
         seeds: their seeds, None for a generator of the user's that was not fresh.
         scores: their scores, None where the image could not be scored.
-        reasons: candidate -> why it could not be scored; it is dropped.
+        reasons: candidate -> why it could not be scored, so that it is dropped; or that the safety checker flagged its
+            finished image, so that any other is taken before it.
         survivors: indices of the candidates that went on; of the winners, best first, in the final look.
         previews: the decoded estimates, one for each candidate, when asked for.
     """
@@ -51,22 +52,28 @@ class StageTrace:
 class Winner(NamedTuple):
     """A finished candidate: its image (3, H, W) float32 in [0, 1] on the host, its score, and how to make it again.
 
-    ``recipe`` is None when the seed alone, given to the stock pipeline, does.
+    ``recipe`` is None when the seed alone, given to the stock pipeline, does. A ``flagged`` image is one that the
+    pipeline's safety checker would blacken; its score is that of the image itself.
     """
 
     candidate: Candidate
     image: Tensor
     score: float
     recipe: Recipe | None = None
+    flagged: bool = False
 
 
 class Look(NamedTuple):
-    """Scores of candidates, NaN where there is none and why; previews and images, by row, of those that are kept."""
+    """Scores of candidates, NaN where there is none and why; previews and images, by row, of those that are kept.
+
+    ``flagged`` tells whose finished image the safety checker flags.
+    """
 
     scores: list[float]
     reasons: list[str | None]
     images: dict[int, Tensor]
     previews: list[Image]
+    flagged: list[bool]
 
     @classmethod
     def joined(cls, looks: Sequence[Look]) -> Look:
@@ -81,4 +88,10 @@ class Look(NamedTuple):
             interleave([look.reasons for look in looks]),
             images,
             interleave([look.previews for look in looks]),
+            interleave([look.flagged for look in looks]),
         )
+
+
+def winner_of(alive: Sequence[Candidate], look: Look, row: int, recipe: Recipe | None = None) -> Winner:
+    """A finished candidate whose image the look has kept."""
+    return Winner(alive[row], look.images[row], look.scores[row], recipe, look.flagged[row])

@@ -18,6 +18,7 @@ from diffkit.mitigation import apply_mitigation, load_mitigation
 from diffkit.parallel import broadcast
 from diffkit.prompt_embeds import Embeds
 from diffkit.rewards import load_reward
+from diffkit.rewards.base import score_checked
 from memorization.copies import load_copy_detector
 from memorization.generation import Sampling
 from memorization.mitigation.adversarial.retention import Retention, read_retention
@@ -155,7 +156,7 @@ def _alignment(name: str) -> Callable[[Tensor, Sequence[str]], Tensor]:
     sign = 1.0 if reward.higher_is_better else -1.0
 
     def score(images: Tensor, captions: Sequence[str]) -> Tensor:
-        return sign * reward.score(images, captions).cpu()
+        return sign * score_checked(reward, images, captions).values
 
     return score
 

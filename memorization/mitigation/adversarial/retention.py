@@ -18,7 +18,7 @@ from diffkit.latents import encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from diffkit.suspects import Suspect, read_suspects
-from memorization.generation import Sampling, generate
+from memorization.generation import Sampling, generate, require_finite
 from memorization.presets import Preset
 from memorization.text_embeddings import empty_text, encoded
 
@@ -149,6 +149,7 @@ def _draw(pipe: Pipeline, run: Run, captions: Sequence[str], sampling: Sampling,
             embeds = encoded(pipe, part)
             seeds = [item_seed(seed, text, "retention", first + i) for i, text in enumerate(part)]
             images = generate(pipe, embeds, negative, seeds, sampling=sampling).images
+            require_finite(images, "that the model draws for retention captions")
             names = [run.save_image(f"retention-{first + i}", image) for i, image in enumerate(images)]
             run.write(key, {"files": names})
         files += run.done[key]["files"]

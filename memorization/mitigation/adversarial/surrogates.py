@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.console import say
+from diffkit.finite import finite_rows
 from diffkit.images import load_image
 from diffkit.seeds import item_seed
 from memorization.copies import CopyDetector
-from memorization.generation import Sampling, generate
+from memorization.copies.finite import finite_similarity
+from memorization.generation import Sampling, generate, require_finite
 from memorization.mitigation import nemo
 from memorization.mitigation.layers import blocked, matching, union, value_layers
 from memorization.text_embeddings import empty_text, encoded
@@ -44,7 +47,7 @@ __all__ = [
 ]
 
 #: z-scores above which a neuron is switched off, from the mildest pruning to the harshest.
-THETAS = (3.0, 2.0, 1.5, 1.0, 0.75)
+THETAS = (3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25, 0.1)
 
 #: Strength of the pruning, from 0 on -> context in which the model is pruned, or None beyond the strongest.
 Pruning = Callable[[int], AbstractContextManager[object] | None]
@@ -116,6 +119,7 @@ def make_surrogates(
         floor = None
         if accept.score is not None:
             own = generate(pipe, embeds, negative, seeds, sampling=sampling).images
+            require_finite(own, f"of the caption of {suspect.id!r}")
             floor = float(accept.score(own, [suspect.caption] * n).median()) - accept.drop
         accepted = Surrogates(torch.empty(0, *accept.references.shape[1:]), torch.empty(0), 0, 0)
         strength = 0
@@ -130,8 +134,19 @@ def make_surrogates(
 def _add_accepted(
     accepted: Surrogates, candidates: Tensor, caption: str, accept: Acceptance, floor: float | None
 ) -> Surrogates:
-    """The surrogates with the accepted candidates; a NaN similarity or score is not accepted."""
-    similarity = accept.copies.similarity(candidates, accept.references).amax(1)
+    """The surrogates with the accepted candidates; a NaN similarity or score is not accepted.
+
+    Raises:
+        InputError: no candidate is finite.
+    """
+    whole = finite_rows(candidates)
+    if not bool(whole.any()):
+        require_finite(candidates, f"of the pruned model for {caption!r}")
+    if not bool(whole.all()):
+        broken = int((~whole).sum())
+        say(f"{broken} of {len(whole)} images of the pruned model for {caption!r} are not finite; they are left out.")
+    candidates = candidates[whole]
+    similarity = finite_similarity(accept.copies, candidates, accept.references).amax(1)
     distinct = similarity < accept.similarity
     on_topic = torch.ones_like(distinct)
     if accept.score is not None and floor is not None:

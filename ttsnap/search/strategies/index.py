@@ -19,6 +19,7 @@ from ttsnap.schedules.index_rule import IndexRule, IndexState
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import finished_cost, priced
 from ttsnap.search.session import Engine, Winner
+from ttsnap.search.trace import winner_of
 
 __all__ = ["IndexSearch"]
 
@@ -126,14 +127,15 @@ def _advance(
     last = stage + 1 == rule.model.stages
     look = engine.judge(alive) if last else engine.estimate(alive)
     scores = np.array(look.scores, dtype=np.float64)
+    scores[look.flagged] = np.nan  # for the rule: an image that cannot be handed out is worth nothing
     up = 1.0 if engine.reward.higher_is_better else -1.0
     for row, (key, candidate) in enumerate(zip(keys, alive, strict=True)):
-        prompt, scored = candidate.prompt, bool(np.isfinite(scores[row]))
+        prompt, scored = candidate.prompt, bool(np.isfinite(look.scores[row]))
         engine.record(prompt, alive, look, [candidate] if scored else [], needed=0)
         if not scored:
             continue
         if not last:
             pool[key] = candidate
-        elif prompt not in best or up * scores[row] > up * best[prompt].score:
-            best[prompt] = Winner(candidate, look.images[row], look.scores[row])
+        else:
+            [best[prompt]] = engine.best([*([best[prompt]] if prompt in best else []), winner_of(alive, look, row)])
     rule.observe(state, prompts, chosen, up * scores)

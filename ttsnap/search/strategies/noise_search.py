@@ -10,7 +10,6 @@ The paper adds noise of a fixed distance; here neighbours are mixed so that they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -22,6 +21,7 @@ from ttsnap.search.budget import affordable
 from ttsnap.search.noise import Recipe, mix
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.base import Strategy
+from ttsnap.search.trace import winner_of
 
 __all__ = ["Neighbours", "random_neighbours", "zero_order"]
 
@@ -33,6 +33,7 @@ class _Pivot:
     noise: Tensor
     recipe: Recipe
     score: float
+    flagged: bool
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,10 @@ class Neighbours:
             done = engine.denoise([candidate for candidate, _ in started], 0, engine.plan.calls)
             look = engine.judge(done)
             for prompt in range(prompts):
-                rows = engine.rows(done, prompt)
-                ranked = [rows[position] for position in engine.rank([look.scores[row] for row in rows])]
-                finalists = [
-                    Winner(done[row], look.images[row], look.scores[row], started[row][1])
-                    for row in ranked[: engine.winners]
-                ]
+                ranked = engine.ranked(look, engine.rows(done, prompt))
+                finalists = [winner_of(done, look, row, started[row][1]) for row in ranked[: engine.winners]]
                 engine.record(prompt, done, look, [winner.candidate for winner in finalists], needed=0 if number else 1)
-                winners[prompt] = _best(engine, [*winners[prompt], *finalists])
+                winners[prompt] = engine.best([*winners[prompt], *finalists])
                 if ranked and (self.moving or not number):
                     noise = started[ranked[0]][0].latents
                     pivots[prompt] = _better(engine, pivots[prompt], noise, finalists[0])
@@ -107,17 +104,15 @@ class Neighbours:
         return replace(fresh, generator=generator, latents=noise), recipe
 
 
-def _best(engine: Engine, finished: Sequence[Winner]) -> list[Winner]:
-    return [finished[position] for position in engine.rank([image.score for image in finished])[: engine.winners]]
-
-
 def _better(engine: Engine, pivot: _Pivot | None, noise: Tensor | None, challenger: Winner) -> _Pivot | None:
     """The better of the pivot and the round's best; the pivot where they are equal."""
     if noise is None or challenger.recipe is None:
         return pivot
-    if pivot is not None and engine.rank([pivot.score, challenger.score])[0] == 0:
-        return pivot
-    return _Pivot(noise, challenger.recipe, challenger.score)
+    if pivot is not None:
+        order = engine.rank([pivot.score, challenger.score], [pivot.flagged, challenger.flagged])
+        if order[0] == 0:
+            return pivot
+    return _Pivot(noise, challenger.recipe, challenger.score, challenger.flagged)
 
 
 def random_neighbours(schedule: PruningSchedule | None = None) -> Strategy:

@@ -92,12 +92,11 @@ class Rounds:
             for latest in round_of_winners:
                 prompt = latest[0].candidate.prompt
                 taken[prompt] += 1
-                both = winners[prompt] + latest
-                best = engine.rank([winner.score for winner in both])[: engine.winners]
-                winners[prompt] = [both[position] for position in best]
+                winners[prompt] = engine.best(winners[prompt] + latest)
         engine.notes["rounds"] = taken
         return winners
 
     def _satisfied(self, engine: Engine, winners: list[Winner]) -> bool:
         sign = 1.0 if engine.reward.higher_is_better else -1.0
-        return bool(winners) and all(sign * winner.score >= sign * self.enough for winner in winners)
+        good = [not winner.flagged and sign * winner.score >= sign * self.enough for winner in winners]
+        return bool(winners) and all(good)
