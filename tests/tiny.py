@@ -15,7 +15,8 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH, LENGTH = 32, 16
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -106,3 +107,25 @@ def tiny_pipeline(scheduler: str = "ddim", seed: int = 0, vae: str = "tiny") -> 
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def tiny_checker(threshold: float) -> dict[str, object]:
+    """A safety checker with random weights, and its feature extractor: it flags images nearer to its concept."""
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        checker = StableDiffusionSafetyChecker(
+            CLIPConfig(
+                vision_config={**tower, "projection_dim": 8, "image_size": 32, "patch_size": 16},
+                text_config={**tower, "projection_dim": 8, "vocab_size": 64},
+                projection_dim=8,
+            )
+        ).eval()
+        with torch.no_grad():
+            checker.concept_embeds.normal_()
+            checker.special_care_embeds.normal_()
+            checker.concept_embeds_weights.fill_(2.0)  # above any cosine
+            checker.special_care_embeds_weights.fill_(2.0)
+            checker.concept_embeds_weights[0] = threshold
+    eyes = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return {"safety_checker": checker, "feature_extractor": eyes}

@@ -26,6 +26,7 @@ __all__ = [
     "split_prompts",
     "standardised",
     "stream",
+    "usable",
 ]
 
 CACHE_BYTES = 2**31  # of decoded estimates held in memory
@@ -65,6 +66,19 @@ def finals(trajectories: Trajectories, name: str) -> NDArray[np.float64]:
             f"reward."
         )
     return np.stack([trajectory.tensor(f"finals.{name}").double().numpy() for trajectory in trajectories])
+
+
+def usable(trajectories: Trajectories, final: NDArray[np.float64], steps: Sequence[int]) -> NDArray[np.bool_]:
+    """Which images (P, N) can be trained on: those with a final score, none of whose estimates at ``steps`` was broken.
+
+    Args:
+        final: as :func:`finals` returns it.
+        steps: recorded steps.
+    """
+    columns = [trajectories.steps.index(step) for step in steps]
+    seen = [~trajectory.unseen[:, columns].any(1).numpy() for trajectory in trajectories]
+    whole: NDArray[np.bool_] = np.isfinite(final) & np.stack(seen)
+    return whole
 
 
 def spread_within_prompts(scores: NDArray[np.float64]) -> float:

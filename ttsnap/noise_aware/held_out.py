@@ -50,7 +50,7 @@ class LevelTau:
 
 @torch.no_grad()
 def predictions(estimates: Estimates, predict: Predict, positions: Sequence[int], level: int, log_snr: float) -> Floats:
-    """Scores (len(positions), N) of every candidate of every prompt: none is padded, none dropped.
+    """Scores (len(positions), N) of every candidate of every prompt: none is padded, none dropped, a broken one NaN.
 
     With several processes each scores its share of the prompts and all get everything.
     """
@@ -66,7 +66,9 @@ def predictions(estimates: Estimates, predict: Predict, positions: Sequence[int]
             for _ in range(estimates.trajectories.candidates)
         ]
         scores = predict(images, prompts, log_snr).float().cpu()
-        scored += scores.view(len(some), -1).tolist()
+        column = estimates.trajectories.steps.index(estimates.steps[level])
+        unseen = torch.cat([estimates.trajectories[position].unseen[:, column] for position in some])
+        scored += scores.masked_fill(unseen, torch.nan).view(len(some), -1).tolist()
     return np.array(gather(scored), dtype=np.float64).reshape(len(positions), -1)
 
 

@@ -32,6 +32,7 @@ from ttsnap.noise_aware.data import (
     split_prompts,
     spread_within_prompts,
     standardised,
+    usable,
 )
 from ttsnap.trajectories.dataset import Trajectories
 
@@ -106,11 +107,9 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(network, adam)
 
     def _make_units(self) -> list[list[tuple[int, int]]]:
-        """What a batch draws: single images, or for pairs all of a prompt's; only those with a final score."""
-        groups = [
-            [(prompt, int(candidate)) for candidate in np.flatnonzero(np.isfinite(self.final[prompt]))]
-            for prompt in self.train
-        ]
+        """What a batch draws: single images, or for pairs all of a prompt's; those that can be trained on."""
+        whole = usable(self.trajectories, self.final, self.steps)
+        groups = [[(prompt, int(candidate)) for candidate in np.flatnonzero(whole[prompt])] for prompt in self.train]
         if self.settings.loss == "preference":
             return [group for group in groups if len(group) > 1]
         return [[image] for group in groups for image in group]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -105,6 +106,13 @@ class Trajectory:
     def rewards(self) -> dict[str, Tensor]:
         """Reward -> (N, S) float32, NaN where an estimate could not be scored."""
         return {name: self.tensor(f"rewards.{name}") for name in self.names}
+
+    @property
+    def unseen(self) -> Tensor:
+        """(N, S) bool, the estimates that no recorded reward could score, as those that were not finite; their previews
+        are black."""
+        unscored: Tensor = torch.stack([scores.isnan() for scores in self.rewards.values()]).all(0)
+        return unscored
 
     @property
     def finals(self) -> dict[str, Tensor]:

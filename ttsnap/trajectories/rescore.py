@@ -26,7 +26,7 @@ def rescore(
     Args:
         trajectories: trajectories with previews.
         base: name of the recorded reward whose finals count.
-        reward: scores the previews; NaN where it cannot.
+        reward: scores the previews; NaN where it cannot, or where the estimate was not finite.
         advance: called with the number of prompts newly done.
 
     Returns:
@@ -47,6 +47,9 @@ def rescore(
                 for part in images.split(IMAGES_AT_ONCE)
             ]
             looks[row, :, step] = sign * torch.cat(parts).double().numpy()
+        looks[row][:, list(trajectory.steps)] = np.where(
+            trajectory.unseen.numpy(), np.nan, looks[row][:, list(trajectory.steps)]
+        )
         advance(1)
     prices = None if recorded.prices is None else replace(recorded.prices, verify=reward.flops_per_image)
     return replace(recorded, looks=looks, name=reward.name, prices=prices)
