@@ -152,7 +152,7 @@ def test_winners_carry_the_stock_watermark(output_type):
 
 def test_a_run_says_which_candidates_were_flagged(tmp_path):
     config = {"steps": 6, "guidance": 3.0, "negative": None, "winners": 1, "seed": 1, "candidates": 8, "budget": None,
-              "schedule": "", "micro_batch": 1}  # fmt: skip
+              "schedule": "", "micro_batch": 1, "sha256": None}  # fmt: skip
     for name, threshold in (("some", SOME), ("all", ALL)):
         pipe = TTSnapPipeline.from_pipe(checked(threshold), reward=Bright())
         generate_run(pipe, [PROMPT], config, tmp_path / name)
