@@ -9,9 +9,8 @@ import typer
 
 from diffkit.console import say, write_json, write_table
 from diffkit.exit_codes import ExitCode
-from diffkit.micro_batch import read_micro_batch
 from diffkit.model_options import ModelOptions
-from diffkit.option_values import needed_folder, read_names, read_numbers, read_size
+from diffkit.option_values import needed_folder
 from diffkit.options import (
     Debug,
     Device,
@@ -31,6 +30,26 @@ from diffkit.options import (
     Scheduler,
     Seed,
     Variant,
+)
+from memorization.cli.audit_options import (
+    Alpha,
+    AttackGenerations,
+    Attacks,
+    Batch,
+    Budgets,
+    Controls,
+    Copies,
+    CorrectionMethod,
+    Draws,
+    Generations,
+    LearningRates,
+    OtherCaptions,
+    Pooled,
+    ReferenceModel,
+    Size,
+    Starts,
+    Threshold,
+    read_settings,
 )
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
@@ -65,61 +84,38 @@ def audit(
     lora: Lora = None,
     mitigation: Mitigation = None,
     suspects: Suspects = "lab:planted",
-    controls: Annotated[
-        str, typer.Option("--controls", "-c", help="Images the model was not trained on, in the same forms; or none.")
-    ] = "lab:controls",
+    controls: Controls = "lab:controls",
     out: Out = None,
-    budgets: Annotated[str, typer.Option(help="Attack steps at which to look, from 0.")] = "0,1,10,25,50",
-    starts: Annotated[str, typer.Option(help="Where the attack begins: other, gaussian, prompt.")] = "other,gaussian",
-    generations: Annotated[int, typer.Option(min=1, help="Images from each caption.")] = 10,
-    attack_generations: Annotated[int, typer.Option(min=1, help="Images from each trigger and budget.")] = 3,
+    budgets: Budgets = "0,1,10,25,50",
+    starts: Starts = "other,gaussian",
+    generations: Generations = 10,
+    attack_generations: AttackGenerations = 3,
     steps: Steps = 20,
     guidance: Guidance = 3.0,
-    alpha: Annotated[float, typer.Option(help="Level of the pre-set budget and of the corrected p-values.")] = 0.05,
-    correction: Annotated[
-        Literal["bh", "holm", "none"], typer.Option(help="For many suspects: Benjamini-Hochberg, Holm, or none.")
-    ] = "bh",
-    attack: Annotated[
-        str,
-        typer.Option(help="Attacks, comma separated: words, soft-tokens-4, dori, ... The weakest that works is named."),
-    ] = "dori",
-    learning_rates: Annotated[
-        str | None, typer.Option(help="Of the attacks, e.g. 0.01,0.03,0.1; the best counts. Default: each one's own.")
-    ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Pairs of noise and timestep per attack step.")] = 8,
-    pooled: Annotated[
-        Literal["fixed", "attacked"],
-        typer.Option(help="Pooled embeddings (SDXL, SD3, FLUX.1): as the starts have them, or attacked too."),
-    ] = "fixed",
-    size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Height and width in pixels; the model's own by default.")
-    ] = None,
+    alpha: Alpha = 0.05,
+    correction: CorrectionMethod = "bh",
+    attack: Attacks = "dori",
+    learning_rates: LearningRates = None,
+    draws: Draws = 8,
+    pooled: Pooled = "fixed",
+    size: Size = None,
     detector: Annotated[
         str, typer.Option(help="Detectors that score the captions alone, comma separated; or none. auto: what fits.")
     ] = "auto",
     edited_controls: Annotated[
         str, typer.Option(help="Attack edits of the suspects too: mirror, crop, shuffle, noise, or none.")
     ] = "none",
-    reference_model: Annotated[
-        str | None,
-        typer.Option(
-            help="A model not trained on the suspects; a suspect that it reproduces too is inconclusive. Default: with "
-            "--lora the model without it, else none."
-        ),
-    ] = None,
+    reference_model: ReferenceModel = None,
     masks: Annotated[bool, typer.Option("--masks", help="Show which pixels of each template are fixed.")] = False,
-    copies: Annotated[str, typer.Option(help="Copy detector.")] = "tiled",
-    threshold: Annotated[float | None, typer.Option(help="Its threshold; calibrated by default.")] = None,
-    other_captions: Annotated[
-        str | None,
-        typer.Option(help="Unrelated captions at which attacks start: a .txt, one a line, or another list."),
-    ] = None,
+    copies: Copies = "tiled",
+    threshold: Threshold = None,
+    other_captions: OtherCaptions = None,
     preset: Preset = "auto",
     fail_on: Annotated[FailOn, typer.Option(help="Exit 1 if a suspect is this or worse.")] = "never",
     save_triggers: Annotated[
         bool, typer.Option("--save-triggers", help="Keep the triggers. They reproduce training images: sensitive.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Suspects or controls attacked at once.")] = 4,
+    batch: Batch = 4,
     micro_batch: MicroBatch = "16",
     limit: Limit = None,
     limit_controls: LimitControls = None,
@@ -144,36 +140,32 @@ def audit(
     """
     if context.invoked_subcommand is not None:
         return
-    from diffkit.prompts import read_prompts
     from memorization.auditing.models import AuditedModel, reference_options
     from memorization.auditing.run import audit as run
-    from memorization.auditing.settings import AuditSettings
 
-    settings = AuditSettings(
-        budgets=read_numbers(budgets, int, "budgets such as 0,1,10,25,50"),
-        starts=read_names(starts),
-        attacks=read_names(attack),
-        learning_rates=None
-        if learning_rates is None
-        else read_numbers(learning_rates, float, "learning rates such as 0.01,0.03,0.1"),
+    settings = read_settings(
+        budgets=budgets,
+        starts=starts,
+        attack=attack,
+        learning_rates=learning_rates,
         draws=draws,
         pooled=pooled,
-        size=None if size is None else read_size(size),
-        detectors=() if detector == "none" else read_names(detector),
-        edits=() if edited_controls == "none" else read_names(edited_controls),  # type: ignore[arg-type]  # checked there
-        masks=masks,
+        size=size,
         generations=generations,
         attack_generations=attack_generations,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
+        steps=steps,
+        guidance=guidance,
         alpha=alpha,
         correction=correction,
         copies=copies,
         threshold=threshold,
         seed=seed,
-        items_at_once=batch,
-        micro_batch=read_micro_batch(micro_batch),
-        other_captions=None if other_captions is None else tuple(read_prompts(other_captions)),
+        batch=batch,
+        micro_batch=micro_batch,
+        other_captions=other_captions,
+        detector=detector,
+        edited_controls=edited_controls,
+        masks=masks,
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     options = ModelOptions(
