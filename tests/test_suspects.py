@@ -138,7 +138,7 @@ def test_a_caption_a_line(tmp_path: Path) -> None:
         ("list.csv", b"caption\n\xff\n", r"not UTF-8 \(byte 8\)"),
         ("list.jsonl", b'{"words": "x"}\n', "no caption: found 'words'"),
         ("list.jsonl", b"\n", "holds no suspects"),
-        ("list.parquet", b"x", "of no known kind"),
+        ("list.xlsx", b"x", "of no known kind"),
     ],
 )
 def test_useless_sources_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import unicodedata
 from pathlib import Path
 
@@ -160,6 +161,38 @@ def test_links(tmp_path: Path) -> None:
     suspects, reasons = read(root)
     assert [caption for _, caption, _ in suspects] == ["b", "a"]
     assert reasons == ["gone.png is a link to a file that is not there"]
+
+
+def test_shards_and_tables_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    samples = folder_with(tmp_path / "samples", {"x.png": None, "x.txt": "in a shard"})
+    root = folder_with(
+        tmp_path / "root", {"sub/a.png": None, "sub/a.txt": "a file", "00000.parquet": "", "b.parquet": ""}
+    )
+    with tarfile.open(root / "00000.tar", "w") as archive:
+        for path in sorted(samples.iterdir()):
+            archive.add(path, path.name)
+    suspects, errors = read_suspects(root)
+    assert [suspect.caption for suspect in suspects] == ["in a shard", "a file"]
+    assert [error.reason.split(" is not read")[0] for error in errors] == ["b.parquet"]
+    (root / "00000.tar").rename(root / "sub" / "00000.tar")
+    for name in ("00000.parquet", "b.parquet"):
+        (root / name).unlink()
+    suspects, errors = read_suspects(root)
+    assert ([suspect.caption for suspect in suspects], len(errors)) == (["a file"], 1)
+    assert "00000.tar is not read, beside images" in errors[0].reason
+    assert [suspect.caption for suspect in read_suspects(root / "sub" / "00000.tar")[0]] == ["in a shard"]
+
+
+def test_parquet_beside_the_pictures_of_its_keys(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root = folder_with(tmp_path, {"00000/000000001.png": None, "00000/000000002.png": None, "00000_stats.json": "{}"})
+    parquet.write_table(pyarrow.Table.from_pylist([{"key": "000000001", "TEXT": "a dog"}]), root / "00000.parquet")
+    suspects, errors = read_suspects(root)
+    assert [(suspect.caption, suspect.images) for suspect in suspects] == [
+        ("a dog", (root / "00000" / "000000001.png",))
+    ]
+    assert [error.reason for error in errors] == ["00000/000000002.png is not named in a .parquet file"]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 Read are the layouts of diffusers and datasets (``metadata.jsonl``, ``.csv`` or ``.parquet`` with a ``file_name``), of
 sd-scripts (``a.png`` with ``a.txt`` or ``a.caption``; in a folder ``10_dog`` an image without either is captioned
-"dog"), and captions named ``a.png.txt``. A folder with no image of its own is read subfolder by subfolder. Every image
-below the folder is in a row or in an error.
+"dog"), captions named ``a.png.txt``, webdataset shards, and Parquet files with or without pictures of their keys. A
+folder with no image of its own is read subfolder by subfolder. Every image below the folder, and every shard, is in a
+row or in an error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from diffkit.errors import InputError
@@ -20,41 +21,74 @@ from diffkit.suspects.columns import IMAGE_NAMES
 from diffkit.suspects.decoding import read_text
 from diffkit.suspects.image_files import image_files
 from diffkit.suspects.lists import read_jsonl
+from diffkit.suspects.parquet import read_parquet
 from diffkit.suspects.record import Row, RowError, Rows
 from diffkit.suspects.tables import read_table
+from diffkit.suspects.webdataset import is_shard, read_webdataset
 
 __all__ = ["read_folder"]
 
-METADATA_READERS = {"metadata.jsonl": read_jsonl, "metadata.csv": read_table}
+METADATA_READERS: dict[str, Callable[[Path], Rows]] = {
+    "metadata.jsonl": read_jsonl,
+    "metadata.csv": read_table,
+    "metadata.parquet": read_parquet,
+}
 CAPTION_SUFFIXES = (".txt", ".caption")
 REPEATS_AND_NAME = re.compile(r"\d+_(.+)")  # of sd-scripts: how often an epoch shows the folder, and its caption
 
 
-def read_folder(folder: Path) -> Rows:
+def read_folder(folder: Path, *, images: bool = True) -> Rows:
     """Rows of the images of a folder.
+
+    Args:
+        folder: of images, of shards or of Parquet files.
+        images: whether pictures are taken out of shards and Parquet files.
 
     Raises:
         InputError: it holds no image, or a metadata file cannot be read.
     """
-    rows = _read(folder, folder)
+    rows = _read(folder, folder, images)
     if not rows.rows and not rows.errors:
         raise InputError(f"{folder} holds no images and no {' or '.join(METADATA_READERS)}.")
     return rows
 
 
-def _read(folder: Path, root: Path) -> Rows:
+def _read(folder: Path, root: Path, images: bool) -> Rows:
     files = _files(folder)
     listing = next((folder / name for name in METADATA_READERS if (folder / name) in files), None)
     if listing is not None:
-        return _listed(folder, listing, files)
+        rows = METADATA_READERS[listing.name](listing)
+        return _joined([_listed(folder, rows, listing.name, files), _archives(files)])
     if any(_is_picture(path) for path in files):
-        paired = _paired(folder, files, root)
-        return Rows(paired.rows, paired.errors + _not_read(folder, "lies in a subfolder, beside images that are read"))
-    parts = [_read(path, root) for path in _subfolders(folder)]
+        below = Rows([], _not_read(folder, "lies in a subfolder, beside images that are read"))
+        return _joined([_paired(folder, files, root), below, _archives(files)])
+    tables = [path for path in files if path.suffix.lower() == ".parquet"]
+    shards = [path for path in files if is_shard(path)]
+    if shards:
+        stems = {path.name.split(".")[0] for path in shards}  # img2dataset puts a table of the same name beside each
+        others = _archives([path for path in tables if path.stem not in stems])
+        return _joined([read_webdataset(folder, images=images), others, *_of_subfolders(folder, root, images)])
+    if tables:
+        rows = _joined([read_parquet(path, images=images) for path in tables])
+        return _listed(folder, rows, "a .parquet file", files)
     lonely = [RowError(str(path), 1, "a caption without an image beside it") for path in files if _is_caption(path)]
-    return Rows(
-        [row for part in parts for row in part.rows], lonely + [error for part in parts for error in part.errors]
-    )
+    return _joined([Rows([], lonely), *_of_subfolders(folder, root, images)])
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows([row for part in parts for row in part.rows], [error for part in parts for error in part.errors])
+
+
+def _of_subfolders(folder: Path, root: Path, images: bool) -> list[Rows]:
+    return [_read(path, root, images) for path in _subfolders(folder)]
+
+
+def _archives(files: Sequence[Path]) -> Rows:
+    """An error for each shard and Parquet file beside images that are read."""
+    reason = "is not read, beside images that are: name it by itself"
+    archives = (path for path in files if is_shard(path) or path.suffix.lower() == ".parquet")
+    unread = (path for path in archives if path.name not in METADATA_READERS)
+    return Rows([], [RowError(str(path), 1, f"{path.name} {reason}") for path in unread])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -84,18 +118,17 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         yield from _pictures_below(subfolder)
 
 
-def _listed(folder: Path, listing: Path, files: Sequence[Path]) -> Rows:
-    """Rows of a metadata file, an error for each picture that it does not name, and one for a second metadata file."""
-    rows = METADATA_READERS[listing.name](listing)
+def _listed(folder: Path, rows: Rows, listing: str, files: Sequence[Path]) -> Rows:
+    """Rows of a list, an error for each picture that it does not name, and one for a second metadata file."""
     named = {path.resolve() for row in rows.rows for path in _named_images(row)}
     errors = [
-        RowError(str(path), 1, f"{path.name} is not read, since {listing.name} is; remove one of them")
+        RowError(str(path), 1, f"{path.name} is not read, since {listing} is; remove one of them")
         for path in files
-        if path.name in METADATA_READERS and path != listing
+        if path.name in METADATA_READERS and path.name != listing
     ]
     unlisted = [path for path in _pictures_below(folder) if path.resolve() not in named]
     errors += [
-        RowError(str(folder), number, f"{path.relative_to(folder)} is not named in {listing.name}")
+        RowError(str(folder), number, f"{path.relative_to(folder)} is not named in {listing}")
         for number, path in enumerate(unlisted, start=1)
     ]
     return Rows(rows.rows, rows.errors + errors)

@@ -9,8 +9,10 @@ from diffkit.errors import InputError
 from diffkit.suspects.columns import suspects_of_rows
 from diffkit.suspects.folders import read_folder
 from diffkit.suspects.lists import read_json, read_jsonl, read_lines
+from diffkit.suspects.parquet import read_parquet
 from diffkit.suspects.record import RowError, Rows, Suspect
 from diffkit.suspects.tables import read_table
+from diffkit.suspects.webdataset import is_shard, read_webdataset
 
 __all__ = ["read_suspects"]
 
@@ -26,7 +28,9 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def read_suspects(source: str | Path, *, images: bool = True) -> tuple[list[Suspect], list[RowError]]:
-    """Read suspects from ``lab:planted``, ``lab:controls``, a folder, or a .csv, .tsv, .json, .jsonl or .txt file.
+    """Read suspects from ``lab:planted``, ``lab:controls``, a folder, a list, or an archive.
+
+    Lists are .csv, .tsv, .json, .jsonl, .txt and .parquet; archives are webdataset shards, .tar.
 
     A folder holds `metadata.jsonl` or `metadata.csv` with a `file_name` column, or images each with a .txt or .caption
     of the same name, a caption a line. Image paths are relative to the file that names them; several are a JSON list or
@@ -58,17 +62,22 @@ def read_suspects(source: str | Path, *, images: bool = True) -> tuple[list[Susp
         path = Path(source).expanduser()
     if not path.exists():
         raise InputError(f"There is no file or folder {path}. Expected lab:planted, a folder, a .csv or a .jsonl.")
-    rows, errors = _reader(path)(path)
+    rows, errors = _rows(path, images)
     suspects, row_errors = suspects_of_rows(rows, images=images)
     if not suspects and not errors and not row_errors:
         raise InputError(f"{path} holds no suspects: no row with a caption was found.")
     return suspects, sorted([*errors, *row_errors], key=lambda error: (error.source, error.row))
 
 
-def _reader(path: Path) -> Callable[[Path], Rows]:
+def _rows(path: Path, images: bool) -> Rows:
     if path.is_dir():
-        return read_folder
+        return read_folder(path, images=images)
+    if is_shard(path):
+        return read_webdataset(path, images=images)
+    if path.suffix.lower() == ".parquet":
+        return read_parquet(path, images=images)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path} is of no known kind. Expected a folder, {', '.join(filter(None, READERS))}.")
-    return reader
+        known = ", ".join(filter(None, (*READERS, ".parquet", ".tar")))
+        raise InputError(f"{path} is of no known kind. Expected a folder, {known}.")
+    return reader(path)
