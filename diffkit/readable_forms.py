@@ -176,4 +176,24 @@ LISTS = (
         "read; an error for each image that it does not name, and for a second metadata file",
         "test_suspects_folders.py::test_metadata_of_datasets_folders",
     ),
+    _list(
+        "`.parquet` of the hub (pictures as bytes), one file or a folder; needs `diffkit[datasets]`",
+        "read; pictures go to files in the user's cache",
+        "test_suspects_parquet.py::test_a_data_set_of_the_hub",
+    ),
+    _list(
+        "`.parquet` of LAION or img2dataset, pictures beside it by their `key`",
+        "read; a download that failed, and a picture that no row names, are errors",
+        "test_suspects_parquet.py::test_laion_and_the_folders_of_img2dataset",
+    ),
+    _list(
+        "webdataset shards, `.tar`, `.tar.gz`, one or a folder",
+        "read; a sample without picture or caption, and what a cut-off shard lacks, are errors",
+        "test_suspects_webdataset.py::test_a_sample_is_its_picture_its_captions_and_its_json",
+    ),
+    _list(
+        "shards and `.parquet` beside images, images that a table does not name",
+        "an error for each",
+        "test_suspects_folders.py::test_shards_and_tables_in_folders",
+    ),
 )
