@@ -21,13 +21,15 @@ from typer.core import TyperGroup
 
 from diffkit import __version__
 from diffkit.console import launched_as
-from diffkit.errors import DiffkitError, Interrupted
+from diffkit.errors import DiffkitError, InputError, Interrupted
 from diffkit.exit_codes import ExitCode
 from diffkit.options import DEBUG_KEY, Debug
 from diffkit.registry import Registry
 
 __all__ = ["app", "commands", "main"]
 
+#: Options that name models and data, of which a second would take the first one's place without a word.
+GIVEN_ONCE = frozenset({"--controls", "--lora", "--mitigation", "--model", "--prompts", "--suspects"})
 ARGUMENTS_KEY = "diffkit.arguments"
 
 commands: Registry[typer.Typer | Callable[..., Any]] = Registry(
@@ -102,9 +104,25 @@ class CommandGroup(TyperGroup):
 def _unify(command: Any) -> None:
     """Give a command the root's plain help, and no completion options of its own."""
     command.rich_markup_mode = None
+    _refuse_repeats(command)
     command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
     for child in getattr(command, "commands", {}).values():
         _unify(child)
+
+
+def _refuse_repeats(command: Any) -> None:
+    """Let a command refuse a second ``--suspects`` and the like: the parser keeps the last one only."""
+    parse = command.parse_args
+
+    def parse_args(ctx: Any, args: list[str]) -> Any:
+        _, _, given = command.make_parser(ctx).parse_args(args=list(args))
+        for option in given:
+            if given.count(option) > 1 and not option.multiple and GIVEN_ONCE & {*option.opts}:
+                hint = " Merge the adapters into one file first." if option.name == "lora" else ""
+                raise InputError(f"{option.opts[0]} is given {given.count(option)} times, and one is taken.{hint}")
+        return parse(ctx, args)
+
+    command.parse_args = parse_args
 
 
 def _app_of(function: Callable[..., Any]) -> typer.Typer:

@@ -31,7 +31,10 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             f"The model {str(model)!r} is not complete in the hub's cache, and {why}; connect once, or give the folder "
             "of a download."
         )
-    return f"Could not load the model {str(model)!r}: {message}"
+    advice = ""
+    if is_hub_id(model) and "no file named" in message:
+        advice = " If its weights are of a variant only, such as fp16, name it by --variant."
+    return f"Could not load the model {str(model)!r}: {message.rstrip('.')}.{advice}"
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from memorization.comparison.result import ComparedRun, Comparison, McNemar, Pai
 from memorization.quality.result import QualityReport
 
 #: What may differ between the runs of one comparison.
-OWN_KEYS = ("model", "model_sha256", "lora", "mitigation", "save_triggers")
+OWN_KEYS = ("variant", "model_config", "model", "model_sha256", "lora", "mitigation", "save_triggers")
 
 
 @dataclass(frozen=True)
