@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from diffkit.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
+from diffkit.readable_models import ADAPTER_FORMS, MODEL_FORMS
 from diffkit.suspects.columns import CAPTION_NAMES, IMAGE_NAMES
 
 __all__ = ["LISTS", "PICTURES", "ReadableForm", "readable_forms"]
@@ -38,7 +39,9 @@ def readable_forms() -> tuple[ReadableForm, ...]:
         >>> [form.form for form in readable_forms() if "transparency" in form.form]
         ['transparency: a channel, a palette entry, one colour']
     """
-    return (*PICTURES, *LISTS)
+    models = (ReadableForm("model", form, reading, f"tests/{test}") for form, reading, test in MODEL_FORMS)
+    adapters = (ReadableForm("adapter", form, reading, f"tests/{test}") for form, reading, test in ADAPTER_FORMS)
+    return (*models, *adapters, *PICTURES, *LISTS)
 
 
 def _code(names: Iterable[str]) -> str:
