@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,28 @@ def test_an_item_whose_retry_was_killed_is_still_in_error(tmp_path: Path) -> Non
     run.close()
     with Run.open(tmp_path, config={}, kind="x") as run:
         assert run.done["a"] == {"error": "no memory"}
+
+
+def test_wrong_input_leaves_no_new_run(tmp_path: Path) -> None:
+    """Nothing that was there is touched, and a run in which something was finished or kept stays."""
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "runs" / "new", tmp_path / "there"):
+        with pytest.raises(InputError), Run.open(out, config={"copies": "tilde"}, kind="x") as run:
+            run.path("checkpoints").mkdir()
+            raise InputError("no such copies")
+        Run.open(out, config={"copies": "tiled"}, kind="x").close()
+    shutil.rmtree(tmp_path / "runs")
+    for kept in ("write", "save"):
+        out = tmp_path / "runs" / kept
+        with pytest.raises(InputError), Run.open(out, config={}, kind="x") as run:
+            run.write("a", {}) if kept == "write" else run.write_text("stages/0.txt", "done")
+            raise InputError("no such picture")
+        with pytest.raises(InputError), Run.open(out, config={}, kind="x"):
+            raise InputError("not again")
+        assert (out / "run.json").is_file()
+    with pytest.raises(ValueError, match="a bug"), Run.open(tmp_path / "bug", config={}, kind="x"):
+        raise ValueError("a bug")
+    assert (tmp_path / "bug" / "run.json").is_file()
 
 
 def test_differing_keys_of_equal_configurations() -> None:

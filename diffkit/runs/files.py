@@ -8,11 +8,12 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffkit.errors import InputError
 
-__all__ = ["FolderLock", "dump_json", "fsync_folder", "safe_name", "write_bytes_atomically"]
+__all__ = ["FolderLock", "dump_json", "fsync_folder", "remove_empty_run", "safe_name", "write_bytes_atomically"]
 
 
 def dump_json(value: object, *, indent: int | None = None) -> str:
@@ -72,6 +73,25 @@ def safe_name(text: str) -> str:
     if plain == text and plain and not re.search(r"-[0-9a-f]{12}$", plain):
         return plain
     return f"{plain or 'item'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+def remove_empty_run(folder: Path, made: Sequence[Path]) -> None:
+    """Remove the files and empty folders of a run that has kept nothing else; leave one that has as it is.
+
+    Args:
+        folder: the run's folder.
+        made: the folder and those above it, as far as they were made for the run; the innermost first.
+    """
+    inside = sorted(folder.rglob("*"), reverse=True)
+    files = {path.relative_to(folder).as_posix(): path for path in inside if not path.is_dir()}
+    if files.keys() - {"run.json", "journal.jsonl", ".lock"}:
+        return
+    for path in files.values():
+        path.unlink()
+    for path in (*(path for path in inside if path.is_dir()), *made):
+        if any(path.iterdir()):
+            return
+        path.rmdir()
 
 
 class FolderLock:

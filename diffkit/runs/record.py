@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from diffkit.console import say
 from diffkit.errors import InputError, Interrupted
-from diffkit.runs.files import FolderLock, dump_json, safe_name, write_bytes_atomically
+from diffkit.runs.files import FolderLock, dump_json, remove_empty_run, safe_name, write_bytes_atomically
 from diffkit.runs.identity import completed_config, config_hash, differing_keys
 from diffkit.runs.journal import Journal
 from diffkit.runs.provenance import environment
@@ -49,11 +49,14 @@ class Run:
         True ['cat', 'dog']
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any], lock: FolderLock, *, resumed: bool) -> None:
+    def __init__(
+        self, folder: Path, record: dict[str, Any], lock: FolderLock, *, resumed: bool, made: Sequence[Path] = ()
+    ) -> None:
         self.folder = folder
         self.record = record
         self.resumed = resumed
         self._lock = lock
+        self._made = made
         self._save_record()  # before the journal: a folder with a journal and no run.json would be refused
         self._journal = Journal(folder / "journal.jsonl")
 
@@ -86,6 +89,7 @@ class Run:
         folder = Path(folder)
         requested = json.loads(dump_json(dict(config)))  # tuples become lists, as they will be read back
         _refuse_foreign_folder(folder)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder / ".lock")
         try:
@@ -97,7 +101,7 @@ class Run:
             record["provenance"] = json.loads(dump_json(dict(provenance or {})))
             record["sessions"].append(session)
             record["finished"] = None
-            return cls(folder, record, lock, resumed=present is not None)
+            return cls(folder, record, lock, resumed=present is not None, made=made)
         except BaseException:
             lock.release()
             raise
@@ -188,7 +192,14 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close; Ctrl-C leaves as `Interrupted`, which knows the folder."""
+        """Close; Ctrl-C leaves as `Interrupted`, which knows the folder.
+
+        A new run that ends with an `InputError` before anything was finished or kept is removed, so that the corrected
+        command has the folder.
+        """
+        if kind is not None and issubclass(kind, InputError) and not self.resumed and not self._journal.items:
+            self._journal.close()
+            remove_empty_run(self.folder, self._made)
         self.close(finished=kind is None)
         if kind is KeyboardInterrupt:
             raise Interrupted(self.folder) from error

@@ -106,12 +106,12 @@ def audit(
     config = _config(audited, gathered, settings, items=len(items), save_triggers=save_triggers)
     config |= {"dtype": dtype_name(pipe), **options_of(pipe)}
     provenance = _provenance(audited, chosen, pipe)
+    copies = load_copy_detector(settings.copies, pipe)  # before a folder is made
     summary: AuditSummary | None = None
     with open_shared(out, config=config, kind="audit", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
             run.retry(in_error(items, run.done, size))
         _prepare(pipe)
-        copies = load_copy_detector(settings.copies, pipe)
         point = operating_point(pipe, gathered.items, copies, size, settings.threshold)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
         own = [item for item in items if item.role != "reference"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from diffkit.console import progress
@@ -10,6 +11,7 @@ from diffkit.errors import InputError
 from diffkit.loading import load_pipeline, model_checksum, resolve_device, resolve_dtype, resolve_model
 from diffkit.lora import lora_checksum
 from diffkit.mitigation import read_card
+from diffkit.rewards import load_reward
 from diffkit.runs import Run
 from memorization.comparison.paired import AuditRun
 from memorization.presets import recorded_preset
@@ -52,7 +54,7 @@ def measure_quality(
     states: list[Snapshot] = []
     with progress("quality", total=len(runs)) as bar:
         for index, audited in enumerate(runs):
-            path = run.path(f"quality/{index}.safetensors")
+            path = run.path(_snapshot(index))
             if not path.is_file():
                 validation = states[0].validation if states else None
                 pipe = _load(audited, dtype=dtype, device=device)
@@ -69,6 +71,26 @@ def _preset_rewards(runs: Sequence[AuditRun], prompts_from: str) -> list[RewardL
     presets = {recorded_preset(audited.record).name: recorded_preset(audited.record) for audited in runs}
     (preset, *others) = presets.values()
     return [] if others or preset.rewards is None else preset.rewards(prompts_from)
+
+
+def check_quality(
+    runs: Sequence[AuditRun], out: Path, prompts_from: str, limit: int, rewards: Sequence[str] = ()
+) -> None:
+    """Check what can be checked before a folder is made: the prompts, the rewards, the models still to measure.
+
+    Raises:
+        InputError: as :func:`measure_quality`.
+    """
+    read_quality_prompts(prompts_from, limit)
+    for reward in rewards:
+        load_reward(reward)
+    for index, audited in enumerate(runs):
+        if not (out / _snapshot(index)).is_file():
+            _require_unchanged(audited)
+
+
+def _snapshot(index: int) -> str:
+    return f"quality/{index}.safetensors"
 
 
 def quality_dtype(runs: Sequence[AuditRun], dtype: str, device: str) -> str:
@@ -91,29 +113,41 @@ def _source(audited: AuditRun) -> tuple[str, str | None]:
     return (name, revision) if at and config["model_sha256"] is None else (str(config["model"]), None)
 
 
-def _load(audited: AuditRun, *, dtype: str, device: str) -> DiffusionPipeline:
-    """The audited model with its mitigation, refused where either has changed since."""
+def _mitigation_folder(audited: AuditRun) -> str | None:
+    folder: str | None = audited.record["provenance"].get("mitigation_folder")
+    return folder if audited.record["config"]["mitigation"] else None
+
+
+def _require_unchanged(audited: AuditRun) -> None:
+    """Refuse a model, mitigation or LoRA that has changed since the audit."""
     config = audited.record["config"]
-    name, revision = _source(audited)
+    name, _ = _source(audited)
     settings = config.get("model_config")
     if config["model_sha256"] is not None and model_checksum(name, config=settings) != config["model_sha256"]:
         raise InputError(
             f"The model {name!r} is not the one that {audited.folder} audited any more; leave out --quality."
         )
-    folder = audited.record["provenance"].get("mitigation_folder") if config["mitigation"] else None
+    folder = _mitigation_folder(audited)
     if folder is not None and read_card(folder)["weights_sha256"] != config["mitigation"]["sha256"]:
         raise InputError(f"The mitigation {folder} is not the one that {audited.folder} audited; leave out --quality.")
     lora = config.get("lora")
     if lora is not None and lora_checksum(lora["name"]) != lora["sha256"]:
         raise InputError(f"The LoRA {lora['name']} is not the one that {audited.folder} audited; leave out --quality.")
+
+
+def _load(audited: AuditRun, *, dtype: str, device: str) -> DiffusionPipeline:
+    """The audited model with its mitigation."""
+    _require_unchanged(audited)
+    config, (name, revision) = audited.record["config"], _source(audited)
+    lora = config.get("lora")
     return load_pipeline(
         name,
         revision=revision,
         dtype=dtype,
         device=device,
-        mitigation=folder,
+        mitigation=_mitigation_folder(audited),
         lora=None if lora is None else lora["name"],
         variant=config.get("variant"),
-        config=settings,
+        config=config.get("model_config"),
         scheduler=config.get("scheduler"),
     )

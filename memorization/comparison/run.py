@@ -71,7 +71,7 @@ def compare_audits(
         if quality is not None:
             raise InputError("Quality is measured into a folder: add --out runs/compare, or leave out --quality.")
         return summarise_comparison(runs)
-    from memorization.comparison.quality import quality_dtype
+    from memorization.comparison.quality import check_quality, quality_dtype
     from memorization.comparison.report import write_comparison
 
     asked = (
@@ -86,6 +86,8 @@ def compare_audits(
         }
     )
     config = {"audits": {run.name: run.record["config_hash"] for run in runs}, "quality": asked}
+    if quality is not None:
+        check_quality(runs, Path(out), quality.prompts, quality.limit, read_names(quality.rewards))
     added = {} if asked is None else {"quality.dtype": asked["dtype"]}  # version 0.1.0 did not record it
     with Run.open(out, config=config, kind="audit-compare", added=added) as run:
         measured = None if quality is None else _measure(run, runs, quality)

@@ -21,7 +21,7 @@ from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS
-from memorization.copies import load_copy_detector
+from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.operating_point import operating_point
 from memorization.copies.references import in_error, load_references
 from memorization.generation import image_size
@@ -33,6 +33,7 @@ from memorization.locality.report import write_page
 from memorization.locality.settings import LocalitySettings
 from memorization.locality.summary import memorized, summarise_locality
 from memorization.locality.weight_selection import Selector, selector
+from memorization.mitigation.layers import feed_forward_layers, matching, value_layers
 from memorization.text_embeddings import encoded
 
 if TYPE_CHECKING:
@@ -86,10 +87,13 @@ def study(
         **options_of(pipe),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
+    copies = load_copy_detector(settings.copies, pipe)  # before a folder is made; so are the layers looked up
+    for method in settings.methods:
+        matching(pipe, value_layers(pipe) if method == "nemo" else feed_forward_layers(pipe))
     with Run.open(out, config=config, kind="locality", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         pipe.set_progress_bar_config(disable=True)
-        threshold = _threshold(pipe, gathered.items, settings)
-        work = _Work(run, pipe, gathered.items, settings, threshold)
+        threshold = _threshold(pipe, gathered.items, settings, copies)
+        work = _Work(run, pipe, gathered.items, settings, copies, threshold)
         work.explore_all()
         work.cross()
         work.compare_groups()
@@ -108,9 +112,10 @@ def study(
     return LocalityResult(Path(out), summary)
 
 
-def _threshold(pipe: DiffusionPipeline, items: Sequence[AuditItem], settings: LocalitySettings) -> dict[str, Any]:
+def _threshold(
+    pipe: DiffusionPipeline, items: Sequence[AuditItem], settings: LocalitySettings, copies: CopyDetector
+) -> dict[str, Any]:
     """The operating point as in the audit, or the given threshold."""
-    copies = load_copy_detector(settings.copies, pipe)
     if settings.threshold is not None:
         return {"detector": copies.name, "threshold": settings.threshold, "source": "given"}
     return dict(operating_point(pipe, items, copies, image_size(pipe)))
@@ -125,10 +130,10 @@ class _Work:
         pipe: DiffusionPipeline,
         items: Sequence[AuditItem],
         settings: LocalitySettings,
+        copies: CopyDetector,
         point: Mapping[str, Any],
     ) -> None:
         self.run, self.pipe, self.items, self.settings = run, pipe, items, settings
-        copies = load_copy_detector(settings.copies, pipe)
         self.explorer = Explorer(pipe, settings, copies, image_size(pipe), point["threshold"])
         self.checkpoints = Checkpoints(run.path("checkpoints"))
 

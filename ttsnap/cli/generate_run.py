@@ -19,6 +19,7 @@ from diffkit.noted_options import options_of
 from diffkit.rewards.base import describe
 from diffkit.runs.shared import open_shared
 from ttsnap.plots.search import contact_sheet, score_figure
+from ttsnap.schedules.load import load_schedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.noise import Noise
 from ttsnap.search.request import Request
@@ -61,13 +62,12 @@ def generate(
     }
     config = {**config, "dtype": dtype_name(pipe), **options_of(pipe)}
     added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
+    _prepare(pipe, prompts[0], config)
     with open_shared(out, config=config, kind="ttsnap", provenance=provenance, added=added) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["error"] is not None], "prompts")
         done = parallel.broadcast(set() if run is None else set(run.done))
         left = [index for index in range(len(prompts)) if _key(index) not in done]
-        if left:
-            _prepare(pipe, prompts[0], config)
         for index, searched in _searches(pipe, prompts, left, config):
             if run is not None:
                 _keep(run, _key(index), searched)
@@ -87,11 +87,22 @@ def _key(index: int) -> str:
 
 
 def _prepare(pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any]) -> None:
-    """Try the reward before the first search, so that no prompt pays for it, whoever searches it and when."""
+    """Check the search before a folder is made, and try the reward, so that no prompt pays for that."""
     if pipe.reward is not None:
-        size = config.get("height"), config.get("width")
-        search = SearchConfig(config["steps"], config["guidance"], height=size[0], width=size[1])
-        pipe.prepare(Request([prompt], pipe.reward, Noise(seed=config["seed"]), search))
+        search = SearchConfig(
+            config["steps"],
+            config["guidance"],
+            load_schedule(config["schedule"]),
+            config["candidates"],
+            config["budget"],
+            config["winners"],
+            config.get("height"),
+            config.get("width"),
+            micro_batch=config["micro_batch"],
+            preview_vae=pipe.preview_vae,
+        )
+        noise = Noise(seed=config["seed"])
+        pipe.prepare(Request([prompt], pipe.reward, noise, search, config["negative"], search=_rounds(config)))
 
 
 def _searches(
