@@ -28,9 +28,12 @@ from diffkit.families import Scheduler
 
 __all__ = [
     "PREDICTION_TYPES",
+    "PURE_NOISE",
     "Coefficients",
     "coefficients",
     "is_flow",
+    "is_pure_noise",
+    "is_silent",
     "log_snr",
     "noise_over_signal",
     "noise_per_prediction",
@@ -42,6 +45,9 @@ __all__ = [
 ]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # of diffusion
+#: Noise over signal from which latents count as pure noise, which has no finite ratio: where flow models begin, and
+#: diffusion models of zero terminal SNR (Lin et al. 2023). Above any level that a model without it reaches.
+PURE_NOISE = 1000.0
 
 
 class Coefficients(NamedTuple):
@@ -101,6 +107,26 @@ def signal_over_noise(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor
         return (1 - sigma) / sigma
     alpha_bar = _alpha_bar(scheduler, timesteps)
     return (alpha_bar / (1 - alpha_bar)).sqrt()
+
+
+def is_pure_noise(scheduler: Scheduler, timestep: Tensor | float) -> bool:
+    """Whether the latents at a timestep hold no signal that counts, see :data:`PURE_NOISE`.
+
+    Example:
+        >>> from diffusers import DDIMScheduler
+        >>> [is_pure_noise(DDIMScheduler(rescale_betas_zero_snr=zero), 999) for zero in (False, True)]
+        [False, True]
+    """
+    return bool(torch.as_tensor(noise_over_signal(scheduler, timestep)).flatten()[0] >= PURE_NOISE)
+
+
+def is_silent(scheduler: Scheduler, timestep: Tensor | float) -> bool:
+    """Whether :func:`predicted_noise` is the latents themselves, whatever the denoiser returns.
+
+    At pure noise it is, unless the denoiser predicts epsilon: what the model has to say is in its output.
+    """
+    predicts_noise = not is_flow(scheduler) and _prediction_type(scheduler) == "epsilon"
+    return not predicts_noise and is_pure_noise(scheduler, timestep)
 
 
 def noise_variance(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor:
@@ -169,9 +195,10 @@ def noise_per_prediction(scheduler: Scheduler, timestep: Tensor | float) -> floa
     """Norm of a difference of predicted noises over the norm of the difference of outputs, at the same latents.
 
     1 of epsilon, ``signal`` of v and ``signal / noise`` of x0, by the formulas of :func:`predicted_noise`. Of a flow
-    model 1: its velocities are compared as they are.
+    model 1: its velocities are compared as they are; so are the outputs for v and x0 at pure noise, where the noise
+    says nothing (:func:`is_silent`).
     """
-    if is_flow(scheduler) or _prediction_type(scheduler) == "epsilon":
+    if is_flow(scheduler) or _prediction_type(scheduler) == "epsilon" or is_silent(scheduler, timestep):
         return 1.0
     signal, noise = (float(value.flatten()[0]) for value in coefficients(scheduler, timestep))
     return signal if _prediction_type(scheduler) == "v_prediction" else signal / noise

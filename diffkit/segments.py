@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -25,7 +25,15 @@ from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
 from diffkit.scheduler_window import restored, window
-from diffkit.solvers import State, gather_states, noise_levels, solver_of, split_state
+from diffkit.solvers import (
+    State,
+    blind_steps,
+    gather_states,
+    noise_levels,
+    refuse_division_by_zero,
+    solver_of,
+    split_state,
+)
 
 __all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "run_segment"]
 
@@ -58,10 +66,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one denoising: ``calls`` denoiser calls, and the noise level that goes into each (see solvers)."""
+    """The steps of one denoising: ``calls`` denoiser calls, and the noise level that goes into each (see solvers).
+
+    After ``blind`` steps there is no estimate of the clean latents: the model predicts epsilon at pure noise.
+    """
 
     calls: int
     sigmas: tuple[float, ...]
+    blind: tuple[int, ...] = ()
+
+    def check_looks(self, steps: Iterable[int]) -> None:
+        """Refuse to look at estimates after blind steps.
+
+        Raises:
+            InputError: one of ``steps`` is blind.
+        """
+        refused = sorted(set(steps) & set(self.blind))
+        if refused:
+            raise InputError(
+                f"There is no estimate to look at after step {refused[0]}: it begins from pure noise (zero terminal "
+                f"SNR), where predicted epsilon says nothing of the image; look after step {max(self.blind) + 1} or "
+                f"later."
+            )
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ def plan(
         extra: further keyword arguments of the pipeline, as :func:`check_suspendable` takes them.
 
     Raises:
-        InputError: the scheduler cannot be suspended, or takes no such number of steps.
+        InputError: the scheduler cannot be suspended, takes no such number of steps, or divides by zero.
     """
     check_suspendable(pipe, extra, size)
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
@@ -149,7 +175,9 @@ def plan(
         except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
         sigmas = noise_levels(pipe.scheduler)
-    return Plan(len(sigmas), tuple(sigmas))
+    blind = blind_steps(pipe.scheduler, sigmas)
+    refuse_division_by_zero(pipe.scheduler, blind)
+    return Plan(len(sigmas), tuple(sigmas), blind)
 
 
 @torch.no_grad()

@@ -10,20 +10,21 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.parameterization import is_flow, noise_over_signal, predicted_x0, x0_of_velocity
+from diffkit.parameterization import PURE_NOISE, is_flow, noise_over_signal, predicted_x0, x0_of_velocity
 
 __all__ = [
     "SOLVERS",
     "Solver",
     "State",
     "StepCall",
+    "blind_steps",
     "gather_states",
     "noise_levels",
+    "refuse_division_by_zero",
     "solver_of",
     "split_state",
 ]
 
-PURE_NOISE = 1000.0
 State = dict[str, object]  # attribute of the scheduler -> its value, tensors of shape (B, ...) inside
 
 
@@ -110,6 +111,9 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
+DIVIDING = ("DDIMScheduler", "PNDMScheduler")  # by a signal that may be 0; others keep it above
+
+
 def solver_of(scheduler: Scheduler) -> Solver:
     """How to suspend this scheduler.
 
@@ -133,15 +137,43 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
     """Noise over signal of the latents that go into each step of the present timesteps, falling from step to step.
 
     As :func:`diffkit.parameterization.noise_over_signal`, by the scheduler's own ``sigmas`` where it keeps them. Pure
-    noise, where a flow model begins, counts as ``PURE_NOISE``: it has no finite ratio.
+    noise counts as :data:`diffkit.parameterization.PURE_NOISE`: it has no finite ratio.
     """
     sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
+    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
+        levels = noise_over_signal(scheduler, scheduler.timesteps.long().cpu()).tolist()
+    elif is_flow(scheduler):
+        levels = [level / (1 - level) if level < 1 else PURE_NOISE for level in map(float, sigmas[:-1])]
+    else:
         levels = [float(sigma) for sigma in sigmas[:-1]]
-        if not is_flow(scheduler):
-            return levels
-        return [min(level / (1 - level), PURE_NOISE) if level < 1 else PURE_NOISE for level in levels]
-    return [float(sigma) for sigma in noise_over_signal(scheduler, scheduler.timesteps.long().cpu())]
+    return [min(level, PURE_NOISE) for level in levels]
+
+
+def blind_steps(scheduler: Scheduler, levels: Sequence[float]) -> tuple[int, ...]:
+    """Steps whose estimate of the clean latents is undefined: of predicted epsilon at pure noise.
+
+    Args:
+        levels: as :func:`noise_levels` returns them.
+    """
+    if is_flow(scheduler) or scheduler.config.get("prediction_type") != "epsilon":
+        return ()
+    return tuple(step for step, level in enumerate(levels) if level >= PURE_NOISE)
+
+
+def refuse_division_by_zero(scheduler: Scheduler, blind: Sequence[int]) -> None:
+    """Refuse a generation in which the scheduler divides by a signal of 0: all its images are NaN.
+
+    Raises:
+        InputError: epsilon is predicted, and the first step begins from pure noise.
+    """
+    config = scheduler.config
+    clipped = config.get("clip_sample") or config.get("thresholding")
+    if blind and type(scheduler).__name__ in DIVIDING and not clipped:
+        raise InputError(
+            f"This {type(scheduler).__name__} begins from pure noise (zero terminal SNR), and the model predicts "
+            f"epsilon: its first step divides by zero and every image is NaN; set rescale_betas_zero_snr to False, "
+            f"timestep_spacing to leading, or prediction_type to v_prediction if the model was trained so."
+        )
 
 
 def split_state(state: State, rows: int) -> list[State]:

@@ -20,7 +20,7 @@ from tiny import tiny_pipeline
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.latents import decode_latents
-from diffkit.parameterization import log_snr
+from diffkit.parameterization import PURE_NOISE, log_snr
 from diffkit.rewards.base import as_reward
 from diffkit.runs import Run
 from diffkit.seeds import candidate_seed, generators
@@ -354,7 +354,7 @@ def test_a_preview_decoder_decodes_estimates_and_never_finals(tmp_path):
     assert found.prices("brightness", "s").preview > 0
 
 
-def test_pure_noise_at_the_first_step_is_a_level_of_minus_infinity(tmp_path):
+def test_pure_noise_at_the_first_step_has_the_level_where_flow_models_begin(tmp_path):
     from diffusers import DDIMScheduler
     from tiny import NOISE
 
@@ -367,7 +367,7 @@ def test_pure_noise_at_the_first_step_is_a_level_of_minus_infinity(tmp_path):
         prediction_type="v_prediction",
     )
     found = collect(pipe, PROMPTS[:1], {"brightness": as_reward(brightness)}, settings(), out=tmp_path / "run")
-    assert found.sigmas[0] == math.inf
-    assert found.log_snrs[0] == -math.inf
+    assert found.sigmas[0] == PURE_NOISE == 1000
+    assert found.log_snrs[0] == pytest.approx(-13.8, abs=0.1)
     assert found[0].rewards["brightness"].isfinite().all()
-    assert json.loads((found.folder / "summary.json").read_text())["sigmas"][0] is None
+    assert json.loads((found.folder / "summary.json").read_text())["sigmas"][0] == PURE_NOISE

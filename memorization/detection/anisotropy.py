@@ -22,7 +22,15 @@ from torch import Tensor
 
 from diffkit.parameterization import is_flow
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import DenoiserBatch, epsilon, in_batches, norms, predicted, timesteps
+from memorization.detection.denoiser_queries import (
+    DenoiserBatch,
+    epsilon,
+    in_batches,
+    noise_or_output,
+    norms,
+    predicted,
+    timesteps,
+)
 from memorization.text_embeddings import Embedded
 
 if TYPE_CHECKING:
@@ -79,7 +87,7 @@ class Anisotropy:
         highest = timesteps(pipe, sampling)[0]
 
         def score(batch: DenoiserBatch) -> Tensor:
-            at_top = predicted if is_flow(pipe.scheduler) else epsilon
+            at_top = predicted if is_flow(pipe.scheduler) else noise_or_output
             parts = [
                 predict(pipe, batch.latents, step, embeds, sampling.size)
                 for predict, step in ((epsilon, self.lowest), (at_top, highest))

@@ -25,7 +25,7 @@ from diffkit.sampling_steps import before_steps
 from diffkit.seeds import generators
 from memorization.detection.base import Need
 from memorization.detection.compatibility import incompatibility
-from memorization.detection.denoiser_queries import DenoiserBatch, batches, epsilon
+from memorization.detection.denoiser_queries import DenoiserBatch, batches, noise_or_output
 from memorization.detection.generation_detector import Finish, GenerationDetector, denoise
 from memorization.text_embeddings import empty_text, encoded
 
@@ -117,7 +117,10 @@ class CurvatureDifference(GenerationDetector):
         """(B, h, w) float32 maps, one for each row of a batch, at the denoiser's last input."""
 
         def difference(x: Tensor) -> Tensor:
-            return epsilon(pipe, x, step, batch.conditional) - epsilon(pipe, x, step, batch.unconditional)
+            with_caption, without = (
+                noise_or_output(pipe, x, step, rows) for rows in (batch.conditional, batch.unconditional)
+            )
+            return with_caption - without
 
         diagonal = hutchinson_diagonal(difference, latents, draws=self.draws, sources=generators(batch.seeds))
         return curvature_map(diagonal, float(coefficients(pipe.scheduler, step).noise))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.families import Pipeline
-from diffkit.parameterization import is_flow, predicted_noise
+from diffkit.parameterization import is_flow, is_silent, predicted_noise
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import spaced
 from diffkit.seeds import generators
@@ -99,6 +99,19 @@ def epsilon(
 ) -> Tensor:
     """:func:`predicted` as noise, float32, whatever the network predicts."""
     return predicted_noise(pipe.scheduler, predicted(pipe, latents, timestep, embeds, size), latents, timestep)
+
+
+def noise_or_output(
+    pipe: Pipeline, latents: Tensor, timestep: float, embeds: Embeds, size: tuple[int, int] | None = None
+) -> Tensor:
+    """:func:`epsilon`, or :func:`predicted` in float32 where the noise says nothing of the caption.
+
+    That is the case at pure noise, where flow models and models of zero terminal SNR begin, unless the network predicts
+    epsilon itself: a difference of two noises would be 0 for every caption.
+    """
+    if is_silent(pipe.scheduler, timestep):
+        return predicted(pipe, latents, timestep, embeds, size).float()
+    return epsilon(pipe, latents, timestep, embeds, size)
 
 
 def norms(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Where we differ: the norms are taken in float32 from the generation that the aud
 cost; and no threshold is shipped, because norms grow with the latent's size, guidance and scheduler. Of a flow
 model (``x_t = (1 - sigma) x + sigma eps``, output ``v = eps - x``) the noise difference ``(1 - sigma) (v_c - v_empty)``
 is 0 at pure noise, so that there ``d_t = || v(x_t, c) - v(x_t, empty) ||_2``, which is what guidance adds to the step.
+At the first step of a model of zero terminal SNR that predicts v, the outputs are compared as they are too.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Where we differ: the product is forward-mode in float32 under the plain ("math")
 have no forward derivative; the pipeline's modules are neither patched nor cast, and a half-precision model is
 accepted: a product that is not finite becomes NaN. Of a flow model the score difference is
 ``-(1 - sigma) / sigma`` times the velocity's and vanishes at the first step, so that velocities take the scores' place:
-``|| (J_c - J_empty) (v_c - v_empty) ||_2``.
+``|| (J_c - J_empty) (v_c - v_empty) ||_2``. So they do for a model of zero terminal SNR that predicts v.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffkit.parameterization import coefficients, is_flow
 from diffkit.prompt_embeds import Embeds
 from memorization.detection.base import Need
-from memorization.detection.denoiser_queries import DenoiserBatch, epsilon, in_batches, norms, predicted, timesteps
+from memorization.detection.denoiser_queries import (
+    DenoiserBatch,
+    in_batches,
+    noise_or_output,
+    norms,
+    predicted,
+    timesteps,
+)
 from memorization.text_embeddings import Embedded
 
 if TYPE_CHECKING:
@@ -84,7 +91,7 @@ class Sharpness:
             if is_flow(pipe.scheduler):
                 return predicted(pipe, x, step, embeds, sampling.size).float()
             scale = -1 / float(coefficients(pipe.scheduler, step).noise)
-            score: Tensor = epsilon(pipe, x, step, embeds, sampling.size) * scale
+            score: Tensor = noise_or_output(pipe, x, step, embeds, sampling.size) * scale
             return score
 
         def score(batch: DenoiserBatch) -> Tensor:

@@ -36,7 +36,7 @@ from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import family_of, pipe_denoiser
 from diffkit.latents import spatial
-from diffkit.parameterization import is_flow, predicted_noise, predicted_x0
+from diffkit.parameterization import is_flow, is_silent, predicted_noise, predicted_x0
 from diffkit.prompt_embeds import Embeds
 from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
@@ -204,8 +204,9 @@ def select(values: Mapping[str, Tensor], ordinary: Statistics, *, theta: float, 
 def differences(pipe: Pipeline, prompt_embeds: Embedded, seeds: Sequence[int], *, steps: int = 20) -> Tensor:
     """Noise difference ``eps(x_T, T, y) - x_T`` for each seed, without guidance: (S, C, h, w) float32.
 
-    Whatever the model predicts, see :func:`diffkit.parameterization.predicted_noise`. Under flow matching x_T is the
-    noise itself, so that this difference would be 0: there it is the predicted x0 of the first step, unpacked.
+    Whatever the model predicts, see :func:`diffkit.parameterization.predicted_noise`. Under flow matching, and at zero
+    terminal SNR of a model that predicts v, x_T is the noise itself, so that this difference would be 0: there it is
+    the predicted x0 of the first step, unpacked.
 
     Args:
         pipe: a pipeline of a known family.
@@ -218,7 +219,7 @@ def differences(pipe: Pipeline, prompt_embeds: Embedded, seeds: Sequence[int], *
     scaled, timestep = begin(pipe, noise, steps)
     rows = as_embeds(prompt_embeds).to(pipe.device, denoiser.dtype).expand(len(noise))
     output = predict_noise(pipe, scaled.to(denoiser.dtype), timestep, rows).float()
-    if is_flow(scheduler):
+    if is_flow(scheduler) or is_silent(scheduler, timestep):
         return spatial(pipe, predicted_x0(scheduler, output, scaled, timestep))
     return predicted_noise(scheduler, output, scaled, timestep) - noise
 

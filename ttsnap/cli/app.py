@@ -181,8 +181,10 @@ def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
     reward = load_reward(config["reward"])
     pipe = TTSnapPipeline.from_pipe(options.load(), reward=reward, preview_vae=config.get("preview_vae"))
     own = default_size(pipe)
-    calls = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width))).calls
-    schedule.resolve(calls).validate(calls)
+    steps = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width)))
+    looks = schedule.resolve(steps.calls)
+    looks.validate(steps.calls)
+    steps.check_looks(looks.steps)
     return pipe
 
 

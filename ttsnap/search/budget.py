@@ -168,6 +168,7 @@ def resolved(engine: Engine, limit: float, schedule: PruningSchedule) -> Pruning
     else:
         result = schedule.resolve(calls, equivalent=max(limit / finished_cost(engine), 1.0))
     result.validate(calls)
+    engine.plan.check_looks(result.steps)
     return result
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import sha256
-from math import gcd, isfinite
+from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,7 +189,7 @@ def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
         "device": str(pipe._execution_device),
         "dtype": str(pipe.dtype),
         "seeds": {"run": settings.seed},
-        "sigmas": [sigma if isfinite(sigma) else None for sigma in recorder.plan.sigmas],  # zero terminal SNR
+        "sigmas": list(recorder.plan.sigmas),
         "flop": {**asdict(flop), "verify": verify},
     }
 

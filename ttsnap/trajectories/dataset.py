@@ -14,7 +14,6 @@ Noise levels are sigma, noise over signal of the latents that went into the step
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
-from diffkit.parameterization import log_snr
+from diffkit.parameterization import PURE_NOISE, log_snr
 from diffkit.runs.journal import read_journal
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ class Trajectories(Sequence[Trajectory]):
         if not done:
             raise InputError(f"No prompt in {folder} is finished yet; run `diffkit ttsnap collect` on.")
         config, provenance = record["config"], record["provenance"]
-        levels = tuple(math.inf if sigma is None else float(sigma) for sigma in provenance["sigmas"])
+        levels = tuple(PURE_NOISE if sigma is None else float(sigma) for sigma in provenance["sigmas"])  # of 0.1.0
         steps = tuple(int(step) for step in config["record"])
         return cls(
             folder=folder,

@@ -32,7 +32,7 @@ class CollectSettings:
 
     Attributes:
         candidates: seeds for each prompt; candidate i of prompt p takes ``candidate_seed(seed, p, i)``.
-        record: indices of the steps to keep; None for all.
+        record: indices of the steps to keep; None for all that have an estimate.
         micro_batch: candidates run at once, of several prompts where one has fewer; the last batch is padded. ``auto``
             begins with many and halves them when memory runs out.
         previews: whether the estimates' and final pictures are kept, or only their scores.
@@ -67,11 +67,13 @@ class CollectSettings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        record = tuple(range(steps.calls)) if self.record is None else self.record
+        sighted = tuple(step for step in range(steps.calls) if step not in steps.blind)
+        record = sighted if self.record is None else self.record
         if not record or any(b <= a for a, b in itertools.pairwise(record)):
             raise InputError(f"The steps to record must rise, at least one of them, got {record}.")
         if record[0] < 0 or record[-1] >= steps.calls:
             raise InputError(f"The denoising has steps 0 to {steps.calls - 1}; cannot record {record}.")
+        steps.check_looks(record)
         return replace(self, record=record)
 
 

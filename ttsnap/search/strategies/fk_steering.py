@@ -133,10 +133,10 @@ class FKSteering:
     looks: int = 4
 
     def check(self, engine: Engine) -> None:
-        """Refuse a deterministic sampler.
+        """Refuse a deterministic sampler, and looks where there is nothing to see.
 
         Raises:
-            InputError: the sampler adds no noise.
+            InputError: the sampler adds no noise, or a look comes after a blind step.
         """
         if not is_stochastic(engine):
             raise InputError(
@@ -144,6 +144,7 @@ class FKSteering:
                 f"{engine.denoising.eta:g} is deterministic: all copies would end as one image; use DDIM with eta "
                 f"above 0, or EulerAncestralDiscreteScheduler."
             )
+        engine.plan.check_looks(self.schedule(engine.plan.calls).steps)
 
     def schedule(self, calls: int) -> PruningSchedule:
         """Looks at all particles; none is dropped."""

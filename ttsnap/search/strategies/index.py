@@ -58,6 +58,7 @@ class IndexSearch:
                 f"The index rule was fitted for {self.book.model.calls} denoiser calls, this denoising has "
                 f"{engine.plan.calls}; use that many steps, or fit it again."
             )
+        engine.plan.check_looks(self.book.model.steps)
         if engine.winners != 1:
             raise InputError("The index rule looks for one image; ask for one, or use another search.")
 

@@ -68,7 +68,9 @@ class Pruning:
         Raises:
             InputError: see there.
         """
-        self.schedule.resolve(engine.plan.calls).validate(engine.plan.calls)
+        schedule = self.schedule.resolve(engine.plan.calls)
+        schedule.validate(engine.plan.calls)
+        engine.plan.check_looks(schedule.steps)
         if self.estimates == "noise-aware" and self.schedule.steps and not isinstance(engine.reward, EstimateReward):
             raise InputError(
                 f"{self.name} needs a reward that knows noise levels, and {engine.reward.name!r} does not; give a "
