@@ -180,7 +180,7 @@ LISTS = (
         "test_suspects_folders.py::test_metadata_of_datasets_folders",
     ),
     _list(
-        "`.parquet` of the hub (pictures as bytes), one file or a folder; needs `diffkit[datasets]`",
+        "`.parquet` of the hub and `.arrow` of `save_to_disk`, pictures as bytes; they need `diffkit[datasets]`",
         "read; pictures go to files in the user's cache",
         "test_suspects_parquet.py::test_a_data_set_of_the_hub",
     ),

@@ -192,7 +192,7 @@ def test_parquet_beside_the_pictures_of_its_keys(tmp_path: Path) -> None:
     assert [(suspect.caption, suspect.images) for suspect in suspects] == [
         ("a dog", (root / "00000" / "000000001.png",))
     ]
-    assert [error.reason for error in errors] == ["00000/000000002.png is not named in a .parquet file"]
+    assert [error.reason for error in errors] == ["00000/000000002.png is not named in a table"]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

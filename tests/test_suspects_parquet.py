@@ -11,6 +11,7 @@ from PIL import Image
 from test_suspects_webdataset import picture
 
 from diffkit.errors import InputError
+from diffkit.suspects import read_suspects
 from diffkit.suspects.columns import suspects_of_rows
 from diffkit.suspects.extracted import extracted_images_folder
 from diffkit.suspects.parquet import read_parquet
@@ -56,6 +57,22 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
         (3, "the bytes are no image that can be read"),
         (4, "the caption is missing"),
     ]
+
+
+def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
+    pyarrow, ipc = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.ipc")
+    rows = [{"image": {"bytes": picture(n), "path": None}, "text": f"dog {n}"} for n in range(3)]
+    table = pyarrow.Table.from_pylist(rows)
+    path = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    path.parent.mkdir()
+    with ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    (path.parent / "state.json").write_text("{}")
+    suspects, errors = read_suspects(tmp_path / "saved")
+    assert ([s.caption for s in suspects], errors) == (["dog 0", "dog 1", "dog 2"], [])
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(InputError, match=r"cannot be read as \.arrow"):
+        read_suspects(tmp_path / "saved")
 
 
 def test_lists_of_pictures_paths_and_other_columns_of_bytes(tmp_path: Path) -> None:

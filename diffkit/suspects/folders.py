@@ -21,7 +21,7 @@ from diffkit.suspects.columns import IMAGE_NAMES
 from diffkit.suspects.decoding import read_text
 from diffkit.suspects.image_files import image_files
 from diffkit.suspects.lists import read_jsonl
-from diffkit.suspects.parquet import read_parquet
+from diffkit.suspects.parquet import TABLE_SUFFIXES, read_parquet
 from diffkit.suspects.record import Row, RowError, Rows
 from diffkit.suspects.tables import read_table
 from diffkit.suspects.webdataset import is_shard, read_webdataset
@@ -62,7 +62,7 @@ def _read(folder: Path, root: Path, images: bool) -> Rows:
     if any(_is_picture(path) for path in files):
         below = Rows([], _not_read(folder, "lies in a subfolder, beside images that are read"))
         return _joined([_paired(folder, files, root), below, _archives(files)])
-    tables = [path for path in files if path.suffix.lower() == ".parquet"]
+    tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES]
     shards = [path for path in files if is_shard(path)]
     if shards:
         stems = {path.name.split(".")[0] for path in shards}  # img2dataset puts a table of the same name beside each
@@ -70,7 +70,7 @@ def _read(folder: Path, root: Path, images: bool) -> Rows:
         return _joined([read_webdataset(folder, images=images), others, *_of_subfolders(folder, root, images)])
     if tables:
         rows = _joined([read_parquet(path, images=images) for path in tables])
-        return _listed(folder, rows, "a .parquet file", files)
+        return _listed(folder, rows, "a table", files)
     lonely = [RowError(str(path), 1, "a caption without an image beside it") for path in files if _is_caption(path)]
     return _joined([Rows([], lonely), *_of_subfolders(folder, root, images)])
 
@@ -86,7 +86,7 @@ def _of_subfolders(folder: Path, root: Path, images: bool) -> list[Rows]:
 def _archives(files: Sequence[Path]) -> Rows:
     """An error for each shard and Parquet file beside images that are read."""
     reason = "is not read, beside images that are: name it by itself"
-    archives = (path for path in files if is_shard(path) or path.suffix.lower() == ".parquet")
+    archives = (path for path in files if is_shard(path) or path.suffix.lower() in TABLE_SUFFIXES)
     unread = (path for path in archives if path.name not in METADATA_READERS)
     return Rows([], [RowError(str(path), 1, f"{path.name} {reason}") for path in unread])
 

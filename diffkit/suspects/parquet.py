@@ -1,9 +1,10 @@
-"""Rows of Parquet files: data sets of the hub, and lists of addresses with pictures beside them.
+"""Rows of Parquet and Arrow files: data sets, and lists of addresses with pictures beside them.
 
 Read are the columns that every list has (see ``columns``; LAION's ``TEXT`` is a caption, its ``URL`` is kept). Pictures
 are bytes, as ``datasets`` keeps them (``{bytes, path}``) or as img2dataset does (a column ``jpg``, ``png`` or
 ``webp``); or files that img2dataset saved under the ``key`` of the row, ``00000/000000123.jpg`` beside
-``00000.parquet``. A row whose download failed is an error. Needs pyarrow: ``pip install 'diffkit[datasets]'``.
+``00000.parquet``. Arrow files are those of ``datasets``' ``save_to_disk``. A row whose download failed is an error.
+Needs pyarrow: ``pip install 'diffkit[datasets]'``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from diffkit.suspects.columns import CAPTION_NAMES, IMAGE_NAMES, READ_NAMES
 from diffkit.suspects.extracted import extract_image
 from diffkit.suspects.record import Row, RowError, Rows
 
-__all__ = ["parquet_files_in", "read_parquet"]
+__all__ = ["TABLE_SUFFIXES", "parquet_files_in", "read_parquet"]
+
+TABLE_SUFFIXES = (".parquet", ".arrow")
 
 BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 """Columns of bytes that are pictures, beside those of ``IMAGE_NAMES``."""
@@ -63,16 +66,24 @@ def _records(file: Path) -> Iterator[dict[str, object]]:
     """The rows of a file, column by name."""
     try:
         import pyarrow
+        import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(f"Reading {file.name} takes pyarrow: pip install 'diffkit[datasets]'.") from error
     try:
+        if file.suffix.lower() == ".arrow":
+            with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as opened:
+                _check_columns(file, opened.schema.names)
+                for batch in opened:
+                    for first in range(0, len(batch), BATCH):
+                        yield from batch.slice(first, BATCH).to_pylist()
+            return
         with pyarrow.parquet.ParquetFile(file) as opened:
             _check_columns(file, opened.schema_arrow.names)
             for batch in opened.iter_batches(batch_size=BATCH):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} cannot be read as .parquet: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{file} cannot be read as {file.suffix}: {str(error).splitlines()[0]}") from error
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:

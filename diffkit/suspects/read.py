@@ -9,7 +9,7 @@ from diffkit.errors import InputError
 from diffkit.suspects.columns import suspects_of_rows
 from diffkit.suspects.folders import read_folder
 from diffkit.suspects.lists import read_json, read_jsonl, read_lines
-from diffkit.suspects.parquet import read_parquet
+from diffkit.suspects.parquet import TABLE_SUFFIXES, read_parquet
 from diffkit.suspects.record import RowError, Rows, Suspect
 from diffkit.suspects.tables import read_table
 from diffkit.suspects.webdataset import is_shard, read_webdataset
@@ -74,10 +74,10 @@ def _rows(path: Path, images: bool) -> Rows:
         return read_folder(path, images=images)
     if is_shard(path):
         return read_webdataset(path, images=images)
-    if path.suffix.lower() == ".parquet":
+    if path.suffix.lower() in TABLE_SUFFIXES:
         return read_parquet(path, images=images)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        known = ", ".join(filter(None, (*READERS, ".parquet", ".tar")))
+        known = ", ".join(filter(None, (*READERS, *TABLE_SUFFIXES, ".tar")))
         raise InputError(f"{path} is of no known kind. Expected a folder, {known}.")
     return reader(path)
