@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from diffkit.errors import InputError
 from diffkit.suspects import RowError, Suspect, read_suspects
+
+if TYPE_CHECKING:
+    from diffkit.runs import Run
 
 Role = Literal["suspect", "control", "edit", "reference"]
 #: Edits of a suspect's image; see memorization/auditing/edited_controls.py.
@@ -84,11 +89,19 @@ def gather(
     items = [AuditItem("suspect", suspect) for suspect in suspect_list[:limit]]
     items += [AuditItem("control", suspect) for suspect in control_list[:limit_controls]]
     if not suspect_list:
-        raise InputError(f"{suspects} has no row that can be audited ({len(suspect_errors)} in error).")
+        raise InputError(_nothing_to_audit(suspects, suspect_errors))
     twice = [key for key, count in Counter(item.key for item in items).items() if count > 1]
     if twice:
         raise InputError(f"The ids of suspects and of controls must be unique; {twice[0]!r} occurs more than once.")
     return Gathered(items, suspect_errors, control_errors)
+
+
+def _nothing_to_audit(source: Source, errors: Sequence[RowError]) -> str:
+    """Why there is no suspect: the reasons of the first rows."""
+    name = source if isinstance(source, (str, Path)) else "The list of suspects"
+    reasons = "; ".join(f"row {error.row}: {error.reason}" for error in errors[:3])
+    more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+    return f"{name} has no row that can be audited" + (f". In error: {reasons}{more}." if errors else ": it is empty.")
 
 
 def _read(source: Source) -> tuple[list[Suspect], list[RowError]]:
@@ -105,6 +118,20 @@ def with_companions(
     suspects = [item for item in items if item.role == "suspect" and item.suspect.images]
     edited = [replace(item, role="edit", edit=name) for name in edits for item in suspects]
     return [*items, *edited, *([replace(item, role="reference") for item in suspects] if reference else [])]
+
+
+def write_row_errors(run: Run, gathered: Gathered) -> None:
+    """Write all rows that could not be read into ``rows_in_error.csv`` of a run: source, row, reason."""
+    from diffkit.runs.files import ROWS_IN_ERROR
+
+    errors = [*gathered.suspect_errors, *gathered.control_errors]
+    if not errors:
+        run.path(ROWS_IN_ERROR).unlink(missing_ok=True)
+        return
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerows([("source", "row", "reason"), *((error.source, error.row, error.reason) for error in errors)])
+    run.write_text(ROWS_IN_ERROR, lines.getvalue())
 
 
 def data_digest(items: Sequence[AuditItem]) -> str:

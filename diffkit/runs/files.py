@@ -13,7 +13,19 @@ from pathlib import Path
 
 from diffkit.errors import InputError
 
-__all__ = ["FolderLock", "dump_json", "fsync_folder", "remove_empty_run", "safe_name", "write_bytes_atomically"]
+__all__ = [
+    "ROWS_IN_ERROR",
+    "FolderLock",
+    "dump_json",
+    "fsync_folder",
+    "remove_empty_run",
+    "safe_name",
+    "write_bytes_atomically",
+]
+
+
+#: File of a run with the rows of its input that could not be read: source, row, reason.
+ROWS_IN_ERROR = "rows_in_error.csv"
 
 
 def dump_json(value: object, *, indent: int | None = None) -> str:
@@ -84,7 +96,7 @@ def remove_empty_run(folder: Path, made: Sequence[Path]) -> None:
     """
     inside = sorted(folder.rglob("*"), reverse=True)
     files = {path.relative_to(folder).as_posix(): path for path in inside if not path.is_dir()}
-    if files.keys() - {"run.json", "journal.jsonl", ".lock"}:
+    if files.keys() - {"run.json", "journal.jsonl", ".lock", ROWS_IN_ERROR}:
         return
     for path in files.values():
         path.unlink()

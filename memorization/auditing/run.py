@@ -26,7 +26,7 @@ from memorization.copies.references import in_error
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.generation import image_size
-from memorization.items import Gathered, Source, data_digest, gather, with_companions
+from memorization.items import Gathered, Source, data_digest, gather, with_companions, write_row_errors
 from memorization.presets import Preset, PresetName, choose_preset
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def audit(
     summary: AuditSummary | None = None
     with open_shared(out, config=config, kind="audit", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
+            write_row_errors(run, gathered)
             run.retry(in_error(items, run.done, size))
         _prepare(pipe)
         point = operating_point(pipe, gathered.items, copies, size, settings.threshold)

@@ -181,13 +181,14 @@ def audit(
     )
     if dry_run:
         options.check()
+        print_row_errors(gathered, None)
         other = reference_options(options, reference_model)
         if other is not None:
             other.check()
         print_plan(_planned_work(gathered, settings, reference=other is not None), format)
         return
     out = needed_folder(out, "An audit", "runs/audit")
-    print_row_errors(gathered)
+    print_row_errors(gathered, out)
     audited = AuditedModel.from_options(options, reference_model=reference_model)
     result = run(audited, gathered, out=out, settings=settings, preset=preset, save_triggers=save_triggers)
     summary = result.summary

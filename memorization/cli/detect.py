@@ -115,10 +115,11 @@ def detect(
     )
     if dry_run:
         options.check()
+        print_row_errors(gathered, None)
         print_plan(_planned_work(gathered, settings), format)
         return
     out = needed_folder(out, "A detection", "runs/detect")
-    print_row_errors(gathered)
+    print_row_errors(gathered, out)
     any_fitting = detectors in groups
     summary = _run(gathered, settings, options, out, any_fitting)
     _print_scores(summary, out, format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffkit.console import say, write_json, write_table
@@ -20,10 +21,16 @@ def gather_items(suspects: str, controls: str, *, limit: int | None, limit_contr
     return gather(suspects, None if controls == "none" else controls, limit=limit, limit_controls=limit_controls)
 
 
-def print_row_errors(gathered: Gathered) -> None:
-    """The first rows that could not be read, and why."""
-    for error in [*gathered.suspect_errors, *gathered.control_errors][:SHOWN_ERRORS]:
+def print_row_errors(gathered: Gathered, out: Path | None) -> None:
+    """The first rows that could not be read, and why; all of them without a folder that has the rest."""
+    from diffkit.runs.files import ROWS_IN_ERROR
+
+    errors = [*gathered.suspect_errors, *gathered.control_errors]
+    shown = errors if out is None else errors[:SHOWN_ERRORS]
+    for error in shown:
         say(f"{error.source}, row {error.row}: {error.reason}")
+    if out is not None and len(errors) > len(shown):
+        say(f"... and {len(errors) - len(shown)} more: see {out / ROWS_IN_ERROR}")
 
 
 def print_plan(plan: Mapping[str, object], format: str) -> None:

@@ -124,10 +124,11 @@ def locality(
     )
     if dry_run:
         options.check()
+        print_row_errors(gathered, None)
         print_plan(_planned_work(gathered, settings), format)
         return
     out = needed_folder(out, "A locality study", "runs/locality")
-    print_row_errors(gathered)
+    print_row_errors(gathered, out)
     summary = _run(gathered, settings, options, out, save_triggers)
     _print_agreement(summary, out, format)
     raise typer.Exit(ExitCode.ITEMS if summary["images"]["unscored"] or gathered.suspect_errors else ExitCode.DONE)

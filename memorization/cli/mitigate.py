@@ -32,6 +32,7 @@ from memorization.cli.options import Suspects
 
 if TYPE_CHECKING:
     from diffkit.mitigation import Mitigation
+    from memorization.items import AuditItem
     from memorization.mitigation import Method
 
 app = typer.Typer(add_completion=False)
@@ -76,8 +77,7 @@ def mitigate(
     chosen = methods.get(method)
     settings = parse_settings(chosen, set_ or [], choose_preset(preset, model))
     gathered = gather(suspects, None)
-    print_row_errors(gathered)
-    selected = _take([item.suspect for item in gathered.items], only)[:limit]
+    selected = _take(gathered.items, only)[:limit]
     options = ModelOptions(
         model=model,
         revision=revision,
@@ -90,6 +90,7 @@ def mitigate(
     )
     if dry_run:
         options.check()
+        print_row_errors(gathered, None)
         _print_plan(chosen, settings, len(selected), format)
         return
     out = needed_folder(out, "A mitigation", "runs/mitigation")
@@ -98,10 +99,11 @@ def mitigate(
     from diffkit.mitigation import apply_mitigation
     from memorization.mitigation.run import mitigate as run
 
+    print_row_errors(gathered, out)
     pipe = options.load()
     mitigation = run(
         pipe,
-        selected,
+        gathered._replace(items=selected),
         chosen,
         out=out,
         settings=settings,
@@ -115,15 +117,15 @@ def mitigate(
     _print_mitigation(mitigation, out, format)
 
 
-def _take(suspects: list[Any], only: str | None) -> list[Any]:
+def _take(items: list[AuditItem], only: str | None) -> list[AuditItem]:
     """The suspects of these ids, in their own order."""
     if only is None:
-        return suspects
+        return items
     ids = read_names(only)
-    missing = [name for name in ids if name not in {suspect.id for suspect in suspects}]
+    missing = [name for name in ids if name not in {item.suspect.id for item in items}]
     if missing or not ids:
         raise InputError(f"There is no suspect {(missing or [only])[0]!r} to take by --only.")
-    return [suspect for suspect in suspects if suspect.id in ids]
+    return [item for item in items if item.suspect.id in ids]
 
 
 def _print_plan(method: Method, settings: Any, suspects: int, format: str) -> None:

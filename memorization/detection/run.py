@@ -24,7 +24,7 @@ from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise_detection
 from memorization.generation import Sampling
-from memorization.items import AuditItem, Gathered, Source, data_digest, gather
+from memorization.items import AuditItem, Gathered, Source, data_digest, gather, write_row_errors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -99,6 +99,7 @@ def detect(
     summary: DetectSummary | None = None
     with open_shared(out, config=config, kind="detect", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
+            write_row_errors(run, gathered)
             scored = {key: record["scores"].values() for key, record in run.done.items()}
             run.retry([key for key, scores in scored.items() if any(s["value"] is None for s in scores)], "captions")
         pipe.set_progress_bar_config(disable=True)

@@ -25,7 +25,7 @@ from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.operating_point import operating_point
 from memorization.copies.references import in_error, load_references
 from memorization.generation import image_size
-from memorization.items import AuditItem, Gathered, data_digest
+from memorization.items import AuditItem, Gathered, data_digest, write_row_errors
 from memorization.locality import embeddings as space
 from memorization.locality.explore import Explorer
 from memorization.locality.groups import compare_members, make_groups
@@ -92,6 +92,7 @@ def study(
         matching(pipe, value_layers(pipe) if method == "nemo" else feed_forward_layers(pipe))
     with Run.open(out, config=config, kind="locality", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         pipe.set_progress_bar_config(disable=True)
+        write_row_errors(run, gathered)
         threshold = _threshold(pipe, gathered.items, settings, copies)
         work = _Work(run, pipe, gathered.items, settings, copies, threshold)
         work.explore_all()

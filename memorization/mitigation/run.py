@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffkit import parallel
-from diffkit.console import say
 from diffkit.errors import InputError, unknown_name
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
-from memorization.items import Source, data_digest, gather
+from memorization.items import Gathered, Source, data_digest, gather, write_row_errors
 from memorization.mitigation import Method, methods
 from memorization.presets import Preset, PresetName, choose_preset
 
@@ -27,7 +26,7 @@ __all__ = ["make_settings", "mitigate", "parse_settings"]
 
 def mitigate(
     model: str | Pipeline,
-    suspects: Source,
+    suspects: Source | Gathered,
     method: str | Method = "nemo",
     *,
     out: str | Path,
@@ -43,8 +42,9 @@ def mitigate(
 
     Args:
         model: a name that :func:`diffkit.load_pipeline` takes, or a pipeline of a known family.
-        suspects: the captions and images to mitigate: a source that :func:`diffkit.read_suspects` takes, or suspects
-            already read.
+        suspects: the captions and images to mitigate: a source that :func:`diffkit.read_suspects` takes, suspects
+            already read, or the result of :func:`memorization.items.gather`. Rows that could not be read are in the
+            run's ``rows_in_error.csv``.
         method: a registered name ("nemo", "wanda", "adversarial", "prompt-guard", "attention-guard"), or a method.
         out: the run's folder, which is the mitigation's folder in the end.
         settings: settings of the method by name, the rest as by default; or an instance of ``method.settings``.
@@ -70,8 +70,6 @@ def mitigate(
     if parallel.processes() > 1 and not method.shared:
         raise InputError(f"{method.name} works in one process: start it without accelerate launch.")
     gathered = gather(suspects, None)
-    for error in gathered.suspect_errors[:10]:
-        say(f"{error.source}, row {error.row}: {error.reason}")
     chosen = [item.suspect for item in gathered.items]
     bare = [suspect.id for suspect in chosen if not suspect.images]
     if method.needs_images and bare:
@@ -96,6 +94,8 @@ def mitigate(
     provenance = {"device": str(pipe.device), "preset": used.name}
     with open_shared(out, config=config, kind="mitigate", provenance=provenance, added=added) as run:
         pipe.set_progress_bar_config(disable=True)
+        if run is not None:
+            write_row_errors(run, gathered)
         mitigation = method.mitigate(pipe, chosen, run, settings)
         if run is not None:
             mitigation = load_mitigation(save_mitigation(run.folder, mitigation))  # as a later reader will have it
