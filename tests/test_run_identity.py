@@ -6,7 +6,7 @@ A new option fails `test_every_option_is_classified` until it stands in one of t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,11 @@ BASE: dict[str, list[str]] = {
 
 SUSPECTS = {"--suspects": ("suspects/controls.jsonl", "data_sha256"), "--limit": ("1", "items")}
 CONTROLS = {"--controls": ("none", "items"), "--limit-controls": ("1", "items")}
-MODEL = {"--model": ("lab", "model"), "--dtype": ("bfloat16", "dtype"), "--revision": (None, "model")}
+LOADED = {"--variant": (None, "variant"), "--config": (None, "model_config"), "--scheduler": ("euler", "scheduler")}
+MODEL = LOADED | {"--model": ("lab", "model"), "--dtype": ("bfloat16", "dtype"), "--revision": (None, "model")}
 SAMPLING = {"--seed": ("1", "settings.seed"), "--steps": ("2", "settings.num_inference_steps"),
             "--guidance": ("2", "settings.guidance_scale")}  # fmt: skip
-SEARCH = {"--model": ("lab", "model"), "--dtype": ("bfloat16", "dtype"), "--revision": (None, "revision"),
+SEARCH = LOADED | {"--model": ("lab", "model"), "--dtype": ("bfloat16", "dtype"), "--revision": (None, "revision"),
           "--limit": ("1", "prompts"), "--seed": ("1", "seed"),
           "--preview-vae": ("tiny/vae", "preview_vae")}  # fmt: skip
 
@@ -79,7 +80,7 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--pooled": ("attacked", "settings.pooled"), "--size": ("64x64", "settings.size"),
         "--detector": ("seed_agreement", "settings.detectors"), "--edited-controls": ("crop", "settings.edits"),
         "--reference-model": ("lab", "reference"), "--masks": ("", "settings.masks"),
-        "--copies": ("masked", "settings.copies"), "--threshold": ("0.5", "settings.threshold"),
+        "--copies": ("latent", "settings.copies"), "--threshold": ("0.5", "settings.threshold"),
         "--other-captions": ("suspects/ordinary.txt", "settings.other_captions"),
         "--preset": ("lab", "settings.other_captions"), "--save-triggers": ("", "save_triggers"),
         "--batch": ("2", "settings.items_at_once"), "--micro-batch": ("2", "settings.micro_batch"),
@@ -132,7 +133,7 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--rank": ("2", "rank"), "--mixed-precision": ("bf16", "mixed_precision"), "--seed": ("1", "seed"),
     },
     "ttsnap generate": SEARCH | {
-        "--prompts": ("suspects/ordinary.txt", "prompts"), "--reward": ("lab", "reward"),
+        "--prompts": ("suspects/ordinary.txt", "prompts"), "--reward": ("lab-noise-aware", "reward"),
         "--candidates": (None, "candidates"), "--budget": ("5x", "budget"), "--schedule": ("1:0.5", "schedule"),
         "--enough": ("8", "enough"), "--rounds": ("2", "rounds"), "--steps": ("4", "steps"),
         "--guidance": ("2", "guidance"), "--negative": ("cat", "negative"), "--height": ("48", "height"),
@@ -142,6 +143,12 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
 
 #: Options that do not go with others of the table; those with one key are tried alone too.
 ALONE = {"--model", "--lora", "--mitigation", "--preset", "--reference-model"}
+
+
+def replaced(words: Sequence[str], more: Sequence[str]) -> list[str]:
+    """A command line with other values of its options; --set may stand there twice, the rest may not."""
+    old = [index for index, word in enumerate(words) if word in more and word.startswith("--") and word != "--set"]
+    return [word for index, word in enumerate(words) if index not in old and index - 1 not in old] + [*more]
 
 
 @REWARDS.register("identity-red")
@@ -205,7 +212,7 @@ def configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[.
 
     def make(name: str, *more: str) -> Mapping[str, Any]:
         opened.clear()
-        line = [*name.split(), *BASE[name], *more, "--out", str(tmp_path / "out")]
+        line = [*name.split(), *replaced(BASE[name], more), "--out", str(tmp_path / "out")]
         result = CliRunner().invoke(app, line)
         assert opened, result.output
         return opened[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_run_identity import BASE, DATA
+from test_run_identity import BASE, DATA, replaced
 from typer.testing import CliRunner
 
 from diffkit.cli import app
@@ -56,7 +56,9 @@ def test_wrong_input_writes_nothing(
     name: str, more: list[str], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(DATA)
-    result = CliRunner().invoke(app, [*name.split(), *BASE[name], *more, "--out", str(tmp_path / "runs" / "out")])
+    result = CliRunner().invoke(
+        app, [*name.split(), *replaced(BASE[name], more), "--out", str(tmp_path / "runs" / "out")]
+    )
     assert result.exit_code == 2, result.output
     assert word in " ".join(result.output.split())
     assert list(tmp_path.iterdir()) == []
