@@ -13,13 +13,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 HEAVY = [
     "torch", "torch.distributed", "accelerate", "transformers", "matplotlib.figure", "typer.main", "rich.table",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "transformers.models.clip.modeling_clip",
     "diffusers.schedulers.scheduling_ddim", "diffusers.models.autoencoders.autoencoder_tiny", "scipy.stats",
+    "diffkit.cli", "ttsnap.pipeline", "ttsnap.noise_aware.distill", "ttsnap.trajectories.collect", "tiny_trajectories",
+    "memorization.auditing.run", "memorization.detection.run", "memorization.mitigation.run", "attack_table",
 ]  # fmt: skip
 PATIENCE = 240  # seconds
 
@@ -59,13 +64,23 @@ class Ended(NamedTuple):
     err: list[str]
 
 
+@functools.cache
+def server() -> ForkServerContext:
+    """Makes processes that have the libraries, the packages and the tiny models: importing them takes ten seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}):
+        forkserver.ensure_running()
+    return context
+
+
 def launch(
     processes: int, work: Callable[..., object], *args: object, folder: Path, trouble: Trouble | None = None
 ) -> Ended:
     """Call ``work(*args)`` on so many processes that know of each other; alone it is no launch at all."""
     folder.mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
+    context = server()
     started = [
         context.Process(target=_child, args=(rank, processes, str(folder), work, args, trouble))
         for rank in range(processes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launch import server
 from tiny import SCHEDULERS, tiny_pipeline
 from torch import Tensor
 
@@ -190,7 +190,7 @@ def test_kill_9_in_the_middle_loses_nothing_and_changes_nothing(
     finished: tuple[Path, Mitigation], tmp_path: Path
 ) -> None:
     folder, made = finished
-    context = multiprocessing.get_context("spawn")
+    context = server()
     kept = tmp_path / "run" / "checkpoint.safetensors"
     inodes: set[int] = set()
     for _ in range(1):  # the first checkpoint that was not there before ends the process
@@ -285,7 +285,7 @@ def test_two_processes_share_the_images_and_end_on_the_same_weights(tmp_path: Pa
     from safetensors.torch import load_file
 
     two_suspects(tmp_path / "images")
-    context = multiprocessing.get_context("spawn")
+    context = server()
     workers = [context.Process(target=work, args=(i, str(tmp_path), str(tmp_path / "images"))) for i in range(2)]
     for worker in workers:
         worker.start()

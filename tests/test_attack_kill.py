@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,37 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 from attack_table import targets
+from launch import server
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
 
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.dori import Dori
 
-SEARCH = """
-import sys
-import torch
-from attack_table import targets
-from tiny import tiny_pipeline
-from memorization.attack.checkpoint import Checkpoints
-from memorization.attack.dori import Dori
 
-torch.set_num_threads(1)
-Dori(budgets=(0, 20, 60), micro_batch=2, draws=2)(
-    tiny_pipeline(), targets(2), checkpoints=Checkpoints(sys.argv[1], every=2)
-)
-"""
+def search(folder: Path) -> None:
+    torch.set_num_threads(1)
+    attack = Dori(budgets=(0, 20, 60), micro_batch=2, draws=2)
+    attack(tiny_pipeline(), targets(2), checkpoints=Checkpoints(folder, every=2))
 
 
 def test_kill_9_inside_an_image(tmp_path: Path, one_thread: None) -> None:
     folder = tmp_path / "checkpoints"
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).parent))
-    search = subprocess.Popen([sys.executable, "-c", SEARCH, str(folder)], env=environment)
+    process = server().Process(target=search, args=(folder,))
+    process.start()
     states: list[Path] = []
-    while not states and search.poll() is None:
+    while not states and process.is_alive():
         time.sleep(0.01)
         states = list(folder.glob("*.safetensors"))
-    search.send_signal(signal.SIGKILL)
-    assert search.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     (state,) = states
     reached = int(load_file(state)["step"])
     assert 0 < reached < 60

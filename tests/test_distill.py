@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from launch import server
 from safetensors.torch import load_file
 from tiny_trajectories import SIGMAS, tiny_reward, tiny_trajectories
 
@@ -296,7 +296,7 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_train_what_one_trains(tmp_path):
     base = tiny_reward(tmp_path / "reward")
     found = tiny_trajectories(tmp_path / "run", base, prompts=PROMPTS, candidates=CANDIDATES)
-    context = multiprocessing.get_context("spawn")
+    context = server()
     workers = [context.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
     for worker in workers:
         worker.start()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from pathlib import Path
+
+from launch import server
 
 from diffkit.parallel import gather, shard
 
@@ -28,7 +29,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_share_and_agree(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = server()
     workers = [context.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
     for worker in workers:
         worker.start()

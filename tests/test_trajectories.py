@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launch import server
 from tiny import tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
@@ -220,7 +220,7 @@ def collect_and_die(folder):
 
 
 def test_resumed_after_a_kill_it_gives_the_same_bytes(tmp_path):
-    worker = multiprocessing.get_context("spawn").Process(target=collect_and_die, args=(tmp_path / "killed",))
+    worker = server().Process(target=collect_and_die, args=(tmp_path / "killed",))
     worker.start()
     worker.join(120)
     assert worker.exitcode == -signal.SIGKILL
@@ -249,7 +249,7 @@ def collect_together(rank, folder):
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = server()
     workers = [context.Process(target=collect_together, args=(rank, str(tmp_path))) for rank in range(2)]
     for worker in workers:
         worker.start()
