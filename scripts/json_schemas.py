@@ -17,11 +17,13 @@ from typing_extensions import is_typeddict
 
 import diffkit.stats
 import memorization.auditing.result
+import memorization.auditing.verification
 import memorization.comparison.result
 import memorization.copies
 import memorization.detection.result
 import memorization.quality.result
 from memorization.auditing.result import AuditRecord, AuditSummary
+from memorization.auditing.verification import Verification
 from memorization.comparison.result import Comparison
 from memorization.detection.result import DetectRecord, DetectSummary
 
@@ -31,6 +33,7 @@ MODULES = (
     diffkit.stats,
     memorization.copies,
     memorization.auditing.result,
+    memorization.auditing.verification,
     memorization.detection.result,
     memorization.quality.result,
     memorization.comparison.result,
@@ -44,6 +47,7 @@ for module in MODULES:
 ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "audit-record": TypeAdapter(AuditRecord),
     "audit-summary": TypeAdapter(AuditSummary),
+    "audit-verify": TypeAdapter(Verification),
     "audit-compare-summary": TypeAdapter(Comparison),
     "detect-record": TypeAdapter(DetectRecord),
     "detect-summary": TypeAdapter(DetectSummary),

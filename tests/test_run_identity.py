@@ -39,7 +39,7 @@ NO_RESULT: dict[str, dict[str, str]] = {
     "ttsnap generate": {},
 }
 #: Commands that write a file anew each time, or nothing; the lab's training and the demonstration have no such options.
-NO_RUN = {"demo", "lab info", "lab train", "ttsnap fit", "ttsnap rescore", "ttsnap simulate"}
+NO_RUN = {"audit verify", "demo", "lab info", "lab train", "ttsnap fit", "ttsnap rescore", "ttsnap simulate"}
 
 MODEL_AND_IMAGES = ["--model", "tiny", "--suspects", "suspects/suspects.jsonl"]
 SMALL = [*MODEL_AND_IMAGES, "--controls", "suspects/suspects.jsonl"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from diffkit import parallel
 from diffkit.console import progress, say
-from diffkit.runs import Run
+from diffkit.runs import Run, sha256_file
 from diffkit.runs.files import safe_name, write_bytes_atomically
 from memorization.auditing.measure import Measurement, Measurer, counted, effort
 from memorization.auditing.result import AuditRecord
@@ -80,6 +80,8 @@ def _keep(run: Run, item: AuditItem, measured: Measurement, *, save_triggers: bo
     record = cast("AuditRecord", {**measured.record, "pictures": pictures})
     if save_triggers and measured.triggers:
         record["triggers"] = _save_triggers(run, item, measured)
+    files = [*pictures.values(), *([record["triggers"]] if "triggers" in record else [])]
+    record["sha256"] = {name: sha256_file(run.path(name)) for name in files}
     run.write(item.key, record)
 
 

@@ -72,10 +72,14 @@ class MeasuredRecord(TypedDict):
 
 
 class AuditRecord(MeasuredRecord):
-    """A journal record: the measurements and the files written for them, by paths in the run's folder."""
+    """A journal record: the measurements and the files written for them, by paths in the run's folder.
+
+    ``sha256``: checksums of these files by path; version 0.1.0 recorded none.
+    """
 
     pictures: dict[str, str]
     triggers: NotRequired[str]
+    sha256: NotRequired[dict[str, str]]
 
 
 def read_records(items: Mapping[str, Mapping[str, Any]]) -> dict[str, AuditRecord]:

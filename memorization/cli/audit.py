@@ -55,6 +55,7 @@ from memorization.cli.compare import compare
 from memorization.cli.detect import detect
 from memorization.cli.items import gather_items, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Steps, Suspects
+from memorization.cli.verify import verify
 
 if TYPE_CHECKING:
     from memorization.auditing.result import AuditSummary
@@ -66,6 +67,7 @@ app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
 
 app.command("compare")(compare)
 app.command("detect")(detect)
+app.command("verify")(verify)
 
 FailOn = Literal["never", "replicated", "retained", "inconclusive"]
 #: What each level of --fail-on includes.
