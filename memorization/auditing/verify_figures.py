@@ -92,7 +92,9 @@ def settings_of(config: Mapping[str, Any]) -> AuditSettings:
     Raises:
         InputError: they are not those of an audit.
     """
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config["settings"].items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config["settings"].items()
+    }
     try:
         return AuditSettings(**values)
     except TypeError as error:
