@@ -202,7 +202,7 @@ def test_an_audit_that_lost_a_process_goes_on_alone(model, suspects, alone, tmp_
 def test_under_torchrun_a_killed_process_ends_the_run(model, alone, tmp_path):
     out = tmp_path / "generate"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(Path(__file__).with_name("launch.py")), *generate(model, out)]
+    script = [str(Path(__file__).with_name("launch.py")), *generate(model, out, prompts=PROMPTS[:2])]
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     troubled = {**environment, "LAUNCH_TROUBLE": "1"}
@@ -211,4 +211,6 @@ def test_under_torchrun_a_killed_process_ends_the_run(model, alone, tmp_path):
     assert "another of its processes ended" in ended.stderr.lower() or "Another process" in ended.stderr
     ended = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
-    assert content(out) == alone["generate"]
+    found = content(out)
+    assert {"item 0000", "item 0001", "images/0001-0.png"} <= set(found)
+    assert {key for key in found if found[key] != alone["generate"][key]} == {"summary.json"}  # it has fewer prompts
