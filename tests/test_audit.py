@@ -331,8 +331,11 @@ def test_ctrl_c_says_how_to_go_on(
     assert f"--out {tmp_path / 'run'}" in done.output
 
 
-def test_dry_run_loads_and_writes_nothing(sources: tuple[Path, Path], tmp_path: Path) -> None:
-    line = small(sources, tmp_path / "no-model", tmp_path / "run", "--dry-run", "--format", "json")
+def test_dry_run_loads_and_writes_nothing(sources: tuple[Path, Path], tiny_folder: Path, tmp_path: Path) -> None:
+    line = small(sources, tiny_folder, tmp_path / "run", "--dry-run", "--format", "json")
+    lost = CliRunner().invoke(app, small(sources, tmp_path / "no-model", tmp_path / "run", "--dry-run"))
+    assert lost.exit_code == 2
+    assert "no-model" in lost.output
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output
     plan = json.loads(done.stdout)
@@ -348,7 +351,7 @@ def test_dry_run_loads_and_writes_nothing(sources: tuple[Path, Path], tmp_path: 
         ("--budgets", "ten", "0,1,10,25,50"),
         ("--starts", "nowhere", "gaussian"),
         ("--alpha", "2", "alpha"),
-        ("--suspects", "nothing.csv", "nothing.csv"),
+        ("--other-captions", "nothing.csv", "nothing.csv"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_runs(
@@ -357,6 +360,14 @@ def test_wrong_input_is_refused_before_anything_runs(
     done = CliRunner().invoke(app, small(sources, tmp_path / "no-model", tmp_path / "run", option, value))
     assert done.exit_code == 2, done.output
     assert said in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_suspects_that_are_not_there(sources: tuple[Path, Path], tmp_path: Path) -> None:
+    nowhere = (tmp_path / "nothing.csv", sources[1])
+    done = CliRunner().invoke(app, small(nowhere, tmp_path / "no-model", tmp_path / "run"))
+    assert done.exit_code == 2, done.output
+    assert "nothing.csv" in done.output
     assert not (tmp_path / "run").exists()
 
 
