@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from command_lines import changed_line
 from tiny import tiny_pipeline, tiny_vae
 from typer.testing import CliRunner
 
@@ -46,7 +47,8 @@ def run(model, tmp_path):
     def command(*more):
         files = ["--prompts", tmp_path / "prompts.txt", "--model", model, "--out", tmp_path / "run"]
         fixed = ["--rewards", "collect-red", "--steps", 4, "--candidates", 3, "--micro-batch", 3, "--seed", 7]
-        return CliRunner().invoke(app, ["ttsnap", "collect", *map(str, [*files, *fixed, "--device", "cpu", *more])])
+        line = changed_line([*map(str, [*files, *fixed, "--device", "cpu"])], *map(str, more))
+        return CliRunner().invoke(app, ["ttsnap", "collect", *line])
 
     return command
 
