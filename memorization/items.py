@@ -134,6 +134,11 @@ def write_row_errors(run: Run, gathered: Gathered) -> None:
     run.write_text(ROWS_IN_ERROR, lines.getvalue())
 
 
+def captions_of(items: Sequence[AuditItem]) -> dict[str, str]:
+    """The captions by the items' keys."""
+    return {item.key: item.suspect.caption for item in items}
+
+
 def data_digest(items: Sequence[AuditItem]) -> str:
     """Hex SHA-256 over keys, captions and the contents of all images, in order."""
     from hashlib import sha256

@@ -227,6 +227,9 @@ def _unscored(records: Records, summary: AuditSummary) -> Block:
     lines = [f"{row['source']}, row {row['row']}: {row['reason']}" for row in summary["unreadable"]]
     lines += [f"{key}: {record['reason']}" for key, record in records.items() if record["reason"]]
     lines += [f"{key}, mask: {record['mask']}" for key, record in records.items() if record["mask"]]
+    for key, tokens in summary.get("truncated", {}).items():
+        beyond = ", ".join(f"{count} tokens of {name}" for name, count in tokens.items())
+        lines.append(f"{key}: the caption is longer than a text encoder reads; the last {beyond} do not count")
     for name, detector in summary["detectors"].items():
         lines += [f"{name}: {reason}" for reason in detector["reasons"]]
     return Notes(lines, "warn") if lines else Paragraph("Everything was scored.")

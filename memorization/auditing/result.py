@@ -351,4 +351,9 @@ class ModelUsed(TypedDict):
 
 
 class AuditSummary(ModelUsed, AuditFigures):
-    """The content of summary.json."""
+    """The content of summary.json.
+
+    ``truncated``: captions longer than a text encoder reads: key -> tokenizer -> tokens that do not count.
+    """
+
+    truncated: NotRequired[dict[str, dict[str, int]]]

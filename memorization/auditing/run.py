@@ -13,6 +13,7 @@ from diffkit import parallel
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
+from diffkit.truncation import say_truncated
 from memorization.auditing.attack_suite import build_attacks
 from memorization.auditing.measure_all import done_keys, measure_all
 from memorization.auditing.models import AuditedModel
@@ -26,7 +27,7 @@ from memorization.copies.references import in_error
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.generation import image_size
-from memorization.items import Gathered, Source, data_digest, gather, with_companions, write_row_errors
+from memorization.items import Gathered, Source, captions_of, data_digest, gather, with_companions, write_row_errors
 from memorization.presets import Preset, PresetName, choose_preset
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def audit(
     config |= {"dtype": dtype_name(pipe), **options_of(pipe)}
     provenance = _provenance(audited, chosen, pipe)
     copies = load_copy_detector(settings.copies, pipe)  # before a folder is made
+    truncated = say_truncated(pipe, captions_of(gathered.items))
     summary: AuditSummary | None = None
     with open_shared(out, config=config, kind="audit", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
@@ -126,7 +128,8 @@ def audit(
             records = read_records({item.key: run.done[item.key] for item in items})
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
             figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
-            written = run.write_json("summary.json", {**_model_used(audited), **figures})
+            cut = {"truncated": truncated} if truncated else {}
+            written = run.write_json("summary.json", {**_model_used(audited), **figures, **cut})
             summary = json.loads(written.read_text())  # as a later reader will have it
             write_page(run, records, summary)
     return AuditResult(Path(out), cast("AuditSummary", parallel.broadcast(summary)))

@@ -7,9 +7,14 @@ it is unknown; the reason stands beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic reads typing's own only from Python 3.12
+    cast,
+)
 
-from typing_extensions import TypedDict  # pydantic reads typing's own only from Python 3.12
+from typing_extensions import TypedDict
 
 from diffkit.stats import Rate
 from memorization.items import Role
@@ -120,7 +125,10 @@ class SettingsValues(TypedDict):
 
 
 class DetectFigures(TypedDict):
-    """The part of summary.json that follows from the journal."""
+    """The part of summary.json that follows from the journal.
+
+    ``truncated``: captions longer than a text encoder reads: key -> tokenizer -> tokens that do not count.
+    """
 
     suspects: int
     controls: int
@@ -128,6 +136,7 @@ class DetectFigures(TypedDict):
     findings: dict[str, SuspectResult]
     flagged: int
     unscored: list[UnscoredCaption]
+    truncated: NotRequired[dict[str, dict[str, int]]]
 
 
 class ModelUsed(TypedDict):

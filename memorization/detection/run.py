@@ -16,6 +16,7 @@ from diffkit.noted_options import options_of
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.seeds import item_seed
+from diffkit.truncation import say_truncated
 from memorization.detection import make_detector
 from memorization.detection.base import Detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
@@ -24,7 +25,7 @@ from memorization.detection.score_captions import CaptionScore, score_by_all
 from memorization.detection.settings import DetectSettings
 from memorization.detection.summary import summarise_detection
 from memorization.generation import Sampling
-from memorization.items import AuditItem, Gathered, Source, data_digest, gather, write_row_errors
+from memorization.items import AuditItem, Gathered, Source, captions_of, data_digest, gather, write_row_errors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -96,6 +97,7 @@ def detect(
     provenance["processes"] = parallel.processes()
     chosen = {spec: make_detector(spec) for spec in settings.detectors}  # before a folder is made
     require_compatible(pipe, settings.detectors)
+    truncated = say_truncated(pipe, captions_of(gathered.items))
     summary: DetectSummary | None = None
     with open_shared(out, config=config, kind="detect", provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
@@ -116,6 +118,8 @@ def detect(
                 **summarise_detection(records, settings),
                 "rows_in_error": [{"source": e.source, "row": e.row, "reason": e.reason} for e in errors],
             }
+            if truncated:
+                summary["truncated"] = truncated
             run.write_json("summary.json", summary)
     return cast("DetectSummary", parallel.broadcast(summary))
 

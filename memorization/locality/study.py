@@ -19,13 +19,14 @@ from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.runs import Run
 from diffkit.runs.files import safe_name, write_bytes_atomically
+from diffkit.truncation import say_truncated
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.operating_point import operating_point
 from memorization.copies.references import in_error, load_references
 from memorization.generation import image_size
-from memorization.items import AuditItem, Gathered, data_digest, write_row_errors
+from memorization.items import AuditItem, Gathered, captions_of, data_digest, write_row_errors
 from memorization.locality import embeddings as space
 from memorization.locality.explore import Explorer
 from memorization.locality.groups import compare_members, make_groups
@@ -87,6 +88,7 @@ def study(
         **options_of(pipe),
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
+    truncated = say_truncated(pipe, captions_of(gathered.items))
     copies = load_copy_detector(settings.copies, pipe)  # before a folder is made; so are the layers looked up
     for method in settings.methods:
         matching(pipe, value_layers(pipe) if method == "nemo" else feed_forward_layers(pipe))
@@ -106,6 +108,8 @@ def study(
             records, gathered.items, settings, threshold=threshold["threshold"], starts_apart=apart
         )
         summary["operating_point"] = threshold
+        if truncated:
+            summary["truncated"] = truncated
         summary = json.loads(run.write_json("summary.json", summary).read_text())
         write_page(run, summary)
         if not save_triggers:

@@ -14,7 +14,8 @@ from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
-from memorization.items import Gathered, Source, data_digest, gather, write_row_errors
+from diffkit.truncation import say_truncated
+from memorization.items import Gathered, Source, captions_of, data_digest, gather, write_row_errors
 from memorization.mitigation import Method, methods
 from memorization.presets import Preset, PresetName, choose_preset
 
@@ -92,6 +93,7 @@ def mitigate(
     # Version 0.1.0 recorded no dtype of mitigations, and always chose the preset by the model's name.
     added = {"dtype": config["dtype"], "preset": choose_preset("auto", name).name}
     provenance = {"device": str(pipe.device), "preset": used.name}
+    say_truncated(pipe, captions_of(gathered.items))
     with open_shared(out, config=config, kind="mitigate", provenance=provenance, added=added) as run:
         pipe.set_progress_bar_config(disable=True)
         if run is not None:

@@ -18,6 +18,7 @@ from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.rewards.base import describe
 from diffkit.runs.shared import open_shared
+from diffkit.truncation import say_truncated
 from ttsnap.plots.search import contact_sheet, score_figure
 from ttsnap.schedules.load import load_schedule
 from ttsnap.search.config import SearchConfig
@@ -63,6 +64,7 @@ def generate(
     config = {**config, "dtype": dtype_name(pipe), **options_of(pipe)}
     added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
     _prepare(pipe, prompts[0], config)
+    truncated = say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
     with open_shared(out, config=config, kind="ttsnap", provenance=provenance, added=added) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["error"] is not None], "prompts")
@@ -75,7 +77,9 @@ def generate(
             return None
         items = [run.done[_key(index)] for index in range(len(prompts))]
         failed = sum(item["error"] is not None for item in items)
-        summary = {"prompts": len(items), "failed": failed, "items": items}
+        summary: dict[str, Any] = {"prompts": len(items), "failed": failed, "items": items}
+        if truncated:
+            summary["truncated"] = truncated
         if pipe.reward is not None:
             summary["reward"] = describe(pipe.reward)
         run.write_json("summary.json", summary)

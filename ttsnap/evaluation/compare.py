@@ -22,6 +22,7 @@ from diffkit.noted_options import options_of
 from diffkit.rewards.base import EstimateReward, Reward, RewardLike
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
+from diffkit.truncation import say_truncated
 from ttsnap.evaluation.compare_report import summarise_searches, table_rows, write_page
 from ttsnap.evaluation.contenders import Contender, paired_reward, read_contenders
 from ttsnap.pipeline import TTSnapPipeline
@@ -224,6 +225,7 @@ def compare(
     bench = _Bench(searcher, prompts, scorer, settings)
     for contender in contenders:
         searcher.prepare(bench.request(contender, 0, 1))
+    say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
     if not dry:
         _run(bench, contenders, Path(out), origin)
         parallel.broadcast(None)  # wait until the first process has written

@@ -34,6 +34,7 @@ from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.runs.shared import open_shared
 from diffkit.segments import plan
+from diffkit.truncation import say_truncated
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import probe_reward
 from ttsnap.trajectories.dataset import KIND, Trajectories, shard_name
@@ -105,6 +106,7 @@ def collect(
     config = {**_config(prompts, rewards, settings, origin or {}), "dtype": dtype_name(pipe), **options_of(pipe)}
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
+    say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
     with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["unscored"]], "prompts")

@@ -1,0 +1,96 @@
+"""Prompts that are longer than a text encoder reads: which, and by how much.
+
+The stock pipelines cut such prompts and log a warning at each call. What lies beyond the cut changes no image, so an
+audit of a long caption is an audit of its beginning; that belongs into the result, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from diffkit.console import say
+from diffkit.families import Pipeline, family_of
+from diffkit.families.base import stock_default
+
+__all__ = ["Truncated", "say_truncated", "tokens_beyond", "truncated_prompts"]
+
+#: Key of a prompt -> name of a tokenizer of the pipeline -> how many tokens of the prompt its encoder does not read.
+Truncated = dict[str, dict[str, int]]
+
+SHOWN = 10
+LIBRARY_WARNINGS = ("input was truncated because", "Token indices sequence length is longer")
+
+
+def tokens_read(pipe: Pipeline) -> dict[str, int]:
+    """How many tokens each of a pipeline's text encoders reads, its special ones included, by the tokenizer's name.
+
+    77 for CLIP; what the family's call takes by default (``max_sequence_length``) for T5 and language models.
+    """
+    from transformers import CLIPTokenizer, CLIPTokenizerFast
+
+    default = stock_default(family_of(pipe), "max_sequence_length")
+    tokenizers = {
+        name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None
+    }
+    return {
+        name: int(tokenizer.model_max_length)
+        if default is None or isinstance(tokenizer, (CLIPTokenizer, CLIPTokenizerFast))
+        else int(default)
+        for name, tokenizer in tokenizers.items()
+    }
+
+
+def tokens_beyond(pipe: Pipeline, prompt: str) -> dict[str, int]:
+    """How many tokens of a prompt each text encoder does not read; encoders that read it whole are not named.
+
+    A template that a family puts around the prompt (Lumina 2, Z-Image) is not counted.
+
+    Example:
+        >>> from diffkit import load_pipeline
+        >>> pipe = load_pipeline("lab")
+        >>> tokens_beyond(pipe, "a red circle on gray"), list(tokens_beyond(pipe, "a red circle on gray " * 30))
+        ({}, ['tokenizer'])
+    """
+    beyond = {
+        name: len(getattr(pipe, name)(prompt, truncation=False, verbose=False).input_ids) - read
+        for name, read in tokens_read(pipe).items()
+    }
+    return {name: count for name, count in beyond.items() if count > 0}
+
+
+def truncated_prompts(pipe: Pipeline, prompts: Mapping[str, str]) -> Truncated:
+    """The prompts that a text encoder does not read to their end, by their keys."""
+    beyond = {key: tokens_beyond(pipe, prompt) for key, prompt in prompts.items()}
+    return {key: tokens for key, tokens in beyond.items() if tokens}
+
+
+def truncation_sentence(pipe: Pipeline, truncated: Truncated, what: str = "captions") -> str:
+    """What a report says of truncated prompts; they are named by their keys."""
+    read = tokens_read(pipe)
+    encoders = sorted({name for tokens in truncated.values() for name in tokens})
+    limits = ", ".join(f"the first {read[name]} tokens of {name}" for name in encoders)
+    names = ", ".join(list(truncated)[:SHOWN])
+    more = f" and {len(truncated) - SHOWN} more" if len(truncated) > SHOWN else ""
+    return f"Longer than a text encoder reads: {len(truncated)} {what} ({names}{more}). Only {limits} count."
+
+
+def say_truncated(pipe: Pipeline, prompts: Mapping[str, str], what: str = "captions") -> Truncated:
+    """Name truncated prompts on the console, once; the libraries' own warnings at each call are silenced from here on.
+
+    Args:
+        prompts: by the key that names each.
+        what: "captions" or "prompts".
+    """
+    for library in ("diffusers", "transformers"):
+        for handler in logging.getLogger(library).handlers:
+            handler.addFilter(_is_other)  # a filter that is there already is not added again
+    truncated = truncated_prompts(pipe, prompts)
+    if truncated:
+        say(truncation_sentence(pipe, truncated, what))
+    return truncated
+
+
+def _is_other(record: logging.LogRecord) -> bool:
+    """Whether a library's warning is about something else."""
+    return not any(sign in record.getMessage() for sign in LIBRARY_WARNINGS)
