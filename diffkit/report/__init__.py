@@ -15,17 +15,22 @@ from diffkit.report.html import (
     Stat,
     Table,
     Tone,
-    render_page,
 )
+from diffkit.report.links import Link, LinkedPicture, Links, Search
+from diffkit.report.render import render_page
 
 __all__ = [
     "Block",
     "Cell",
     "Facts",
     "Figure",
+    "Link",
+    "LinkedPicture",
+    "Links",
     "Notes",
     "Paragraph",
     "Picture",
+    "Search",
     "Section",
     "Stat",
     "Table",

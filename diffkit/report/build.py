@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffkit.report.html import Block, Facts, Section, Stat, render_page
+from diffkit.report.html import Block, Facts, Section, Stat
+from diffkit.report.render import render_page
 from diffkit.runs import Run
 
 __all__ = ["provenance_section", "write_report"]

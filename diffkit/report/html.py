@@ -1,8 +1,4 @@
-"""What a report is made of, and its rendering as one page of HTML.
-
-Every text is escaped by the template. Pictures are data URIs and nothing else, so that the page can be mailed,
-archived and opened anywhere without asking anybody for anything.
-"""
+"""What a report is made of; :func:`diffkit.report.render.render_page` makes a page of it."""
 
 from __future__ import annotations
 
@@ -12,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from diffkit.report.links import LinkedPicture, Links, Search
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
     from PIL.Image import Image
     from torch import Tensor
 
 __all__ = [
-    "Block", "Cell", "CellLike", "Facts", "Figure", "Notes", "Paragraph", "Picture", "Section", "Stat", "Table", "Tone",
-    "render_page",
+    "AnyPicture", "Block", "Cell", "CellLike", "Facts", "Figure", "Notes", "Paragraph", "Picture", "Section", "Stat",
+    "Table", "Tone",
 ]  # fmt: skip
 
 Tone = Literal["plain", "good", "warn", "bad", "muted"]
@@ -86,19 +84,26 @@ class Picture:
         return cls(data_uri(image, max_side=THUMBNAIL), caption, label)
 
 
-CellLike = str | int | float | Cell | Picture | Sequence[Picture] | None
+AnyPicture = Picture | LinkedPicture
+CellLike = str | int | float | Cell | AnyPicture | Sequence[AnyPicture] | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. A cell is text, a number, a `Cell`, a `Picture`, several pictures, or None for what is unknown."""
+    """A table. A cell is text, a number, a `Cell`, a `Picture`, several pictures, or None for what is unknown.
+
+    `anchors`: for each row the name by which a link reaches it; none by default.
+    """
 
     headers: Sequence[str]
     rows: Sequence[Sequence[CellLike]]
     caption: str = ""
+    anchors: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse rows of another length than the header."""
+        """Refuse rows of another length than the header, and anchors of another number than the rows."""
+        if self.anchors and len(self.anchors) != len(self.rows):
+            raise ValueError(f"expected {len(self.rows)} anchors, got {len(self.anchors)}")
         for number, row in enumerate(self.rows, start=1):
             if len(row) != len(self.headers):
                 raise ValueError(f"row {number}: expected {len(self.headers)} cells, got {len(row)}")
@@ -112,7 +117,7 @@ class Table:
 def _prepare(cell: CellLike) -> dict[str, object]:
     if cell is None:
         return {"kind": "text", "text": "–", "tone": "plain", "detail": "", "look": "unknown"}
-    if isinstance(cell, Picture):
+    if isinstance(cell, (Picture, LinkedPicture)):
         return {"kind": "pictures", "pictures": [cell]}
     if isinstance(cell, Cell):
         text, tone, detail = cell.text, cell.tone, cell.detail
@@ -172,7 +177,7 @@ class Notes:
     tone: Tone = "plain"
 
 
-Block = Paragraph | Table | Figure | Facts | Notes
+Block = Paragraph | Table | Figure | Facts | Notes | Links | Search
 
 
 @dataclass(frozen=True)
@@ -182,52 +187,3 @@ class Section:
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
     folded: bool = False
-
-
-def render_page(
-    *,
-    title: str,
-    subtitle: str = "",
-    summary: Sequence[Stat] = (),
-    sections: Sequence[Section | Block],
-    footer: str = "",
-) -> str:
-    """The page as HTML text: self-contained, escaped, with a policy that forbids it to load or run anything.
-
-    Args:
-        title: heading and window title.
-        subtitle: a line below it.
-        summary: the figures on top.
-        sections: in order; a bare block joins the section before it.
-        footer: small print.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-    from markupsafe import Markup
-
-    loader = PackageLoader("diffkit.report", package_path="")
-    environment = Environment(
-        loader=loader,
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["trusted"] = Markup
-    page = environment.get_template("page.html")
-    return page.render(
-        title=title, subtitle=subtitle, summary=list(summary), sections=_grouped(sections), footer=footer
-    )
-
-
-def _grouped(parts: Sequence[Section | Block]) -> list[Section]:
-    sections: list[Section] = []
-    for part in parts:
-        if isinstance(part, Section):
-            sections.append(part)
-        elif sections:
-            last = sections[-1]
-            sections[-1] = Section(last.title, (*last.blocks, part), last.folded)
-        else:
-            sections.append(Section("", (part,)))
-    return sections

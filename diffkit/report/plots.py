@@ -18,6 +18,7 @@ __all__ = ["budget_curves", "histogram", "lines", "survival_curves", "to_svg"]
 INK = "#010203"  # a colour nobody chooses; `to_svg` turns it into the page's own text colour
 PALETTE = ("#3b6fd8", "#d9822b", "#2f9e6e", "#c2417c", "#7a5cc9", "#5b7083")
 QUIET = "#8a94a3"
+LINES = 200  # of one group in one plot; a line takes about a kilobyte of the page
 
 Curve = Sequence[float | None]
 
@@ -72,6 +73,8 @@ def budget_curves(
 ) -> Figure:
     """What an attack reaches with more budget: one thin line an image, one thick line the median of its group.
 
+    Of a group of more than 200 images the 50 that reach most are drawn, and a band from 5 to 95 % of all.
+
     Args:
         budgets: (B,) rising.
         suspects: for each suspect (B,) similarities; None where not scored, drawn as a gap.
@@ -85,21 +88,28 @@ def budget_curves(
         for curve in curves:
             if curve.shape != places.shape:
                 raise ValueError(f"{name}: expected curves of {len(budgets)} points, got {curve.size}")
+        many = len(curves) > LINES
+        for curve in sorted(curves, key=_highest, reverse=True)[: LINES // 4] if many else curves:
             axes.plot(places, curve, color=colour, alpha=0.28, linewidth=0.9)
         if curves:
-            middle = [
-                np.median(known) if (known := column[~np.isnan(column)]).size else np.nan for column in _columns(curves)
-            ]
+            low, middle, high = (_quantiles(curves, share) for share in (0.05, 0.5, 0.95))
             axes.plot(places, middle, color=colour, linewidth=2.6, label=f"{name}, median of {len(curves)}")
+            if many:
+                axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0, label=f"{name}, 5 to 95 %")
     _threshold(axes, threshold, "threshold")
     axes.set_xticks(places, [f"{budget:g}" for budget in budgets])
     _legend(axes)
     return figure
 
 
-def _columns(curves: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Curves of equal length as columns: (B, number of curves)."""
-    return np.stack(curves, axis=1)
+def _highest(curve: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    return max(curve[~np.isnan(curve)], default=-np.inf)
+
+
+def _quantiles(curves: Sequence[np.ndarray[Any, np.dtype[np.float64]]], share: float) -> list[float]:
+    """(B,) quantile of what is known at each place of curves of equal length; NaN where nothing is."""
+    columns = np.stack(curves, axis=1)
+    return [float(np.quantile(values, share)) if (values := row[~np.isnan(row)]).size else np.nan for row in columns]
 
 
 def histogram(

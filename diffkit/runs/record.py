@@ -163,6 +163,13 @@ class Run:
         """Write a JSON file of the run atomically; numbers must be finite, unknown is None."""
         return self.write_text(name, dump_json(value, indent=2) + "\n")
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the run that no longer holds, and its folder if nothing else is in it."""
+        path = self.path(name)
+        path.unlink(missing_ok=True)
+        if path.parent != self.folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
     def path(self, name: str) -> Path:
         """The path of a file of this run.
 

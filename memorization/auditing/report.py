@@ -5,37 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffkit.report import (
-    Block,
-    Cell,
-    Facts,
-    Figure,
-    Notes,
-    Paragraph,
-    Picture,
-    Section,
-    Stat,
-    Table,
-    Tone,
-    write_report,
-)
+from diffkit.report import Block, Cell, Facts, Figure, Notes, Paragraph, Section, Stat, Table, Tone, write_report
 from diffkit.report.html import CellLike
 from diffkit.report.plots import budget_curves, histogram
 from diffkit.runs import Run
 from diffkit.stats import Rate, format_interval
 from memorization.auditing.aggregate import Records, detector_values, of_role, scores
+from memorization.auditing.report_pages import (
+    control_note,
+    line_blocks,
+    page_groups,
+    page_links,
+    shown_blocks,
+    write_pages,
+)
+from memorization.auditing.report_rows import choose_rows
 from memorization.auditing.report_sections import edit_blocks, reference_blocks, rung_table, work_blocks
-from memorization.auditing.result import AuditRecord, AuditSummary, RungSummary
+from memorization.auditing.report_tables import TONES, control_table, embedded, suspect_table, two_decimals
+from memorization.auditing.result import AuditSummary, RungSummary
+from memorization.auditing.results_table import write_results
 from memorization.copies import OperatingPoint
 from memorization.items import Role
 
-TONES: dict[str, Tone] = {
-    "replicated": "bad",
-    "retained": "bad",
-    "not shown": "plain",
-    "inconclusive": "warn",
-    "could not be scored": "muted",
-}
 MEANING = {
     "replicated": "The caption alone gives the image: the median similarity over the seeds reaches the threshold.",
     "retained": "The caption does not, but an attack at the pre-set budget does, and the controls do not.",
@@ -47,27 +38,34 @@ MEANING = {
 
 
 def write_page(run: Run, records: Records, summary: AuditSummary) -> Path:
-    """Write report.html of a finished audit.
+    """Write report.html of a finished audit, and results.csv; of a large audit also its pages in `report/`.
 
     Args:
         run: the open run.
         records: journal records by key, in the order of the items.
         summary: the content of summary.json.
     """
+    title = f"Memorization audit of {audited(summary)}"
+    results = [path.name for path in write_results(run, records, summary)]
+    rows = choose_rows(records, summary, _unscored(records, summary))
+    groups = page_groups(rows, records, summary)
+    write_pages(run, title, groups, rows, records, summary)
+    show = embedded(run.folder)
+    suspects = suspect_table(rows.shown_findings, records, summary, show)
+    controls = control_table(rows.shown_controls, records, summary, show)
     sections: list[Section | Block] = [
-        Section("Suspects", (_suspect_table(run.folder, records, summary),)),
+        Section("Suspects", (*shown_blocks(rows, results), suspects)),
         Section("Suspects against controls", _comparison(records, summary)),
         Section("Work until an image is back", work_blocks(summary)),
         *([Section("Edited suspects", edit_blocks(records, summary))] if summary["edits"] else []),
         *([Section("Reference model", reference_blocks(summary))] if summary["reference"] else []),
-        Section("Controls", (_control_table(run.folder, records, summary),), folded=True),
+        Section("Controls", (*control_note(rows), controls), folded=True),
         Section("Copy detector", (_operating_point(summary["operating_point"]),)),
-        Section("What could not be scored", (_unscored(records, summary),)),
+        Section("What could not be scored", line_blocks(rows)),
         Section("Assumptions and limits", (Notes(_limits(summary)),)),
+        *([Section("All rows", page_links(groups, results), folded=True)] if groups else []),
     ]
-    return write_report(
-        run, title=f"Memorization audit of {audited(summary)}", summary=_stats(summary), sections=sections
-    )
+    return write_report(run, title=title, summary=_stats(summary), sections=sections)
 
 
 def audited(summary: AuditSummary) -> str:
@@ -98,74 +96,6 @@ def _share(rate: Rate) -> str:
     return share + format_interval(rate)
 
 
-def _suspect_table(folder: Path, records: Records, summary: AuditSummary) -> Table:
-    names = summary["settings"]["detectors"]
-    rows: list[list[CellLike]] = []
-    for finding in summary["findings"]:
-        record = records[finding["key"]]
-        seeds = f"{finding['seeds_at_threshold']} of {finding['seeds']} seeds" if finding["seeds"] else ""
-        p = None if finding["p"] is None else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.3f}")
-        highest = max((rung["similarity_max"] or -1 for rung in finding["rungs"].values()), default=-1)
-        budget = f"at {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
-        rows.append(
-            [
-                Cell(finding["verdict"], TONES[finding["verdict"]], finding["reason"]),
-                Cell(record["id"], detail=record["prompt"]),
-                _pictures(folder, record, summary),
-                Cell(_figure(finding["caption"]), detail=seeds),
-                Cell(_figure(finding["similarity"]), detail=budget),
-                finding["rung"],
-                p,
-                *(_figure(record["detectors"][name]["value"]) for name in names),
-            ]
-        )
-    headers = ["verdict", "suspect", "original, by caption, by attack", "by caption", "by attack", "weakest rung", "p"]
-    shown = "Similarities are medians over seeds; the pictures are the most similar ones."
-    if any("mask" in record["pictures"] for record in records.values()):
-        shown += " A mask is bright where the caption fixes the pixels of a template (curvature difference)."
-    return Table([*headers, *(name.replace("_", " ") for name in names)], rows, shown)
-
-
-def _control_table(folder: Path, records: Records, summary: AuditSummary) -> Table:
-    settings, controls = summary["settings"], summary["controls"]
-    rows: list[list[CellLike]] = []
-    for key, record in records.items():
-        if record["role"] == "control":
-            measured = scores(key, record, settings["budgets"], summary["rung"])
-            curve = measured.curve or {}
-            tone: Tone = "bad" if key in controls["flagged_keys"] else "plain"
-            rows.append(
-                [
-                    Cell(record["id"], tone, record["prompt"]),
-                    _pictures(folder, record, summary),
-                    _figure(measured.caption),
-                    *(_figure(curve.get(budget)) for budget in settings["budgets"]),
-                ]
-            )
-    budgets = [f"attack {budget}" for budget in settings["budgets"]]
-    return Table(["control", "original, by caption, by attack", "by caption", *budgets], rows)
-
-
-def _pictures(folder: Path, record: AuditRecord, summary: AuditSummary) -> list[Picture]:
-    budget, rung = str(summary["budget"] or max(summary["settings"]["budgets"])), summary["rung"]
-    best = record["best"].get(rung, {}).get(budget)
-    labels = {
-        "original": "original",
-        "caption": f"caption {_figure(max(record['caption'], default=None) if record['caption'] else None)}",
-        f"{rung}-{budget}": f"attack {_figure(best['similarity'] if best else None)}",
-        "mask": "mask",
-    }
-    return [
-        Picture.of(folder / record["pictures"][name], f"{record['id']}: {name}", label)
-        for name, label in labels.items()
-        if name in record["pictures"]
-    ]
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
 def _comparison(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
     blocks: list[Block] = []
     if len(summary["rungs"]) > 1:
@@ -185,12 +115,12 @@ def _rung(name: str, rung: RungSummary, records: Records, summary: AuditSummary)
     """One attack: what its controls allow, the curves, the table."""
     settings, controls = summary["settings"], rung["controls"]
     budgets, threshold = settings["budgets"], summary["operating_point"]["threshold"]
-    curves: dict[Role, list[list[float]]] = {"suspect": [], "control": []}
+    curves: dict[Role, list[list[float | None]]] = {"suspect": [], "control": []}
     for role, group in curves.items():
         for key, record in of_role(records, role).items():
             curve = scores(key, record, budgets, name).curve
             if curve is not None:
-                group.append([curve[budget] for budget in budgets])
+                group.append([curve.get(budget) for budget in budgets])
     figure = budget_curves(budgets, curves["suspect"], curves["control"], threshold=threshold)
     text = f"The pre-set budget of {name} is {rung['budget']} steps: the largest at which at most "
     text += f"{settings['alpha']:.0%} of the controls come back." if rung["budget"] else ""
@@ -205,8 +135,8 @@ def _budget_table(rung: RungSummary) -> Table:
     for row in rung["attack"]:
         groups = [row["suspects"], row["controls"]]
         shares = [None if g is None else Cell(f"{g['count']} of {g['n']}", detail=_share(g)) for g in groups]
-        medians = [_figure(row["suspect_median"]), _figure(row["control_median"])]
-        rows.append([row["budget"], *shares, *medians, _figure(row["auc"])])
+        medians = [two_decimals(row["suspect_median"]), two_decimals(row["control_median"])]
+        rows.append([row["budget"], *shares, *medians, two_decimals(row["auc"])])
     return Table(["budget", "suspects back", "controls back", "suspect median", "control median", "AUC"], rows)
 
 
@@ -223,7 +153,7 @@ def _operating_point(point: OperatingPoint) -> Facts:
     return Facts(facts)
 
 
-def _unscored(records: Records, summary: AuditSummary) -> Block:
+def _unscored(records: Records, summary: AuditSummary) -> list[str]:
     lines = [f"{row['source']}, row {row['row']}: {row['reason']}" for row in summary["unreadable"]]
     lines += [f"{key}: {record['reason']}" for key, record in records.items() if record["reason"]]
     lines += [f"{key}, mask: {record['mask']}" for key, record in records.items() if record["mask"]]
@@ -232,7 +162,7 @@ def _unscored(records: Records, summary: AuditSummary) -> Block:
         lines.append(f"{key}: the caption is longer than a text encoder reads; the last {beyond} do not count")
     for name, detector in summary["detectors"].items():
         lines += [f"{name}: {reason}" for reason in detector["reasons"]]
-    return Notes(lines, "warn") if lines else Paragraph("Everything was scored.")
+    return lines
 
 
 def _limits(summary: AuditSummary) -> Sequence[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffkit.report import Block, Cell, Figure, Paragraph, Table
 from diffkit.report.html import CellLike
 from diffkit.report.plots import survival_curves
 from diffkit.stats import Rate, format_interval
 from memorization.auditing.aggregate import Records
+from memorization.auditing.report_tables import two_decimals
 from memorization.auditing.result import AuditSummary
+
+NAMES = 50  # in a sentence
 
 
 def rung_table(summary: AuditSummary) -> Table:
@@ -62,8 +67,8 @@ def edit_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
                     name,
                     row["budget"],
                     Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain"),
-                    _figure(row["edit_median"]),
-                    _figure(row["auc"]),
+                    two_decimals(row["edit_median"]),
+                    two_decimals(row["auc"]),
                 ]
             )
     text = (
@@ -73,10 +78,16 @@ def edit_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
     )
     back = {name: family["back"] for name, family in summary["edits"].items() if family["back"]}
     if back and budget:
-        named = "; ".join(f"{name}: {', '.join(records[key]['id'] for key in keys)}" for name, keys in back.items())
+        named = "; ".join(f"{name}: {_ids(records, keys)}" for name, keys in back.items())
         text += f" Back at budget {budget}: {named}."
     headers = ["edit", "budget", "edits back", "median", "AUC of suspects against edits"]
     return (Paragraph(text), Table(headers, rows))
+
+
+def _ids(records: Records, keys: Sequence[str]) -> str:
+    """The first ids; a large audit has thousands, and results.csv has them all."""
+    ids = ", ".join(records[key]["id"] for key in keys[:NAMES])
+    return ids + (f" and {len(keys) - NAMES} others, see results.csv" if len(keys) > NAMES else "")
 
 
 def reference_blocks(summary: AuditSummary) -> tuple[Block, ...]:
@@ -98,7 +109,3 @@ def _share(share: Rate) -> Cell:
     if share["interval"] is None:
         return Cell("–", "muted", format_interval(share))
     return Cell(f"{share['count']} of {share['n']}", "warn" if share["count"] else "plain", format_interval(share))
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

@@ -10,7 +10,7 @@ from diffkit.report.html import CellLike
 from diffkit.report.plots import lines
 from diffkit.runs import Run
 from diffkit.stats import Rate, format_interval
-from memorization.auditing.report import TONES
+from memorization.auditing.report_tables import TONES
 from memorization.auditing.result import BudgetRow
 from memorization.auditing.verdicts import VERDICTS
 from memorization.comparison.paired import AuditRun
