@@ -79,7 +79,7 @@ def test_an_untouched_audit_passes(made: Path) -> None:
     not_made = {"threshold", "data", "weights", "report"}
     assert {name for name, status in statuses(verification).items() if status == "not checked"} == not_made
     assert set(statuses(verification).values()) == {"ok", "not checked"}
-    assert set(verification["sha256"]) == {"run.json", "journal.jsonl", "summary.json", "report.html"}
+    assert set(verification["sha256"]) == {"run.json", "journal.jsonl", "summary.json", "report.html", "results.csv"}
 
 
 def test_every_file_of_a_record_has_its_checksum(made: Path) -> None:
