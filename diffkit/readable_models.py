@@ -78,7 +78,7 @@ ADAPTER_FORMS: tuple[tuple[str, str, str], ...] = (
     ("LoRA on convolutions (LoCon)", "put on", _WHOLE),
     ("LoRA with the names of diffusers of 2023", "put on", _WHOLE),
     (
-        "LoRA of kohya for FLUX.1, query, key and value in one",
+        "LoRA of kohya or XLabs for FLUX.1, query, key and value in one",
         "put on",
         f"{_LORA}::test_a_joint_query_key_and_value_is_split",
     ),

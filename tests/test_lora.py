@@ -100,11 +100,13 @@ def test_every_layer_of_a_file_is_put_on_at_its_strength_and_in_silence(scheme, 
     assert capfd.readouterr().err == ""
 
 
+ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
 @pytest.mark.parametrize("prefix", ["lora_te_text_model_", "lora_te1_text_model_"])
 def test_kohyas_text_encoder_too(prefix, tmp_path):
     pipe = tiny_pipeline()
-    words = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-    made, plain = factors(pipe.text_encoder, words), weights(pipe.text_encoder)
+    made, plain = factors(pipe.text_encoder, ENCODER), weights(pipe.text_encoder)
     file = written(named(made, prefix, KOHYA, alpha=4.0, flat=True), tmp_path)
     fuse_lora(pipe, file)
     check_weights(pipe.text_encoder, expected(plain, made, 2.0))
@@ -135,7 +137,40 @@ def test_dora_in_pefts_form_gives_the_weights_of_its_formula(tmp_path):
         fuse_lora(tiny_pipeline(), written(named(made, "unet.", PEFT) | vectors, tmp_path))
 
 
+def test_kohyas_sdxl_names_blocks_as_the_original_and_has_two_encoders(tmp_path):
+    pipe = family_pipeline("sdxl")
+    parts = {part: getattr(pipe, part) for part in ("unet", "text_encoder", "text_encoder_2")}
+    plain = {part: weights(model) for part, model in parts.items()}
+    made = {part: factors(model, ENCODER) for part, model in parts.items()}
+    made["unet"] = factors(pipe.unet, ("down_blocks.1.attentions.0",))
+    original = {name.replace("down_blocks.1.attentions.0", "input_blocks.3.1"): f for name, f in made["unet"].items()}
+    tensors = named(original, "lora_unet_", KOHYA, alpha=1.0, flat=True)
+    for prefix, part in (("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2")):
+        layers = {f"text_model.{name.removeprefix('text_model.')}": pair for name, pair in made[part].items()}
+        tensors |= named(layers, prefix, KOHYA, alpha=1.0, flat=True)
+    fuse_lora(pipe, written(tensors, tmp_path))
+    for part, model in parts.items():
+        check_weights(model, expected(plain[part], made[part], 0.5))
+
+
 class TestFlux:
+    def test_names_of_xlabs(self, tmp_path):
+        pipe = family_pipeline("flux")
+        width, plain = pipe.transformer.transformer_blocks[0].attn.to_q.in_features, weights(pipe.transformer)
+        pairs = {
+            name: (torch.randn(2, width), torch.randn(rows * width, 2)) for name, rows in (("qkv", 3), ("proj", 1))
+        }
+        tensors = {
+            f"double_blocks.0.processor.{name}_lora1.{half}.weight": factor
+            for name, pair in pairs.items()
+            for half, factor in zip(("down", "up"), pair, strict=True)
+        }
+        fuse_lora(pipe, written(tensors, tmp_path))
+        down, up = pairs["qkv"]
+        made = {f"transformer_blocks.0.attn.to_{n}": (down, rows) for n, rows in zip("qkv", up.chunk(3), strict=True)}
+        made["transformer_blocks.0.attn.to_out.0"] = pairs["proj"]
+        check_weights(pipe.transformer, expected(plain, made, 1.0))
+
     def test_a_joint_query_key_and_value_is_split(self, tmp_path):
         pipe = family_pipeline("flux")
         block = pipe.transformer.transformer_blocks[0].attn
