@@ -28,7 +28,6 @@ SETTINGS = AuditSettings(
     budgets=(0, 10, 50), starts=("other",), generations=2, attack_generations=1, detectors=("noise_magnitude",)
 )
 POINT: OperatingPoint = {"detector": "tiled", "preprocessing": "none", "threshold": 0.75, "source": "stated"}
-POOL = 48  # pictures
 
 
 def open_run(folder: Path) -> Run:
@@ -37,7 +36,7 @@ def open_run(folder: Path) -> Run:
 
 
 def write_items(
-    run: Run, *, suspects: int, controls: int, size: int = 64, pool: int = POOL, captions: Sequence[str] = ()
+    run: Run, *, suspects: int, controls: int, size: int = 64, pool: int = 16, captions: Sequence[str] = ()
 ) -> None:
     """Write the journal and the pictures of an audit.
 

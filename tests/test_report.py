@@ -158,6 +158,13 @@ def test_histogram_counts_over_common_bins() -> None:
     assert Figure.of("empty", histogram({"a": []})).svg.startswith("<svg")
 
 
+def test_a_histogram_of_groups_of_very_different_sizes_has_shares() -> None:
+    axes = histogram({"many": [0.0] * 30 + [1.0] * 10, "few": [0.0, 1.0, 1.0]}, bins=2).axes[0]
+    heights = [[patch.get_height() for patch in container] for container in axes.containers]
+    assert heights == [pytest.approx([3 / 4, 1 / 4]), pytest.approx([1 / 3, 2 / 3])]
+    assert axes.get_ylabel() == "share of its group"
+
+
 def test_lines_and_their_svg_take_the_pages_ink() -> None:
     figure = lines({"$x_{": ([0, 1], [1.0, 2.0])}, xlabel="step", ylabel="$ reward")
     svg = Figure.of("t", figure).svg

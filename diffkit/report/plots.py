@@ -117,18 +117,26 @@ def histogram(
 ) -> Figure:
     """Distributions of several groups over common bins; values that are not finite are left out.
 
+    Bars are counts; where one group is more than ten times as large as another, shares of each group.
+
     Args:
         groups: name -> values.
         threshold: a vertical line.
         bins: number of bins over the range of all groups.
     """
-    figure, axes = _canvas(xlabel, "count")
     finite = {name: np.array([v for v in values if np.isfinite(v)]) for name, values in groups.items()}
     everything = np.concatenate([*finite.values(), np.empty(0)])
     edges = np.histogram_bin_edges(everything, bins=bins) if everything.size else np.linspace(0, 1, bins + 1)
+    sizes = [values.size for values in finite.values() if values.size]
+    shares = max(sizes, default=0) > 10 * min(sizes, default=0)
+    figure, axes = _canvas(xlabel, "share of its group" if shares else "count")
     for index, (name, values) in enumerate(finite.items()):
-        colour = PALETTE[index % len(PALETTE)]
-        axes.hist(values, bins=list(edges), color=colour, alpha=0.55, label=f"{name} (n = {values.size})")
+        colour, weights = (
+            PALETTE[index % len(PALETTE)],
+            np.full(values.size, 1 / max(values.size, 1)) if shares else None,
+        )
+        label = f"{name} (n = {values.size})"
+        axes.hist(values, bins=list(edges), weights=weights, color=colour, alpha=0.55, label=label)
     _threshold(axes, threshold, "threshold", vertical=True)
     _legend(axes)
     return figure

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffkit.report import Block, Cell, Facts, Figure, Notes, Paragraph, Section, Stat, Table, Tone, write_report
 from diffkit.report.html import CellLike
-from diffkit.report.plots import budget_curves, histogram
+from diffkit.report.plots import LINES, budget_curves, histogram
 from diffkit.runs import Run
 from diffkit.stats import Rate, format_interval
 from memorization.auditing.aggregate import Records, detector_values, of_role, scores
@@ -127,7 +127,9 @@ def _rung(name: str, rung: RungSummary, records: Records, summary: AuditSummary)
     if controls["failure"]:
         text = f"No verdict rests on {name}: {controls['failure']}."
     text += f" With {controls['n']} controls the smallest possible p is {controls['smallest_p']:.3f}."
-    return [Paragraph(text), Figure.of(f"Similarity under the attack {name}", figure), _budget_table(rung)]
+    many = any(len(group) > LINES for group in curves.values())
+    caption = f"Of more than {LINES} images, the {LINES // 4} that come nearest are drawn." if many else ""
+    return [Paragraph(text), Figure.of(f"Similarity under the attack {name}", figure, caption), _budget_table(rung)]
 
 
 def _budget_table(rung: RungSummary) -> Table:
