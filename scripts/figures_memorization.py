@@ -343,4 +343,50 @@ def sscd_int8() -> str:
     )
 
 
-BLOCKS = (lab, audit, finding, detectors, ladder, bench_dori, mitigations, adversarial, locality, sscd_int8, kill_line)
+def bench_audit_report() -> str:
+    """Size, memory and loading time of reports, from small to large."""
+    found = read("bench_audit_report")
+    if not found:
+        return MISSING
+    rows = []
+    for row in found["rows"]:
+        load = row["seconds to load report.html"]
+        rows.append(
+            [
+                f"{row['items']:,}".replace(",", " "),
+                f"{row['seconds']:.1f}",
+                f"{row['peak MiB'] - row['peak MiB before']:.0f}",
+                f"{row['report.html, MiB']:.1f}",
+                str(row["pages"]),
+                f"{load['median']:.2f} (highest of {load['loads']}: {load['highest']:.2f})" if load else "–",
+            ]
+        )
+    head = [
+        "suspects and controls",
+        "s to write",
+        "MiB more memory",
+        "MiB of report.html",
+        "further pages",
+        "s to load",
+    ]
+    return (
+        table(head, rows)
+        + f"\n\nSynthetic records, pictures of {found['picture pixels']} pixels, two cores; loading by headless chromium "
+        + "from the disk, until the load event."
+    )
+
+
+BLOCKS = (
+    lab,
+    audit,
+    finding,
+    detectors,
+    ladder,
+    bench_dori,
+    mitigations,
+    adversarial,
+    locality,
+    sscd_int8,
+    kill_line,
+    bench_audit_report,
+)
