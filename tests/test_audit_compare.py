@@ -23,6 +23,7 @@ from diffkit.lab import textures
 from memorization.auditing.run import audit
 from memorization.auditing.settings import AuditSettings
 from memorization.comparison.paired import changes, mcnemar, read_runs, summarise_comparison
+from memorization.comparison.report import gallery_rows
 from memorization.items import gather
 
 SETTINGS = AuditSettings(
@@ -147,6 +148,14 @@ def test_command_without_a_folder_prints_only(folder: Path) -> None:
     assert comparison["baseline"] == "original"
     table = command(folder)
     assert "McNemar" in table.stdout
+
+
+def test_a_large_gallery_shows_what_changed_and_what_came_back() -> None:
+    verdicts = [("not shown", "not shown"), ("replicated", "replicated"), ("not shown",) * 2, ("retained", "not shown")]
+    gallery = [{"key": f"suspect:{i}", "verdicts": {"a": a, "b": b}} for i, (a, b) in enumerate(verdicts)]
+    assert [row["key"][-1] for row in gallery_rows(gallery, most=3)] == ["0", "1", "3"]
+    assert [row["key"][-1] for row in gallery_rows(gallery, most=1)] == ["3"]
+    assert gallery_rows(gallery) == gallery
 
 
 def test_command_with_quality_and_report(folder: Path, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from memorization.auditing.report_tables import TONES
 from memorization.auditing.result import BudgetRow
 from memorization.auditing.verdicts import VERDICTS
 from memorization.comparison.paired import AuditRun
-from memorization.comparison.result import Comparison
+from memorization.comparison.result import Comparison, GalleryRow
 from memorization.quality.result import Estimate, QualityReport
+
+GALLERY = 200  # rows with pictures on the page
 
 
 def _estimates(report: QualityReport) -> dict[str, Estimate]:
@@ -138,10 +140,27 @@ def _quality(comparison: Comparison) -> tuple[Block, ...]:
     return (Table(["model", "figure", "mean (95 % interval)", "n"], rows, note),)
 
 
+def gallery_rows(gallery: Sequence[GalleryRow], most: int = GALLERY) -> list[GalleryRow]:
+    """The suspects that the page shows, in their order: those whose verdicts differ, then those that came back.
+
+    Args:
+        gallery: all suspects of a comparison.
+        most: how many are shown.
+    """
+
+    def rank(place: int) -> int:
+        verdicts = set(gallery[place]["verdicts"].values())
+        return 0 if len(verdicts) > 1 else 1 if verdicts & {"replicated", "retained"} else 2
+
+    chosen = sorted(range(len(gallery)), key=rank)[:most]
+    return [gallery[place] for place in sorted(chosen)]
+
+
 def _gallery(runs: Sequence[AuditRun], comparison: Comparison) -> Table:
     """A row a suspect: the original, then of each run the verdict and the most similar pictures."""
     rows: list[list[CellLike]] = []
-    for entry in comparison["gallery"]:
+    shown = gallery_rows(comparison["gallery"])
+    for entry in shown:
         key = entry["key"]
         first = runs[0].items[key]
         cells: list[CellLike] = [Cell(first["id"], detail=first["prompt"]), _pictures(runs[0], key, ("original",))]
@@ -154,7 +173,13 @@ def _gallery(runs: Sequence[AuditRun], comparison: Comparison) -> Table:
             ]
         rows.append(cells)
     headers = [part for run in runs for part in (run.name, "by caption, by attack")]
-    return Table(["suspect", "original", *headers], rows, "The most similar picture of each way.")
+    note = "The most similar picture of each way."
+    if left := len(comparison["gallery"]) - len(shown):
+        note += (
+            f" Of {len(comparison['gallery'])} suspects, {len(shown)} are shown: first those whose verdicts differ, then "
+            f"those that came back. The other {left} are in summary.json (gallery) and in the audits' own reports."
+        )
+    return Table(["suspect", "original", *headers], rows, note)
 
 
 def _pictures(run: AuditRun, key: str, names: Sequence[str]) -> list[Picture]:
