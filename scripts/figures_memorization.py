@@ -371,8 +371,8 @@ def bench_audit_report() -> str:
     ]
     return (
         table(head, rows)
-        + f"\n\nSynthetic records, pictures of {found['picture pixels']} pixels, two cores; loading by headless chromium "
-        + "from the disk, until the load event."
+        + f"\n\nSynthetic records, pictures of {found['picture pixels']} pixels, two cores; loading by headless "
+        + "chromium from the disk, until the load event."
     )
 
 

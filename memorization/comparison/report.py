@@ -176,8 +176,8 @@ def _gallery(runs: Sequence[AuditRun], comparison: Comparison) -> Table:
     note = "The most similar picture of each way."
     if left := len(comparison["gallery"]) - len(shown):
         note += (
-            f" Of {len(comparison['gallery'])} suspects, {len(shown)} are shown: first those whose verdicts differ, then "
-            f"those that came back. The other {left} are in summary.json (gallery) and in the audits' own reports."
+            f" Of {len(comparison['gallery'])} suspects, {len(shown)} are shown: first those whose verdicts differ, "
+            f"then those that came back. The other {left} are in summary.json (gallery) and in the audits' own reports."
         )
     return Table(["suspect", "original", *headers], rows, note)
 
