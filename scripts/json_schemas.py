@@ -17,12 +17,14 @@ from typing_extensions import is_typeddict
 
 import diffkit.stats
 import memorization.auditing.result
+import memorization.auditing.trend_result
 import memorization.auditing.verification
 import memorization.comparison.result
 import memorization.copies
 import memorization.detection.result
 import memorization.quality.result
 from memorization.auditing.result import AuditRecord, AuditSummary
+from memorization.auditing.trend_result import Trend
 from memorization.auditing.verification import Verification
 from memorization.comparison.result import Comparison
 from memorization.detection.result import DetectRecord, DetectSummary
@@ -33,6 +35,7 @@ MODULES = (
     diffkit.stats,
     memorization.copies,
     memorization.auditing.result,
+    memorization.auditing.trend_result,
     memorization.auditing.verification,
     memorization.detection.result,
     memorization.quality.result,
@@ -47,6 +50,7 @@ for module in MODULES:
 ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "audit-record": TypeAdapter(AuditRecord),
     "audit-summary": TypeAdapter(AuditSummary),
+    "audit-trend-summary": TypeAdapter(Trend),
     "audit-verify": TypeAdapter(Verification),
     "audit-compare-summary": TypeAdapter(Comparison),
     "detect-record": TypeAdapter(DetectRecord),

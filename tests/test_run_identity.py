@@ -31,6 +31,7 @@ NO_RESULT: dict[str, dict[str, str]] = {
     "audit": {"fail_on": "the exit code"},
     "audit detect": {"fail_on": "the exit code"},
     "audit compare": {},
+    "audit trend": {},
     "locality": {},
     "mitigate": {"save_pipeline": "a copy of the result"},
     "ttsnap collect": {},
@@ -42,9 +43,11 @@ NO_RESULT: dict[str, dict[str, str]] = {
 NO_RUN = {"audit verify", "demo", "lab info", "lab train", "ttsnap fit", "ttsnap rescore", "ttsnap simulate"}
 
 MODEL_AND_IMAGES = ["--model", "tiny", "--suspects", "suspects/suspects.jsonl"]
+LORA = "lora/weights.safetensors"
 SMALL = [*MODEL_AND_IMAGES, "--controls", "suspects/suspects.jsonl"]
 BASE: dict[str, list[str]] = {
     "audit": [*SMALL, "--size", "32x32", "--detector", "none"],
+    "audit trend": [LORA, "--lora", LORA, "--base", "tiny", *SMALL[2:], "--size", "32x32"],
     "audit detect": [*SMALL],
     "audit compare": ["audit", "audit", "--names", "before,after", "--quality", "suspects/ordinary.txt"],
     "locality": [*SMALL, "--ordinary", "suspects/ordinary.txt"],
@@ -65,25 +68,33 @@ LOADED = {"--variant": (None, "variant"), "--config": (None, "model_config"), "-
 MODEL = LOADED | {"--model": ("lab", "model"), "--dtype": ("bfloat16", "dtype"), "--revision": (None, "model")}
 SAMPLING = {"--seed": ("1", "settings.seed"), "--steps": ("2", "settings.num_inference_steps"),
             "--guidance": ("2", "settings.guidance_scale")}  # fmt: skip
+ATTACKS = {
+    "--budgets": ("0,2", "settings.budgets"), "--starts": ("other", "settings.starts"),
+    "--generations": ("3", "settings.generations"), "--attack-generations": ("2", "settings.attack_generations"),
+    "--alpha": ("0.1", "settings.alpha"), "--correction": ("holm", "settings.correction"),
+    "--attack": ("words", "settings.attacks"), "--learning-rates": ("0.2", "settings.learning_rates"),
+    "--draws": ("2", "settings.draws"), "--pooled": ("attacked", "settings.pooled"),
+    "--size": ("64x64", "settings.size"), "--reference-model": ("lab", "reference"),
+    "--copies": ("latent", "settings.copies"), "--threshold": ("0.5", "settings.threshold"),
+    "--other-captions": ("suspects/ordinary.txt", "settings.other_captions"),
+    "--batch": ("2", "settings.items_at_once"), "--micro-batch": ("2", "settings.micro_batch"),
+}  # fmt: skip
 SEARCH = LOADED | {"--model": ("lab", "model"), "--dtype": ("bfloat16", "dtype"), "--revision": (None, "revision"),
           "--limit": ("1", "prompts"), "--seed": ("1", "seed"),
           "--preview-vae": ("tiny/vae", "preview_vae")}  # fmt: skip
 
 #: Command -> option -> another value and the key that differs then. None: needs a hub, or more than one option.
 IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
-    "audit": SUSPECTS | CONTROLS | MODEL | SAMPLING | {
-        "--lora": ("LORA", "lora"), "--mitigation": ("delta", "mitigation"), "--budgets": ("0,2", "settings.budgets"),
-        "--starts": ("other", "settings.starts"), "--generations": ("3", "settings.generations"),
-        "--attack-generations": ("2", "settings.attack_generations"), "--alpha": ("0.1", "settings.alpha"),
-        "--correction": ("holm", "settings.correction"), "--attack": ("words", "settings.attacks"),
-        "--learning-rates": ("0.2", "settings.learning_rates"), "--draws": ("2", "settings.draws"),
-        "--pooled": ("attacked", "settings.pooled"), "--size": ("64x64", "settings.size"),
+    "audit": SUSPECTS | CONTROLS | MODEL | SAMPLING | ATTACKS | {
+        "--lora": ("LORA", "lora"), "--mitigation": ("delta", "mitigation"),
         "--detector": ("seed_agreement", "settings.detectors"), "--edited-controls": ("crop", "settings.edits"),
-        "--reference-model": ("lab", "reference"), "--masks": ("", "settings.masks"),
-        "--copies": ("latent", "settings.copies"), "--threshold": ("0.5", "settings.threshold"),
-        "--other-captions": ("suspects/ordinary.txt", "settings.other_captions"),
-        "--preset": ("lab", "settings.other_captions"), "--save-triggers": ("", "save_triggers"),
-        "--batch": ("2", "settings.items_at_once"), "--micro-batch": ("2", "settings.micro_batch"),
+        "--masks": ("", "settings.masks"), "--preset": ("lab", "settings.other_captions"),
+        "--save-triggers": ("", "save_triggers"),
+    },
+    "audit trend": SUSPECTS | CONTROLS | LOADED | SAMPLING | ATTACKS | {
+        "--base": ("lab", "base"), "--revision": (None, "base"), "--dtype": ("bfloat16", "dtype"),
+        "--lora": ("LORA", "checkpoints"), "--training-steps": ("5,10", "checkpoints"),
+        "--with-base": ("", "checkpoints"), "--preset": ("lab", "preset"),
     },
     "audit detect": SUSPECTS | CONTROLS | MODEL | SAMPLING | {
         "--lora": ("LORA", "model_sha256"), "--mitigation": ("delta", "mitigation"),

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffkit.stats import Rate
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["budget_curves", "histogram", "lines", "survival_curves", "to_svg"]
+__all__ = ["budget_curves", "histogram", "lines", "rate_curves", "survival_curves", "to_svg"]
 
 INK = "#010203"  # a colour nobody chooses; `to_svg` turns it into the page's own text colour
 PALETTE = ("#3b6fd8", "#d9822b", "#2f9e6e", "#c2417c", "#7a5cc9", "#5b7083")
@@ -158,6 +160,29 @@ def lines(
             list(x), _array(y), color=colour, linewidth=1.8, marker="o" if markers else "", markersize=4, label=name
         )
     _threshold(axes, threshold, "threshold")
+    _legend(axes)
+    return figure
+
+
+def rate_curves(
+    series: Mapping[str, Sequence[Rate]], x: Sequence[float], *, xlabel: str, ylabel: str = "share"
+) -> Figure:
+    """Shares along a common axis, each with the band of its interval; a share of nothing is a gap.
+
+    Args:
+        series: name -> a rate for each place of ``x``.
+        x: (N,) rising.
+    """
+    figure, axes = _canvas(xlabel, ylabel)
+    for (name, rates), colour in zip(series.items(), (*PALETTE[:2], QUIET, *PALETTE[2:]), strict=False):
+        if len(rates) != len(x):
+            raise ValueError(f"{name}: expected {len(x)} rates, got {len(rates)}")
+        bounds = [rate["interval"] or (None, None) for rate in rates]
+        low, high = (_array([bound[side] for bound in bounds]) for side in (0, 1))
+        axes.fill_between(list(x), low, high, color=colour, alpha=0.13, linewidth=0)
+        shares = _array([rate["share"] for rate in rates])
+        axes.plot(list(x), shares, color=colour, linewidth=2.0, marker="o", markersize=4, label=name)
+    axes.set_ylim(-0.03, 1.03)
     _legend(axes)
     return figure
 

@@ -53,20 +53,20 @@ from memorization.cli.audit_options import (
 )
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
-from memorization.cli.items import gather_items, print_plan, print_row_errors
+from memorization.cli.items import gather_items, planned_work, print_plan, print_row_errors
 from memorization.cli.options import LimitControls, Steps, Suspects
+from memorization.cli.trend import trend
 from memorization.cli.verify import verify
 
 if TYPE_CHECKING:
     from memorization.auditing.result import AuditSummary
-    from memorization.auditing.settings import AuditSettings
     from memorization.auditing.verdicts import Verdict
-    from memorization.items import Gathered
 
 app = typer.Typer(add_completion=False, subcommand_metavar="[COMMAND ...]")
 
 app.command("compare")(compare)
 app.command("detect")(detect)
+app.command("trend")(trend)
 app.command("verify")(verify)
 
 FailOn = Literal["never", "replicated", "retained", "inconclusive"]
@@ -187,7 +187,7 @@ def audit(
         other = reference_options(options, reference_model)
         if other is not None:
             other.check()
-        print_plan(_planned_work(gathered, settings, reference=other is not None), format)
+        print_plan(planned_work(gathered, settings, reference=other is not None), format)
         return
     out = needed_folder(out, "An audit", "runs/audit")
     print_row_errors(gathered, out)
@@ -205,28 +205,6 @@ def exit_code(summary: AuditSummary, fail_on: FailOn) -> int:
     if any(summary["verdicts"][verdict] for verdict in FAILING[fail_on]):
         return ExitCode.FAIL_ON
     return ExitCode.ITEMS if items_in_error(summary) else ExitCode.DONE
-
-
-def _planned_work(gathered: Gathered, settings: AuditSettings, *, reference: bool) -> dict[str, int]:
-    """How much would be done, by what is counted."""
-    from memorization.auditing.attack_suite import build_attacks
-    from memorization.items import with_companions
-
-    items = with_companions(gathered.items, edits=settings.edits, reference=reference)
-    with_image = sum(bool(item.suspect.images) for item in items)
-    attacks = [attack for name in settings.attacks for attack in build_attacks(name, settings).values()]
-    attempts = with_image * len(settings.starts)
-    return {
-        "suspects": sum(item.role == "suspect" for item in items),
-        "controls": sum(item.role == "control" for item in items),
-        "edited suspects": sum(item.role == "edit" for item in items),
-        "suspects on the reference model": sum(item.role == "reference" for item in items),
-        "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
-        "items without an image": len(items) - with_image,
-        "images from captions": len(items) * settings.generations,
-        "images from triggers": attempts * len(attacks) * len(settings.budgets) * settings.attack_generations,
-        "sample gradients": attempts * sum(attack.cost()[-1] for attack in attacks),
-    }
 
 
 def _print_summary(summary: AuditSummary, out: Path, format: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from diffkit.console import say, write_json, write_table
 
 if TYPE_CHECKING:
+    from memorization.auditing.settings import AuditSettings
     from memorization.items import Gathered
 
 SHOWN_ERRORS = 10
@@ -39,3 +40,25 @@ def print_plan(plan: Mapping[str, object], format: str) -> None:
         write_json(plan)
     else:
         write_table(["would be done", "count"], list(plan.items()))
+
+
+def planned_work(gathered: Gathered, settings: AuditSettings, *, reference: bool) -> dict[str, int]:
+    """How much would be done, by what is counted."""
+    from memorization.auditing.attack_suite import build_attacks
+    from memorization.items import with_companions
+
+    items = with_companions(gathered.items, edits=settings.edits, reference=reference)
+    with_image = sum(bool(item.suspect.images) for item in items)
+    attacks = [attack for name in settings.attacks for attack in build_attacks(name, settings).values()]
+    attempts = with_image * len(settings.starts)
+    return {
+        "suspects": sum(item.role == "suspect" for item in items),
+        "controls": sum(item.role == "control" for item in items),
+        "edited suspects": sum(item.role == "edit" for item in items),
+        "suspects on the reference model": sum(item.role == "reference" for item in items),
+        "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
+        "items without an image": len(items) - with_image,
+        "images from captions": len(items) * settings.generations,
+        "images from triggers": attempts * len(attacks) * len(settings.budgets) * settings.attack_generations,
+        "sample gradients": attempts * sum(attack.cost()[-1] for attack in attacks),
+    }
