@@ -68,9 +68,8 @@ def _by_names(checkpoints: Sequence[str]) -> TrainingSteps:
         without = checkpoints[named.index(None)]
         raise InputError(f"The name of {without!r} has no training step, others have: add --training-steps 100,200,...")
     if len(units) > 1:
-        raise InputError(
-            f"The checkpoints' names count {' and '.join(f'{unit}s' for unit in units)}: add --training-steps 100,200,..."
-        )
+        counted = " and ".join(f"{unit}s" for unit in units)
+        raise InputError(f"The checkpoints' names count {counted}: add --training-steps 100,200,...")
     return TrainingSteps([step for step, _ in numbers], units[0], "names")
 
 
