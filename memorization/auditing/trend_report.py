@@ -13,12 +13,12 @@ from diffkit.report.tabular import Column, Value, csv_text
 from diffkit.runs import Run
 from diffkit.runs.journal import read_journal
 from diffkit.stats import Rate, format_interval
-from memorization.auditing.report import TONES
+from memorization.auditing.report_tables import TONES
 from memorization.auditing.trend_result import Trend, TrendPoint, TrendSuspect
 
 __all__ = ["trend_csv", "write_trend"]
 
-ROWS = 300  # suspects on the page; the table beside it has all
+ROWS = 200  # suspects with pictures on the page; the table beside it has all
 
 
 def write_trend(run: Run, trend: Trend) -> Path:
