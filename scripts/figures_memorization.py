@@ -376,6 +376,32 @@ def bench_audit_report() -> str:
     )
 
 
+def trend() -> str:
+    """When a LoRA holds the photographs that it is taught."""
+    measured = read("trend")
+    if not measured:
+        return MISSING
+
+    def counted(rate: Mapping[str, Any]) -> str:
+        low, high = rate["interval"]
+        return of({"k": rate["count"], "n": rate["n"], "low": low, "high": high})
+
+    rows = [
+        [
+            str(point["step"]),
+            counted(point["taught"]["replicated"]),
+            counted(point["taught"]["replicated or retained"]),
+            counted(point["not taught"]["replicated or retained"]),
+            counted(point["controls flagged"]),
+        ]
+        for point in measured["points"]
+    ]
+    head = ["updates", "taught: replicated", "taught: replicated or retained", "not taught: either", "controls flagged"]
+    text = f"A LoRA of rank {measured['rank']} on `{measured['base']}`; 0 is the base without it."
+    picture = "![Shares over the updates of a LoRA](figures/trend.png)"
+    return "\n\n".join((text, picture, table(head, rows)))
+
+
 BLOCKS = (
     lab,
     audit,
@@ -389,4 +415,5 @@ BLOCKS = (
     sscd_int8,
     kill_line,
     bench_audit_report,
+    trend,
 )
