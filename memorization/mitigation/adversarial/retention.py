@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.latents import encode_images
@@ -30,6 +31,7 @@ __all__ = ["LAB_SCENES", "Retention", "read_retention"]
 
 LAB_SCENES = "lab:scenes"
 CHUNK = 32  # images encoded, or generated, at once
+SHOWN_ERRORS = 10
 FEWEST = 8  # pairs; with fewer the model would overfit them
 
 
@@ -127,10 +129,16 @@ def _read(
     seed: int,
 ) -> tuple[Tensor, list[str], int]:
     rows, errors = read_suspects(source)
+    for error in errors[:SHOWN_ERRORS]:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    if len(errors) > SHOWN_ERRORS:
+        say(f"... and {len(errors) - SHOWN_ERRORS} more rows of the retention data cannot be read.")
     usable = [row for row in rows if row.caption not in taken]
     left_out = len(errors) + len(rows) - len(usable)
     pairs = [row for row in usable if row.images]
     if pairs:
+        if len(pairs) < len(usable):
+            say(f"{len(usable) - len(pairs)} rows of the retention data have no image and are left out.")
         left_out += len(usable) - len(pairs)
         pairs = pairs[:limit]
         images = torch.stack([load_image(row.images[0], size) for row in pairs])
