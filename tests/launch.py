@@ -136,8 +136,8 @@ def register() -> None:
     def brightness(images: Any, prompts: Any) -> Any:
         return images.mean((1, 2, 3)) * 10
 
-    if "launch-brightness" not in REWARDS.names():
-        REWARDS.register("launch-brightness")(lambda: as_reward(brightness))
+    if "test-launch-brightness" not in REWARDS.names():
+        REWARDS.register("test-launch-brightness")(lambda: as_reward(brightness))
 
 
 if __name__ == "__main__":

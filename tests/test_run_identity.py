@@ -53,13 +53,13 @@ BASE: dict[str, list[str]] = {
     "locality": [*SMALL, "--ordinary", "suspects/ordinary.txt"],
     "mitigate": ["nemo", *MODEL_AND_IMAGES, "--set", "captions=suspects/ordinary.txt"],
     "ttsnap collect": ["--model", "tiny", "--prompts", "suspects/ordinary.txt", "--steps", "3", "--candidates", "2",
-                       "--rewards", "identity-red"],
+                       "--rewards", "test-identity-red"],
     "ttsnap compare": ["--model", "tiny", "--prompts", "suspects/ordinary.txt", "--searches", "ttsp", "--budget",
                        "2x", "--noise-aware", "none", "--schedule", "1:0.5", "--steps", "3",
-                       "--reward", "identity-red"],
+                       "--reward", "test-identity-red"],
     "ttsnap distill": ["collect", "--batch", "4", "--held-out", "0", "--steps-per-stage", "2"],
     "ttsnap generate": ["a dog", "cat", "--model", "tiny", "--steps", "3", "--budget", "4x", "--enough", "9",
-                        "--reward", "identity-red"],
+                        "--reward", "test-identity-red"],
 }  # fmt: skip
 
 SUSPECTS = {"--suspects": ("suspects/controls.jsonl", "data_sha256"), "--limit": ("1", "items")}
@@ -162,7 +162,7 @@ def replaced(words: Sequence[str], more: Sequence[str]) -> list[str]:
     return [word for index, word in enumerate(words) if index not in old and index - 1 not in old] + [*more]
 
 
-@REWARDS.register("identity-red")
+@REWARDS.register("test-identity-red")
 def red() -> Reward:
     return as_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2)))
 
