@@ -31,8 +31,8 @@ from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
 from diffkit.suspects import Suspect, read_suspects
 from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.calibrate import calibrate_copy_detector
-from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
 from memorization.copies.masked import Masked
+from memorization.copies.near_duplicates import duplicate_threshold, group_duplicates
 from memorization.generation import Sampling, generate, round_trip
 from memorization.quality import QualitySettings, quality_report, read_quality_prompts
 
@@ -93,9 +93,11 @@ def measure_detectors(seeds: int) -> dict[str, Any]:
         detector = load_copy_detector(name, lab)
         began = time.perf_counter()
         point = calibrate_copy_detector(detector, photographs, round_trip=lambda x: round_trip(lab, x))
-        alike = reference_similarity(detector, [p[None] for p in photographs])
         row: dict[str, Any] = {"calibration": point.to_json(), "seconds": time.perf_counter() - began}
-        row["duplicates"] = len(photographs) - len(set(clusters(alike, duplicate_threshold(point.threshold))))
+        labels = group_duplicates(
+            len(photographs), lambda i: photographs[i : i + 1], detector, duplicate_threshold(point.threshold)
+        )
+        row["duplicates"] = len(photographs) - len(set(labels))
         groups = {"verbatim, full": ("verbatim", "full"), "template, full": ("template", "full")}
         for group, wanted in groups.items():
             chosen = [i for i, kind in enumerate(kinds) if kind == wanted]

@@ -1,9 +1,9 @@
 """p-values of suspects against controls: from the tail of a fitted distribution, and from the suspects' own bulk.
 
-A rank p-value (:func:`diffkit.stats.rank_p_value`) assumes nothing and cannot be below 1 / (1 + controls); corrected for
-hundreds of suspects of whom few are memorized, it never passes. The functions here extrapolate beyond the controls, and
-each states what it assumes. All work on z = atanh(similarity), Fisher's transformation, on which similarities of images
-that have nothing to do with each other are about normal. Pure functions of numbers.
+A rank p-value (:func:`diffkit.stats.rank_p_value`) assumes nothing and cannot be below 1 / (1 + controls). Corrected
+for hundreds of suspects of whom few are memorized, it never passes. The functions here extrapolate beyond the controls,
+and each states what it assumes. All work on z = atanh(similarity), Fisher's transformation, on which similarities of
+images that have nothing to do with each other are about normal. Pure functions of numbers.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 
 from memorization.copies import CopyDetector, OperatingPoint
 from memorization.copies.calibrate import calibrate_copy_detector
-from memorization.copies.clusters import clusters, duplicate_threshold, reference_similarity
+from memorization.copies.near_duplicates import Reader, duplicate_threshold, group_duplicates
 from memorization.copies.references import load_references
 from memorization.generation import round_trip
 from memorization.items import AuditItem
@@ -57,10 +57,18 @@ def near_duplicates(
     items: Sequence[AuditItem], copies: CopyDetector, size: tuple[int, int], threshold: float
 ) -> dict[str, int]:
     """Cluster of every suspect and control by key; suspects join suspects, controls join controls."""
-    clusters_by_key: dict[str, int] = {}
+    labels_by_key: dict[str, int] = {}
     for role in ("suspect", "control"):
         group = [item for item in items if item.role == role]
-        similarity = reference_similarity(copies, [load_references(item, size).images for item in group])
-        labels = clusters(similarity, duplicate_threshold(threshold))
-        clusters_by_key |= {item.key: label for item, label in zip(group, labels, strict=True)}
-    return clusters_by_key
+        labels = group_duplicates(len(group), _reader(group, size), copies, duplicate_threshold(threshold))
+        labels_by_key |= {item.key: label for item, label in zip(group, labels, strict=True)}
+    return labels_by_key
+
+
+def _reader(items: Sequence[AuditItem], size: tuple[int, int]) -> Reader:
+    """Reads the pictures of an item by its index."""
+
+    def read(index: int) -> torch.Tensor | None:
+        return load_references(items[index], size).images
+
+    return read

@@ -47,8 +47,8 @@ def tiled_correlation(
         (A, B) float32 in [-1, 1]; higher = more alike, 1 = the same picture, 0 = two flat pictures.
     """
     small_images, small_references = shrink(images, side), shrink(references, side)
-    inner = _zoomed(small_images, zooms)[..., SHIFT:-SHIFT, SHIFT:-SHIFT]  # (A, Z, 3, s, s)
-    moved = _shifted(_zoomed(small_references, zooms))  # (B, Z, P, 3, s, s)
+    inner = zoomed(small_images, zooms)[..., SHIFT:-SHIFT, SHIFT:-SHIFT]  # (A, Z, 3, s, s)
+    moved = _shifted(zoomed(small_references, zooms))  # (B, Z, P, 3, s, s)
     plain = _aligned(inner[:, 0], moved.flatten(1, 2), grids)  # the reference may be the wider view
     if len(zooms) == 1:
         return plain
@@ -88,7 +88,7 @@ def shrink(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _zoomed(images: Tensor, zooms: Sequence[float]) -> Tensor:
+def zoomed(images: Tensor, zooms: Sequence[float]) -> Tensor:
     """Central crops of each zoom, enlarged to the full side: (N, Z, 3, S, S)."""
     side = images.shape[-1]
     views = []

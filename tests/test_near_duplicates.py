@@ -2,67 +2,95 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.functional import gaussian_blur, resize, to_tensor
 
 from diffkit.errors import InputError
 from diffkit.images import load_image, load_pil
 from diffkit.lab import assets, planted
-from memorization.copies import load_copy_detector
-from memorization.copies.clusters import (
-    clusters,
-    duplicate_threshold,
-    reference_similarity,
-)
+from diffkit.suspects import read_suspects
+from memorization.copies import CopyDetector, load_copy_detector
 from memorization.copies.masked import Masked, limited, template_mask
+from memorization.copies.near_duplicates import candidate_pairs, descriptors, duplicate_threshold, group_duplicates
 from memorization.copies.tiled import tiled_correlation
 
 
-@given(st.integers(1, 9), st.integers(0, 2**31), st.floats(0.3, 1))
-def test_clusters_are_the_connected_components(n: int, seed: int, threshold: float) -> None:
-    similarity = torch.rand(n, n, generator=torch.Generator().manual_seed(seed))
-    labels = clusters(similarity, threshold)
-    passed = similarity >= threshold
-    joined = passed | passed.T
-    count, expected = connected_components(joined.numpy(), directed=False)
-    assert len(set(labels)) == count
-    pairs = [(i, j) for i in range(n) for j in range(n)]
-    assert all((labels[i] == labels[j]) == (expected[i] == expected[j]) for i, j in pairs)
-    assert list(dict.fromkeys(labels)) == list(range(count))  # numbered as they first occur
+def expected_labels(detector: CopyDetector, pictures: list[Tensor | None], threshold: float) -> list[int]:
+    """Labels from all pairs of pictures, by scipy."""
+    n = len(pictures)
+    joined = np.eye(n, dtype=bool)
+    for i, j in itertools.product(range(n), repeat=2):
+        if pictures[i] is not None and pictures[j] is not None:
+            joined[i, j] |= bool((detector.similarity(pictures[i], pictures[j]) >= threshold).any())
+    labels = connected_components(joined | joined.T, directed=False)[1]
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
 
 
-def test_unknown_similarity_joins_nobody() -> None:
-    assert clusters(torch.full((3, 3), math.nan), 0.5) == [0, 1, 2]
-    assert clusters(torch.zeros(0, 0), 0.5) == []
-    with pytest.raises(InputError, match="square"):
-        clusters(torch.zeros(2, 3), 0.5)
+@pytest.mark.parametrize("name", ["tiled", "ms-ssim"])
+def test_near_duplicates_are_those_of_all_pairs(name: str) -> None:
+    """Photographs of the lab, some of them again; an item with two pictures, one with none, and blank ones."""
+    detector = load_copy_detector(name)
+    photographs = [load_image(suspect.images[0]) for suspect in read_suspects("lab:planted")[0][:12]]
+    again = [
+        0.8 * photographs[0] + 0.1,
+        resize(photographs[3][:, 4:60, 5:61], [64, 64], antialias=True),
+        gaussian_blur(photographs[5], 3),
+        photographs[7].flip(-1),
+        torch.ones(3, 64, 64),
+        torch.full((3, 64, 64), 0.99),
+    ]
+    pictures: list[Tensor | None] = [*(picture[None] for picture in (*photographs, *again)), None]
+    pictures.append(torch.stack([photographs[1].flip(-1), photographs[2]]))
+    threshold = duplicate_threshold(detector.threshold)
+    labels = group_duplicates(len(pictures), pictures.__getitem__, detector, threshold)
+    assert labels == expected_labels(detector, pictures, threshold)
+    assert len(set(labels)) < len(labels)
 
 
-def test_near_duplicates_on_the_lab_are_found_and_others_are_not() -> None:
+def test_a_detector_that_describes_needs_no_thumbnails() -> None:
+    class Described:
+        """Similarity is the product of unit vectors, as SSCD's."""
+
+        name, preprocessing, threshold = "described", "none", 0.9
+
+        def describe(self, images: Tensor) -> Tensor:
+            return torch.nn.functional.normalize(images.flatten(1) - 0.5, dim=1)
+
+        def similarity(self, images: Tensor, references: Tensor) -> Tensor:
+            return self.describe(images) @ self.describe(references).T
+
+    generator = torch.Generator().manual_seed(0)
+    pictures = list(torch.rand(5, 1, 3, 8, 8, generator=generator))
+    pictures += [pictures[2] + 0.05, pictures[0] * 1.0]
+    labels = group_duplicates(7, pictures.__getitem__, Described(), 0.95)
+    assert labels == expected_labels(Described(), list(pictures), 0.95) == [0, 1, 2, 3, 4, 2, 0]
+
+
+def test_candidates_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = descriptors(torch.rand(30, 3, 40, 56, generator=torch.Generator().manual_seed(0)))
+    assert described.shape == (30, 4, 433)
+    torch.testing.assert_close(described.norm(dim=-1), torch.ones(30, 4))
+    whole = sorted(candidate_pairs(described, 0.05))
+    monkeypatch.setattr("memorization.copies.near_duplicates.BLOCK", 7)
+    assert sorted(candidate_pairs(described, 0.05)) == whole
+    assert all(i < j for i, j in whole)
+    assert 0 < len(whole) < 30 * 29 / 2
+
+
+def test_flat_pictures_and_empty_lists() -> None:
     detector = load_copy_detector("tiled")
-    folder = assets.photographs_path("planted")
-    names = ("galaxy", "leaves", "cat", "cup")  # two dark templates with one sticker, and two photographs
-    images = [load_image(folder / f"{name}.png")[None] for name in names]
-    brighter = (images[2] * 0.8 + 0.1).clamp(0, 1)
-    other_photo = torch.cat([images[3].flip(-1), brighter])  # several references: the maximum joins
-    similarity = reference_similarity(detector, [*images, other_photo, None])
-    assert similarity.shape == (6, 6)
-    assert similarity[5].isnan().all()
-    assert similarity[:, 5].isnan().all()
-    torch.testing.assert_close(similarity[:5, :5], similarity[:5, :5].T)
-    direct = torch.maximum(
-        detector.similarity(images[2], other_photo).max(), detector.similarity(other_photo, images[2]).max()
-    )
-    assert float(similarity[2, 4]) == pytest.approx(float(direct), abs=1e-5)
-    assert similarity[0, 1] > detector.threshold  # why duplicates need a stricter threshold
-    assert clusters(similarity, duplicate_threshold(detector.threshold)) == [0, 1, 2, 3, 2, 4]
+    flat = [torch.full((1, 3, 16, 16), level) for level in (0.0, 0.5)]
+    assert group_duplicates(2, flat.__getitem__, detector, 0.9) == [0, 1]
+    assert group_duplicates(3, lambda _: None, detector, 0.9) == [0, 1, 2]
+    assert group_duplicates(0, lambda _: None, detector, 0.9) == []
 
 
 # ------------------------------------------------------------------------------------------------- masks
