@@ -28,6 +28,8 @@ class Scores:
         caption: similarity to its image(s) when generated from the caption alone, over seeds; None = not scored.
         curve: budget -> similarity under the attack, the best start's; None = not scored.
         reason: why something is missing.
+        kind: of a control, such as "scene"; controls of different kinds are never pooled for a fit.
+        stopped: whether the attack ended at the last look of the curve because the answer was certain there.
         ceiling: similarity of the image to itself after the model's own autoencoder, the most any copy can reach.
     """
 
@@ -36,6 +38,8 @@ class Scores:
     curve: Mapping[int, float] | None = None
     reason: str | None = None
     ceiling: float = 1.0
+    kind: str | None = None
+    stopped: bool = False
 
 
 def by_caption(items: Sequence[Scores]) -> dict[str, float]:
@@ -43,11 +47,30 @@ def by_caption(items: Sequence[Scores]) -> dict[str, float]:
     return {item.key: item.caption for item in items if item.caption is not None}
 
 
-def at_budget(items: Sequence[Scores], budget: int | None) -> dict[str, float]:
-    """Key -> similarity under the attack at a budget, of the items that were scored there; empty for None."""
+def up_to(items: Sequence[Scores], budget: int | None) -> dict[str, float]:
+    """Key -> highest similarity at any look of the attack up to a budget; empty for None.
+
+    The maximum only grows with the budget, so that an attack can stop at the first look that decides. The start itself,
+    budget 0, is no attack and counts for budget 0 alone. Left out are items whose attack ended before the budget, unless
+    it ended because the answer was certain.
+    """
     if budget is None:
         return {}
-    return {item.key: item.curve[budget] for item in items if item.curve is not None and budget in item.curve}
+    highest = {}
+    for item in items:
+        looks = {at: value for at, value in (item.curve or {}).items() if at == budget == 0 or 0 < at <= budget}
+        if looks and (item.stopped or max(item.curve or {}) >= budget):
+            highest[item.key] = max(looks.values())
+    return highest
+
+
+def by_kind(values: Mapping[str, float], items: Sequence[Scores]) -> dict[str, list[float]]:
+    """Values by key, grouped by the kind of their items."""
+    groups: dict[str, list[float]] = {}
+    for item in items:
+        if item.key in values:
+            groups.setdefault(item.kind or "controls", []).append(values[item.key])
+    return groups
 
 
 def share_reaching(threshold: float, similarities: Collection[float]) -> Rate:
@@ -89,7 +112,7 @@ def check_controls(controls: Sequence[Scores], *, threshold: float, alpha: float
     curves = [control.curve for control in controls if control.curve is not None]
     caption = share_reaching(threshold, by_caption(controls).values())
     budgets = sorted({budget for curve in curves for budget in curve})
-    by_budget = {budget: share_reaching(threshold, at_budget(controls, budget).values()) for budget in budgets}
+    by_budget = {budget: share_reaching(threshold, up_to(controls, budget).values()) for budget in budgets}
     within = [budget for budget, back in by_budget.items() if budget > 0 and not exceeds(back, alpha)]
     n = len(curves)
     failure = None

@@ -10,26 +10,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from diffkit.stats import benjamini_hochberg, holm, rank_p_value
+from diffkit.stats import benjamini_hochberg, holm
 from memorization.attack.ladder import CAPTION
-from memorization.auditing.controls import ControlCheck, Correction, Scores, at_budget, check_controls, exceeds
+from memorization.auditing.controls import ControlCheck, Correction, Scores, by_caption, check_controls, exceeds, up_to
+from memorization.auditing.p_values import Null, PValues, caption_null
 
 Verdict = Literal["replicated", "retained", "not shown", "inconclusive", "could not be scored"]
 VERDICTS: tuple[Verdict, ...] = ("replicated", "retained", "not shown", "inconclusive", "could not be scored")
 
 
 class RungFinding(NamedTuple):
-    """The result of one attack for one suspect, at that attack's pre-set budget.
+    """The result of one attack for one suspect, up to that attack's pre-set budget.
 
-    ``p``: share of the controls (the suspect counted among them) at least as similar; ``q``: corrected for the number
-    of suspects and rungs; ``reference``: similarity of the same attack on the reference model.
+    ``similarity``: the highest at any look up to the budget; ``p``: its p-values; ``q``: the deciding one, corrected for
+    the number of suspects and rungs; ``reference``: similarity of the same attack on the reference model.
     """
 
     verdict: Verdict
     reason: str
     budget: int | None = None
     similarity: float | None = None
-    p: float | None = None
+    p: PValues | None = None
     q: float | None = None
     reference: float | None = None
 
@@ -42,8 +43,9 @@ class Finding:
         rung: the weakest rung that succeeds: "caption", an attack's name, or None.
         budget: of the rung that decides the verdict; ``similarity``, ``p``, ``q`` likewise. It is the weakest that
             succeeds, else the strongest whose controls are usable.
+        caption_p: p-values of the caption's similarity against the controls' captions; ``caption_q``: corrected.
         reference_caption: similarity by caption on the reference model; None without one.
-        rungs: every attack's own finding, from weak to strong.
+        rungs: every attack's own finding, from weak to strong; a suspect that its caption replicates need have none.
     """
 
     key: str
@@ -53,8 +55,10 @@ class Finding:
     budget: int | None = None
     caption: float | None = None
     similarity: float | None = None
-    p: float | None = None
+    p: PValues | None = None
     q: float | None = None
+    caption_p: PValues | None = None
+    caption_q: float | None = None
     reference_caption: float | None = None
     rungs: Mapping[str, RungFinding] = field(default_factory=dict)
 
@@ -67,13 +71,24 @@ class Rung(NamedTuple):
     reference: Mapping[str, Scores] | None = None
 
 
+class Judged(NamedTuple):
+    """The verdicts on the suspects; under each attack, weak to strong, the check of the controls and the null."""
+
+    findings: list[Finding]
+    checks: dict[str, ControlCheck]
+    nulls: dict[str, Null]
+
+
 def judge_ladder(
     rungs: Mapping[str, Rung], *, threshold: float, alpha: float = 0.05, correction: Correction = "bh"
-) -> tuple[list[Finding], dict[str, ControlCheck]]:
+) -> Judged:
     """Give every suspect its verdict.
 
-    - ``replicated``: the caption alone gives the image (caption similarity at or above the threshold).
-    - ``retained``: it does not, but an attack does at its pre-set budget, with corrected p <= alpha.
+    - ``replicated``: the caption alone gives the image: similarity at or above the threshold, and above the controls'
+      captions with corrected p <= alpha where there are enough of these.
+    - ``retained``: it does not, but an attack does up to its pre-set budget: similarity at or above the threshold,
+      above the controls with rank p <= alpha, and with corrected p <= alpha by the tail
+      (:mod:`memorization.auditing.p_values`).
     - ``not shown``: no attack with usable controls does.
     - ``inconclusive``: the controls are too few, are reproduced themselves, or are as similar as the suspect; the
       reference model, which was not trained on the image, reproduces it too; or the autoencoder blurs this image so
@@ -88,29 +103,37 @@ def judge_ladder(
         threshold: the copy detector's operating point.
         alpha: level of the pre-set budgets and of the corrected p-values.
         correction: "bh" (Benjamini-Hochberg, the false discovery rate), "holm" (any error at all) or "none"; over
-            all suspects with a curve, times the rungs.
+            the suspects that their captions do not replicate, times the rungs. Whether those were attacked too does not
+            change it.
     """
     checks = {name: check_controls(rung.controls, threshold=threshold, alpha=alpha) for name, rung in rungs.items()}
-    p = {
-        (name, key): rank_p_value(similarity, list(at_budget(rung.controls, checks[name].budget).values()))
-        for name, rung in rungs.items()
-        for key, similarity in at_budget(rung.suspects, checks[name].budget).items()
-    }
-    q = dict(zip(p, correct(list(p.values()), correction), strict=True))
     first = next(iter(rungs.values()))
+    captions = _caption_tests(first, correction)
+    replicated = {
+        key
+        for key, value in by_caption(first.suspects).items()
+        if value >= threshold and (captions[key].q is None or captions[key].q <= alpha)
+    }
+    nulls = {
+        name: Null.of(rung.suspects, rung.controls, checks[name].budget, left_out=replicated)
+        for name, rung in rungs.items()
+    }
+    tests = _attack_tests(rungs, checks, nulls, replicated, correction)
     findings = []
     for index, suspect in enumerate(first.suspects):
-        by_rung = {}
-        for name, rung in rungs.items():
-            p_values = (p.get((name, suspect.key)), q.get((name, suspect.key)))
-            reference = rung.reference.get(suspect.key) if rung.reference is not None else None
-            required = rung.reference is not None
-            by_rung[name] = _by_attack(
-                rung.suspects[index], checks[name], p_values, reference, required, threshold, alpha
-            )
-        caption = first.reference.get(suspect.key) if first.reference is not None else None
-        findings.append(_combine(suspect, by_rung, checks, caption, threshold, alpha))
-    return findings, checks
+        by_rung = {
+            name: _by_attack(rung, index, checks[name], tests.get((name, suspect.key)), threshold, alpha)
+            for name, rung in rungs.items()
+            if rung.suspects[index].curve is not None or suspect.key not in replicated
+        }
+        reference = first.reference.get(suspect.key) if first.reference is not None else None
+        findings.append(_combine(suspect, by_rung, checks, captions.get(suspect.key), reference, threshold, alpha))
+    return Judged(findings, checks, nulls)
+
+
+class _Test(NamedTuple):
+    p: PValues | None
+    q: float | None
 
 
 def correct(p: Sequence[float], correction: Correction) -> list[float]:
@@ -120,23 +143,54 @@ def correct(p: Sequence[float], correction: Correction) -> list[float]:
     return holm(p) if correction == "holm" else benjamini_hochberg(p)
 
 
+def _caption_tests(rung: Rung, correction: Correction) -> dict[str, _Test]:
+    """The test of each suspect's caption against the controls' captions; without a fit of these there is none."""
+    null = caption_null(rung.controls)
+    p = {key: null.p_values(value) if null.tails else None for key, value in by_caption(rung.suspects).items()}
+    q = correct([values.deciding for values in p.values() if values is not None], correction)
+    corrected = iter(q)
+    return {key: _Test(values, None if values is None else next(corrected)) for key, values in p.items()}
+
+
+def _attack_tests(
+    rungs: Mapping[str, Rung],
+    checks: Mapping[str, ControlCheck],
+    nulls: Mapping[str, Null],
+    replicated: set[str],
+    correction: Correction,
+) -> dict[tuple[str, str], _Test]:
+    """The test of each suspect under each attack.
+
+    Those that their captions replicate are no part of the family that is corrected: each is corrected as if it were one
+    more, so that it does not matter whether they were attacked.
+    """
+    p = {
+        (name, key): nulls[name].p_values(similarity)
+        for name, rung in rungs.items()
+        for key, similarity in up_to(rung.suspects, checks[name].budget).items()
+    }
+    family = {pair: values.deciding for pair, values in p.items() if pair[1] not in replicated}
+    q = dict(zip(family, correct(list(family.values()), correction), strict=True))
+    for pair, values in p.items():
+        if pair not in q:
+            q[pair] = correct([*family.values(), values.deciding], correction)[-1]
+    return {pair: _Test(values, q[pair]) for pair, values in p.items()}
+
+
 def _by_attack(
-    suspect: Scores,
-    check: ControlCheck,
-    p_values: tuple[float | None, float | None],
-    reference: Scores | None,
-    required: bool,
-    threshold: float,
-    alpha: float,
+    rung: Rung, index: int, check: ControlCheck, test: _Test | None, threshold: float, alpha: float
 ) -> RungFinding:
-    """One attack's finding. ``required``: the audit has a reference model; without its score no "retained"."""
+    """One attack's finding. With a reference model that could not be scored there is no "retained"."""
+    suspect = rung.suspects[index]
     if check.failure is not None:
         return RungFinding("inconclusive", check.failure)
-    similarity, (p, q) = at_budget([suspect], check.budget).get(suspect.key), p_values
-    if similarity is None or q is None:
+    similarity = up_to([suspect], check.budget).get(suspect.key)
+    if similarity is None or test is None or test.p is None or test.q is None:
         return RungFinding("could not be scored", suspect.reason or "the attack was not scored", check.budget)
-    on_reference = None if reference is None else at_budget([reference], check.budget).get(reference.key)
-    at = f"at budget {check.budget}: {similarity:.2f}"
+    p, q = test.p, test.q
+    reference = rung.reference.get(suspect.key) if rung.reference is not None else None
+    on_reference = None if reference is None else up_to([reference], check.budget).get(reference.key)
+    at = f"up to budget {check.budget}: {similarity:.2f}"
 
     def finding(verdict: Verdict, reason: str) -> RungFinding:
         return RungFinding(verdict, reason, check.budget, similarity, p, q, on_reference)
@@ -146,27 +200,32 @@ def _by_attack(
         return finding("inconclusive", why)
     if similarity < threshold:
         return finding("not shown", f"{at} < {threshold:.2f}")
-    if q > alpha:
-        why = f"{at} >= {threshold:.2f}, yet corrected p {q:.3f} > {alpha:g} with {check.n} controls: add controls"
+    if p.rank > alpha:
+        why = f"{at} >= {threshold:.2f}, yet controls are as similar: p {p.rank:.3f} by rank of {check.n} controls"
         return finding("inconclusive", why)
-    if required and on_reference is None:
+    if q > alpha:
+        why = f"{at} >= {threshold:.2f}, yet corrected p {q:.3f} > {alpha:g} {p.source}: add controls"
+        return finding("inconclusive", why)
+    if rung.reference is not None and on_reference is None:
         return finding("inconclusive", f"{at} >= {threshold:.2f}, but the reference model could not be scored")
     if on_reference is not None and on_reference >= threshold:
         why = f"{at}, but the reference model, which cannot have seen it, draws it too: {on_reference:.2f}"
         return finding("inconclusive", why)
-    return finding("retained", f"{at} >= {threshold:.2f}, corrected p {q:.3f}")
+    return finding("retained", f"{at} >= {threshold:.2f}, corrected p {q:.2g} {p.source}")
 
 
 def _combine(
     suspect: Scores,
     by_rung: Mapping[str, RungFinding],
     checks: Mapping[str, ControlCheck],
+    caption: _Test | None,
     reference: Scores | None,
     threshold: float,
     alpha: float,
 ) -> Finding:
     """One verdict from all rungs; a rung with unusable controls is left out while another's are usable."""
     reference_caption = reference.caption if reference is not None else None
+    caption = caption or _Test(None, None)
 
     def finding(verdict: Verdict, reason: str, rung: str | None = None, decisive: RungFinding | None = None) -> Finding:
         values = decisive or RungFinding(verdict, reason)
@@ -180,18 +239,21 @@ def _combine(
             similarity=values.similarity,
             p=values.p,
             q=values.q,
+            caption_p=caption.p,
+            caption_q=caption.q,
             reference_caption=reference_caption,
             rungs=by_rung,
         )
 
     usable = {name: result for name, result in by_rung.items() if checks[name].failure is None}
-    strongest = list(usable.values() or by_rung.values())[-1]
+    strongest = next(reversed((usable or by_rung).values()), None)
     if suspect.caption is None and suspect.curve is None:
         return finding("could not be scored", suspect.reason or "no similarity was measured")
     if suspect.caption is not None and suspect.caption >= threshold:
-        return finding(*_by_caption(suspect.caption, checks, reference_caption, threshold, alpha), decisive=strongest)
+        conclusion = _by_caption(suspect.caption, checks, caption, reference_caption, threshold, alpha)
+        return finding(*conclusion, decisive=strongest)
     if not usable:
-        return finding("inconclusive", strongest.reason)
+        return finding("inconclusive", strongest.reason if strongest else "it was not attacked")
     several = len(by_rung) > 1
 
     def reason(name: str) -> str:
@@ -205,12 +267,20 @@ def _combine(
 
 
 def _by_caption(
-    similarity: float, checks: Mapping[str, ControlCheck], reference: float | None, threshold: float, alpha: float
+    similarity: float,
+    checks: Mapping[str, ControlCheck],
+    test: _Test,
+    reference: float | None,
+    threshold: float,
+    alpha: float,
 ) -> tuple[Verdict, str, str | None]:
     """Verdict, reason and rung of a suspect whose caption alone gives the image."""
     check = next(iter(checks.values()))
     if exceeds(check.caption, alpha):
         return "inconclusive", f"the caption gives the image, but {check.failure}", None
+    if test.q is not None and test.p is not None and test.q > alpha:
+        why = f"the caption gives the image: {similarity:.2f} >= {threshold:.2f}, yet corrected p {test.q:.3f}"
+        return "inconclusive", f"{why} > {alpha:g} {test.p.source}: add controls", None
     if reference is not None and reference >= threshold:
         why = (
             f"the caption gives the image, but so does the reference model, which cannot have seen it: {reference:.2f}"

@@ -1,0 +1,116 @@
+"""The p-values of one similarity: by rank, by the controls' tail, by the suspects' bulk; and which of them decides."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from diffkit.stats import rank_p_value
+from memorization.auditing.controls import Scores, by_caption, by_kind, up_to
+from memorization.auditing.evidence import EmpiricalNull, TailFit, empirical_null, fit_tail, largest_p, to_z
+
+__all__ = ["Null", "PValues", "caption_null"]
+
+NULL_SHARE = 0.8  # of the suspects that have to be null for their bulk to be the null
+
+
+class PValues(NamedTuple):
+    """p-values of one similarity.
+
+    Attributes:
+        rank: share of the controls, the suspect counted among them, at least as similar.
+        tail: by the fitted tail of the controls, the largest over their kinds; None where none could be fitted.
+        bulk: by the suspects' own bulk; None with fewer than 200, or where too few of them are null.
+        kind: of the controls that gave ``tail``.
+        family: of that fit.
+    """
+
+    rank: float
+    tail: float | None = None
+    bulk: float | None = None
+    kind: str | None = None
+    family: str | None = None
+
+    @property
+    def deciding(self) -> float:
+        """The larger of tail and bulk; by rank where there is neither."""
+        fitted = [p for p in (self.tail, self.bulk) if p is not None]
+        return max(fitted) if fitted else self.rank
+
+    @property
+    def source(self) -> str:
+        """In words where the deciding p-value comes from."""
+        if self.tail is None and self.bulk is None:
+            return "by rank"
+        if self.tail is None or (self.bulk is not None and self.bulk > self.tail):
+            return "by the suspects' bulk"
+        return f"by the tail of the controls ({self.family})"
+
+
+@dataclass(frozen=True)
+class Null:
+    """What similarities are expected of images that are not memorized.
+
+    Attributes:
+        controls: similarities of all controls.
+        tails: kind of controls -> the tail fitted to theirs.
+        bulk: the empirical null of the suspects, if it can be used.
+        share: estimated share of null suspects, where it was estimated.
+    """
+
+    controls: Sequence[float]
+    tails: Mapping[str, TailFit] = field(default_factory=dict)
+    bulk: EmpiricalNull | None = None
+    share: float | None = None
+
+    @classmethod
+    def of(
+        cls, suspects: Sequence[Scores], controls: Sequence[Scores], budget: int | None, *, left_out: Collection[str]
+    ) -> Null:
+        """The null of one attack up to its pre-set budget.
+
+        Args:
+            suspects: those in ``left_out``, which their captions replicate, have no part in the bulk.
+            controls: their scores.
+            budget: the pre-set budget.
+        """
+        values = up_to(controls, budget)
+        bulk = [value for key, value in up_to(suspects, budget).items() if key not in left_out]
+        empirical = empirical_null(to_z(bulk).tolist())
+        usable = empirical if empirical is not None and empirical.share > NULL_SHARE else None
+        return cls(list(values.values()), _tails(values, controls), usable, empirical.share if empirical else None)
+
+    def p_values(self, similarity: float) -> PValues:
+        """The p-values of one suspect's similarity.
+
+        Raises:
+            ValueError: there are no controls.
+        """
+        z = float(to_z(similarity))
+        largest = largest_p(z, self.tails)
+        tail, kind = largest if largest is not None else (None, None)
+        return PValues(
+            rank_p_value(similarity, self.controls),
+            tail,
+            self.bulk.p_value(z) if self.bulk is not None else None,
+            kind,
+            self.tails[kind].family if kind is not None else None,
+        )
+
+
+def caption_null(controls: Sequence[Scores]) -> Null:
+    """The null of captions: similarities of the controls by their own captions."""
+    values = by_caption(controls)
+    return Null(list(values.values()), _tails(values, controls))
+
+
+def _tails(values: Mapping[str, float], controls: Sequence[Scores]) -> dict[str, TailFit]:
+    """A fit for each kind with enough controls; where no kind has, one of all."""
+    groups = by_kind(values, controls)
+    fits = {kind: fit_tail(to_z(group).tolist()) for kind, group in groups.items()}
+    tails = {kind: fit for kind, fit in fits.items() if fit is not None}
+    if tails or not values:
+        return tails
+    whole = fit_tail(to_z(list(values.values())).tolist())
+    return {} if whole is None else {"controls": whole}
