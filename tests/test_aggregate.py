@@ -12,7 +12,7 @@ ATTACK = {"dori": {"other": [[0.1, 0.2, 0.9], [0.5, 0.4, 0.6]], "gaussian": [[0.
 
 
 def record(**changes: Any) -> Any:
-    return {"caption": [0.1, 0.9, 0.4], "attack": ATTACK, "ceiling": [0.98], "reason": None, **changes}
+    return {"caption": [0.1, 0.9, 0.4], "attack": ATTACK, "ceiling": [0.98], "reason": None, "kind": None, **changes}
 
 
 @pytest.mark.parametrize(

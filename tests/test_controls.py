@@ -22,7 +22,7 @@ def judge(
     suspects: list[Scores], known: list[Scores], threshold: float, **options: float
 ) -> tuple[list[Finding], ControlCheck]:
     """The verdicts of a single attack without a reference model."""
-    findings, checks = judge_ladder({"attack": Rung(suspects, known)}, threshold=threshold, **options)
+    findings, checks, _ = judge_ladder({"attack": Rung(suspects, known)}, threshold=threshold, **options)
     return findings, checks["attack"]
 
 
@@ -59,7 +59,8 @@ def test_p_value_counts_the_suspect_among_the_controls() -> None:
     known = [*controls(27), Scores("control:x", 0.1, {0: 0.1, 10: 0.1, 50: 0.8})]
     (finding,), check = judge([Scores("s", 0.2, {0: 0.1, 10: 0.1, 50: 0.8})], known, threshold=0.75)
     assert check.budget == 50  # 1 of 28 is within 0.05
-    assert finding.p == pytest.approx(2 / 29)
+    assert finding.p is not None
+    assert finding.p.rank == pytest.approx(2 / 29)
     assert finding.verdict == "inconclusive"  # similar enough, but so is a control
 
 
@@ -74,7 +75,7 @@ def test_one_retained_among_many_needs_more_controls() -> None:
     suspects = [Scores("s", 0.2, HIGH)] + [Scores(f"t{i}", 0.2, {0: 0.1, 10: 0.1, 50: 0.1}) for i in range(9)]
     few, _ = judge(suspects, controls(28), threshold=0.75)
     many, _ = judge(suspects, controls(199), threshold=0.75)
-    assert (few[0].p, few[0].q) == (pytest.approx(1 / 29), pytest.approx(10 / 29))
+    assert (few[0].p.rank, few[0].q) == (pytest.approx(1 / 29), pytest.approx(10 / 29))
     assert few[0].verdict == "inconclusive"
     assert many[0].verdict == "retained"  # q = 10 / 200
     uncorrected, _ = judge(suspects, controls(28), threshold=0.75, correction="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from memorization.auditing.controls import Scores
@@ -21,7 +22,7 @@ def rung(curve: dict[int, float], known: list[Scores] | None = None, caption: fl
 
 
 def one(rungs: dict[str, Rung], **options: object) -> Finding:
-    (finding,), _ = judge_ladder(rungs, threshold=0.75, **options)  # type: ignore[arg-type]
+    (finding,), _, _ = judge_ladder(rungs, threshold=0.75, **options)  # type: ignore[arg-type]
     return finding
 
 
@@ -90,3 +91,65 @@ def test_figures_are_of_the_rung_the_verdict_rests_on() -> None:
     strong = replace(Scores("s", 0.2, HIGH), curve={0: 0.1, 10: 0.8})
     finding = one({"weak": rung(LOW), "strong": Rung([strong], controls(30))}, correction="none")
     assert (finding.similarity, finding.budget) == (0.8, 10)
+
+
+def drawn(n: int, mean: float, sd: float, seed: int, *, kind: str | None = None, role: str = "control") -> list[Scores]:
+    """Items whose similarities under the attack are normal."""
+    values = np.random.default_rng(seed).normal(mean, sd, n).clip(-0.99, 0.99)
+    return [Scores(f"{role}:{mean}:{kind}:{i}", 0.1, {0: 0.1, 10: float(v)}, kind=kind) for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(("suspects", "retained"), [(8, 8), (14, 8), (24, 12), (100, 5), (1000, 1)])
+def test_thirty_controls_suffice_for_few_memorized_among_many(suspects: int, retained: int) -> None:
+    """By rank the smallest p is 1/31: corrected for many suspects it never passes. By the tail it does."""
+    items = drawn(retained, 0.93, 0.02, 0, role="suspect") + drawn(suspects - retained, 0.15, 0.1, 1, role="suspect")
+    findings, _, _ = judge_ladder({"attack": Rung(items, drawn(30, 0.15, 0.1, 2))}, threshold=0.75)
+    verdicts = [finding.verdict for finding in findings]
+    assert verdicts == ["retained"] * retained + ["not shown"] * (suspects - retained)
+    assert all(finding.p is not None and finding.p.rank == pytest.approx(1 / 31) for finding in findings[:retained])
+
+
+def test_an_easy_kind_of_controls_does_not_make_a_hard_one_look_easy() -> None:
+    suspect = [Scores("suspect:s", 0.1, {0: 0.1, 10: 0.78})]
+    easy, hard = drawn(20, 0.1, 0.02, 8, kind="scene"), drawn(12, 0.5, 0.12, 4, kind="photograph")
+    (alone,), _, _ = judge_ladder({"attack": Rung(suspect, easy)}, threshold=0.75)
+    (both,), _, _ = judge_ladder({"attack": Rung(suspect, easy + hard)}, threshold=0.75)
+    assert alone.q is not None
+    assert both.q is not None
+    assert both.q > 1000 * alone.q
+    assert both.p is not None
+    assert both.p.kind == "photograph"
+
+
+def test_captions_have_a_null_too() -> None:
+    """A caption's similarity above the threshold convinces only where the controls' captions stay far below."""
+    suspect = Scores("suspect:s", 0.76, {0: 0.1, 10: 0.2})
+    near = [replace(item, caption=0.45 + 0.29 * i / 30) for i, item in enumerate(drawn(30, 0.1, 0.05, 5))]
+    far = [replace(item, caption=0.1 + 0.1 * i / 30) for i, item in enumerate(drawn(30, 0.1, 0.05, 5))]
+    assert one({"attack": Rung([suspect], far)}).verdict == "replicated"
+    crowd = [suspect, *(Scores(f"suspect:{i}", 0.55, {0: 0.1, 10: 0.2}) for i in range(20))]
+    findings, _, _ = judge_ladder({"attack": Rung(crowd, near)}, threshold=0.75)
+    assert findings[0].verdict == "inconclusive"
+    assert "the caption gives the image" in findings[0].reason
+
+
+def test_whether_replicated_suspects_were_attacked_changes_no_other_verdict() -> None:
+    others = drawn(30, 0.5, 0.15, 6, role="suspect")
+    known = drawn(30, 0.3, 0.12, 7)
+    replicated = [Scores(f"suspect:r{i}", 0.95, {0: 0.1, 10: 0.9}) for i in range(10)]
+    skipped = [replace(item, curve=None) for item in replicated]
+    all_attacked, _, _ = judge_ladder({"attack": Rung(others + replicated, known)}, threshold=0.75)
+    few_attacked, _, _ = judge_ladder({"attack": Rung(others + skipped, known)}, threshold=0.75)
+    assert [f.verdict for f in all_attacked] == [f.verdict for f in few_attacked]
+    assert [f.q for f in all_attacked[:30]] == [f.q for f in few_attacked[:30]]
+    assert few_attacked[-1].rungs == {}
+
+
+def test_an_attack_that_stopped_when_it_was_certain_counts_at_every_later_budget() -> None:
+    known = [Scores(f"control:{i}", 0.1, {0: 0.1, 5: 0.15, 10: 0.2 + i / 200}) for i in range(30)]
+    whole = Scores("suspect:s", 0.2, {0: 0.1, 5: 0.95, 10: 0.3})
+    stopped = replace(whole, curve={0: 0.1, 5: 0.95}, stopped=True)
+    broken = replace(stopped, stopped=False)
+    for suspect, verdict in ((whole, "retained"), (stopped, "retained"), (broken, "could not be scored")):
+        finding = one({"attack": Rung([suspect], known)})
+        assert finding.verdict == verdict

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from diffkit.stats import Rate, auc, rate
 from memorization.attack.ladder import rung_of
-from memorization.auditing.controls import ControlCheck, Scores, at_budget, by_caption, share_reaching
+from memorization.auditing.controls import ControlCheck, Scores, by_caption, share_reaching, up_to
 from memorization.auditing.kaplan_meier import Step, kaplan_meier, log_rank, median_work, work_to_threshold
+from memorization.auditing.p_values import Null
 from memorization.auditing.result import (
     Aggregate,
     AggregationSummary,
@@ -46,9 +47,10 @@ def scores(key: str, record: AuditRecord, budgets: Sequence[int], rung: str, how
     variants = (record["attack"] or {}).get(rung)
     if variants is not None:
         columns = zip(*([over(row) for row in rows] for rows in variants.values()), strict=True)
-        curve = dict(zip(budgets, (max(column) for column in columns), strict=True))
+        curve = dict(zip(budgets, (max(column) for column in columns), strict=False))  # an attack may end early
     ceiling = record["ceiling"][0] if record["ceiling"] else 1.0
-    return Scores(key, caption, curve, record["reason"], ceiling)
+    stopped = rung in (record.get("stopped") or {})
+    return Scores(key, caption, curve, record["reason"], ceiling, record["kind"], stopped)
 
 
 def of_role(records: Records, role: Role, *, edit: EditName | None = None) -> dict[str, AuditRecord]:
@@ -68,10 +70,11 @@ def detector_values(records: Records, name: str) -> list[float]:
 
 
 class Outcome(NamedTuple):
-    """The verdicts on the suspects, and the check of the controls under each attack, weak to strong."""
+    """The verdicts on the suspects, the check of the controls and the null under each attack, weak to strong."""
 
     findings: list[Finding]
     checks: dict[str, ControlCheck]
+    nulls: dict[str, Null]
 
     @property
     def strongest(self) -> str:
@@ -93,8 +96,7 @@ def conclude(records: Records, settings: AuditSettings, *, threshold: float) -> 
         )
         for name in sorted(settings.attacks, key=rung_of)
     }
-    findings, checks = judge_ladder(rungs, threshold=threshold, alpha=settings.alpha, correction=settings.correction)
-    return Outcome(findings, checks)
+    return Outcome(*judge_ladder(rungs, threshold=threshold, alpha=settings.alpha, correction=settings.correction))
 
 
 def by_rung(name: str, records: Records, settings: AuditSettings, outcome: Outcome, threshold: float) -> RungSummary:
@@ -108,7 +110,8 @@ def by_rung(name: str, records: Records, settings: AuditSettings, outcome: Outco
         "attack": [_at_budget(budget, suspects, controls, check, threshold) for budget in settings.budgets],
         "work": _work(suspects, controls, threshold),
         "weakest_for": sum(finding.rung == name for finding in outcome.findings),
-        "retained": sum(finding.rungs[name].verdict == "retained" for finding in outcome.findings),
+        "null": outcome.nulls[name].to_json(),
+        "retained": sum(name in f.rungs and f.rungs[name].verdict == "retained" for f in outcome.findings),
     }
 
 
@@ -155,7 +158,7 @@ def _at_budget(
     budget: int, suspects: Sequence[Scores], controls: Sequence[Scores], check: ControlCheck, threshold: float
 ) -> BudgetRow:
     """Suspects against controls at one budget: rates, medians, AUC."""
-    positives, negatives = (list(at_budget(group, budget).values()) for group in (suspects, controls))
+    positives, negatives = (list(up_to(group, budget).values()) for group in (suspects, controls))
     return {
         "budget": budget,
         "suspects": share_reaching(threshold, positives),
@@ -176,7 +179,7 @@ def flagged_controls(
     for name, check in outcome.checks.items():
         items = aggregate(controls, settings.budgets, name)
         captions = by_caption(items)
-        flagged |= _reaching(threshold, captions) | _reaching(threshold, at_budget(items, check.budget))
+        flagged |= _reaching(threshold, captions) | _reaching(threshold, up_to(items, check.budget))
     return rate(len(flagged), len(captions)), [key for key in controls if key in flagged]
 
 
@@ -195,7 +198,7 @@ def aggregation(
         items = aggregate(of_role(records, role), settings.budgets, rung, how)
         return {
             "caption": share_reaching(threshold, by_caption(items).values()),
-            "attack": share_reaching(threshold, at_budget(items, budget).values()),
+            "attack": share_reaching(threshold, up_to(items, budget).values()),
         }
 
     return {"suspects": shares("suspect"), "controls": shares("control")}
@@ -210,7 +213,7 @@ def edited(
     edits = aggregate(family, settings.budgets, rung)
     suspects = aggregate(of_role(records, "suspect"), settings.budgets, rung)
     rows = [_at_budget(budget, suspects, edits, check, threshold) for budget in settings.budgets]
-    back = _reaching(threshold, at_budget(edits, check.budget))
+    back = _reaching(threshold, up_to(edits, check.budget))
     return {
         "n": sum(item.curve is not None for item in edits),
         "attack": [
@@ -218,7 +221,7 @@ def edited(
                 "budget": row["budget"],
                 "edit_median": row["control_median"],
                 "auc": row["auc"],
-                "back": share_reaching(threshold, at_budget(edits, row["budget"]).values()),
+                "back": share_reaching(threshold, up_to(edits, row["budget"]).values()),
             }
             for row in rows
         ],
@@ -237,7 +240,7 @@ def on_reference(
     return {
         "caption": share_reaching(threshold, by_caption(by_attack[outcome.strongest]).values()),
         "attack": {
-            name: share_reaching(threshold, at_budget(by_attack[name], check.budget).values())
+            name: share_reaching(threshold, up_to(by_attack[name], check.budget).values())
             for name, check in outcome.checks.items()
             if check.budget is not None
         },

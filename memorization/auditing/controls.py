@@ -51,8 +51,8 @@ def up_to(items: Sequence[Scores], budget: int | None) -> dict[str, float]:
     """Key -> highest similarity at any look of the attack up to a budget; empty for None.
 
     The maximum only grows with the budget, so that an attack can stop at the first look that decides. The start itself,
-    budget 0, is no attack and counts for budget 0 alone. Left out are items whose attack ended before the budget, unless
-    it ended because the answer was certain.
+    budget 0, is no attack and counts for budget 0 alone. Left out are items whose attack ended before the budget,
+    unless it ended because the answer was certain.
     """
     if budget is None:
         return {}

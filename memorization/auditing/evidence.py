@@ -21,6 +21,7 @@ from diffkit.errors import InputError
 __all__ = ["EmpiricalNull", "TailFit", "controls_needed", "empirical_null", "fit_tail", "largest_p", "to_z"]
 
 MOST_SIMILAR = 0.9995  # a similarity of 1 would be infinitely far out; z stays below 4.2
+LEAST_SPREAD = 1e-3  # standard deviation of z below which all controls are equal
 SMALLEST_P = 1e-6  # extrapolation has an end: never less than this is reported
 FEWEST = 10  # controls of one kind, to fit a distribution to
 NORMALITY_LEVEL = 0.05  # of the Anderson-Darling test
@@ -108,7 +109,7 @@ def fit_tail(z: Sequence[float]) -> TailFit | None:
     n = values.size
     if not np.isfinite(values).all():
         raise ValueError("z: expected finite numbers")
-    if n < FEWEST or values[0] == values[-1]:
+    if n < FEWEST or values.std(ddof=1) < LEAST_SPREAD:
         return None
     normality = float(stats.anderson(values, "norm", method="interpolate").pvalue)
     kept = tuple(values.tolist())

@@ -6,13 +6,44 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from typing_extensions import TypedDict
+
 from diffkit.stats import rank_p_value
 from memorization.auditing.controls import Scores, by_caption, by_kind, up_to
 from memorization.auditing.evidence import EmpiricalNull, TailFit, empirical_null, fit_tail, largest_p, to_z
 
-__all__ = ["Null", "PValues", "caption_null"]
+__all__ = ["Null", "NullSummary", "PValues", "PValuesSummary", "caption_null"]
 
 NULL_SHARE = 0.8  # of the suspects that have to be null for their bulk to be the null
+
+
+class PValuesSummary(TypedDict):
+    """:class:`PValues` as JSON; ``source`` says in words where the deciding one comes from."""
+
+    rank: float
+    tail: float | None
+    bulk: float | None
+    deciding: float
+    source: str
+
+
+class TailSummary(TypedDict):
+    """A :class:`~memorization.auditing.evidence.TailFit` as JSON, without its values."""
+
+    family: str
+    n: int
+    location: float
+    scale: float
+    shape: float
+    normality_p: float
+
+
+class NullSummary(TypedDict):
+    """A :class:`Null` as JSON: the fits by kind of controls; mean and sd of the suspects' bulk, where it is used."""
+
+    tails: dict[str, TailSummary]
+    bulk: dict[str, float] | None
+    share: float | None
 
 
 class PValues(NamedTuple):
@@ -31,6 +62,16 @@ class PValues(NamedTuple):
     bulk: float | None = None
     kind: str | None = None
     family: str | None = None
+
+    def to_json(self) -> PValuesSummary:
+        """As JSON values."""
+        return {
+            "rank": self.rank,
+            "tail": self.tail,
+            "bulk": self.bulk,
+            "deciding": self.deciding,
+            "source": self.source,
+        }
 
     @property
     def deciding(self) -> float:
@@ -81,6 +122,14 @@ class Null:
         usable = empirical if empirical is not None and empirical.share > NULL_SHARE else None
         return cls(list(values.values()), _tails(values, controls), usable, empirical.share if empirical else None)
 
+    def to_json(self) -> NullSummary:
+        """As JSON values."""
+        return {
+            "tails": {kind: _tail_summary(fit) for kind, fit in self.tails.items()},
+            "bulk": None if self.bulk is None else {"n": self.bulk.n, "mean": self.bulk.mean, "sd": self.bulk.sd},
+            "share": self.share,
+        }
+
     def p_values(self, similarity: float) -> PValues:
         """The p-values of one suspect's similarity.
 
@@ -103,6 +152,17 @@ def caption_null(controls: Sequence[Scores]) -> Null:
     """The null of captions: similarities of the controls by their own captions."""
     values = by_caption(controls)
     return Null(list(values.values()), _tails(values, controls))
+
+
+def _tail_summary(fit: TailFit) -> TailSummary:
+    return {
+        "family": fit.family,
+        "n": fit.n,
+        "location": fit.location,
+        "scale": fit.scale,
+        "shape": fit.shape,
+        "normality_p": fit.normality_p,
+    }
 
 
 def _tails(values: Mapping[str, float], controls: Sequence[Scores]) -> dict[str, TailFit]:

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from diffkit.stats import Rate
 from memorization.auditing.controls import Correction
+from memorization.auditing.p_values import NullSummary, PValuesSummary
 from memorization.auditing.verdicts import Verdict
 from memorization.copies import OperatingPoint
 from memorization.items import EditName, Role
@@ -52,6 +53,7 @@ class MeasuredRecord(TypedDict):
     ``of``: key of the suspect an edit or a reference item belongs to. ``caption``: similarity of each image generated
     from the caption, by seed. ``ceiling``: similarity of the image to itself after the model's autoencoder. ``best``:
     attack -> budget -> image. ``mask``: why a template has no mask. ``reason``: why there is no similarity.
+    ``stopped``: attack -> why it ended before its last budget, or was not begun.
     """
 
     id: str
@@ -69,6 +71,7 @@ class MeasuredRecord(TypedDict):
     best: dict[str, dict[str, BestImage]]
     mask: str | None
     sample_gradients: int
+    stopped: NotRequired[dict[str, str]]
 
 
 class AuditRecord(MeasuredRecord):
@@ -157,6 +160,7 @@ class RungSummary(TypedDict):
     work: WorkSummary
     weakest_for: int
     retained: int
+    null: NullSummary
 
 
 class GroupShares(TypedDict):
@@ -216,12 +220,16 @@ class RungResult(TypedDict):
     similarity: float | None
     p: float | None
     q: float | None
+    p_values: PValuesSummary | None
     reference: float | None
     similarity_max: float | None
 
 
 class SuspectResult(TypedDict):
-    """One suspect's verdict, see :class:`~memorization.auditing.verdicts.Finding`; ``caption`` is the median."""
+    """One suspect's verdict, see :class:`~memorization.auditing.verdicts.Finding`.
+
+    ``caption`` is the median; ``p`` the rank p-value; ``q`` the corrected one of ``p_values`` that decides.
+    """
 
     key: str
     verdict: Verdict
@@ -232,6 +240,9 @@ class SuspectResult(TypedDict):
     similarity: float | None
     p: float | None
     q: float | None
+    p_values: PValuesSummary | None
+    caption_p_values: PValuesSummary | None
+    caption_q: float | None
     reference_caption: float | None
     rungs: dict[str, RungResult]
     kind: str | None

@@ -22,8 +22,8 @@ VERDICTS: tuple[Verdict, ...] = ("replicated", "retained", "not shown", "inconcl
 class RungFinding(NamedTuple):
     """The result of one attack for one suspect, up to that attack's pre-set budget.
 
-    ``similarity``: the highest at any look up to the budget; ``p``: its p-values; ``q``: the deciding one, corrected for
-    the number of suspects and rungs; ``reference``: similarity of the same attack on the reference model.
+    ``similarity``: the highest at any look up to the budget; ``p``: its p-values; ``q``: the deciding one, corrected
+    for the number of suspects and rungs; ``reference``: similarity of the same attack on the reference model.
     """
 
     verdict: Verdict
@@ -112,7 +112,7 @@ def judge_ladder(
     replicated = {
         key
         for key, value in by_caption(first.suspects).items()
-        if value >= threshold and (captions[key].q is None or captions[key].q <= alpha)
+        if value >= threshold and _passes(captions[key].q, alpha)
     }
     nulls = {
         name: Null.of(rung.suspects, rung.controls, checks[name].budget, left_out=replicated)
@@ -134,6 +134,11 @@ def judge_ladder(
 class _Test(NamedTuple):
     p: PValues | None
     q: float | None
+
+
+def _passes(q: float | None, alpha: float) -> bool:
+    """Whether a corrected p-value is small enough, or there is none."""
+    return q is None or q <= alpha
 
 
 def correct(p: Sequence[float], correction: Correction) -> list[float]:
@@ -246,7 +251,7 @@ def _combine(
         )
 
     usable = {name: result for name, result in by_rung.items() if checks[name].failure is None}
-    strongest = next(reversed((usable or by_rung).values()), None)
+    strongest = list((usable or by_rung).values())[-1] if by_rung else None
     if suspect.caption is None and suspect.curve is None:
         return finding("could not be scored", suspect.reason or "no similarity was measured")
     if suspect.caption is not None and suspect.caption >= threshold:
@@ -278,7 +283,7 @@ def _by_caption(
     check = next(iter(checks.values()))
     if exceeds(check.caption, alpha):
         return "inconclusive", f"the caption gives the image, but {check.failure}", None
-    if test.q is not None and test.p is not None and test.q > alpha:
+    if test.p is not None and test.q is not None and not _passes(test.q, alpha):
         why = f"the caption gives the image: {similarity:.2f} >= {threshold:.2f}, yet corrected p {test.q:.3f}"
         return "inconclusive", f"{why} > {alpha:g} {test.p.source}: add controls", None
     if reference is not None and reference >= threshold:

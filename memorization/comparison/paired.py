@@ -16,7 +16,7 @@ from diffkit.errors import InputError
 from diffkit.runs.identity import completed_config, differing_keys
 from diffkit.runs.journal import read_journal
 from memorization.auditing.aggregate import aggregate, of_role
-from memorization.auditing.controls import at_budget
+from memorization.auditing.controls import up_to
 from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, read_records
 from memorization.auditing.summary import SUMMARY_SCHEMA
 from memorization.comparison.result import ComparedRun, Comparison, McNemar, PairedChange
@@ -170,7 +170,7 @@ def _by_caption(run: AuditRun) -> Answers:
 def _by_attack(run: AuditRun, rung: str, budget: int) -> Answers:
     threshold, budgets = run.summary["operating_point"]["threshold"], run.summary["settings"]["budgets"]
     items = aggregate(of_role(run.items, "suspect"), budgets, rung)
-    similarities = at_budget(items, budget)
+    similarities = up_to(items, budget)
     return {item.key: similarities[item.key] >= threshold if item.key in similarities else None for item in items}
 
 
