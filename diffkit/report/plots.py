@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["budget_curves", "histogram", "lines", "rate_curves", "survival_curves", "to_svg"]
+__all__ = [
+    "budget_curves", "histogram", "lines", "null_distributions", "quantiles", "rate_curves", "survival_curves", "to_svg",
+]  # fmt: skip
 
 INK = "#010203"  # a colour nobody chooses; `to_svg` turns it into the page's own text colour
 PALETTE = ("#3b6fd8", "#d9822b", "#2f9e6e", "#c2417c", "#7a5cc9", "#5b7083")
@@ -140,6 +142,52 @@ def histogram(
         label = f"{name} (n = {values.size})"
         axes.hist(values, bins=list(edges), weights=weights, color=colour, alpha=0.55, label=label)
     _threshold(axes, threshold, "threshold", vertical=True)
+    _legend(axes)
+    return figure
+
+
+def null_distributions(
+    groups: Mapping[str, Sequence[float]],
+    densities: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    marks: Mapping[str, Sequence[float]],
+    *,
+    threshold: float | None = None,
+    xlabel: str,
+) -> Figure:
+    """Groups as histograms of unit area, the distribution fitted to each as a line, and single values as marks below.
+
+    Args:
+        groups: name -> values.
+        densities: name -> (x, density) of the fit.
+        marks: name -> values, a row of short strokes each.
+        threshold: a vertical line.
+        xlabel: of the values.
+    """
+    figure, axes = _canvas(xlabel, "density")
+    for (name, values), colour in zip(groups.items(), (QUIET, *PALETTE[1:3]), strict=False):
+        axes.hist(list(values), bins="auto", density=True, color=colour, alpha=0.4, label=f"{name} (n = {len(values)})")
+        if name in densities:
+            axes.plot(*densities[name], color=colour, linewidth=1.8)
+    for row, (name, values) in enumerate(marks.items()):
+        colour = PALETTE[(3 + row) % len(PALETTE)] if row else PALETTE[0]
+        height = -0.04 * (row + 1) * max(axes.get_ylim()[1], 1e-9)
+        axes.plot(
+            list(values), [height] * len(values), "|", color=colour, markersize=9, label=f"{name} ({len(values)})"
+        )
+    _threshold(axes, threshold, "threshold", vertical=True)
+    _legend(axes)
+    return figure
+
+
+def quantiles(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str) -> Figure:
+    """Expected against observed quantiles of each group, and the diagonal on which they would agree."""
+    figure, axes = _canvas(xlabel, ylabel, (3.6, 3.2))
+    everything = [value for pair in groups.values() for column in pair for value in column]
+    if everything:
+        ends = (min(everything), max(everything))
+        axes.plot(ends, ends, color=QUIET, linewidth=1)
+    for (name, (expected, observed)), colour in zip(groups.items(), PALETTE, strict=False):
+        axes.plot(list(expected), list(observed), "o", markersize=3.5, color=colour, label=name)
     _legend(axes)
     return figure
 

@@ -14,7 +14,7 @@ from diffkit.stats import Rate, auc, rate
 from memorization.attack.ladder import rung_of
 from memorization.auditing.controls import ControlCheck, Scores, by_caption, share_reaching, up_to
 from memorization.auditing.kaplan_meier import Step, kaplan_meier, log_rank, median_work, work_to_threshold
-from memorization.auditing.p_values import Null
+from memorization.auditing.p_values import Null, power
 from memorization.auditing.result import (
     Aggregate,
     AggregationSummary,
@@ -111,6 +111,7 @@ def by_rung(name: str, records: Records, settings: AuditSettings, outcome: Outco
         "work": _work(suspects, controls, threshold),
         "weakest_for": sum(finding.rung == name for finding in outcome.findings),
         "null": outcome.nulls[name].to_json(),
+        "power": power(len(suspects) * len(outcome.checks), check.n, settings.alpha),
         "retained": sum(name in f.rungs and f.rungs[name].verdict == "retained" for f in outcome.findings),
     }
 

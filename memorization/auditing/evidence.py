@@ -18,7 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffkit.errors import InputError
 
-__all__ = ["EmpiricalNull", "TailFit", "controls_needed", "empirical_null", "fit_tail", "largest_p", "to_z"]
+__all__ = [
+    "EmpiricalNull",
+    "TailFit",
+    "controls_needed",
+    "empirical_null",
+    "fit_tail",
+    "largest_p",
+    "least_deviations",
+    "to_z",
+]
 
 MOST_SIMILAR = 0.9995  # a similarity of 1 would be infinitely far out; z stays below 4.2
 LEAST_SPREAD = 1e-3  # standard deviation of z below which all controls are equal
@@ -85,10 +94,33 @@ class TailFit:
             p = float(stats.t.sf(deviations, self.shape))
         return min(max(p, SMALLEST_P), 1.0)
 
-    def deviations(self, z: float) -> float:
-        """How many standard deviations of a new control lie between the controls' mean and z."""
-        values = np.asarray(self.values)
-        return float((z - values.mean()) / (values.std(ddof=1) * math.sqrt(1 + 1 / self.n)))
+    def quantiles(self) -> tuple[list[float], list[float]]:
+        """Expected and observed z of the controls, rising, for a QQ plot; of a Pareto tail those above it."""
+        from scipy import stats
+
+        values = [value for value in self.values if self.family != "pareto" or value > self.location]
+        places = (np.arange(len(values)) + 0.5) / max(len(values), 1)
+        if self.family == "pareto":
+            expected = self.location + stats.genpareto.ppf(places, self.shape, scale=self.scale)
+        elif self.family == "student":
+            expected = stats.t.ppf(places, self.shape, self.location, self.scale)
+        else:
+            expected = stats.norm.ppf(places, self.location, self.scale)
+        return expected.tolist(), values
+
+    def density(self, points: int = 200) -> tuple[list[float], list[float]]:
+        """z and the fitted density, over the range of the controls and beyond; of a Pareto tail above its threshold."""
+        from scipy import stats
+
+        spread = self.values[-1] - self.values[0]
+        low = self.location if self.family == "pareto" else self.values[0] - 0.2 * spread
+        z = np.linspace(low, self.values[-1] + 0.4 * spread, points)
+        if self.family == "pareto":
+            share = sum(value > self.location for value in self.values) / self.n
+            return z.tolist(), (share * stats.genpareto.pdf(z - self.location, self.shape, scale=self.scale)).tolist()
+        if self.family == "student":
+            return z.tolist(), stats.t.pdf(z, self.shape, self.location, self.scale).tolist()
+        return z.tolist(), stats.norm.pdf(z, self.location, self.scale).tolist()
 
 
 def fit_tail(z: Sequence[float]) -> TailFit | None:
@@ -183,6 +215,23 @@ def empirical_null(z: Sequence[float]) -> EmpiricalNull | None:
     mean, sd = float(best[0]), float(math.exp(best[1]))
     inside = float(stats.norm.cdf((high - mean) / sd) - stats.norm.cdf((low - mean) / sd))
     return EmpiricalNull(values.size, mean, sd, min(centre.size / values.size / inside, 1.0))
+
+
+def least_deviations(suspects: int, controls: int, *, alpha: float = 0.05) -> float | None:
+    """How far a single memorized image among the suspects has to lie above the controls' mean to be called.
+
+    In standard deviations of the controls, with their normal tail; None where extrapolation ends before.
+
+    Example:
+        >>> round(least_deviations(500, 30), 1), round(least_deviations(1, 30), 1)
+        (4.3, 1.7)
+    """
+    from scipy import stats
+
+    target = alpha / max(suspects, 1)
+    if controls < FEWEST or target < SMALLEST_P:
+        return None
+    return float(stats.t.isf(target, controls - 1) * math.sqrt(1 + 1 / controls))
 
 
 def controls_needed(suspects: int, *, alpha: float = 0.05, deviations: float | None = None) -> int | None:

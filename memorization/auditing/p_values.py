@@ -10,9 +10,18 @@ from typing_extensions import TypedDict
 
 from diffkit.stats import rank_p_value
 from memorization.auditing.controls import Scores, by_caption, by_kind, up_to
-from memorization.auditing.evidence import EmpiricalNull, TailFit, empirical_null, fit_tail, largest_p, to_z
+from memorization.auditing.evidence import (
+    EmpiricalNull,
+    TailFit,
+    controls_needed,
+    empirical_null,
+    fit_tail,
+    largest_p,
+    least_deviations,
+    to_z,
+)
 
-__all__ = ["Null", "NullSummary", "PValues", "PValuesSummary", "caption_null"]
+__all__ = ["Null", "NullSummary", "PValues", "PValuesSummary", "PowerSummary", "caption_null", "power"]
 
 NULL_SHARE = 0.8  # of the suspects that have to be null for their bulk to be the null
 
@@ -44,6 +53,34 @@ class NullSummary(TypedDict):
     tails: dict[str, TailSummary]
     bulk: dict[str, float] | None
     share: float | None
+
+
+class PowerSummary(TypedDict):
+    """What the controls can show: so many tests, of suspects under attacks, against so many controls.
+
+    ``by_rank``: controls with which a single memorized image among the suspects could be called by rank;
+    ``deviations``: how many of the controls' standard deviations above their mean it has to lie by their normal tail.
+    """
+
+    tests: int
+    controls: int
+    by_rank: int | None
+    deviations: float | None
+
+
+def power(tests: int, controls: int, alpha: float) -> PowerSummary:
+    """The power of an audit with so many tests and controls, before it runs.
+
+    Example:
+        >>> power(500, 30, 0.05)["by_rank"]
+        9999
+    """
+    return {
+        "tests": tests,
+        "controls": controls,
+        "by_rank": controls_needed(tests, alpha=alpha) if tests else None,
+        "deviations": least_deviations(tests, controls, alpha=alpha),
+    }
 
 
 class PValues(NamedTuple):

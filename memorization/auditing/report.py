@@ -11,6 +11,7 @@ from diffkit.report.plots import LINES, budget_curves, histogram
 from diffkit.runs import Run
 from diffkit.stats import Rate, format_interval
 from memorization.auditing.aggregate import Records, detector_values, of_role, scores
+from memorization.auditing.report_evidence import evidence_blocks
 from memorization.auditing.report_pages import (
     control_note,
     line_blocks,
@@ -56,6 +57,7 @@ def write_page(run: Run, records: Records, summary: AuditSummary) -> Path:
     sections: list[Section | Block] = [
         Section("Suspects", (*shown_blocks(rows, results), suspects)),
         Section("Suspects against controls", _comparison(records, summary)),
+        Section("Evidence", evidence_blocks(records, summary)),
         Section("Work until an image is back", work_blocks(summary)),
         *([Section("Edited suspects", edit_blocks(records, summary))] if summary["edits"] else []),
         *([Section("Reference model", reference_blocks(summary))] if summary["reference"] else []),

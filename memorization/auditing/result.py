@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from diffkit.stats import Rate
 from memorization.auditing.controls import Correction
-from memorization.auditing.p_values import NullSummary, PValuesSummary
+from memorization.auditing.p_values import NullSummary, PowerSummary, PValuesSummary
 from memorization.auditing.verdicts import Verdict
 from memorization.copies import OperatingPoint
 from memorization.items import EditName, Role
@@ -161,6 +161,7 @@ class RungSummary(TypedDict):
     weakest_for: int
     retained: int
     null: NullSummary
+    power: PowerSummary
 
 
 class GroupShares(TypedDict):

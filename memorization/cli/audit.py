@@ -53,7 +53,7 @@ from memorization.cli.audit_options import (
 )
 from memorization.cli.compare import compare
 from memorization.cli.detect import detect
-from memorization.cli.items import gather_items, planned_work, print_plan, print_row_errors
+from memorization.cli.items import gather_items, planned_work, print_plan, print_row_errors, stated_power
 from memorization.cli.options import LimitControls, Steps, Suspects
 from memorization.cli.trend import trend
 from memorization.cli.verify import verify
@@ -187,7 +187,10 @@ def audit(
         other = reference_options(options, reference_model)
         if other is not None:
             other.check()
-        print_plan(planned_work(gathered, settings, reference=other is not None), format)
+        print_plan(
+            {**planned_work(gathered, settings, reference=other is not None), **stated_power(gathered, settings)},
+            format,
+        )
         return
     out = needed_folder(out, "An audit", "runs/audit")
     print_row_errors(gathered, out)

@@ -62,3 +62,16 @@ def planned_work(gathered: Gathered, settings: AuditSettings, *, reference: bool
         "images from triggers": attempts * len(attacks) * len(settings.budgets) * settings.attack_generations,
         "sample gradients": attempts * sum(attack.cost()[-1] for attack in attacks),
     }
+
+
+def stated_power(gathered: Gathered, settings: AuditSettings) -> dict[str, float | None]:
+    """What the controls can show about a single memorized image, before anything runs."""
+    from memorization.auditing.p_values import power
+
+    suspects, controls = (sum(item.role == role for item in gathered.items) for role in ("suspect", "control"))
+    shown = power(suspects * len(settings.attacks), controls, settings.alpha)
+    deviations = shown["deviations"]
+    return {
+        "controls that one memorized image takes, by rank": shown["by_rank"],
+        "deviations above the controls that it takes": None if deviations is None else round(deviations, 1),
+    }

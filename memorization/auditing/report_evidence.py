@@ -1,0 +1,108 @@
+"""The report's part on evidence: the controls' distribution with its fit, and where the suspects lie in it."""
+
+from __future__ import annotations
+
+from diffkit.report import Block, Figure, Paragraph, Table
+from diffkit.report.html import CellLike
+from diffkit.report.plots import null_distributions, quantiles
+from memorization.auditing.aggregate import Records, aggregate, of_role
+from memorization.auditing.controls import by_kind, up_to
+from memorization.auditing.evidence import to_z
+from memorization.auditing.p_values import Null, PowerSummary
+from memorization.auditing.result import AuditSummary
+
+MOST_ROWS = 50  # suspects in the table of p-values
+
+ASSUMED = {
+    "normal": "normal on the scale z = atanh(similarity)",
+    "student": "a t distribution on that scale, since normality was rejected",
+    "pareto": "a Pareto tail above their largest fifth, since normality was rejected",
+}
+
+
+def evidence_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
+    """Figures, p-values and assumptions of the attack that the verdicts rest on."""
+    name, budgets = summary["rung"], summary["settings"]["budgets"]
+    budget, text = summary["rungs"][name]["budget"], _power(summary["rungs"][name]["power"])
+    controls = aggregate(of_role(records, "control"), budgets, name)
+    items = aggregate(of_role(records, "suspect"), budgets, name)
+    null = Null.of(items, controls, budget, left_out=_by_their_captions(summary))
+    if budget is None or not null.tails:
+        why = "There is no pre-set budget." if budget is None else "There are too few controls to fit a tail to."
+        return (Paragraph(f"{why} {text}"),)
+    suspects = up_to(items, budget)
+    verdicts = {finding["key"]: finding["rungs"].get(name, finding)["verdict"] for finding in summary["findings"]}
+    z = dict(zip(suspects, to_z(list(suspects.values())).tolist(), strict=True))
+    groups = {kind: to_z(values).tolist() for kind, values in by_kind(up_to(controls, budget), controls).items()}
+    figure = null_distributions(
+        groups,
+        {kind: fit.density() for kind, fit in null.tails.items()},
+        {
+            "suspects, retained": [z[key] for key in z if verdicts[key] == "retained"],
+            "suspects, others": [z[key] for key in z if verdicts[key] != "retained"],
+        },
+        threshold=float(to_z(summary["operating_point"]["threshold"])),
+        xlabel=f"z = atanh(similarity), highest look of {name} up to {budget} steps",
+    )
+    fits = {kind: fit.quantiles() for kind, fit in null.tails.items()}
+    check = quantiles(fits, xlabel="expected z of the controls", ylabel="observed")
+    return (
+        Paragraph(f"{_assumed(null)} {text}"),
+        Figure.of("Controls, their fit, and the suspects", figure),
+        Figure.of("Do the controls follow the fit?", check),
+        _table(summary),
+    )
+
+
+def _by_their_captions(summary: AuditSummary) -> set[str]:
+    """Suspects that their captions replicate; they have no part in the null."""
+    threshold, alpha = summary["operating_point"]["threshold"], summary["settings"]["alpha"]
+    return {
+        finding["key"]
+        for finding in summary["findings"]
+        if finding["caption"] is not None
+        and finding["caption"] >= threshold
+        and (finding["caption_q"] is None or finding["caption_q"] <= alpha)
+    }
+
+
+def _power(power: PowerSummary) -> str:
+    if power["deviations"] is None:
+        return ""
+    return (
+        f"With {power['controls']} controls, a single memorized image among {power['tests']} tested is called if "
+        f"it lies {power['deviations']:.1f} of their standard deviations above their mean and reaches the threshold; "
+        f"by rank alone that would take {power['by_rank']} controls."
+    )
+
+
+def _assumed(null: Null) -> str:
+    """In plain words what the p-values rest on."""
+    parts = [f"{kind} (n = {fit.n}): {ASSUMED[fit.family]}" for kind, fit in null.tails.items()]
+    text = (
+        "A p-value is the probability that an image which is not memorized comes as near as this one. By rank it "
+        "needs no assumption and cannot be below 1 / (1 + controls). By the tail it is read from a distribution fitted "
+        f"to the controls, the largest over their kinds; assumed are {'; '.join(parts)}. It is never given below 1e-6."
+    )
+    if null.bulk is not None:
+        text += (
+            f" The {null.bulk.n} suspects have a null of their own, since an estimated {null.share or 0:.0%} of them "
+            "are not memorized: the larger of the two p-values decides."
+        )
+    return text
+
+
+def _table(summary: AuditSummary) -> Table:
+    """p-values of the suspects, the smallest first."""
+    tested = [finding for finding in summary["findings"] if finding["p_values"] is not None]
+    tested.sort(key=lambda finding: (finding["q"] if finding["q"] is not None else 1.0, finding["key"]))
+    rows: list[list[CellLike]] = []
+    for finding in tested[:MOST_ROWS]:
+        p = finding["p_values"]
+        if p is not None:
+            values = (p["rank"], p["tail"], p["bulk"], finding["q"])
+            texts = (None if value is None else f"{value:.2g}" for value in values)
+            rows.append([finding["key"].removeprefix("suspect:"), finding["verdict"], *texts, p["source"]])
+    headers = ["suspect", "verdict", "p by rank", "p by tail", "p by bulk", "corrected", "decided"]
+    left = len(tested) - len(rows)
+    return Table(headers, rows, f"{left} more stand in summary.json." if left else "")
