@@ -24,7 +24,9 @@ TOLERANCE = 1e-3
 #: checksum of weights that hold floats computed anew; a shard's own "sha256" likewise.
 VOLATILE = {"seconds", "s", "weights_sha256"}
 #: Keys that later versions write beside those of 0.1.0: what a simulation's calls cost, checksums of an item's files.
-ADDED = {"costs", "sha256", "p_values", "caption_p_values", "caption_q", "null", "power"}
+ADDED = {
+    "costs", "sha256", "tail_p", "bulk_p", "evidence", "caption_tail_p", "caption_q", "null", "power",
+}  # fmt: skip
 #: Finished runs of which opening computes some floats anew: an audit's and a study's operating point, the ordinary
 #: values that a mask leaves behind, a distilled reward's calibration. The files of all others stay to the byte.
 ANEW = {"audit", "audit-wide", "locality", "nemo", "wanda", "distilled"}

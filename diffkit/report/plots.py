@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "budget_curves", "histogram", "lines", "null_distributions", "quantiles", "rate_curves", "survival_curves", "to_svg",
+    "budget_curves", "histogram", "lines", "null_distributions", "quantiles", "rate_curves", "survival_curves",
+    "to_svg",
 ]  # fmt: skip
 
 INK = "#010203"  # a colour nobody chooses; `to_svg` turns it into the page's own text colour

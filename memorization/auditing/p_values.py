@@ -21,19 +21,9 @@ from memorization.auditing.evidence import (
     to_z,
 )
 
-__all__ = ["Null", "NullSummary", "PValues", "PValuesSummary", "PowerSummary", "caption_null", "power"]
+__all__ = ["Null", "NullSummary", "PValues", "PowerSummary", "caption_null", "power"]
 
 NULL_SHARE = 0.8  # of the suspects that have to be null for their bulk to be the null
-
-
-class PValuesSummary(TypedDict):
-    """:class:`PValues` as JSON; ``source`` says in words where the deciding one comes from."""
-
-    rank: float
-    tail: float | None
-    bulk: float | None
-    deciding: float
-    source: str
 
 
 class TailSummary(TypedDict):
@@ -99,16 +89,6 @@ class PValues(NamedTuple):
     bulk: float | None = None
     kind: str | None = None
     family: str | None = None
-
-    def to_json(self) -> PValuesSummary:
-        """As JSON values."""
-        return {
-            "rank": self.rank,
-            "tail": self.tail,
-            "bulk": self.bulk,
-            "deciding": self.deciding,
-            "source": self.source,
-        }
 
     @property
     def deciding(self) -> float:

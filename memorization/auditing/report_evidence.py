@@ -94,15 +94,13 @@ def _assumed(null: Null) -> str:
 
 def _table(summary: AuditSummary) -> Table:
     """p-values of the suspects, the smallest first."""
-    tested = [finding for finding in summary["findings"] if finding["p_values"] is not None]
+    tested = [finding for finding in summary["findings"] if finding["p"] is not None]
     tested.sort(key=lambda finding: (finding["q"] if finding["q"] is not None else 1.0, finding["key"]))
     rows: list[list[CellLike]] = []
     for finding in tested[:MOST_ROWS]:
-        p = finding["p_values"]
-        if p is not None:
-            values = (p["rank"], p["tail"], p["bulk"], finding["q"])
-            texts = (None if value is None else f"{value:.2g}" for value in values)
-            rows.append([finding["key"].removeprefix("suspect:"), finding["verdict"], *texts, p["source"]])
+        values = (finding["p"], finding["tail_p"], finding["bulk_p"], finding["q"])
+        texts = (None if value is None else f"{value:.2g}" for value in values)
+        rows.append([finding["key"].removeprefix("suspect:"), finding["verdict"], *texts, finding["evidence"]])
     headers = ["suspect", "verdict", "p by rank", "p by tail", "p by bulk", "corrected", "decided"]
     left = len(tested) - len(rows)
     return Table(headers, rows, f"{left} more stand in summary.json." if left else "")

@@ -41,7 +41,11 @@ def suspect_table(
     for finding in findings:
         record = records[finding["key"]]
         seeds = f"{finding['seeds_at_threshold']} of {finding['seeds']} seeds" if finding["seeds"] else ""
-        p = None if finding["p"] is None else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.3f}")
+        p = (
+            None
+            if finding["p"] is None
+            else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.2g} {finding['evidence']}")
+        )
         highest = max((rung["similarity_max"] or -1 for rung in finding["rungs"].values()), default=-1)
         budget = f"at {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
         rows.append(

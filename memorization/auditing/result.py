@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from diffkit.stats import Rate
 from memorization.auditing.controls import Correction
-from memorization.auditing.p_values import NullSummary, PowerSummary, PValuesSummary
+from memorization.auditing.p_values import NullSummary, PowerSummary
 from memorization.auditing.verdicts import Verdict
 from memorization.copies import OperatingPoint
 from memorization.items import EditName, Role
@@ -221,7 +221,9 @@ class RungResult(TypedDict):
     similarity: float | None
     p: float | None
     q: float | None
-    p_values: PValuesSummary | None
+    tail_p: float | None
+    bulk_p: float | None
+    evidence: str | None
     reference: float | None
     similarity_max: float | None
 
@@ -229,7 +231,8 @@ class RungResult(TypedDict):
 class SuspectResult(TypedDict):
     """One suspect's verdict, see :class:`~memorization.auditing.verdicts.Finding`.
 
-    ``caption`` is the median; ``p`` the rank p-value; ``q`` the corrected one of ``p_values`` that decides.
+    ``caption`` is the median. ``p`` is the rank p-value, ``tail_p`` that of the controls' tail, ``bulk_p`` that of the
+    suspects' bulk; ``evidence`` says which of them decides, and ``q`` is that one corrected.
     """
 
     key: str
@@ -241,8 +244,10 @@ class SuspectResult(TypedDict):
     similarity: float | None
     p: float | None
     q: float | None
-    p_values: PValuesSummary | None
-    caption_p_values: PValuesSummary | None
+    tail_p: float | None
+    bulk_p: float | None
+    evidence: str | None
+    caption_tail_p: float | None
     caption_q: float | None
     reference_caption: float | None
     rungs: dict[str, RungResult]
