@@ -41,7 +41,18 @@ def suspects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def generate(model: Path, out: Path, *more: str, prompts: list[str] = PROMPTS) -> tuple[str, ...]:
-    fixed = ["--model", str(model), "--reward", "test-launch-brightness", "--steps", "5", "--candidates", "7", "--seed", "7"]
+    fixed = [
+        "--model",
+        str(model),
+        "--reward",
+        "test-launch-brightness",
+        "--steps",
+        "5",
+        "--candidates",
+        "7",
+        "--seed",
+        "7",
+    ]
     cuts = ["--schedule", "0:0.5,2:0.5", "--winners", "2", "--device", "cpu", "--out", str(out)]
     return ("ttsnap", "generate", *prompts, *fixed, *cuts, "--micro-batch", "1", *more)
 

@@ -93,12 +93,15 @@ def test_the_table_has_the_figures_of_the_summary(large: tuple[Path, AuditSummar
         assert row["verdict"] == finding["verdict"]
         for column, value in (
             ("p", finding["p"]), ("q", finding["q"]), ("caption_similarity", finding["caption"]),
-            ("attack_similarity", finding["similarity"]), ("dori@50", finding["similarity"]),
+            ("attack_similarity", finding["similarity"]),
         ):  # fmt: skip
             assert row[column] == ("" if value is None else repr(value))
+        if finding["similarity"] is not None:
+            looks = [float(row[name]) for name in row if name.startswith("dori@") and name != "dori@0" and row[name]]
+            assert float(row["attack_similarity"]) == max(looks)
     control = by_key["control:00003"]
     assert (control["flagged"], control["verdict"], control["image_original"][:7]) == ("false", "", "images/")
-    assert float(control["dori@50"]) == float(control["attack_similarity"])
+    assert float(control["dori@50"]) <= float(control["attack_similarity"])
 
 
 def test_the_page_is_bounded_and_says_what_is_not_on_it(large: tuple[Path, AuditSummary]) -> None:

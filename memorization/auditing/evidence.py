@@ -250,7 +250,7 @@ def controls_needed(suspects: int, *, alpha: float = 0.05, deviations: float | N
 
     Example:
         >>> controls_needed(500), controls_needed(500, deviations=6.0)
-        (9999, 18)
+        (9999, 11)
     """
     from scipy import stats
 

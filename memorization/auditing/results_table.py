@@ -10,6 +10,7 @@ from diffkit.report.tabular import Column, Kind, Value, csv_text, parquet_bytes
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from memorization.auditing.aggregate import Records, scores
+from memorization.auditing.controls import up_to
 from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult
 
 #: Columns of the journal's record, in their order.
@@ -115,7 +116,7 @@ def _measured(key: str, record: AuditRecord, summary: AuditSummary) -> dict[str,
     seeds = record["caption"] or []
     best = record["best"].get(rung, {})
     pictures = record["pictures"] | {"attack": record["pictures"].get(f"{rung}-{budget or max(budgets)}")}
-    at_budget = None if budget is None else curves[rung].get(budget)
+    reached = up_to([by_rung[rung]], budget).get(key)
     highest = best[str(budget)]["similarity"] if str(budget) in best else None
     detectors = record["detectors"].items()
     return {
@@ -126,7 +127,7 @@ def _measured(key: str, record: AuditRecord, summary: AuditSummary) -> dict[str,
         "caption_similarity": by_rung[rung].caption,
         "caption_similarity_max": max(seeds, default=None),
         "seeds": len(seeds),
-        "attack_similarity": at_budget,
+        "attack_similarity": reached,
         "attack_similarity_max": highest,
         **{name: curves[rung].get(budget) for name, (rung, budget) in _curve_columns(summary).items()},
         **{f"detector:{name}": score["value"] for name, score in detectors},
