@@ -170,7 +170,7 @@ def null_distributions(
         if name in densities:
             axes.plot(*densities[name], color=colour, linewidth=1.8)
     for row, (name, values) in enumerate(marks.items()):
-        colour = PALETTE[(3 + row) % len(PALETTE)] if row else PALETTE[0]
+        colour = (PALETTE[0], PALETTE[5])[row % 2]
         height = -0.04 * (row + 1) * max(axes.get_ylim()[1], 1e-9)
         axes.plot(
             list(values), [height] * len(values), "|", color=colour, markersize=9, label=f"{name} ({len(values)})"

@@ -6,6 +6,7 @@ starts; every rate counts what :func:`~memorization.auditing.controls.share_reac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -111,9 +112,14 @@ def by_rung(name: str, records: Records, settings: AuditSettings, outcome: Outco
         "work": _work(suspects, controls, threshold),
         "weakest_for": sum(finding.rung == name for finding in outcome.findings),
         "null": outcome.nulls[name].to_json(),
-        "power": power(len(suspects) * len(outcome.checks), check.n, settings.alpha),
+        "power": power(len(suspects) * len(outcome.checks), _kinds(controls), settings.alpha),
         "retained": sum(name in f.rungs and f.rungs[name].verdict == "retained" for f in outcome.findings),
     }
+
+
+def _kinds(controls: Sequence[Scores]) -> list[int]:
+    """How many controls of each kind were attacked."""
+    return list(Counter(control.kind for control in controls if control.curve is not None).values())
 
 
 def _controls(check: ControlCheck, controls: Sequence[Scores]) -> ControlSummary:

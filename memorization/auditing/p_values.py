@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from diffkit.stats import rank_p_value
 from memorization.auditing.controls import Scores, by_caption, by_kind, up_to
 from memorization.auditing.evidence import (
+    FEWEST,
     EmpiricalNull,
     TailFit,
     controls_needed,
@@ -58,18 +59,26 @@ class PowerSummary(TypedDict):
     deviations: float | None
 
 
-def power(tests: int, controls: int, alpha: float) -> PowerSummary:
-    """The power of an audit with so many tests and controls, before it runs.
+def power(tests: int, kinds: Collection[int], alpha: float) -> PowerSummary:
+    """The power of an audit before it runs.
+
+    Args:
+        tests: suspects times attacks.
+        kinds: how many controls there are of each kind; the smallest kind with 10 or more decides, or all together
+            where there is none.
+        alpha: level of the corrected p-values.
 
     Example:
-        >>> power(500, 30, 0.05)["by_rank"]
+        >>> power(500, [30], 0.05)["by_rank"]
         9999
     """
+    controls = sum(kinds)
+    fitted = min((n for n in kinds if n >= FEWEST), default=controls)
     return {
         "tests": tests,
         "controls": controls,
         "by_rank": controls_needed(tests, alpha=alpha) if tests else None,
-        "deviations": least_deviations(tests, controls, alpha=alpha),
+        "deviations": least_deviations(tests, fitted, alpha=alpha),
     }
 
 

@@ -7,7 +7,7 @@ from diffkit.report.html import CellLike
 from diffkit.report.plots import null_distributions, quantiles
 from memorization.auditing.aggregate import Records, aggregate, of_role
 from memorization.auditing.controls import by_kind, up_to
-from memorization.auditing.evidence import to_z
+from memorization.auditing.evidence import FEWEST, to_z
 from memorization.auditing.p_values import Null, PowerSummary
 from memorization.auditing.result import AuditSummary
 
@@ -84,6 +84,9 @@ def _assumed(null: Null) -> str:
         "needs no assumption and cannot be below 1 / (1 + controls). By the tail it is read from a distribution fitted "
         f"to the controls, the largest over their kinds; assumed are {'; '.join(parts)}. It is never given below 1e-6."
     )
+    left = len(null.controls) - sum(fit.n for fit in null.tails.values())
+    if left:
+        text += f" {left} controls of kinds with fewer than {FEWEST} count by rank only."
     if null.bulk is not None:
         text += (
             f" The {null.bulk.n} suspects have a null of their own, since an estimated {null.share or 0:.0%} of them "

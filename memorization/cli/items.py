@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,8 +69,9 @@ def stated_power(gathered: Gathered, settings: AuditSettings) -> dict[str, float
     """What the controls can show about a single memorized image, before anything runs."""
     from memorization.auditing.p_values import power
 
-    suspects, controls = (sum(item.role == role for item in gathered.items) for role in ("suspect", "control"))
-    shown = power(suspects * len(settings.attacks), controls, settings.alpha)
+    suspects = sum(item.role == "suspect" for item in gathered.items)
+    kinds = Counter(item.suspect.kind for item in gathered.items if item.role == "control")
+    shown = power(suspects * len(settings.attacks), kinds.values(), settings.alpha)
     deviations = shown["deviations"]
     return {
         "controls that one memorized image takes, by rank": shown["by_rank"],
