@@ -215,6 +215,9 @@ def test_other_models_need_captions_of_the_user(lab: Any, suspects: list[Suspect
     settings = method.settings(captions=str(words), theta=2.0, smallest_theta=2.0, check=False, refine=False, seeds=2)
     made = mitigate(lab, suspects, method=method, out=tmp_path / "b", name="some/model", settings=settings)
     assert made.model_sha256 is None
+    words.write_text("a red circle\n\na green square\n")
+    with pytest.raises(InputError, match="contents.captions"):  # the same name, other captions
+        mitigate(lab, suspects, method=method, out=tmp_path / "b", name="some/model", settings=settings)
 
 
 def test_suspects_that_cannot_be_worked_with_are_refused(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from diffkit.errors import InputError, unknown_name
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
+from diffkit.runs import sha256_file, sha256_folder
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from memorization.items import Gathered, Source, captions_of, data_digest, gather, write_row_errors
@@ -90,8 +91,10 @@ def mitigate(
         **options_of(pipe),
         "preset": used.name,
     }
-    # Version 0.1.0 recorded no dtype of mitigations, and always chose the preset by the model's name.
+    # Version 0.1.0 recorded no dtype and no contents, and always chose the preset by the model's name.
     added = {"dtype": config["dtype"], "preset": choose_preset("auto", name).name}
+    if contents := contents_of(settings):
+        config["contents"] = added["contents"] = contents
     provenance = {"device": str(pipe.device), "preset": used.name}
     say_truncated(pipe, captions_of(gathered.items))
     with open_shared(out, config=config, kind="mitigate", provenance=provenance, added=added) as run:
@@ -102,6 +105,17 @@ def mitigate(
         if run is not None:
             mitigation = load_mitigation(save_mitigation(run.folder, mitigation))  # as a later reader will have it
     return mitigation
+
+
+def contents_of(settings: object) -> dict[str, str]:
+    """Checksums of the files and folders that the settings ``captions`` and ``retention`` name, by setting."""
+    sums = {}
+    for name in ("captions", "retention"):
+        source = getattr(settings, name, None)
+        path = Path(source).expanduser() if isinstance(source, str) and source != "auto" else None
+        if path is not None and path.exists():
+            sums[name] = sha256_folder(path) if path.is_dir() else sha256_file(path)
+    return sums
 
 
 def make_settings(method: Method, values: Mapping[str, object], preset: Preset) -> Any:
