@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.suspects import RowError, Suspect, read_suspects
 
@@ -21,6 +22,7 @@ Role = Literal["suspect", "control", "edit", "reference"]
 EditName = Literal["mirror", "crop", "shuffle", "noise"]
 #: Where suspects or controls come from: what :func:`diffkit.read_suspects` takes, or its result.
 Source = str | Path | Sequence[Suspect]
+SHOWN_ERRORS = 10
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,15 @@ def with_companions(
     suspects = [item for item in items if item.role == "suspect" and item.suspect.images]
     edited = [replace(item, role="edit", edit=name) for name in edits for item in suspects]
     return [*items, *edited, *([replace(item, role="reference") for item in suspects] if reference else [])]
+
+
+def say_row_errors(errors: Sequence[RowError], *, rest: str | None) -> None:
+    """Print rows that could not be read: the first ten and what became of the ``rest``; all of them for None."""
+    shown = errors if rest is None else errors[:SHOWN_ERRORS]
+    for error in shown:
+        say(f"{error.source}, row {error.row}: {error.reason}")
+    if len(errors) > len(shown):
+        say(f"... and {len(errors) - len(shown)} {rest}")
 
 
 def write_row_errors(run: Run, gathered: Gathered) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffkit.errors import InputError
 
-__all__ = ["PACKAGES", "environment", "git_revision", "sha256_file", "sha256_folder"]
+__all__ = ["PACKAGES", "environment", "git_revision", "sha256_file", "sha256_folder", "sha256_path"]
 
 PACKAGES = (
     "diffkit",
@@ -99,3 +99,10 @@ def sha256_folder(folder: Path) -> str:
             continue
         total.update(f"{sha256_file(path)} {name}\n".encode())
     return total.hexdigest()
+
+
+def sha256_path(path: Path) -> str | None:
+    """Hex SHA-256 of a folder (:func:`sha256_folder`) or a file; None where there is neither."""
+    if path.is_dir():
+        return sha256_folder(path)
+    return sha256_file(path) if path.is_file() else None

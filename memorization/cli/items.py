@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffkit.console import say, write_json, write_table
+from diffkit.console import write_json, write_table
 
 if TYPE_CHECKING:
     from memorization.auditing.settings import AuditSettings
     from memorization.items import Gathered
-
-SHOWN_ERRORS = 10
 
 
 def gather_items(suspects: str, controls: str, *, limit: int | None, limit_controls: int | None) -> Gathered:
@@ -26,13 +24,10 @@ def gather_items(suspects: str, controls: str, *, limit: int | None, limit_contr
 def print_row_errors(gathered: Gathered, out: Path | None) -> None:
     """The first rows that could not be read, and why; all of them without a folder that has the rest."""
     from diffkit.runs.files import ROWS_IN_ERROR
+    from memorization.items import say_row_errors
 
     errors = [*gathered.suspect_errors, *gathered.control_errors]
-    shown = errors if out is None else errors[:SHOWN_ERRORS]
-    for error in shown:
-        say(f"{error.source}, row {error.row}: {error.reason}")
-    if out is not None and len(errors) > len(shown):
-        say(f"... and {len(errors) - len(shown)} more: see {out / ROWS_IN_ERROR}")
+    say_row_errors(errors, rest=None if out is None else f"more: see {out / ROWS_IN_ERROR}")
 
 
 def print_plan(plan: Mapping[str, object], format: str) -> None:

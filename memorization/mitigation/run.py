@@ -13,7 +13,7 @@ from diffkit.errors import InputError, unknown_name
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
-from diffkit.runs import sha256_file, sha256_folder
+from diffkit.runs import sha256_path
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from memorization.items import Gathered, Source, captions_of, data_digest, gather, write_row_errors
@@ -112,9 +112,9 @@ def contents_of(settings: object) -> dict[str, str]:
     sums = {}
     for name in ("captions", "retention"):
         source = getattr(settings, name, None)
-        path = Path(source).expanduser() if isinstance(source, str) and source != "auto" else None
-        if path is not None and path.exists():
-            sums[name] = sha256_folder(path) if path.is_dir() else sha256_file(path)
+        checksum = sha256_path(Path(source).expanduser()) if isinstance(source, str) and source != "auto" else None
+        if checksum is not None:
+            sums[name] = checksum
     return sums
 
 

@@ -24,12 +24,8 @@ def local_checksums(model: str, **sources: str | Path | None) -> dict[str, str]:
 
 
 def _checksum(source: str | Path) -> str | None:
-    from diffkit.runs import sha256_file, sha256_folder
+    from diffkit.runs import sha256_path
 
     parts = str(source).split(":") if isinstance(source, str) else []
-    for path in (Path(part).expanduser() for part in (source, *parts) if part):
-        if path.is_dir():
-            return sha256_folder(path)
-        if path.is_file():
-            return sha256_file(path)
-    return None
+    sums = (sha256_path(Path(part).expanduser()) for part in (source, *parts) if part)
+    return next((checksum for checksum in sums if checksum is not None), None)

@@ -20,6 +20,7 @@ from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from diffkit.suspects import Suspect, read_suspects
 from memorization.generation import Sampling, generate, require_finite
+from memorization.items import say_row_errors
 from memorization.presets import Preset
 from memorization.text_embeddings import empty_text, encoded
 
@@ -31,7 +32,6 @@ __all__ = ["LAB_SCENES", "Retention", "read_retention"]
 
 LAB_SCENES = "lab:scenes"
 CHUNK = 32  # images encoded, or generated, at once
-SHOWN_ERRORS = 10
 FEWEST = 8  # pairs; with fewer the model would overfit them
 
 
@@ -129,10 +129,7 @@ def _read(
     seed: int,
 ) -> tuple[Tensor, list[str], int]:
     rows, errors = read_suspects(source)
-    for error in errors[:SHOWN_ERRORS]:
-        say(f"{error.source}, row {error.row}: {error.reason}")
-    if len(errors) > SHOWN_ERRORS:
-        say(f"... and {len(errors) - SHOWN_ERRORS} more rows of the retention data cannot be read.")
+    say_row_errors(errors, rest="more rows of the retention data cannot be read.")
     usable = [row for row in rows if row.caption not in taken]
     left_out = len(errors) + len(rows) - len(usable)
     pairs = [row for row in usable if row.images]
