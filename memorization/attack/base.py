@@ -160,6 +160,12 @@ class Attack(ABC):
         object.__setattr__(changed, "rows", rows or self.rows)
         return changed
 
+    def up_to(self, looks: int) -> Self:
+        """The same attack with the first so many budgets alone."""
+        changed = copy(self)
+        object.__setattr__(changed, "budgets", tuple(self.budgets[:looks]))
+        return changed
+
     @overload
     def __call__(
         self, pipe: DiffusionPipeline, targets: Sequence[Target], *, checkpoints: Checkpoints | None = None

@@ -7,10 +7,11 @@ results are recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -18,7 +19,29 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.runs.files import write_bytes_atomically
 
+#: Of a batch of B targets. Scalars are shared by all; ``kept.*`` and ``*history`` are (budgets, B, ...); all others are
+#: (B, ...).
 State = dict[str, Tensor]
+
+
+def narrowed(state: Mapping[str, Tensor], rows: Sequence[int]) -> State:
+    """The state of some targets of a batch, by their places.
+
+    Example:
+        >>> import torch
+        >>> state = {"step": torch.tensor(3), "parameter.0": torch.zeros(4, 2), "kept.prompt_embeds": torch.zeros(5, 4)}
+        >>> {name: tuple(tensor.shape) for name, tensor in narrowed(state, [0, 2]).items()}
+        {'step': (), 'parameter.0': (2, 2), 'kept.prompt_embeds': (5, 2)}
+    """
+    places = torch.tensor(list(rows))
+
+    def part(name: str, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0 or tensor.numel() == 0:
+            return tensor
+        by_budget = name.startswith("kept.") or name.endswith("history")
+        return tensor.index_select(1 if by_budget else 0, places)
+
+    return {name: part(name, tensor) for name, tensor in state.items()}
 
 
 class Checkpoint(Protocol):

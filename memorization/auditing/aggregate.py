@@ -50,8 +50,15 @@ def scores(key: str, record: AuditRecord, budgets: Sequence[int], rung: str, how
         columns = zip(*([over(row) for row in rows] for rows in variants.values()), strict=True)
         curve = dict(zip(budgets, (max(column) for column in columns), strict=False))  # an attack may end early
     ceiling = record["ceiling"][0] if record["ceiling"] else 1.0
-    stopped = rung in (record.get("stopped") or {})
-    return Scores(key, caption, curve, record["reason"], ceiling, record["kind"], stopped)
+    reason = (record.get("stopped") or {}).get(rung)
+    stopped, skipped = reason is not None and curve is not None, reason if curve is None else None
+    return Scores(key, caption, curve, record["reason"], ceiling, record["kind"], stopped, skipped)
+
+
+def last_look(record: AuditRecord, rung: str, budget: int | None) -> str | None:
+    """The last look of one attack that has a picture, up to a budget: an attack may have ended early."""
+    looks = [int(look) for look in record["best"].get(rung, {}) if budget is None or int(look) <= budget]
+    return str(max(looks)) if looks else None
 
 
 def of_role(records: Records, role: Role, *, edit: EditName | None = None) -> dict[str, AuditRecord]:

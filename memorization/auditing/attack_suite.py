@@ -18,6 +18,8 @@ from memorization.attack import attacks
 from memorization.attack.base import Attack, Target, Triggers
 from memorization.attack.checkpoint import Checkpoints
 from memorization.attack.initialization import OTHER_CAPTIONS, StartingPoints, read_starts
+from memorization.attack.looks import Looks
+from memorization.auditing.effort import Effort
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
 from memorization.copies.finite import finite_similarity
@@ -44,6 +46,10 @@ class Attacked(NamedTuple):
     triggers: Triggers
     images: Tensor
     similarity: list[list[float]]
+
+    def then(self, later: Attacked) -> Attacked:
+        """This attack and its later looks; the later triggers hold all."""
+        return Attacked(later.triggers, torch.cat([self.images, later.images]), self.similarity + later.similarity)
 
 
 #: rung -> variant ("other", or "other@0.03" where several learning rates are tried) -> result, of one item
@@ -96,12 +102,8 @@ class Ladder:
         at_once = at_once or self.images.size
         return Sampling(settings.num_inference_steps, settings.guidance_scale, at_once, settings.size)
 
-    def cost(self) -> int:
-        """Sample gradients spent on one item by all rungs, learning rates and starts."""
-        return sum(attack.cost()[-1] for rung in self.rungs.values() for attack in rung.values()) * len(self.starts)
-
     def attack(
-        self, items: Sequence[AuditItem], own: Sequence[Embeds], references: Sequence[References]
+        self, items: Sequence[AuditItem], own: Sequence[Embeds], references: Sequence[References], effort: Effort
     ) -> dict[str, Attempts]:
         """Attack every item that has an image, from every start, by every rung: by the items' keys.
 
@@ -109,6 +111,7 @@ class Ladder:
             items: one group.
             own: for each its encoded caption, one row.
             references: for each its images.
+            effort: how far they are attacked.
         """
         jobs = [
             self._job(item, start, embeds, reference.images)
@@ -116,12 +119,10 @@ class Ladder:
             for start in self.starts
             if reference.images is not None
         ]
-        results: dict[str, Attempts] = {}
-        for rung, variants in self.rungs.items() if jobs else ():
-            for rate, attack in variants.items():
-                for job, attacked in zip(jobs, self._attempt(attack, jobs), strict=True):
-                    variant = f"{job.start}{rate}"
-                    results.setdefault(job.item.key, {}).setdefault(rung, {})[variant] = attacked
+        results: dict[str, Attempts] = {job.item.key: {} for job in jobs}
+        for rung in self.rungs if jobs else ():
+            for key, attempts in self._climb(rung, jobs, effort).items():
+                results[key][rung] = attempts
         return results
 
     def clear(self) -> None:
@@ -135,31 +136,52 @@ class Ladder:
         text = self.points.text(name, own=item.suspect.caption, seed=seed)
         return Job(item, start, images, Target(images[0], self.points.start(name, own=own, seed=seed), seed, text))
 
-    def _attempt(self, attack: Attack, jobs: Sequence[Job]) -> list[Attacked]:
-        triggers = self._search(attack, [job.target for job in jobs])
-        n, k = self.settings.attack_generations, len(self.settings.budgets)
+    def _climb(self, rung: str, jobs: Sequence[Job], effort: Effort) -> dict[str, dict[str, Attacked]]:
+        """One rung, from look to look; the items whose answer is certain at a look stay there."""
+        searches = {
+            rate: Looks(attack, self.pipe, [job.target for job in jobs], self.checkpoints)
+            for rate, attack in self.rungs[rung].items()
+        }
+        results: dict[str, dict[str, Attacked]] = {job.item.key: {} for job in jobs}
+        left = list(jobs)
+        for first, end in effort.stages(rung, self.settings.budgets):
+            for rate, search in searches.items():
+                for job, attacked in zip(left, self._look(search, left, first, end), strict=True):
+                    variants, variant = results[job.item.key], f"{job.start}{rate}"
+                    variants[variant] = variants[variant].then(attacked) if variant in variants else attacked
+            going = [i for i, job in enumerate(left) if not effort.is_certain(rung, results[job.item.key])]
+            for search in searches.values():
+                search.keep(going)
+            left = [left[i] for i in going]
+            if not left:
+                break
+        return results
+
+    def _look(self, search: Looks, jobs: Sequence[Job], first: int, end: int) -> list[Attacked]:
+        """Search up to look ``end``; generate and compare at the looks from ``first`` on."""
+        triggers = self._search(search, end)
+        n, k = self.settings.attack_generations, end - first
         seeds = [
             item_seed(self.settings.seed, job.item.seed_key, "evaluate", i)
             for job in jobs
             for _ in range(k)
             for i in range(n)
         ]
-        rows = Embeds.cat([trigger.embeds for trigger in triggers]).repeat(n)
+        rows = Embeds.cat([trigger.embeds.rows(list(range(first, end))) for trigger in triggers]).repeat(n)
         images = self.images.fit(
-            lambda size: generate(self.pipe, rows, self.negative, seeds, sampling=self.sampling(size))
+            lambda size: generate(
+                self.pipe, rows, self.negative, seeds, sampling=self.sampling(evenly(len(seeds), size))
+            )
         ).images.split(n * k)
         return [
             self._judged(trigger, generated.unflatten(0, (k, n)), job.images)
             for job, trigger, generated in zip(jobs, triggers, images, strict=True)
         ]
 
-    def _search(self, attack: Attack, targets: Sequence[Target]) -> list[Triggers]:
+    def _search(self, search: Looks, end: int) -> list[Triggers]:
         if not self.gradients.adaptive:
-            return attack(self.pipe, targets, checkpoints=self.checkpoints)
-
-        return self.gradients.fit(
-            lambda rows: attack.with_batches(rows=rows)(self.pipe, targets, checkpoints=self.checkpoints)
-        )
+            return search.advance(end)
+        return self.gradients.fit(lambda rows: search.advance(end, rows=rows))
 
     def _judged(self, triggers: Triggers, images: Tensor, references: Tensor) -> Attacked:
         similarity = torch.tensor(similarities(self.copies, images.flatten(0, 1), references)).view(images.shape[:2])
@@ -181,6 +203,16 @@ def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:
     if rates is None:
         return {"": make(**common)}
     return {f"@{rate:g}" if len(rates) > 1 else "": make(**common, learning_rate=rate) for rate in rates}
+
+
+def evenly(rows: int, size: int) -> int:
+    """The batch size with which so many rows fill as few batches of at most ``size``, each about as full.
+
+    Example:
+        >>> evenly(24, 16), evenly(16, 16), evenly(3, 16)
+        (12, 16, 3)
+    """
+    return -(-rows // -(-rows // size))
 
 
 def similarities(copies: CopyDetector, images: Tensor, references: Tensor) -> list[float]:

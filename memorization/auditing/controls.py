@@ -30,6 +30,7 @@ class Scores:
         reason: why something is missing.
         kind: of a control, such as "scene"; controls of different kinds are never pooled for a fit.
         stopped: whether the attack ended at the last look of the curve because the answer was certain there.
+        skipped: why it was not attacked, though it could have been: "caption" or "triage".
         ceiling: similarity of the image to itself after the model's own autoencoder, the most any copy can reach.
     """
 
@@ -40,6 +41,7 @@ class Scores:
     ceiling: float = 1.0
     kind: str | None = None
     stopped: bool = False
+    skipped: str | None = None
 
 
 def by_caption(items: Sequence[Scores]) -> dict[str, float]:

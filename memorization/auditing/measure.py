@@ -7,21 +7,20 @@ neither on the other items nor on where an interrupted run was resumed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffkit.console import Bar
 from diffkit.errors import ScoringError
-from diffkit.families import pipe_denoiser
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from memorization.attack.base import Triggers
 from memorization.auditing.attack_suite import Attempts, Ladder, best_variant, similarities
+from memorization.auditing.effort import Effort, Stopped
 from memorization.auditing.result import BestImage, Curves, DetectorScore, MeasuredRecord
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
@@ -30,7 +29,7 @@ from memorization.detection import make_detector
 from memorization.detection.base import Detector, is_recording
 from memorization.detection.curvature_difference import mask_for
 from memorization.detection.score_captions import CaptionScore, caption_score, score_captions
-from memorization.generation import Generated, Sampling, generate, is_guided, round_trip
+from memorization.generation import Generated, Sampling, generate, round_trip
 from memorization.items import AuditItem
 from memorization.text_embeddings import empty_text, encoded
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 TEMPLATES = ("template", "TM")
-BACKWARD = 3  # a row with its gradient costs about as much as three without
 
 
 class Measurement(NamedTuple):
@@ -47,6 +45,15 @@ class Measurement(NamedTuple):
     record: MeasuredRecord
     pictures: dict[str, Tensor]
     triggers: dict[str, dict[str, Triggers]]
+
+
+class Compared(NamedTuple):
+    """An item's images, and how similar to them are their decoded copy and the images from the caption; or why not."""
+
+    references: References
+    ceiling: list[float] | None
+    similarity: list[float] | None
+    reason: str | None
 
 
 class Measurer:
@@ -79,16 +86,31 @@ class Measurer:
         """How images are generated at present."""
         return self.ladder.sampling()
 
-    def measure(self, items: Sequence[AuditItem]) -> list[Measurement]:
-        """Measure all items of a group."""
+    def measure(self, items: Sequence[AuditItem], effort: Effort) -> list[Measurement]:
+        """Measure all items of a group, attacking them as far as the effort says."""
         own = [encoded(self.pipe, [item.suspect.caption]) for item in items]
         references = [load_references(item, self.size) for item in items]
         generated, recorded = self._from_captions(items, own)
         scores = self._detect(items, recorded)
-        attempts = self.ladder.attack(items, own, references)
+        compared = [self._compared(reference, images) for reference, images in zip(references, generated, strict=True)]
+        skipped = [
+            effort.skips(item.key, median(result.similarity)) if result.similarity else None
+            for item, result in zip(items, compared, strict=True)
+        ]
+        targets = [i for i, result in enumerate(compared) if result.similarity is not None and skipped[i] is None]
+        attempts = self.ladder.attack(
+            [items[i] for i in targets], [own[i] for i in targets], [references[i] for i in targets], effort
+        )
         return [
-            self._measurement(item, reference, images, item_scores, attempts.get(item.key, {}))
-            for item, reference, images, item_scores in zip(items, references, generated, scores, strict=True)
+            self._measurement(
+                item,
+                compared[i],
+                generated[i],
+                scores[i],
+                attempts.get(item.key, {}),
+                self._stopped(effort, skipped[i], attempts.get(item.key, {})),
+            )
+            for i, item in enumerate(items)
         ]
 
     def _seeds(self, item: AuditItem) -> list[int]:
@@ -133,26 +155,35 @@ class Measurer:
             lambda size: score_captions(self.pipe, captions, detector, seeds, sampling=self.ladder.sampling(size))
         )
 
+    def _compared(self, references: References, generated: Tensor) -> Compared:
+        """How similar the images from a caption are, and the most that any copy can be."""
+        if references.images is None:
+            return Compared(references, None, None, references.reason)
+        try:
+            decoded = round_trip(self.pipe, references.images[:1])
+            ceiling = _finite(similarities(self.copies, decoded, references.images[:1]))
+            return Compared(references, ceiling, _finite(similarities(self.copies, generated, references.images)), None)
+        except ScoringError as error:
+            return Compared(references, None, None, str(error))
+
     def _measurement(
         self,
         item: AuditItem,
-        references: References,
+        compared: Compared,
         generated: Tensor,
         scores: Mapping[str, CaptionScore],
         attempts: Attempts,
+        stopped: Mapping[str, Stopped],
     ) -> Measurement:
-        reason, similarity, ceiling = references.reason, None, None
+        ceiling, similarity, reason = compared.ceiling, compared.similarity, compared.reason
         try:
-            if references.images is not None:
-                decoded = round_trip(self.pipe, references.images[:1])
-                ceiling = _finite(similarities(self.copies, decoded, references.images[:1]))
-                similarity = _finite(similarities(self.copies, generated, references.images))
-                for attacked in (attacked for variants in attempts.values() for attacked in variants.values()):
-                    _finite([value for row in attacked.similarity for value in row])
+            for attacked in (attacked for variants in attempts.values() for attacked in variants.values()):
+                _finite([value for row in attacked.similarity for value in row])
         except ScoringError as error:
-            reason, similarity, attempts = str(error), None, {}
-        pictures, best = self._pictures(references, generated, similarity, attempts)
+            similarity, ceiling, reason, attempts, stopped = None, None, str(error), {}, {}
+        pictures, best = self._pictures(compared.references, generated, similarity, attempts)
         mask, unmasked = self._mask(item)
+        searches = [attacked.triggers for variants in attempts.values() for attacked in variants.values()]
         record: MeasuredRecord = {
             "id": item.suspect.id,
             "role": item.role,
@@ -168,13 +199,21 @@ class Measurer:
             "attack": _curves(attempts),
             "best": best,
             "mask": unmasked,
-            "sample_gradients": self.ladder.cost() if references.images is not None else 0,
+            "sample_gradients": sum(search.sample_gradients[-1] for search in searches),
         }
+        if stopped:
+            record["stopped"] = dict(stopped)
         triggers = {
             rung: {variant: attacked.triggers for variant, attacked in variants.items()}
             for rung, variants in attempts.items()
         }
         return Measurement(record, {**pictures, **mask}, triggers)
+
+    def _stopped(self, effort: Effort, skipped: Stopped | None, attempts: Attempts) -> dict[str, Stopped]:
+        """Why each attack ended before its last budget, or was not begun."""
+        if skipped is not None:
+            return dict.fromkeys(self.ladder.rungs, skipped)
+        return {rung: effort.reason for rung, variants in attempts.items() if effort.is_certain(rung, variants)}
 
     def _pictures(
         self, references: References, generated: Tensor, similarity: list[float] | None, attempts: Attempts
@@ -187,7 +226,8 @@ class Measurer:
         if bool(generated.isfinite().all()):
             pictures["caption"] = generated[_best(similarity)]
         for rung, variants in attempts.items():
-            for index, budget in enumerate(self.settings.budgets):
+            looks = len(next(iter(variants.values())).similarity)
+            for index, budget in enumerate(self.settings.budgets[:looks]):
                 if budget > 0:
                     start = best_variant(variants, index)
                     highest = max(variants[start].similarity[index])
@@ -238,44 +278,3 @@ def _best(similarity: Sequence[float] | None) -> int:
 def _rounded(values: Sequence[float]) -> list[float]:
     """Five decimals: enough for any table."""
     return [round(value, 5) for value in values]
-
-
-def effort(items: Sequence[AuditItem], measurer: Measurer) -> int:
-    """Rows through the denoiser for one group of items; a row with a gradient counts as three.
-
-    Exact for the attacks and detectors that call the denoiser as often as their ``cost`` states.
-    """
-    settings, ladder, at_once = measurer.settings, measurer.ladder, measurer.images.size
-    guided = 2 if is_guided(measurer.pipe, measurer.sampling) else 1
-    each = settings.num_inference_steps * guided
-    targets = sum(bool(item.suspect.images) for item in items) * len(settings.starts)
-    captions = _filled(len(items) * settings.generations, at_once) * each
-    triggers = _filled(targets * len(settings.budgets) * settings.attack_generations, at_once) * each
-    slots = settings.items_at_once * len(settings.starts)
-    attacked = 0
-    for attack in (attack for variants in ladder.rungs.values() for attack in variants.values()):
-        attacked += triggers + _filled(targets, slots) * attack.cost()[-1] * BACKWARD
-        attacked += -(-targets // slots) * (ladder.checkpoints is not None)  # the call that identifies a search
-    separate = [detector for detector in measurer.detectors.values() if not is_recording(detector)]
-    detected = sum(detector.cost(measurer.sampling) for detector in separate) * len(items) * settings.generations
-    return captions + attacked + round(detected)
-
-
-def _filled(rows: int, batch: int) -> int:
-    """Rows with the last batch filled up."""
-    return -(-rows // batch) * batch
-
-
-@contextmanager
-def counted(pipe: DiffusionPipeline, bar: Bar) -> Iterator[None]:
-    """Advance the bar with every call of the pipeline's denoiser inside the ``with`` block."""
-
-    def count(_module: torch.nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], _output: object) -> None:
-        latents = inputs[0] if inputs else next(iter(named.values()))  # a tensor, or a list of one a row
-        bar.advance(len(latents) * (BACKWARD if torch.is_grad_enabled() else 1))
-
-    handle = pipe_denoiser(pipe).register_forward_hook(count, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -10,9 +10,11 @@ from diffkit import parallel
 from diffkit.console import progress, say
 from diffkit.runs import Run, sha256_file
 from diffkit.runs.files import safe_name, write_bytes_atomically
-from memorization.auditing.measure import Measurement, Measurer, counted, effort
+from memorization.auditing.effort import Effort
+from memorization.auditing.measure import Measurement, Measurer
 from memorization.auditing.result import AuditRecord
 from memorization.auditing.settings import AuditSettings
+from memorization.auditing.work import counted, planned_rows
 from memorization.copies import CopyDetector
 from memorization.generation import image_size
 from memorization.items import AuditItem
@@ -34,12 +36,25 @@ def measure_all(
     settings: AuditSettings,
     copies: CopyDetector,
     *,
+    effort: Effort,
+    what: str,
     save_triggers: bool,
 ) -> None:
     """Measure what is not in the journal yet; each process takes every n-th group.
 
     Groups are cut from the whole list, never from what is left: a resumed group, or one on another process, fills the
     same slots of the same batches, which makes its numbers the same to the last bit.
+
+    Args:
+        run: the journal and the files; None on all processes but the first.
+        folder: the run's.
+        pipe: the audited model, or the reference.
+        items: of one role.
+        settings: the audit's settings.
+        copies: the copy detector.
+        effort: how far the items are attacked.
+        what: the items in messages, "suspects" for example.
+        save_triggers: keep the embeddings.
     """
     done, size = done_keys(run), parallel.processes()
     n = settings.items_at_once
@@ -47,15 +62,18 @@ def measure_all(
     left = [group for group in groups if any(item.key not in done for item in group)]
     finished = sum(item.key in done for item in items)
     if finished:
-        say(f"{finished} of {len(items)} items are finished already; going on.")
+        say(f"{finished} of {len(items)} {what} are finished already; going on.")
     if not left:
         return
     measurer = Measurer(pipe, settings, copies, image_size(pipe, settings.size), folder / "checkpoints")
-    total = sum(effort(group, measurer) for group in left[::size])  # what the first process does
-    with progress(f"auditing, {finished} of {len(items)} items", total=total) as bar, counted(pipe, bar):
+    total = sum(planned_rows(group, measurer, effort) for group in left[::size])  # what the first process does
+    with progress(f"{what}, {finished} of {len(items)}", total=total) as bar, counted(pipe, bar) as counter:
         for first in range(0, len(left), size):
             turn = left[first : first + size]
-            own = [_measured(measurer, group, save_triggers) for group in parallel.shard(turn)]
+            own = []
+            for group in parallel.shard(turn):
+                own.append(_measured(measurer, group, effort, save_triggers))
+                counter.settle(planned_rows(group, measurer, effort))
             for group, measurements in zip(turn, parallel.gather(own), strict=True):
                 for item, measurement in zip(group, measurements, strict=True):
                     if run is not None and item.key not in done:
@@ -64,12 +82,12 @@ def measure_all(
             if run is not None:
                 measurer.ladder.clear()
             parallel.broadcast(None)  # no search saves its state while the first process clears those that are done
-            bar.describe(f"auditing, {finished} of {len(items)} items")
+            bar.describe(f"{what}, {finished} of {len(items)}")
 
 
-def _measured(measurer: Measurer, group: Sequence[AuditItem], save_triggers: bool) -> list[Measurement]:
+def _measured(measurer: Measurer, group: Sequence[AuditItem], effort: Effort, save_triggers: bool) -> list[Measurement]:
     """A group's measurements; triggers travel to the process that writes only where they are kept."""
-    measurements = measurer.measure(group)
+    measurements = measurer.measure(group, effort)
     return measurements if save_triggers else [item._replace(triggers={}) for item in measurements]
 
 

@@ -21,7 +21,7 @@ from memorization.auditing.report_pages import (
     write_pages,
 )
 from memorization.auditing.report_rows import choose_rows
-from memorization.auditing.report_sections import edit_blocks, reference_blocks, rung_table, work_blocks
+from memorization.auditing.report_sections import edit_blocks, effort_note, reference_blocks, rung_table, work_blocks
 from memorization.auditing.report_tables import TONES, control_table, embedded, suspect_table, two_decimals
 from memorization.auditing.result import AuditSummary, RungSummary
 from memorization.auditing.results_table import write_results
@@ -32,6 +32,7 @@ MEANING = {
     "replicated": "The caption alone gives the image: the median similarity over the seeds reaches the threshold.",
     "retained": "The caption does not, but an attack at the pre-set budget does, and the controls do not.",
     "not shown": "Neither did, at this budget. A stronger attack may still bring the image back.",
+    "not attacked": "The caption does not give the image, an attack might: the triage ranked it too low for one.",
     "inconclusive": "The controls are too few, come back, or do not set this suspect apart; the reference model "
     "draws it too; or no copy could be seen.",
     "could not be scored": "No image to compare with, or its scoring failed; counted in every total.",
@@ -99,7 +100,7 @@ def _share(rate: Rate) -> str:
 
 
 def _comparison(records: Records, summary: AuditSummary) -> tuple[Block, ...]:
-    blocks: list[Block] = []
+    blocks: list[Block] = list(effort_note(summary))
     if len(summary["rungs"]) > 1:
         blocks.append(rung_table(summary))
     for name, rung in summary["rungs"].items():

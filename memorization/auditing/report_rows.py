@@ -14,6 +14,7 @@ LINES = 200  # of what could not be scored, on report.html
 #: How many suspects of each verdict report.html shows of a large audit, in the order of the pages.
 SHOWN: Mapping[Verdict, int] = {
     "replicated": 60, "retained": 60, "inconclusive": 40, "could not be scored": 10, "not shown": 20,
+    "not attacked": 20,
 }  # fmt: skip
 SHOWN_CONTROLS = 20
 

@@ -15,6 +15,27 @@ from memorization.auditing.result import AuditSummary
 NAMES = 50  # in a sentence
 
 
+def effort_note(summary: AuditSummary) -> tuple[Block, ...]:
+    """Which attacks ended early or were not begun, and what that means; nothing where all ran to their last budget."""
+    stopped, settings = summary["cost"]["stopped"], summary["settings"]
+    sentences = {
+        "certain": "{n} attacks on suspects ended at the first look at which the verdict was certain; their similarity "
+        "is the one at that look.",
+        "caption": "{n} attacks were not begun, since the caption alone gives the image.",
+        "triage": "{n} attacks were not begun, since the triage ({triage}) ranked the suspects too low. Of these only "
+        "the captions were tried: what the detector does not see is missed.",
+        "reference": "{n} attacks on the reference model ended when it drew the image.",
+    }
+    parts = [
+        text.format(n=stopped[reason], triage=settings.get("triage"))
+        for reason, text in sentences.items()
+        if reason in stopped
+    ]
+    if not parts:
+        return ()
+    return (Paragraph(" ".join(["Suspects are attacked up to the pre-set budget that the controls give.", *parts])),)
+
+
 def rung_table(summary: AuditSummary) -> Table:
     """The ladder, from the weakest attack to the strongest."""
     rows: list[list[CellLike]] = []
@@ -45,12 +66,12 @@ def work_blocks(summary: AuditSummary) -> tuple[Block, ...]:
             middle, total = work["median"][group], work[group][0]["at_risk"]
             back = sum(step["back"] for step in work[group])
             half = f"half of them within {middle} steps" if middle is not None else "fewer than half of them"
-            groups.append(f"{group}: {back} of {total} back by {last} steps, {half}")
+            groups.append(f"{group}: {back} of {total} back by the last look, {half}")
     p = work["log_rank_p"]
     tail = "" if p is None else f" Log-rank p of the two curves: {p:.2g} (approximate)."
     text = (
         f"Share not yet back under {name}, by attack steps; {'; '.join(groups)}. Who never came back is censored at "
-        f"{last} steps, not counted as safe.{tail}"
+        f"the last look, not counted as safe.{tail}"
     )
     return (Paragraph(text), Figure.of("Share not yet back", figure))
 
@@ -99,8 +120,8 @@ def reference_blocks(summary: AuditSummary) -> tuple[Block, ...]:
     for name, share in reference["attack"].items():
         rows.append([name, summary["rungs"][name]["budget"], _share(share)])
     text = (
-        f"The same suspects on {model['model']}, with the same starts and seeds. What it draws "
-        "too was not learned from the suspects, so there the verdict is inconclusive."
+        f"Suspects that their captions or an attack bring back, on {model['model']}, with the same starts and seeds. "
+        "What it draws too was not learned from the suspects, so there the verdict is inconclusive."
     )
     return (Paragraph(text), Table(["way", "budget", "suspects drawn by the reference"], rows))
 

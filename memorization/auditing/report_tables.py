@@ -7,13 +7,14 @@ from pathlib import Path
 
 from diffkit.report import Cell, LinkedPicture, Picture, Table, Tone
 from diffkit.report.html import AnyPicture, CellLike
-from memorization.auditing.aggregate import Records, scores
+from memorization.auditing.aggregate import Records, last_look, scores
 from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult
 
 TONES: dict[str, Tone] = {
     "replicated": "bad",
     "retained": "bad",
     "not shown": "plain",
+    "not attacked": "muted",
     "inconclusive": "warn",
     "could not be scored": "muted",
 }
@@ -47,7 +48,7 @@ def suspect_table(
             else Cell(f"{finding['p']:.3f}", detail=f"corrected {finding['q']:.2g} {finding['evidence']}")
         )
         highest = max((rung["similarity_max"] or -1 for rung in finding["rungs"].values()), default=-1)
-        budget = f"at {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
+        budget = f"up to {finding['budget']} steps, highest {highest:.2f}" if finding["budget"] else ""
         rows.append(
             [
                 Cell(finding["verdict"], TONES[finding["verdict"]], finding["reason"]),
@@ -92,12 +93,13 @@ def control_table(
 
 
 def _pictures(record: AuditRecord, summary: AuditSummary, show: Show) -> list[AnyPicture]:
-    budget, rung = str(summary["budget"] or max(summary["settings"]["budgets"])), summary["rung"]
-    best = record["best"].get(rung, {}).get(budget)
+    rung = summary["rung"]
+    look = last_look(record, rung, summary["budget"])
+    best = None if look is None else record["best"][rung][look]
     labels = {
         "original": "original",
         "caption": f"caption {two_decimals(max(record['caption'], default=None) if record['caption'] else None)}",
-        f"{rung}-{budget}": f"attack {two_decimals(best['similarity'] if best else None)}",
+        f"{rung}-{look}": f"attack {two_decimals(best['similarity'] if best else None)}",
         "mask": "mask",
     }
     return [

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from diffkit.stats import Rate
 from memorization.auditing.controls import Correction
+from memorization.auditing.effort import Stopped
 from memorization.auditing.p_values import NullSummary, PowerSummary
 from memorization.auditing.verdicts import Verdict
 from memorization.copies import OperatingPoint
@@ -53,7 +54,8 @@ class MeasuredRecord(TypedDict):
     ``of``: key of the suspect an edit or a reference item belongs to. ``caption``: similarity of each image generated
     from the caption, by seed. ``ceiling``: similarity of the image to itself after the model's autoencoder. ``best``:
     attack -> budget -> image. ``mask``: why a template has no mask. ``reason``: why there is no similarity.
-    ``stopped``: attack -> why it ended before its last budget, or was not begun.
+    ``stopped``: attack -> why it ended before its last budget, or was not begun, see
+    :mod:`memorization.auditing.effort`; without it the curves end at the pre-set budget.
     """
 
     id: str
@@ -71,7 +73,7 @@ class MeasuredRecord(TypedDict):
     best: dict[str, dict[str, BestImage]]
     mask: str | None
     sample_gradients: int
-    stopped: NotRequired[dict[str, str]]
+    stopped: NotRequired[dict[str, Stopped]]
 
 
 class AuditRecord(MeasuredRecord):
@@ -277,8 +279,12 @@ class UnreadableRow(TypedDict):
 
 
 class CostSummary(TypedDict):
-    """What the audit computed: sample gradients of the attacks, generated images."""
+    """What the audit computed: sample gradients of the attacks, generated images.
 
+    ``stopped``: how many attacks ended before their last budget or were not begun, by reason.
+    """
+
+    stopped: dict[Stopped, int]
     sample_gradients: int
     caption_images: int
     trigger_images: int
@@ -309,6 +315,8 @@ class SettingsValues(TypedDict):
     items_at_once: int
     micro_batch: int | Literal["auto"]
     other_captions: list[str] | None
+    attack_all: NotRequired[bool]
+    triage: NotRequired[str | None]
 
 
 class AuditFigures(TypedDict):

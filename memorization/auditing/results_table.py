@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args, get_origin, get_type_hints
 from diffkit.report.tabular import Column, Kind, Value, csv_text, parquet_bytes
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
-from memorization.auditing.aggregate import Records, scores
+from memorization.auditing.aggregate import Records, last_look, scores
 from memorization.auditing.controls import up_to
 from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult
 
@@ -114,10 +114,10 @@ def _measured(key: str, record: AuditRecord, summary: AuditSummary) -> dict[str,
     by_rung = {name: scores(key, record, budgets, name) for name in summary["rungs"]}
     curves: dict[str, Mapping[int, float]] = {name: by_rung[name].curve or {} for name in by_rung}
     seeds = record["caption"] or []
-    best = record["best"].get(rung, {})
-    pictures = record["pictures"] | {"attack": record["pictures"].get(f"{rung}-{budget or max(budgets)}")}
+    look = last_look(record, rung, budget)
+    pictures = record["pictures"] | {"attack": record["pictures"].get(f"{rung}-{look}")}
     reached = up_to([by_rung[rung]], budget).get(key)
-    highest = best[str(budget)]["similarity"] if str(budget) in best else None
+    highest = None if look is None or budget is None else record["best"][rung][look]["similarity"]
     detectors = record["detectors"].items()
     return {
         **{name: cast("Mapping[str, Value]", record).get(name) for name in (*IDENTITY, "reason")},

@@ -15,12 +15,13 @@ from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from memorization.auditing.attack_suite import build_attacks
-from memorization.auditing.measure_all import done_keys, measure_all
 from memorization.auditing.models import AuditedModel
+from memorization.auditing.order import Bench, measure_in_order
 from memorization.auditing.report import write_page
-from memorization.auditing.result import AuditSummary, ModelUsed, read_records
-from memorization.auditing.settings import AUTO, AuditSettings
+from memorization.auditing.result import AuditSummary, ModelUsed
+from memorization.auditing.settings import AUTO, AuditSettings, Triage
 from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise_audit
+from memorization.auditing.triage import not_attacked
 from memorization.copies import load_copy_detector
 from memorization.copies.operating_point import near_duplicates, operating_point
 from memorization.copies.references import in_error
@@ -59,9 +60,11 @@ def audit(
 ) -> AuditResult:
     """Audit a model for images it has memorized, or resume the audit in ``out``.
 
-    Each suspect is generated from its caption and attacked; the same attacks run on the controls, images the model was
-    not trained on. With fewer than 19 controls no attack verdict is given. Every process of a launch calls this alike
-    and gets the summary. The pipeline's safety checker is off: a blackened image would read as "not replicated".
+    The attacks run first on the controls, images the model was not trained on, which set up to which budget the
+    suspects are attacked. Each suspect is generated from its caption, and attacked unless that gives the image, until
+    its verdict is certain; see :mod:`memorization.auditing.effort`. With fewer than 19 controls no attack verdict is
+    given. Every process of a launch calls this alike and gets the summary. The pipeline's safety checker is off: a
+    blackened image would read as "not replicated".
 
     Args:
         model: a name that :func:`diffkit.load_pipeline` takes, a pipeline of a known family, or an
@@ -102,6 +105,8 @@ def audit(
     pipe = audited.load()
     settings = _completed(settings, chosen, pipe)
     require_compatible(pipe, settings.detectors)
+    if settings.triage is not None:
+        require_compatible(pipe, (Triage.read(settings.triage).detector,))
     size = image_size(pipe, settings.size)
     items = with_companions(gathered.items, edits=settings.edits, reference=audited.reference is not None)
     config = _config(audited, gathered, settings, items=len(items), save_triggers=save_triggers)
@@ -117,15 +122,11 @@ def audit(
         _prepare(pipe)
         point = operating_point(pipe, gathered.items, copies, size, settings.threshold)
         labels = near_duplicates(gathered.items, copies, size, point["threshold"])
-        own = [item for item in items if item.role != "reference"]
-        measure_all(run, Path(out), pipe, own, settings, copies, save_triggers=save_triggers)
-        on_reference = [item for item in items if item.role == "reference"]
-        if audited.reference is not None and not done_keys(run).issuperset(item.key for item in on_reference):
-            reference = audited.reference.load()
-            _prepare(reference)
-            measure_all(run, Path(out), reference, on_reference, settings, copies, save_triggers=False)
+        left_out = not_attacked(audited, pipe, gathered, settings, Path(out))
+        bench = Bench(run, Path(out), settings, copies, point["threshold"], save_triggers)
+        measure_in_order(bench, pipe, items, reference=audited.reference, left_out=left_out)
         if run is not None:
-            records = read_records({item.key: run.done[item.key] for item in items})
+            records = bench.records(items)
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
             figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
             cut = {"truncated": truncated} if truncated else {}
@@ -140,6 +141,8 @@ def _refuse_unknown(settings: AuditSettings) -> None:
         build_attacks(attack, settings)
     for detector in settings.detectors if settings.detectors != AUTO else ():
         make_detector(detector)
+    if settings.triage is not None:
+        make_detector(Triage.read(settings.triage).detector)
 
 
 def _completed(settings: AuditSettings, preset: Preset, pipe: DiffusionPipeline) -> AuditSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from diffkit.errors import InputError
 from memorization.auditing.controls import Correction
@@ -15,6 +15,33 @@ if TYPE_CHECKING:
     from memorization.auditing.result import SettingsValues
 
 AUTO = ("auto",)  # detectors: the first default that fits the model's family
+
+
+class Triage(NamedTuple):
+    """Which share of the suspects is attacked, and the detector that ranks their captions."""
+
+    detector: str
+    share: float
+
+    @classmethod
+    def read(cls, text: str) -> Triage:
+        """The triage that ``DETECTOR:SHARE`` stands for; the detector may have options of its own.
+
+        Raises:
+            InputError: no share in (0, 1].
+
+        Example:
+            >>> Triage.read("noise_magnitude:steps=1:0.2")
+            Triage(detector='noise_magnitude:steps=1', share=0.2)
+        """
+        detector, _, share = text.rpartition(":")
+        try:
+            number = float(share)
+        except ValueError:
+            number = math.nan
+        if not detector or not 0 < number <= 1:
+            raise InputError(f"Expected a triage such as noise_magnitude:0.2, got {text!r}.")
+        return cls(detector, number)
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,9 @@ class AuditSettings:
         pooled: leave pooled embeddings (SDXL, SD3, FLUX) as the starts have them, or attack them too.
         size: (height, width) in pixels of every image; None = the model's own.
         alpha: level of the pre-set budget and of the corrected p-values.
+        attack_all: attack every suspect at every budget, also where its verdict is certain before.
+        triage: ``DETECTOR:SHARE``: attack only this share of the suspects, those whose captions a registered detector
+            scores highest; the verdict on the others that their captions do not replicate is "not attacked".
         detectors: registered detectors that score the captions alone; ``("auto",)``: one that fits the family.
         edits: families of edited controls, attacked like the suspects and reported apart from the controls.
         masks: compute for each template which pixels are memorized, for the report.
@@ -73,6 +103,8 @@ class AuditSettings:
     items_at_once: int = 4
     micro_batch: int | Literal["auto"] = 16
     other_captions: tuple[str, ...] | None = None
+    attack_all: bool = False
+    triage: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -100,14 +132,20 @@ class AuditSettings:
         for name in counts:
             if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
+        if self.triage is not None:
+            Triage.read(self.triage)
+            if self.attack_all:
+                raise InputError("Expected either every suspect attacked or a triage, not both.")
         rates = (1.0,) if self.learning_rates is None else self.learning_rates
         _refuse_repeats("learning rates", rates, at_least=1)
         if not all(0 < rate < math.inf for rate in rates) or not 0 <= self.guidance_scale < math.inf:
             raise InputError("Expected positive learning rates and a guidance scale of at least 0.")
 
     def to_json(self) -> SettingsValues:
-        """The settings as JSON values."""
-        return cast("SettingsValues", asdict(self))
+        """The settings as JSON values; those of later versions only where they are not the default."""
+        values = asdict(self)
+        later = {"attack_all": False, "triage": None}
+        return cast("SettingsValues", {k: v for k, v in values.items() if k not in later or v != later[k]})
 
 
 def _refuse_repeats(what: str, values: Sequence[object], *, at_least: int) -> None:

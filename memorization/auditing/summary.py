@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -20,6 +21,7 @@ from memorization.auditing.aggregate import (
     on_reference,
     scores,
 )
+from memorization.auditing.controls import up_to
 from memorization.auditing.result import (
     AuditFigures,
     AuditRecord,
@@ -36,7 +38,7 @@ from memorization.auditing.verdicts import VERDICTS, Finding, RungFinding, Verdi
 from memorization.copies import OperatingPoint
 
 #: Versions of what an audit writes; a reader refuses others.
-SUMMARY_SCHEMA = 2
+SUMMARY_SCHEMA = 3
 RECORD_SCHEMA = 2  # of the items in the journal; part of the configuration, so that an older folder is refused
 
 
@@ -107,7 +109,14 @@ def _unreadable(group: Literal["suspects", "controls"], error: RowError) -> Unre
 
 def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable: int) -> ClusterSummary:
     """Count each cluster of near-duplicate suspects once, with its strongest verdict."""
-    order: tuple[Verdict, ...] = ("replicated", "retained", "inconclusive", "not shown", "could not be scored")
+    order: tuple[Verdict, ...] = (
+        "replicated",
+        "retained",
+        "inconclusive",
+        "not shown",
+        "not attacked",
+        "could not be scored",
+    )
     votes: dict[object, Verdict] = {}
     for finding in findings:
         cluster: object = labels.get(finding.key, finding.key)
@@ -127,7 +136,10 @@ def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable
 def _finding(finding: Finding, record: AuditRecord, settings: AuditSettings, threshold: float) -> SuspectResult:
     """A finding with what its median leaves out: how many seeds reach the threshold, and the best of them."""
     seeds = record["caption"] or []
-    highest = {name: scores(finding.key, record, settings.budgets, name, "maximum").curve for name in finding.rungs}
+    highest = {
+        name: up_to([scores(finding.key, record, settings.budgets, name, "maximum")], result.budget).get(finding.key)
+        for name, result in finding.rungs.items()
+    }
     return {
         "key": finding.key,
         "verdict": finding.verdict,
@@ -152,7 +164,7 @@ def _finding(finding: Finding, record: AuditRecord, settings: AuditSettings, thr
     }
 
 
-def _rung_result(result: RungFinding, highest: Mapping[int, float] | None) -> RungResult:
+def _rung_result(result: RungFinding, highest: float | None) -> RungResult:
     return {
         "verdict": result.verdict,
         "reason": result.reason,
@@ -164,7 +176,7 @@ def _rung_result(result: RungFinding, highest: Mapping[int, float] | None) -> Ru
         "bulk_p": result.p.bulk if result.p else None,
         "evidence": result.p.source if result.p else None,
         "reference": result.reference,
-        "similarity_max": None if highest is None or result.budget is None else highest.get(result.budget),
+        "similarity_max": highest,
     }
 
 
@@ -194,7 +206,9 @@ def _cost(records: Records, settings: AuditSettings) -> CostSummary:
     curves = [
         rows for record in records.values() for rung in (record["attack"] or {}).values() for rows in rung.values()
     ]
+    reasons = Counter(reason for record in records.values() for reason in record.get("stopped", {}).values())
     return {
+        "stopped": dict(sorted(reasons.items())),
         "sample_gradients": sum(record["sample_gradients"] for record in records.values()),
         "caption_images": len(records) * settings.generations,
         "trigger_images": sum(len(row) for rows in curves for row in rows),

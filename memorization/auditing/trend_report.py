@@ -79,7 +79,9 @@ def _figure(trend: Trend) -> tuple[Block, ...]:
 def _checkpoints(trend: Trend) -> Table:
     rows: list[list[CellLike]] = []
     for point in trend["points"]:
-        unknown = point["verdicts"]["inconclusive"] + point["verdicts"]["could not be scored"]
+        unknown = sum(
+            point["verdicts"].get(verdict, 0) for verdict in ("inconclusive", "not attacked", "could not be scored")
+        )
         flagged = point["controls_flagged"]
         failure = point["controls_failure"]
         rows.append(

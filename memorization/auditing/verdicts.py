@@ -15,8 +15,15 @@ from memorization.attack.ladder import CAPTION
 from memorization.auditing.controls import ControlCheck, Correction, Scores, by_caption, check_controls, exceeds, up_to
 from memorization.auditing.p_values import Null, PValues, caption_null
 
-Verdict = Literal["replicated", "retained", "not shown", "inconclusive", "could not be scored"]
-VERDICTS: tuple[Verdict, ...] = ("replicated", "retained", "not shown", "inconclusive", "could not be scored")
+Verdict = Literal["replicated", "retained", "not shown", "not attacked", "inconclusive", "could not be scored"]
+VERDICTS: tuple[Verdict, ...] = (
+    "replicated",
+    "retained",
+    "not shown",
+    "not attacked",
+    "inconclusive",
+    "could not be scored",
+)
 
 
 class RungFinding(NamedTuple):
@@ -90,6 +97,7 @@ def judge_ladder(
       above the controls with rank p <= alpha, and with corrected p <= alpha by the tail
       (:mod:`memorization.auditing.p_values`).
     - ``not shown``: no attack with usable controls does.
+    - ``not attacked``: the caption does not, and the triage ranked the suspect too low for an attack.
     - ``inconclusive``: the controls are too few, are reproduced themselves, or are as similar as the suspect; the
       reference model, which was not trained on the image, reproduces it too; or the autoencoder blurs this image so
       much that the copy detector could not detect a copy.
@@ -189,6 +197,8 @@ def _by_attack(
     suspect = rung.suspects[index]
     if check.failure is not None:
         return RungFinding("inconclusive", check.failure)
+    if suspect.skipped == "triage":
+        return RungFinding("not attacked", "the triage ranked it too low for an attack", check.budget)
     similarity = up_to([suspect], check.budget).get(suspect.key)
     if similarity is None or test is None or test.p is None or test.q is None:
         return RungFinding("could not be scored", suspect.reason or "the attack was not scored", check.budget)
@@ -264,7 +274,7 @@ def _combine(
     def reason(name: str) -> str:
         return f"{name} {usable[name].reason}" if several else usable[name].reason
 
-    for verdict in ("retained", "inconclusive", "could not be scored"):
+    for verdict in ("retained", "inconclusive", "could not be scored", "not attacked"):
         for name, result in usable.items():
             if result.verdict == verdict:
                 return finding(verdict, reason(name), name if verdict == "retained" else None, result)

@@ -21,7 +21,7 @@ from diffkit.runs.journal import read_journal
 from memorization.auditing.result import read_records
 from memorization.auditing.summary import SUMMARY_SCHEMA
 from memorization.auditing.verification import AuditFiles, Check, Verification, checked, unchecked
-from memorization.auditing.verify_figures import figure_checks
+from memorization.auditing.verify_figures import figure_checks, reference_spared
 from memorization.auditing.verify_inputs import data_check, weight_checks
 from memorization.items import Source
 
@@ -129,14 +129,16 @@ def _journal(folder: Path) -> tuple[Check, dict[str, dict[str, Any]]]:
 
 def _items(files: AuditFiles) -> Check:
     expected = files.record["config"].get("items")
+    spared = reference_spared(files)
     differences = []
-    if expected != len(files.records):
+    if expected != len(files.records) + spared:
         differences.append(f"the configuration has {expected} items, the journal {len(files.records)}")
     for key, record in files.records.items():
         own = f"{record.get('edit') or record.get('role')}:{record.get('id')}"
         if own != key:
             differences.append(f"the record of {key} is that of {own}")
-    return checked("items", differences, f"{len(files.records)} items, each with its record")
+    spared_note = f"; {spared} suspects did not need the reference model" if spared else ""
+    return checked("items", differences, f"{len(files.records)} items, each with its record{spared_note}")
 
 
 def _saved_files(files: AuditFiles) -> Check:

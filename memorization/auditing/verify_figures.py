@@ -11,12 +11,15 @@ from typing import Any, NamedTuple, cast
 from diffkit.errors import InputError
 from diffkit.runs.files import dump_json
 from diffkit.suspects import RowError
+from memorization.auditing.aggregate import conclude, of_role
+from memorization.auditing.order import needs_reference
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.summary import SUMMARY_SCHEMA, summarise_audit
 from memorization.auditing.verification import AuditFiles, Check, checked, unchecked
 from memorization.copies import OperatingPoint
+from memorization.copies.references import NO_IMAGE
 
-__all__ = ["Difference", "compare_values", "figure_checks", "recomputed_summary"]
+__all__ = ["Difference", "compare_values", "figure_checks", "recomputed_summary", "reference_spared"]
 
 #: Check -> keys of summary.json; all others belong to "other figures".
 GROUPS = {
@@ -84,6 +87,23 @@ def recomputed_summary(files: AuditFiles) -> dict[str, Any]:
     figures["clusters"]["distinct_controls"] = summary["clusters"]["distinct_controls"]
     expected: dict[str, Any] = json.loads(dump_json(figures))
     return expected
+
+
+def reference_spared(files: AuditFiles) -> int:
+    """How many suspects with an image were not put before the reference model, since it could not acquit them."""
+    if not files.record["config"].get("reference"):
+        return 0
+    records = files.records
+    try:
+        own = {key: record for key, record in records.items() if record["role"] in ("suspect", "control")}
+        threshold = files.summary["operating_point"]["threshold"]
+        findings = conclude(own, settings_of(files.record["config"]), threshold=threshold).findings
+        seen = {record["of"] for record in of_role(records, "reference").values()}
+        by_caption, by_attack = needs_reference(findings, threshold)
+        spared = set(of_role(records, "suspect")) - seen - by_caption - by_attack
+        return sum(records[key]["reason"] != NO_IMAGE for key in spared)
+    except BROKEN:
+        return 0
 
 
 def settings_of(config: Mapping[str, Any]) -> AuditSettings:

@@ -107,6 +107,17 @@ def audit(
     edited_controls: Annotated[
         str, typer.Option(help="Attack edits of the suspects too: mirror, crop, shuffle, noise, or none.")
     ] = "none",
+    attack_all: Annotated[
+        bool,
+        typer.Option("--attack-all", help="Attack every suspect at every budget, also where its verdict is certain."),
+    ] = False,
+    triage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DETECTOR:SHARE",
+            help="Attack only the suspects that a detector ranks highest: noise_magnitude:0.2 takes a fifth.",
+        ),
+    ] = None,
     reference_model: ReferenceModel = None,
     masks: Annotated[bool, typer.Option("--masks", help="Show which pixels of each template are fixed.")] = False,
     copies: Copies = "tiled",
@@ -134,9 +145,9 @@ def audit(
 ) -> None:
     """Audit a model for images it has memorized.
 
-    Each suspect is generated from its caption and attacked, by text embeddings (DoRI) unless --attack names others.
-    The same attack runs on the controls; a suspect counts as retained only where the controls are not reproduced. Needs
-    a folder, --out; the same command resumes there. Several processes share the work under accelerate launch. To
+    Each suspect is generated from its caption and, unless that gives the image, attacked, by text embeddings (DoRI)
+    unless --attack names others. The same attack runs first on the controls, which set the budget; a suspect counts as
+    retained only where the controls are not reproduced. Needs a folder, --out; the same command resumes there. Several processes share the work under accelerate launch. To
     compare several audits: diffkit audit compare.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
     """
@@ -168,6 +179,8 @@ def audit(
         detector=detector,
         edited_controls=edited_controls,
         masks=masks,
+        attack_all=attack_all,
+        triage=triage,
     )
     gathered = gather_items(suspects, controls, limit=limit, limit_controls=limit_controls)
     options = ModelOptions(

@@ -99,6 +99,8 @@ def read_settings(
     detector: str = "none",
     edited_controls: str = "none",
     masks: bool = False,
+    attack_all: bool = False,
+    triage: str | None = None,
 ) -> AuditSettings:
     """The settings that the options of a command stand for.
 
@@ -133,4 +135,6 @@ def read_settings(
         items_at_once=batch,
         micro_batch=read_micro_batch(micro_batch),
         other_captions=None if other_captions is None else tuple(read_prompts(other_captions)),
+        attack_all=attack_all,
+        triage=triage,
     )

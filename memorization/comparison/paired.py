@@ -71,7 +71,7 @@ def _read(folder: Path, name: str) -> AuditRun:
     if summary.get("schema_version") != SUMMARY_SCHEMA:
         raise InputError(
             f"{folder} has a summary of version {summary.get('schema_version')}, this diffkit compares version "
-            f"{SUMMARY_SCHEMA}; audit again into a new folder."
+            f"{SUMMARY_SCHEMA}; run the audit's command again in its folder: it measures nothing anew."
         )
     return AuditRun(name, folder, record, summary, read_records(read_journal(folder / "journal.jsonl").items))
 
@@ -130,9 +130,9 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
 def changes(baseline: AuditRun, other: AuditRun) -> dict[str, PairedChange]:
     """Paired changes from one run to another, suspect by suspect.
 
-    ``caption``: the caption alone reaches the threshold. ``attack``: each attack does, at the smaller of the two
-    pre-set budgets. ``verdict``: replicated or retained. Suspects unknown in either run (for the verdict also those
-    that are inconclusive) are left out and counted.
+    ``caption``: the caption alone reaches the threshold. ``attack``: each attack does, up to the smaller of the two
+    pre-set budgets, or was not needed, since the caption alone does. ``verdict``: replicated or retained. Suspects
+    unknown in either run (for the verdict also those that are inconclusive) are left out and counted.
     """
     by_way = {
         "caption": _paired(_by_caption(baseline), _by_caption(other)),
@@ -171,7 +171,8 @@ def _by_attack(run: AuditRun, rung: str, budget: int) -> Answers:
     threshold, budgets = run.summary["operating_point"]["threshold"], run.summary["settings"]["budgets"]
     items = aggregate(of_role(run.items, "suspect"), budgets, rung)
     similarities = up_to(items, budget)
-    return {item.key: similarities[item.key] >= threshold if item.key in similarities else None for item in items}
+    by_attack = {key: similarity >= threshold for key, similarity in similarities.items()}
+    return {item.key: item.skipped == "caption" or by_attack.get(item.key) for item in items}
 
 
 def summarise_comparison(runs: Sequence[AuditRun], quality: Mapping[str, QualityReport] | None = None) -> Comparison:

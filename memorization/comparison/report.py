@@ -10,6 +10,7 @@ from diffkit.report.html import CellLike
 from diffkit.report.plots import lines
 from diffkit.runs import Run
 from diffkit.stats import Rate, format_interval
+from memorization.auditing.aggregate import last_look
 from memorization.auditing.report_tables import TONES
 from memorization.auditing.result import BudgetRow
 from memorization.auditing.verdicts import VERDICTS
@@ -166,11 +167,9 @@ def _gallery(runs: Sequence[AuditRun], comparison: Comparison) -> Table:
         cells: list[CellLike] = [Cell(first["id"], detail=first["prompt"]), _pictures(runs[0], key, ("original",))]
         for run in runs:
             verdict = entry["verdicts"][run.name]
-            budget = run.summary["budget"] or max(run.summary["settings"]["budgets"])
-            cells += [
-                Cell(verdict, TONES[verdict]),
-                _pictures(run, key, ("caption", f"{run.summary['rung']}-{budget}")),
-            ]
+            rung = run.summary["rung"]
+            look = last_look(run.items[key], rung, run.summary["budget"])
+            cells += [Cell(verdict, TONES[verdict]), _pictures(run, key, ("caption", f"{rung}-{look}"))]
         rows.append(cells)
     headers = [part for run in runs for part in (run.name, "by caption, by attack")]
     note = "The most similar picture of each way."

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from memorization.items import AuditItem
 
 
+NO_IMAGE = "no image to compare with"
+
+
 class References(NamedTuple):
     """(R, 3, H, W) reference images of one item, or None and the reason."""
 
@@ -29,7 +32,7 @@ def load_references(item: AuditItem, size: tuple[int, int]) -> References:
     from memorization.auditing.edited_controls import edit
 
     if not item.suspect.images:
-        return References(None, "no image to compare with")
+        return References(None, NO_IMAGE)
     try:
         images = torch.stack([load_image(path, size) for path in item.suspect.images])
     except (InputError, OSError) as error:

@@ -1,0 +1,175 @@
+"""The order of work: controls, what they say about the effort, suspects, edits, and the reference model last.
+
+The reference model is only needed for suspects that it could acquit: those that their captions or an attack bring back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from diffkit import parallel
+from memorization.attack.ladder import rung_of
+from memorization.auditing.aggregate import aggregate, conclude, of_role
+from memorization.auditing.controls import Scores
+from memorization.auditing.effort import Effort, Stopped, of_suspects, unsettled
+from memorization.auditing.measure_all import done_keys, measure_all
+from memorization.auditing.models import Reference
+from memorization.auditing.result import AuditRecord, read_records
+from memorization.auditing.settings import AuditSettings
+from memorization.auditing.verdicts import Finding
+from memorization.copies import CopyDetector
+from memorization.items import AuditItem
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from diffkit.runs import Run
+
+__all__ = ["Bench", "measure_in_order", "needs_reference"]
+
+
+class Bench(NamedTuple):
+    """What every item is measured with.
+
+    Attributes:
+        run: the journal and the files; None on all processes but the first.
+        folder: the run's.
+        settings: the audit's settings.
+        copies: the copy detector.
+        threshold: its operating point.
+        save_triggers: keep the embeddings.
+    """
+
+    run: Run | None
+    folder: Path
+    settings: AuditSettings
+    copies: CopyDetector
+    threshold: float
+    save_triggers: bool
+
+    def measure(self, pipe: DiffusionPipeline, items: Sequence[AuditItem], effort: Effort, what: str) -> None:
+        """Measure the items that are not in the journal yet."""
+        keep = self.save_triggers and what != "suspects on the reference model"
+        measure_all(
+            self.run,
+            self.folder,
+            pipe,
+            items,
+            self.settings,
+            self.copies,
+            effort=effort,
+            what=what,
+            save_triggers=keep,
+        )
+
+    def records(self, items: Sequence[AuditItem]) -> dict[str, AuditRecord]:
+        """The journal's records of these items, those that are there; on the first process."""
+        assert self.run is not None
+        return read_records({item.key: self.run.done[item.key] for item in items if item.key in self.run.done})
+
+
+def measure_in_order(
+    bench: Bench,
+    pipe: DiffusionPipeline,
+    items: Sequence[AuditItem],
+    *,
+    reference: Reference | None,
+    left_out: Mapping[str, Stopped],
+) -> None:
+    """Measure all items, the controls first.
+
+    Args:
+        bench: the run and its settings.
+        pipe: the audited model.
+        items: of all roles; see :func:`memorization.items.with_companions`.
+        reference: loaded only if some suspect needs it.
+        left_out: suspects that are not attacked, by key.
+    """
+    controls, suspects, edits, on_reference = (
+        [item for item in items if item.role == role] for role in ("control", "suspect", "edit", "reference")
+    )
+    everything = bench.settings.attack_all
+    bench.measure(pipe, controls, Effort(), "controls")
+    effort = Effort()
+    if not everything:
+        effort = parallel.broadcast(_effort(bench, controls, len(suspects)) if bench.run is not None else effort)
+        effort = effort.without(left_out)
+    bench.measure(pipe, suspects, effort, "suspects")
+    if not everything:
+        if bench.run is not None:
+            bench.run.retry(_unsettled(bench, [*controls, *suspects]), "suspects whose attack ended too early")
+        bench.measure(pipe, suspects, effort.whole(), "suspects")
+    bench.measure(pipe, edits, effort.whole(), "edited suspects")
+    if reference is None:
+        return
+    needed = on_reference
+    if not everything:
+        nobody = _Acquittable(frozenset(), effort)
+        acquittable = parallel.broadcast(_acquittable(bench, items, effort) if bench.run is not None else nobody)
+        needed = [item for item in on_reference if item.of in acquittable.keys]
+        effort = acquittable.effort
+    if not done_keys(bench.run).issuperset(item.key for item in needed):
+        bench.measure(_quiet(reference.load()), needed, effort, "suspects on the reference model")
+
+
+class _Acquittable(NamedTuple):
+    """Keys of the suspects that the reference model could acquit, and how far it is attacked on them."""
+
+    keys: frozenset[str]
+    effort: Effort
+
+
+def _effort(bench: Bench, controls: Sequence[AuditItem], suspects: int) -> Effort:
+    settings, records = bench.settings, bench.records(controls)
+    return of_suspects(
+        _by_attack(records, settings),
+        threshold=bench.threshold,
+        alpha=settings.alpha,
+        correction=settings.correction,
+        suspects=suspects,
+    )
+
+
+def _unsettled(bench: Bench, items: Sequence[AuditItem]) -> list[str]:
+    records = bench.records(items)
+    outcome = conclude(records, bench.settings, threshold=bench.threshold)
+    budgets = {name: check.budget for name, check in outcome.checks.items()}
+    return unsettled(outcome.findings, _by_attack(of_role(records, "suspect"), bench.settings), budgets)
+
+
+def _acquittable(bench: Bench, items: Sequence[AuditItem], effort: Effort) -> _Acquittable:
+    """By the verdicts without a reference model."""
+    own = bench.records([item for item in items if item.role in ("suspect", "control")])
+    findings = conclude(own, bench.settings, threshold=bench.threshold).findings
+    by_caption, by_attack = needs_reference(findings, bench.threshold)
+    left_out: dict[str, Stopped] = {
+        item.key: "caption" for item in items if item.role == "reference" and item.of not in by_attack
+    }
+    until_drawn = dict.fromkeys(bench.settings.attacks, bench.threshold)
+    return _Acquittable(
+        frozenset(by_caption | by_attack), Effort(effort.limits, until_drawn, None, left_out, "reference")
+    )
+
+
+def needs_reference(findings: Sequence[Finding], threshold: float) -> tuple[set[str], set[str]]:
+    """Keys of the suspects that the reference model could acquit: by its caption, and by an attack.
+
+    Args:
+        findings: the verdicts without a reference model.
+        threshold: the copy detector's.
+    """
+    by_caption = {f.key for f in findings if f.caption is not None and f.caption >= threshold}
+    by_attack = {f.key for f in findings if any(rung.verdict == "retained" for rung in f.rungs.values())}
+    return by_caption, by_attack
+
+
+def _by_attack(records: Mapping[str, AuditRecord], settings: AuditSettings) -> dict[str, list[Scores]]:
+    """Scores of some items under each attack, weak to strong."""
+    return {name: aggregate(records, settings.budgets, name) for name in sorted(settings.attacks, key=rung_of)}
+
+
+def _quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
