@@ -18,6 +18,7 @@ from memorization.attack import attacks
 from memorization.attack.base import Attack, BatchTriggers, Target, TargetBatch, Triggers
 from memorization.attack.checkpoint import Checkpoint, Checkpoints, FileCheckpoint, State
 from memorization.attack.ladder import ladder, rung_of, weakest
+from memorization.attack.looks import Looks
 from memorization.auditing.attack_suite import build_attacks
 from memorization.auditing.settings import AuditSettings
 
@@ -113,6 +114,32 @@ class TestContract:
             assert counted.pop() < full
             Checkpoints(folder).clear()
             assert not folder.exists()
+
+    def test_pausing_at_every_look_gives_the_same_bits(self, row: Row, tmp_path: Path) -> None:
+        pipe, given = tiny_pipeline(), targets(2)
+        attack = made(row, budgets=(0, 2, 4), micro_batch=3)
+        whole = attack(pipe, given)
+        for checkpoints in (None, Checkpoints(tmp_path, every=1)):
+            looks = Looks(attack, pipe, given, checkpoints)
+            for look in (1, 2, 3):
+                triggers = looks.advance(look)
+                assert [part.budgets for part in triggers] == [(0, 2, 4)[:look]] * 2
+            assert equal(triggers, whole)
+
+    def test_targets_that_are_left_off_change_the_others_by_rounding(self, row: Row, tmp_path: Path) -> None:
+        pipe, given = tiny_pipeline(), targets(3)
+        attack = made(row, budgets=(0, 2, 4), micro_batch=3)
+        whole = attack(pipe, given)
+        results = []
+        for checkpoints in (None, Checkpoints(tmp_path, every=1), Checkpoints(tmp_path, every=1)):  # the last resumes
+            looks = Looks(attack, pipe, given, checkpoints)
+            assert looks.advance(2)[1].budgets == (0, 2)
+            looks.keep([0, 2])
+            results.append(looks.advance(3))
+        assert equal(results[0], results[1])
+        assert equal(results[0], results[2])
+        for part, other in zip(results[0], (whole[0], whole[2]), strict=True):
+            torch.testing.assert_close(part.embeddings, other.embeddings, atol=row.tolerance, rtol=0)
 
     def test_bfloat16_model_float32_embeddings(self, row: Row) -> None:
         pipe = tiny_pipeline().to(torch.bfloat16)

@@ -147,8 +147,8 @@ def audit(
 
     Each suspect is generated from its caption and, unless that gives the image, attacked, by text embeddings (DoRI)
     unless --attack names others. The same attack runs first on the controls, which set the budget; a suspect counts as
-    retained only where the controls are not reproduced. Needs a folder, --out; the same command resumes there. Several processes share the work under accelerate launch. To
-    compare several audits: diffkit audit compare.
+    retained only where the controls are not reproduced. Needs a folder, --out; the same command resumes there. Several
+    processes share the work under accelerate launch. To compare several audits: diffkit audit compare.
     Exit codes: 0 done; 1 --fail-on met; 2 wrong input; 3 some items could not be scored; 130 interrupted.
     """
     if context.invoked_subcommand is not None:
