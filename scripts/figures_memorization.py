@@ -376,6 +376,31 @@ def bench_audit_report() -> str:
     )
 
 
+def many() -> str:
+    """Few memorized images among many, and what the order of work saves."""
+    measured = read("many")
+    if not measured:
+        return MISSING
+
+    def counted(name: str) -> str:
+        low, high = measured[name]["interval"]
+        return of({"k": measured[name]["count"], "n": measured[name]["n"], "low": low, "high": high})
+
+    n = sum(measured["planted"].values()) + sum(measured["never planted"].values())
+    gradients, images = measured["sample gradients"], measured["trigger images"]
+    return (
+        f"24 planted images among {n} suspects, the lab under a NeMo mask, 30 controls, reference `lab-clean`: of the "
+        f"planted that the attack brings back, retained {counted('planted, back by the attack, retained')}, by rank "
+        f"alone {counted('retained by rank')}; of all planted, retained or replicated "
+        f"{counted('planted, retained or replicated')}; of the never planted "
+        f"{counted('never planted, retained or replicated')}; controls flagged {counted('controls flagged')}. Verdicts "
+        f"unlike those of the whole ladder: {len(measured['unlike the whole ladder'])}. The order of work took "
+        f"{measured['ratio']:.2f} of the whole ladder's processor time ({gradients['order of work']:,} sample "
+        f"gradients instead of {gradients['whole ladder']:,}, {images['order of work']:,} images from triggers "
+        f"instead of {images['whole ladder']:,})."
+    )
+
+
 def trend() -> str:
     """When a LoRA holds the photographs that it is taught."""
     measured = read("trend")
@@ -415,5 +440,6 @@ BLOCKS = (
     sscd_int8,
     kill_line,
     bench_audit_report,
+    many,
     trend,
 )

@@ -89,7 +89,8 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--lora": ("LORA", "lora"), "--mitigation": ("delta", "mitigation"),
         "--detector": ("seed_agreement", "settings.detectors"), "--edited-controls": ("crop", "settings.edits"),
         "--masks": ("", "settings.masks"), "--preset": ("lab", "settings.other_captions"),
-        "--save-triggers": ("", "save_triggers"),
+        "--save-triggers": ("", "save_triggers"), "--attack-all": ("", "settings.attack_all"),
+        "--triage": ("seed_agreement:0.5", "settings.triage"),
     },
     "audit trend": SUSPECTS | CONTROLS | LOADED | SAMPLING | ATTACKS | {
         "--base": ("lab", "base"), "--revision": (None, "base"), "--dtype": ("bfloat16", "dtype"),

@@ -95,7 +95,7 @@ def measure_in_order(
     effort = Effort()
     if not everything:
         effort = parallel.broadcast(_effort(bench, controls, len(suspects)) if bench.run is not None else effort)
-        effort = effort.without(left_out)
+    effort = effort.without(left_out)
     bench.measure(pipe, suspects, effort, "suspects")
     if not everything:
         if bench.run is not None:

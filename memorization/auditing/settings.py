@@ -61,7 +61,7 @@ class AuditSettings:
         pooled: leave pooled embeddings (SDXL, SD3, FLUX) as the starts have them, or attack them too.
         size: (height, width) in pixels of every image; None = the model's own.
         alpha: level of the pre-set budget and of the corrected p-values.
-        attack_all: attack every suspect at every budget, also where its verdict is certain before.
+        attack_all: attack at every budget, also where the verdict is certain before.
         triage: ``DETECTOR:SHARE``: attack only this share of the suspects, those whose captions a registered detector
             scores highest; the verdict on the others that their captions do not replicate is "not attacked".
         detectors: registered detectors that score the captions alone; ``("auto",)``: one that fits the family.
@@ -134,8 +134,6 @@ class AuditSettings:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
         if self.triage is not None:
             Triage.read(self.triage)
-            if self.attack_all:
-                raise InputError("Expected either every suspect attacked or a triage, not both.")
         rates = (1.0,) if self.learning_rates is None else self.learning_rates
         _refuse_repeats("learning rates", rates, at_least=1)
         if not all(0 < rate < math.inf for rate in rates) or not 0 <= self.guidance_scale < math.inf:

@@ -109,7 +109,7 @@ def audit(
     ] = "none",
     attack_all: Annotated[
         bool,
-        typer.Option("--attack-all", help="Attack every suspect at every budget, also where its verdict is certain."),
+        typer.Option("--attack-all", help="Attack suspects at every budget, also where the verdict is certain before."),
     ] = False,
     triage: Annotated[
         str | None,
