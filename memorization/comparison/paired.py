@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.runs.identity import completed_config, differing_keys
 from diffkit.runs.journal import read_journal
@@ -19,6 +20,8 @@ from memorization.auditing.aggregate import aggregate, of_role
 from memorization.auditing.controls import up_to
 from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, read_records
 from memorization.auditing.summary import SUMMARY_SCHEMA
+from memorization.auditing.verification import AuditFiles
+from memorization.auditing.verify_figures import recomputed_summary
 from memorization.comparison.result import ComparedRun, Comparison, McNemar, PairedChange
 from memorization.quality.result import QualityReport
 
@@ -68,12 +71,14 @@ def _read(folder: Path, name: str) -> AuditRun:
         raise InputError(f"{folder} holds no finished audit ({error}); finish it with diffkit audit.") from error
     if record.get("kind") != "audit" or record.get("finished") is None:
         raise InputError(f"{folder} holds no finished audit; finish it with diffkit audit --out {folder}.")
-    if summary.get("schema_version") != SUMMARY_SCHEMA:
-        raise InputError(
-            f"{folder} has a summary of version {summary.get('schema_version')}, this diffkit compares version "
-            f"{SUMMARY_SCHEMA}; run the audit's command again in its folder: it measures nothing anew."
-        )
-    return AuditRun(name, folder, record, summary, read_records(read_journal(folder / "journal.jsonl").items))
+    records = read_records(read_journal(folder / "journal.jsonl").items)
+    version = summary.get("schema_version")
+    if not isinstance(version, int) or version > SUMMARY_SCHEMA:
+        raise InputError(f"{folder} has a summary of version {version}, this diffkit knows {SUMMARY_SCHEMA}: upgrade.")
+    if version < SUMMARY_SCHEMA:
+        say(f"{name}: its verdicts are those of an earlier diffkit; they are taken anew from its journal.")
+        summary |= recomputed_summary(AuditFiles(folder, record, summary, records))
+    return AuditRun(name, folder, record, summary, records)
 
 
 def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
