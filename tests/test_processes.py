@@ -1,4 +1,4 @@
-"""One, two or three processes: the same items, the same survivors, the same files; one that dies loses nothing."""
+"""One, two or three processes, two nodes: the same items, survivors and files; one that dies loses nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import Ended, Trouble, command, launch
+from launch import Ended, Trouble, command, launch, launch_nodes
 from tiny import tiny_pipeline
 
 from diffkit.images import save_png
@@ -206,6 +206,24 @@ def test_an_audit_that_lost_a_process_goes_on_alone(model, suspects, alone, tmp_
     assert "the same command goes on" in ended.err[0]
     assert sum(key.startswith("item") for key in content(out)) == 2
     assert list((out / "checkpoints").iterdir())  # the unfinished search of the lost process is there
+    fine(launch(1, command, *audit(model, suspects, out), folder=tmp_path / "again"))
+    assert content(out) == alone["audit"]
+
+
+def test_an_audit_on_two_nodes_gives_the_same_files(model, suspects, alone, tmp_path):
+    out = tmp_path / "audit"
+    fine(launch_nodes(2, command, *audit(model, suspects, out), folder=tmp_path / "logs"))
+    assert content(out) == alone["audit"]
+    assert json.loads((out / "run.json").read_text())["provenance"]["processes"] == 2
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_audit_that_lost_a_node_goes_on(lost, model, suspects, alone, tmp_path):
+    out = tmp_path / "audit"
+    trouble = Trouble(lost, "memorization.auditing.measure", "Measurer._measurement", 2, kill=True, node=True)
+    ended = launch_nodes(2, command, *audit(model, suspects, out), folder=tmp_path / "logs", trouble=trouble)
+    assert ended.codes == ([-9, 1] if lost == 0 else [1, -9])
+    assert "the same command goes on" in ended.err[1 - lost]
     fine(launch(1, command, *audit(model, suspects, out), folder=tmp_path / "again"))
     assert content(out) == alone["audit"]
 

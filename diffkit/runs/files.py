@@ -14,6 +14,7 @@ from pathlib import Path
 from diffkit.errors import InputError
 
 __all__ = [
+    "OPERATING_POINT",
     "ROWS_IN_ERROR",
     "FolderLock",
     "dump_json",
@@ -26,6 +27,8 @@ __all__ = [
 
 #: File of a run with the rows of its input that could not be read: source, row, reason.
 ROWS_IN_ERROR = "rows_in_error.csv"
+#: File of a run with its copy detector's calibration, which is computed before the first item.
+OPERATING_POINT = "operating_point.json"
 
 
 def dump_json(value: object, *, indent: int | None = None) -> str:
@@ -96,7 +99,7 @@ def remove_empty_run(folder: Path, made: Sequence[Path]) -> None:
     """
     inside = sorted(folder.rglob("*"), reverse=True)
     files = {path.relative_to(folder).as_posix(): path for path in inside if not path.is_dir()}
-    if files.keys() - {"run.json", "journal.jsonl", ".lock", ROWS_IN_ERROR}:
+    if files.keys() - {"run.json", "journal.jsonl", ".lock", ROWS_IN_ERROR, OPERATING_POINT}:
         return
     for path in files.values():
         path.unlink()

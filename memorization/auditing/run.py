@@ -15,6 +15,7 @@ from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from memorization.auditing.attack_suite import build_attacks
+from memorization.auditing.kept import kept_near_duplicates, kept_operating_point
 from memorization.auditing.models import AuditedModel
 from memorization.auditing.order import Bench, measure_in_order
 from memorization.auditing.report import write_page
@@ -23,7 +24,6 @@ from memorization.auditing.settings import AUTO, AuditSettings, Triage
 from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise_audit
 from memorization.auditing.triage import not_attacked
 from memorization.copies import load_copy_detector
-from memorization.copies.operating_point import near_duplicates, operating_point
 from memorization.copies.references import in_error
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
@@ -120,14 +120,14 @@ def audit(
             write_row_errors(run, gathered)
             run.retry(in_error(items, run.done, size))
         _prepare(pipe)
-        point = operating_point(pipe, gathered.items, copies, size, settings.threshold)
-        labels = near_duplicates(gathered.items, copies, size, point["threshold"])
+        point = kept_operating_point(run, pipe, gathered.items, copies, size, settings.threshold)
         left_out = not_attacked(audited, pipe, gathered, settings, Path(out))
         bench = Bench(run, Path(out), settings, copies, point["threshold"], save_triggers)
         measure_in_order(bench, pipe, items, reference=audited.reference, left_out=left_out)
         if run is not None:
             records = bench.records(items)
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
+            labels = kept_near_duplicates(run, gathered.items, copies, size, point["threshold"])
             figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
             cut = {"truncated": truncated} if truncated else {}
             written = run.write_json("summary.json", {**_model_used(audited), **figures, **cut})

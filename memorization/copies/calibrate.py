@@ -8,7 +8,7 @@ quarters of one image. Near-duplicates among the images would be counted as fals
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import cast
 
@@ -85,7 +85,7 @@ def calibrate_copy_detector(
     if len(images) < 2:
         raise InputError(f"Calibrating a copy detector takes at least 2 different images, got {len(images)}.")
     ways = {**DISTORTIONS, **({"autoencoder": round_trip} if round_trip else {})}
-    copies = {name: _paired(detector, way(images), images) for name, way in ways.items()}
+    copies = dict(zip(ways, _paired(detector, [way(images) for way in ways.values()], images), strict=True))
     non_copies = _non_copies(detector, images)
     positives = torch.cat(list(copies.values())).double()
     if not (positives.isfinite().all() and non_copies.isfinite().all()):
@@ -121,14 +121,21 @@ def _non_copies(detector: CopyDetector, images: Tensor) -> Tensor:
     apart = ~torch.eye(len(images), dtype=torch.bool)
     h, w = images.shape[-2] // 2, images.shape[-1] // 2
     corners = [(images[..., :h, :w], images[..., h:, w:]), (images[..., :h, w:], images[..., h:, :w])]
-    quarters = [_paired(detector, first, second) for first, second in corners]
+    quarters = [_paired(detector, [first], second)[0] for first, second in corners]
     return torch.cat([detector.similarity(images, images)[apart], *quarters]).double()
 
 
-def _paired(detector: CopyDetector, images: Tensor, references: Tensor) -> Tensor:
-    """(n,) similarities of the first to the first, the second to the second, ..., in blocks that waste little."""
-    blocks = [slice(first, first + 4) for first in range(0, len(images), 4)]
-    return torch.cat([finite_similarity(detector, images[block], references[block]).diagonal() for block in blocks])
+def _paired(detector: CopyDetector, versions: Sequence[Tensor], references: Tensor) -> Tensor:
+    """(V, n) similarities of each version of the n images to its own reference.
+
+    In blocks that waste little; all versions at once, since preparing the references costs most.
+    """
+    rows = []
+    for first in range(0, len(references), 4):
+        block = slice(first, first + 4)
+        scores = finite_similarity(detector, torch.cat([images[block] for images in versions]), references[block])
+        rows.append(scores.unflatten(0, (len(versions), -1)).diagonal(dim1=1, dim2=2))
+    return torch.cat(rows, 1)
 
 
 def _above_all_but(scores: Tensor, share: float) -> float:
