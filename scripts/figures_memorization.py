@@ -401,6 +401,37 @@ def many() -> str:
     )
 
 
+def bench_audit_scale() -> str:
+    """Processor time and memory of audits of few and of many suspects."""
+    found = read("bench_audit_scale")
+    if not found:
+        return MISSING
+    rows = [
+        [
+            f"{row['suspects']:,}".replace(",", " "),
+            f"{row['seconds before the first item']:.1f}",
+            f"{1000 * row['seconds a suspect']:.1f} ({seconds:.2f})",
+            f"{row['seconds after the last item']:.1f}",
+            f"{row['peak MiB']:.0f} ({memory:.2f})",
+            str(row["repeats"]),
+        ]
+        for row, seconds, memory in zip(found["rows"], *found["ratios to the first row"].values(), strict=True)
+    ]
+    head = [
+        "suspects",
+        "s before the first item",
+        "ms a suspect (ratio to the first row)",
+        "s after the last item",
+        "peak MiB (ratio)",
+        "runs",
+    ]
+    return table(head, rows) + (
+        f"\n\nProcessor time of one thread: a tiny model with random weights, the smallest settings, "
+        f"{found['controls']} controls, pictures of {found['picture pixels']} pixels. Importing the libraries is not "
+        "counted. After the last item come near-duplicates, summary and report."
+    )
+
+
 def trend() -> str:
     """When a LoRA holds the photographs that it is taught."""
     measured = read("trend")
@@ -441,5 +472,6 @@ BLOCKS = (
     kill_line,
     bench_audit_report,
     many,
+    bench_audit_scale,
     trend,
 )
