@@ -2,6 +2,7 @@
 
     python scripts/kill_line.py                  # 20 kills on the lab
     python scripts/kill_line.py --kills 5 --json docs/figures/kill_line.json
+    python scripts/kill_line.py --line order --json docs/figures/kill_order.json  # one audit: early ends and triage
 
 Each command is killed at random, started again with the same words until it ends, and then the next one begins. After
 every kill the journal must hold every key that it held before, each once. When the line has ended, results must be
@@ -32,12 +33,27 @@ SETTINGS = {
     "adversarial": ("updates=12", "checkpoint_every=2", "retention_examples=48", "validation=8", "surrogates=1",
                     "num_inference_steps=6"),
 }  # fmt: skip
+#: An audit under a NeMo mask, so that captions do not give the images: attacks that end early, and a triage.
+ORDER = [
+    *("--mitigation", "lab-nemo", "--reference-model", "lab-clean", "--triage", "seed_agreement:0.5"),
+    *("--budgets", "0,2,8", "--starts", "other", "--generations", "1", "--attack-generations", "1", "--steps", "4"),
+    *("--limit", "8", "--limit-controls", "19", "--batch", "4", "--threshold", "0.6"),
+]
 #: What a run consists of but for times, pids and versions (run.json, the pages and the cards' own records of them).
-COMPARED = ("journal.jsonl", "summary.json", "weights.safetensors", "images/*.png", "triggers/*.safetensors")
+COMPARED = (
+    "journal.jsonl",
+    "triage/journal.jsonl",
+    "summary.json",
+    "weights.safetensors",
+    "images/*.png",
+    "triggers/*.safetensors",
+)
 
 
-def commands(base: Path) -> dict[str, list[str]]:
+def commands(base: Path, line_name: str) -> dict[str, list[str]]:
     """Folder -> the command that fills it, in their order."""
+    if line_name == "order":
+        return {"order": ["audit", "--out", str(base / "order"), *ORDER]}
     line = {"lab": ["audit", "--out", str(base / "lab"), *AUDIT]}
     for method, settings in SETTINGS.items():
         chosen = [word for setting in settings for word in ("--set", setting)]
@@ -78,6 +94,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def ended(files: dict[str, bytes]) -> dict[str, int]:
+    """How many attacks of an audit ended early or were not begun, by reason."""
+    summary = json.loads(files.get("summary.json", b"{}"))
+    return dict(summary.get("cost", {}).get("stopped", {}))
+
+
 class Disturber:
     """Kills commands until its kills are spent."""
 
@@ -107,12 +129,13 @@ def main() -> None:
     """Parse the arguments, disturb, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--line", choices=("whole", "order"), default="whole")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill-line-") as scratch:
         durations, expected = {}, {}
-        for name, line in commands(Path(scratch) / "undisturbed").items():
+        for name, line in commands(Path(scratch) / "undisturbed", given.line).items():
             began = time.monotonic()
             run(line, None)
             durations[name] = time.monotonic() - began
@@ -120,7 +143,7 @@ def main() -> None:
         disturber, lines = Disturber(given.kills, given.seed), 0
         while disturber.left > 0 or not lines:
             base = Path(scratch) / f"line-{lines}"
-            for name, line in commands(base).items():
+            for name, line in commands(base, given.line).items():
                 disturber.carry_out(line, base / name, durations[name])
                 result = contents(base / name)
                 names = expected[name].keys() | result.keys()
@@ -132,6 +155,7 @@ def main() -> None:
         "lines_compared": lines,
         "files_compared": sum(len(files) for files in expected.values()),
         "seconds_undisturbed": {name: round(seconds, 1) for name, seconds in durations.items()},
+        "attacks that ended early": {name: ended(expected[name]) for name in expected},
         "moments": disturber.moments,
         "differences": disturber.wrong,
     }
