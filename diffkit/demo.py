@@ -41,7 +41,7 @@ def demo(
     ),
     debug: Debug = False,
 ) -> None:
-    """Both jobs on the lab, in a few minutes: a seed search that prunes, an audit that finds planted images."""
+    """Both jobs on the lab, in a few minutes: a seed search that prunes, an audit that finds what pruning hides."""
     shown = []
     for name in reversed(demos.names()):
         shown.append(demos.get(name)(out / name))

@@ -63,7 +63,8 @@ def load_pipeline(
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, else the checkpoint's own.
         device: as torch names it, or ``auto``: cuda, else mps, else cpu.
         cls: the class to load as; the one the model names by default.
-        mitigation: folder of a :mod:`diffkit.mitigation` to apply; it must have been made for this very model.
+        mitigation: folder of a :mod:`diffkit.mitigation` to apply, or ``lab-nemo`` (shipped, for ``lab``); it must
+            have been made for this very model.
         lora: a fine-tune of the model to add to its weights: a ``.safetensors`` file, a folder with one, or a hub id.
         variant: of the weights, such as ``fp16``; by default the plain ones, or the only variant that a folder has.
         config: for a single file: a folder or hub id with the settings and tokenizers of its family; by default the

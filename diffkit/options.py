@@ -69,7 +69,9 @@ Scheduler = Annotated[
 Mitigation = Annotated[
     Path | None,
     typer.Option(
-        "--mitigation", file_okay=False, help="Folder of a mitigation to put on the model: `diffkit mitigate`."
+        "--mitigation",
+        file_okay=False,
+        help="A mitigation to put on the model: a folder of `diffkit mitigate`, or lab-nemo (shipped, for lab).",
     ),
 ]
 Lora = Annotated[

@@ -9,7 +9,6 @@ their captions give before and after pruning, and what DoRI brings back. A few m
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from diffkit.images import load_image
 from diffkit.lab.measure import generate
-from diffkit.loading import load_pipeline, model_checksum
+from diffkit.loading import load_pipeline
 from diffkit.mitigation import apply_mitigation
 from diffkit.prompt_embeds import Embeds
 from diffkit.suspects import Suspect
@@ -31,9 +30,6 @@ from memorization.attack.initialization import StartingPoints
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling
 from memorization.generation import generate as generate_from
-from memorization.mitigation import methods
-from memorization.mitigation.run import mitigate
-from memorization.presets import LAB
 from memorization.text_embeddings import encoded
 from ttsnap import TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
@@ -68,28 +64,16 @@ def attacked(pipe: Any, suspects: Sequence[Suspect]) -> Tensor:
 def audit() -> None:
     """Four images, five columns."""
     pipe, twin = load_pipeline("lab"), load_pipeline("lab-clean")
-    suspects = full_strength()
-    full = [suspect for suspect in suspects if suspect.images[0].stem in SHOWN]
+    full = [suspect for suspect in full_strength() if suspect.images[0].stem in SHOWN]
     captions, seeds = [suspect.caption for suspect in full], [SEED] * len(full)
-    method = methods.get("nemo")
-    with tempfile.TemporaryDirectory() as scratch:
-        made = mitigate(
-            pipe,
-            suspects,
-            method=method,
-            out=Path(scratch) / "nemo",
-            name="lab",
-            settings=method.settings(**dict(LAB.methods["nemo"])),
-            model_sha256=model_checksum("lab"),
-        )
-        columns = {
-            "training image": torch.stack([load_image(suspect.images[0]) for suspect in full]),
-            "its caption": generate(pipe, captions, seeds),
-        }
-        with apply_mitigation(pipe, made):
-            columns["its caption,\npruned (NeMo)"] = generate(pipe, captions, seeds)
-            columns[f"DoRI, {STEPS} steps,\npruned"] = attacked(pipe, full)
-        columns[f"DoRI, {STEPS} steps,\nmodel that never saw it"] = attacked(twin, full)
+    columns = {
+        "training image": torch.stack([load_image(suspect.images[0]) for suspect in full]),
+        "its caption": generate(pipe, captions, seeds),
+    }
+    with apply_mitigation(pipe, "lab-nemo"):
+        columns["its caption,\npruned (NeMo)"] = generate(pipe, captions, seeds)
+        columns[f"DoRI, {STEPS} steps,\npruned"] = attacked(pipe, full)
+    columns[f"DoRI, {STEPS} steps,\nmodel that never saw it"] = attacked(twin, full)
     draw(columns)
 
 

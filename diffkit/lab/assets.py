@@ -11,6 +11,8 @@ BRANCHES = ("lab", "lab-clean")  # trained with and without the planted images, 
 TRIO = "lab-trio"  # draws scenes of three things
 MODELS = (*BRANCHES, TRIO)
 PHOTOGRAPHS = ("planted", "controls")
+#: Made by ``diffkit mitigate nemo --model lab --limit 8``: against the verbatim images of full strength.
+MITIGATIONS = ("lab-nemo",)
 
 
 def model_path(name: str) -> Path:
@@ -35,6 +37,11 @@ def preview_path() -> Path:
 def photographs_path(name: str) -> Path:
     """Folder of images with ``metadata.jsonl``: ``planted`` or ``controls``."""
     return _folder(name, PHOTOGRAPHS)
+
+
+def mitigation_path(name: str) -> Path:
+    """Folder of a shipped mitigation of ``lab``: ``lab-nemo``."""
+    return _folder(name, MITIGATIONS)
 
 
 def _folder(name: str, names: tuple[str, ...]) -> Path:

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from diffkit.errors import InputError
+from diffkit.lab import assets
 from diffkit.registry import Registry
 from diffkit.runs.files import dump_json, write_bytes_atomically
 
@@ -42,6 +43,7 @@ __all__ = [
     "apply_mitigation",
     "mitigation_kinds",
     "load_mitigation",
+    "mitigation_folder",
     "read_card",
     "save_mitigation",
 ]
@@ -126,8 +128,19 @@ def save_mitigation(folder: str | Path, mitigation: Mitigation) -> Path:
     return folder
 
 
+def mitigation_folder(mitigation: str | Path) -> Path:
+    """The folder of a mitigation: a folder itself, or the name of a shipped one where there is no such folder.
+
+    Example:
+        >>> mitigation_folder("lab-nemo").parent.name, str(mitigation_folder("runs/nemo"))
+        ('data', 'runs/nemo')
+    """
+    shipped = str(mitigation) in assets.MITIGATIONS and not Path(mitigation).exists()
+    return assets.mitigation_path(str(mitigation)) if shipped else Path(mitigation)
+
+
 def load_mitigation(folder: str | Path) -> Mitigation:
-    """Read a mitigation's folder.
+    """Read a mitigation's folder, or a shipped mitigation by its name, ``lab-nemo``.
 
     Raises:
         InputError: no such folder or file, a newer schema, or weights that are not the card's.
@@ -136,7 +149,7 @@ def load_mitigation(folder: str | Path) -> Mitigation:
 
     from diffkit.runs import sha256_file
 
-    folder = Path(folder)
+    folder = mitigation_folder(folder)
     card = read_card(folder)
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256_file(weights) != card["weights_sha256"]:
@@ -154,14 +167,17 @@ def load_mitigation(folder: str | Path) -> Mitigation:
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
-    """The card of a mitigation's folder. Imports nothing heavy.
+    """The card of a mitigation's folder, or of a shipped one by its name. Imports nothing heavy.
 
     Raises:
         InputError: it is not there, is no card, or comes from a newer diffkit.
     """
-    path = Path(folder) / CARD
+    path = mitigation_folder(folder) / CARD
     if not path.is_file():
-        raise InputError(f"{str(folder)!r} holds no mitigation: it has no {CARD}. Make one with `diffkit mitigate`.")
+        raise InputError(
+            f"{str(folder)!r} holds no mitigation: it has no {CARD}. Make one with `diffkit mitigate`; for the model "
+            "`lab` one is shipped, `lab-nemo`."
+        )
     try:
         card = json.loads(path.read_bytes())
     except ValueError as error:
@@ -213,7 +229,7 @@ def apply_mitigation(
 
     Args:
         pipe: the pipeline.
-        mitigation: itself or its folder.
+        mitigation: itself, its folder, or the name of a shipped one, ``lab-nemo``.
         only: id of one suspect whose part alone is applied, for methods that choose weights per suspect; by default
             the union of all parts.
         model_sha256: checksum of the pipeline's own folder; compared with the card's where both are known.

@@ -60,7 +60,7 @@ def weight_checks(files: AuditFiles, model: ModelOptions | None, reference_model
 def _additions(model: ModelOptions, config: Mapping[str, Any]) -> Iterator[Check]:
     """The LoRA's and the mitigation's checks, where one was given or audited."""
     from diffkit.lora import lora_checksum
-    from diffkit.mitigation import WEIGHTS, read_card
+    from diffkit.mitigation import WEIGHTS, mitigation_folder, read_card
     from diffkit.runs import sha256_file
 
     checksums: dict[str, str | None] = {"lora": None, "mitigation": None}
@@ -68,7 +68,7 @@ def _additions(model: ModelOptions, config: Mapping[str, Any]) -> Iterator[Check
         checksums["lora"] = lora_checksum(model.lora)
     if model.mitigation is not None:
         read_card(model.mitigation)
-        checksums["mitigation"] = sha256_file(model.mitigation / WEIGHTS)
+        checksums["mitigation"] = sha256_file(mitigation_folder(model.mitigation) / WEIGHTS)
     for name, checksum in checksums.items():
         recorded = config.get(name)
         if checksum is not None:
