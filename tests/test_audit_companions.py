@@ -43,6 +43,7 @@ SETTINGS = AuditSettings(
     masks=True,
     threshold=0.75,
     other_captions=("a cat", "a dog"),
+    attack_all=True,
 )
 
 
@@ -125,7 +126,7 @@ def test_the_edit_is_what_was_attacked(finished: AuditResult, gathered: Gathered
 
 def test_the_summary_keeps_them_apart(finished: AuditResult) -> None:
     summary = finished.summary
-    assert summary["schema_version"] == 2
+    assert summary["schema_version"] == 3
     assert list(summary["rungs"]) == ["soft-tokens-1", "dori"]  # weak to strong, whatever the order asked for
     assert summary["controls"]["total"] == 1
     assert {name: family["n"] for name, family in summary["edits"].items()} == {"mirror": 2, "noise": 2}
@@ -222,7 +223,7 @@ def test_command_with_mitigation_and_reference(gathered: Gathered, tmp_path: Pat
     save_mitigation(tmp_path / "mitigation", Mitigation("test", "delta", "tiny", change, model_sha256=checksum))
     suspects = gathered.items[0].suspect.images[0].parent / "s.jsonl"
     line = ["audit", "--model", str(tmp_path / "model"), "--suspects", str(suspects), *SMALL, "--detector", "none"]
-    line += ["--mitigation", str(tmp_path / "mitigation"), "--reference-model", str(tmp_path / "model")]
+    line += ["--attack-all", "--mitigation", str(tmp_path / "mitigation"), "--reference-model", str(tmp_path / "model")]
     done = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     items = journal(tmp_path / "run")

@@ -121,7 +121,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], set[str], str]] = {
                           {"configuration", "other figures"}, "settings.alpha is 0.05 in summary.json and 0.06"),
     "its hash": (lambda run: edit(run / "run.json", '"config_hash": "[0-9a-f]{8}', '"config_hash": "00000000'),
                  {"configuration"}, "states the hash 00000000"),
-    "a similarity": (lambda run: edit(run / "journal.jsonl", r'"caption": \[[-0-9.]+', '"caption": [0.99'),
+    "a similarity": (lambda run: edit(run / "journal.jsonl", r'("suspect:0".*"caption": \[)[-0-9.]+', r"\g<1>0.99"),
                      {"verdicts", "suspects", "other figures"}, "findings.suspect:0.caption is"),
     "a record's key": (lambda run: edit(run / "journal.jsonl", '"key": "suspect:1"', '"key": "suspect:9"'),
                        {"items", "verdicts", "suspects"}, "the record of suspect:9 is that of suspect:1"),
