@@ -1,0 +1,195 @@
+"""Evidence of an audit: which statistic separates best, how often a null suspect is called, and what is found.
+
+    python scripts/measure_evidence.py --audit RUN [--controls-on-reference RUN]    # keep the similarities of an audit
+    python scripts/measure_evidence.py [--parts separation,false,power] [--audits 1000]
+
+The audit is one of the lab with one attack from one start over all looks, with the suspects of
+``unplanted_suspects.py``; the second is one of the reference model with the same controls, seeds and settings.
+``docs/figures/evidence_records.json`` keeps their similarities, so that the rest needs no model. The figures go to
+``docs/figures/evidence.json`` and ``evidence.png``, part by part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evidence_records import Item, read_items, record_audit
+from evidence_simulation import (
+    CONTROLS,
+    RANKS,
+    SUSPECTS,
+    VERDICTS,
+    Layout,
+    Population,
+    false_positives,
+    power,
+    with_tail,
+)
+from evidence_statistics import STATISTICS, at_looks, caption, highest, separation
+from matplotlib.figure import Figure
+
+from diffkit.console import say
+from diffkit.report.plots import PALETTE
+from memorization.auditing.evidence import to_z
+
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
+SIMULATED = (
+    "highest look",
+    "highest look of the mean over generations",
+    "highest look less start",
+    "highest look less reference",
+    "caption plus highest look",
+)
+BACK = "verbatim that come back"
+DEVIATIONS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
+AUDITS = {1: 200, 5: 60, 50: 20}  # memorized suspects -> audits at each separation
+AUDITS_AT_LAB = 400
+
+Groups = Mapping[str, Sequence[Item]]
+
+
+def grouped(items: Sequence[Item], budgets: Sequence[int], threshold: float) -> dict[str, list[Item]]:
+    """Controls, never planted, and the planted ones by what they are and whether the attack brings them back."""
+    level = float(to_z(threshold))
+    planted = [item for item in items if item.group == "planted"]
+    back = [item for item in planted if highest(item, budgets) >= level > caption(item, budgets)]
+    return {
+        "control": [item for item in items if item.group == "control"],
+        "never planted": [item for item in items if item.group == "never planted"],
+        BACK: [item for item in back if item.kind == "verbatim"],
+        "verbatim, full strength": [i for i in planted if i.kind == "verbatim" and i.strength == "full"],
+        "all planted": planted,
+    }
+
+
+def rows(items: Sequence[Item], budgets: Sequence[int]) -> np.ndarray:
+    """(items, columns): z of the looks after the start, then the statistics that are simulated."""
+    return np.array(
+        [[*at_looks(item.looks)[1:], *(STATISTICS[name](item, budgets) for name in SIMULATED)] for item in items]
+    )
+
+
+def population(items: Sequence[Item], budgets: Sequence[int]) -> Population:
+    """Their rows by kind."""
+    kinds = sorted({item.kind for item in items})
+    return Population({kind: rows([item for item in items if item.kind == kind], budgets) for kind in kinds})
+
+
+def measure_separation(groups: Groups, budgets: Sequence[int]) -> dict[str, Any]:
+    """Every statistic."""
+    return {name: separation(statistic, groups, budgets) for name, statistic in STATISTICS.items()}
+
+
+def measure_false(groups: Groups, layout: Layout, threshold: float, audits: int) -> dict[str, Any]:
+    """False positives of every rule by the distribution of the null suspects, and of the controls."""
+    budgets = (0, *layout.budgets)
+    controls, unplanted = (population(groups[name], budgets) for name in ("control", "never planted"))
+    hardest = controls.hardest(layout.column("highest look"))
+    hard = Population(controls.rows, shares={hardest: 1.0})
+    cases = {
+        f"{name}, {tail}": (with_tail(controls, tail), with_tail(suspects, tail))
+        for name, suspects in (("suspects as the controls", controls), ("suspects of the hardest kind", hard))
+        for tail in ("resampled", "normal", "t4", "t3")
+    }
+    cases["suspects as those never planted, resampled"] = (controls, unplanted)
+    result: dict[str, Any] = {}
+    for name, (null, suspects) in cases.items():
+        result[name] = {
+            rule: false_positives(rule, null, suspects, layout, threshold=threshold, audits=audits)
+            for rule in (VERDICTS, *SIMULATED[1:])
+        }
+        say(f"{name}: {json.dumps(result[name])}")
+    return {"hardest kind": hardest, "audits": audits, "cases": result}
+
+
+def measure_power(groups: Groups, layout: Layout, threshold: float, scale: float) -> dict[str, Any]:
+    """Share found against separation.
+
+    The memorized are the lab's that come back, as they scatter, moved along the line from the mean of the hardest kind
+    of controls to theirs. The separation is that of the highest look, in standard deviations of that kind; every
+    other statistic moves in proportion, so that all rules judge the same images.
+    """
+    budgets = (0, *layout.budgets)
+    controls = population(groups["control"], budgets)
+    memorized = Population({"memorized": rows(groups[BACK], budgets)})
+    column = layout.column("highest look")
+    hard = controls.rows[controls.hardest(column)]
+    away = memorized.rows["memorized"].mean(axis=0) - hard.mean(axis=0)
+    lab = float(away[column] / hard[:, column].std(ddof=1))
+    curves: dict[str, Any] = {}
+    for rule in (VERDICTS, *SIMULATED, RANKS):
+        curves[rule] = {
+            str(n): [
+                {"deviations": d}
+                | power(rule, controls, memorized, (d / lab - 1) * away, layout,
+                        n=n, threshold=threshold, audits=max(2, round(audits * scale)))
+                for d in DEVIATIONS
+            ]
+            for n, audits in AUDITS.items()
+        }  # fmt: skip
+        curves[rule]["at the lab's separation"] = power(
+            rule, controls, memorized, 0.0, layout, n=5, threshold=threshold, audits=round(AUDITS_AT_LAB * scale)
+        )
+        say(f"{rule}: {json.dumps(curves[rule]["at the lab's separation"])}")
+    return {"lab's separation": lab, "n that come back": len(groups[BACK]), "curves": curves}
+
+
+def draw(measured: Mapping[str, Any], path: Path) -> None:
+    """The power curves: a panel for each number of memorized suspects."""
+    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(AUDITS), sharey=True)
+    for axes, n in zip(panels, AUDITS, strict=True):
+        for (rule, curves), colour in zip(measured["curves"].items(), (*PALETTE, "black"), strict=False):
+            points = curves[str(n)]
+            x = [point["deviations"] for point in points]
+            axes.fill_between(
+                x, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.12, lw=0
+            )
+            axes.plot(x, [p["share"] for p in points], color=colour, marker="o", markersize=3, label=rule)
+        axes.axvline(measured["lab's separation"], color="#888888", linewidth=1, linestyle=":")
+        axes.set_title(f"{n} memorized of {SUSPECTS}", fontsize=10, loc="left")
+        axes.set(xlabel=f"deviations above {CONTROLS} controls", ylim=(-0.03, 1.03))
+    panels[0].set_ylabel("share found")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Record, or measure the parts and add them to the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--audit", type=Path, help="folder of an audit to keep the similarities of")
+    parser.add_argument("--controls-on-reference", type=Path, help="folder of an audit of the reference model")
+    parser.add_argument("--records", type=Path, default=FIGURES / "evidence_records.json")
+    parser.add_argument("--parts", default="separation,false,power")
+    parser.add_argument("--audits", type=int, default=1000, help="simulated audits for each false positive rate")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of audits of the power curves")
+    parser.add_argument("--json", type=Path, default=FIGURES / "evidence.json")
+    given = parser.parse_args()
+    if given.audit:
+        record_audit(given.audit, given.records, given.controls_on_reference)
+        return
+    head, items = read_items(given.records)
+    budgets, threshold = head["settings"]["budgets"], head["threshold"]
+    groups, layout = grouped(items, budgets, threshold), Layout(tuple(budgets[1:]), SIMULATED)
+    measured = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    measured |= {"audit": head, "n": {name: len(group) for name, group in groups.items()}}
+    for part in given.parts.split(","):
+        if part == "separation":
+            measured[part] = measure_separation(groups, budgets)
+        elif part == "false":
+            measured[part] = measure_false(groups, layout, threshold, given.audits)
+        else:
+            measured[part] = measure_power(groups, layout, threshold, given.scale)
+            draw(measured[part], given.json.with_suffix(".png"))
+        given.json.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
