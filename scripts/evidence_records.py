@@ -19,8 +19,8 @@ from diffkit.runs.journal import read_journal
 
 Group = Literal["planted", "never planted", "control"]
 SETTINGS = (
-    "attacks", "budgets", "starts", "generations", "attack_generations", "num_inference_steps", "guidance_scale", "alpha",
-    "correction", "copies",
+    "attacks", "budgets", "starts", "generations", "attack_generations", "num_inference_steps", "guidance_scale",
+    "alpha", "correction", "copies",
 )  # fmt: skip
 THRESHOLD = 0.75  # of the copy detector "tiled", where the audit has no summary yet
 

@@ -51,7 +51,7 @@ class Population:
     def draw(self, kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
         """(n, columns) new rows of one kind."""
         rows = self.rows[kind]
-        count, columns = rows.shape
+        count = len(rows)
         mean = rows.mean(axis=0)
         root = (rows - mean) / np.sqrt(count - 1)  # root.T @ root is the covariance
         noise = rng.standard_normal((n, count)) @ root

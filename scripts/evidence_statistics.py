@@ -68,7 +68,7 @@ def above_reference(item: Item, budgets: Sequence[int]) -> float | None:
 
 
 def steps_needed(item: Item, budgets: Sequence[int]) -> float:
-    """Minus the steps to a similarity of 0.5, linear between looks; minus twice the budget where it is never reached."""
+    """Minus the steps to a similarity of 0.5, linear between looks; twice the budget where it is never reached."""
     z, level = at_looks(item.looks), float(to_z(LEVEL))
     for place in range(1, len(z)):
         if z[place] >= level:

@@ -49,6 +49,7 @@ BACK = "verbatim that come back"
 DEVIATIONS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 AUDITS = {1: 200, 5: 60, 50: 20}  # memorized suspects -> audits at each separation
 AUDITS_AT_LAB = 400
+AT_LAB = "5 at the lab's separation"
 
 Groups = Mapping[str, Sequence[Item]]
 
@@ -132,10 +133,10 @@ def measure_power(groups: Groups, layout: Layout, threshold: float, scale: float
             ]
             for n, audits in AUDITS.items()
         }  # fmt: skip
-        curves[rule]["at the lab's separation"] = power(
+        curves[rule][AT_LAB] = power(
             rule, controls, memorized, 0.0, layout, n=5, threshold=threshold, audits=round(AUDITS_AT_LAB * scale)
         )
-        say(f"{rule}: {json.dumps(curves[rule]["at the lab's separation"])}")
+        say(f"{rule}: {json.dumps(curves[rule][AT_LAB])}")
     return {"lab's separation": lab, "n that come back": len(groups[BACK]), "curves": curves}
 
 

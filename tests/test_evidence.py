@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from diffkit.stats import benjamini_hochberg
+from memorization.auditing.empirical_null import empirical_null
 from memorization.auditing.evidence import (
     SMALLEST_P,
     controls_needed,
-    empirical_null,
     fit_tail,
     largest_p,
     to_z,
@@ -102,6 +102,22 @@ def test_the_bulk_of_the_suspects_is_their_null() -> None:
     mixed = empirical_null(np.concatenate([random.normal(0.4, 0.2, 150), random.normal(1.8, 0.2, 150)]))
     assert mixed.share < 0.8 or mixed.sd > 0.4
     assert empirical_null(z[:199]) is None
+
+
+def test_heavy_tails_of_the_bulk_are_seen_from_below() -> None:
+    """A null suspect is called as rarely as alpha says, with the tails of t(4), where a normal bulk calls one often."""
+    random = np.random.default_rng(6)
+    heavy = [empirical_null(random.standard_t(4, size=500)) for _ in range(20)]
+    normal = [empirical_null(random.normal(size=500)) for _ in range(20)]
+    assert np.median([null.freedom for null in heavy]) <= 4
+    assert np.median([null.freedom for null in normal]) >= 10
+    assert np.median([null.share for null in heavy + normal]) == pytest.approx(1.0, abs=0.02)
+    far = stats.t.isf(1e-4, 4)
+    assert np.median([null.p_value(far) for null in heavy]) >= 0.5e-4
+    memorized = np.concatenate([random.standard_t(4, size=450), random.normal(12, 1, 50)])
+    with_memorized = empirical_null(memorized)
+    assert with_memorized.share == pytest.approx(0.9, abs=0.04)
+    assert stats.t.sf(12, 4) < with_memorized.p_value(12) < 0.005
 
 
 def test_controls_that_are_needed() -> None:

@@ -1,4 +1,4 @@
-"""p-values of suspects against controls: from the tail of a fitted distribution, and from the suspects' own bulk.
+"""p-values of suspects against controls, from the tail of a fitted distribution.
 
 A rank p-value (:func:`diffkit.stats.rank_p_value`) assumes nothing and cannot be below 1 / (1 + controls). Corrected
 for hundreds of suspects of whom few are memorized, it never passes. The functions here extrapolate beyond the controls,
@@ -19,10 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from diffkit.errors import InputError
 
 __all__ = [
-    "EmpiricalNull",
     "TailFit",
     "controls_needed",
-    "empirical_null",
     "fit_tail",
     "largest_p",
     "least_deviations",
@@ -35,8 +33,6 @@ SMALLEST_P = 1e-6  # extrapolation has an end: never less than this is reported
 FEWEST = 10  # controls of one kind, to fit a distribution to
 NORMALITY_LEVEL = 0.05  # of the Anderson-Darling test
 PARETO_CONTROLS, PARETO_SHARE = 50, 0.2  # from so many controls on, the tail is the top share of them
-NULL_SUSPECTS = 200  # from so many suspects on, they can be their own null
-CENTRE = 1.5  # half the width of the centre of the suspects, in robust deviations
 
 
 def to_z(similarity: ArrayLike) -> NDArray[np.float64]:
@@ -164,57 +160,6 @@ def largest_p(z: float, fits: Mapping[str, TailFit]) -> tuple[float, str] | None
     harder kind's ordinary similarities look extreme.
     """
     return max(((fit.p_value(z), kind) for kind, fit in fits.items()), default=None)
-
-
-@dataclass(frozen=True)
-class EmpiricalNull:
-    """The bulk of the suspects as their own null distribution, N(mean, sd) with a share of all suspects."""
-
-    n: int
-    mean: float
-    sd: float
-    share: float
-
-    def p_value(self, z: float) -> float:
-        """Probability of at least z under the null, in [1e-6, 1]."""
-        from scipy import special
-
-        return min(max(float(special.ndtr((self.mean - z) / self.sd)), SMALLEST_P), 1.0)
-
-
-def empirical_null(z: Sequence[float]) -> EmpiricalNull | None:
-    """The empirical null of many suspects, most of whom are not memorized (Efron, JASA 2004); None with fewer than 200.
-
-    The suspects within 1.5 robust deviations of the median are taken for null ones: a normal distribution truncated to
-    that interval is fitted to them by maximum likelihood, and the null share is their share divided by the probability
-    that the fitted distribution gives the interval. It assumes that the bulk is normal, and that few memorized suspects
-    lie in the centre; with a share below 0.8 the second is doubtful, and the null should not be used.
-    """
-    from scipy import optimize, stats
-
-    values = np.asarray(z, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("z: expected finite numbers")
-    if values.size < NULL_SUSPECTS:
-        return None
-    middle = float(np.median(values))
-    robust = float(stats.iqr(values, scale="normal"))
-    if robust == 0:
-        return None
-    low, high = middle - CENTRE * robust, middle + CENTRE * robust
-    centre = values[(values >= low) & (values <= high)]
-
-    def minus_log_likelihood(parameters: NDArray[np.float64]) -> float:
-        mean, sd = parameters[0], math.exp(parameters[1])
-        inside = stats.norm.logcdf((high - mean) / sd) + np.log1p(
-            -stats.norm.cdf((low - mean) / sd) / stats.norm.cdf((high - mean) / sd)
-        )
-        return float(inside * centre.size - stats.norm.logpdf(centre, mean, sd).sum())
-
-    best = optimize.minimize(minus_log_likelihood, [middle, math.log(robust)], method="Nelder-Mead").x
-    mean, sd = float(best[0]), float(math.exp(best[1]))
-    inside = float(stats.norm.cdf((high - mean) / sd) - stats.norm.cdf((low - mean) / sd))
-    return EmpiricalNull(values.size, mean, sd, min(centre.size / values.size / inside, 1.0))
 
 
 def least_deviations(suspects: int, controls: int, *, alpha: float = 0.05) -> float | None:

@@ -10,12 +10,11 @@ from typing_extensions import TypedDict
 
 from diffkit.stats import rank_p_value
 from memorization.auditing.controls import Scores, by_caption, by_kind, up_to
+from memorization.auditing.empirical_null import EmpiricalNull, empirical_null
 from memorization.auditing.evidence import (
     FEWEST,
-    EmpiricalNull,
     TailFit,
     controls_needed,
-    empirical_null,
     fit_tail,
     largest_p,
     least_deviations,
@@ -39,7 +38,7 @@ class TailSummary(TypedDict):
 
 
 class NullSummary(TypedDict):
-    """A :class:`Null` as JSON: the fits by kind of controls; mean and sd of the suspects' bulk, where it is used."""
+    """A :class:`Null` as JSON: the fits by kind of controls; those of the suspects' bulk, where it is used."""
 
     tails: dict[str, TailSummary]
     bulk: dict[str, float] | None
@@ -152,7 +151,7 @@ class Null:
         """As JSON values."""
         return {
             "tails": {kind: _tail_summary(fit) for kind, fit in self.tails.items()},
-            "bulk": None if self.bulk is None else {"n": self.bulk.n, "mean": self.bulk.mean, "sd": self.bulk.sd},
+            "bulk": None if self.bulk is None else _bulk_summary(self.bulk),
             "share": self.share,
         }
 
@@ -189,6 +188,10 @@ def _tail_summary(fit: TailFit) -> TailSummary:
         "shape": fit.shape,
         "normality_p": fit.normality_p,
     }
+
+
+def _bulk_summary(bulk: EmpiricalNull) -> dict[str, float]:
+    return {"n": bulk.n, "mean": bulk.mean, "sd": bulk.sd, "freedom": bulk.freedom}
 
 
 def _tails(values: Mapping[str, float], controls: Sequence[Scores]) -> dict[str, TailFit]:
