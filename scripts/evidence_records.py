@@ -52,26 +52,24 @@ class Item:
     gradients: int
 
 
-def extract(
-    records: Mapping[str, Mapping[str, Any]],
-    attack: str,
-    start: str,
-    controls_on_reference: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Item]:
+Journal = Mapping[str, Mapping[str, Any]]
+
+
+def extract(records: Journal, attack: str, start: str, on_reference: Journal | None = None) -> list[Item]:
     """The items of an audit's journal under one attack from one start; those that could not be scored are left out.
 
     Args:
-        controls_on_reference: journal of an audit of the reference model with the same controls.
+        on_reference: journal of an audit of the reference model with the same items, seeds and settings.
     """
     strengths = {entry.name: entry.strength for entry in planted.planted()}
     by_key = {(record["role"], record["id"]): record for record in records.values() if record["attack"]}
-    others = {record["id"]: record for record in (controls_on_reference or {}).values() if record["role"] == "control"}
+    others = {(record["role"], record["id"]): record for record in (on_reference or {}).values() if record["attack"]}
     items = []
     for (role, name), record in by_key.items():
         if role not in ("suspect", "control"):
             continue
         group: Group = "control" if role == "control" else "planted" if name in strengths else "never planted"
-        reference = by_key.get(("reference", name)) if role == "suspect" else others.get(name)
+        reference = others.get((role, name)) or (by_key.get(("reference", name)) if role == "suspect" else None)
         items.append(
             Item(
                 name,
@@ -88,21 +86,22 @@ def extract(
     return sorted(items, key=lambda item: (item.group, item.kind, item.id))
 
 
-def record_audit(run: Path, out: Path, controls_on_reference: Path | None = None) -> None:
+def record_audit(run: Path, out: Path, reference: Path | None = None) -> None:
     """Write the records of an audit's folder; the folders themselves are only read."""
     config = json.loads((run / "run.json").read_text())["config"]
     settings = config["settings"]
     if len(settings["attacks"]) != 1 or len(settings["starts"]) != 1:
         raise SystemExit("expected an audit with one attack and one start")
-    others = read_journal(controls_on_reference / "journal.jsonl").items if controls_on_reference else None
+    others = read_journal(reference / "journal.jsonl").items if reference else None
     journal = read_journal(run / "journal.jsonl").items
     items = extract(journal, settings["attacks"][0], settings["starts"][0], others)
     summary = run / "summary.json"
     threshold = json.loads(summary.read_text())["operating_point"]["threshold"] if summary.is_file() else THRESHOLD
+    twin = json.loads((reference / "run.json").read_text())["config"]["model"] if reference else None
     head = {
         "model": config["model"],
         "mitigation": (config["mitigation"] or {}).get("method"),
-        "reference": (config["reference"] or {}).get("model"),
+        "reference": twin or (config["reference"] or {}).get("model"),
         "threshold": threshold,
         "settings": {name: settings[name] for name in SETTINGS},
     }

@@ -77,6 +77,11 @@ class Population:
         drawn = [self.draw(kind, n, rng) for kind, n in counts.items()]
         return np.concatenate(drawn), [kind for kind, n in counts.items() for _ in range(n)]
 
+    def complete(self, name: str, layout: Layout) -> bool:
+        """Whether a rule's column is known for every row."""
+        column = layout.column(name) if name in layout.statistics else 0
+        return all(bool(np.isfinite(rows[:, column]).all()) for rows in self.rows.values())
+
     def hardest(self, column: int) -> str:
         """The kind whose rows reach furthest in a column: mean plus three standard deviations."""
         values = {kind: rows[:, column] for kind, rows in self.rows.items()}

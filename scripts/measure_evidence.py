@@ -1,12 +1,12 @@
 """Evidence of an audit: which statistic separates best, how often a null suspect is called, and what is found.
 
-    python scripts/measure_evidence.py --audit RUN [--controls-on-reference RUN]    # keep the similarities of an audit
+    python scripts/measure_evidence.py --audit RUN [--reference RUN] --records FILE     # keep an audit's similarities
     python scripts/measure_evidence.py [--parts separation,false,power] [--audits 1000]
 
-The audit is one of the lab with one attack from one start over all looks, with the suspects of
-``unplanted_suspects.py``; the second is one of the reference model with the same controls, seeds and settings.
-``docs/figures/evidence_records.json`` keeps their similarities, so that the rest needs no model. The figures go to
-``docs/figures/evidence.json`` and ``evidence.png``, part by part.
+The audit is one of the lab with one attack from one start over all looks, with suspects of ``unplanted_suspects.py``;
+the second is one of the reference model with the same items, seeds and settings. ``evidence_records_START.json`` keep
+the similarities of two such audits, so that the rest needs no model. Statistics are compared on both; simulated audits
+are drawn from the first. The figures go to ``evidence.json`` and ``evidence.png``, part by part.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from evidence_simulation import (
     VERDICTS,
     Layout,
     Population,
+    Tail,
     false_positives,
     power,
     with_tail,
@@ -38,6 +39,7 @@ from diffkit.report.plots import PALETTE
 from memorization.auditing.evidence import to_z
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
+RECORDS = [FIGURES / f"evidence_records_{start}.json" for start in ("gaussian", "other")]
 SIMULATED = (
     "highest look",
     "highest look of the mean over generations",
@@ -45,9 +47,11 @@ SIMULATED = (
     "highest look less reference",
     "caption plus highest look",
 )
+REFERENCE = "highest look less reference"
+TAILS: tuple[Tail, ...] = ("resampled", "normal", "t4", "t3")
 BACK = "verbatim that come back"
 DEVIATIONS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
-AUDITS = {1: 200, 5: 60, 50: 20}  # memorized suspects -> audits at each separation
+AUDITS = {1: 100, 5: 40, 50: 12}  # memorized suspects -> audits at each separation
 AUDITS_AT_LAB = 400
 AT_LAB = "5 at the lab's separation"
 
@@ -71,7 +75,8 @@ def grouped(items: Sequence[Item], budgets: Sequence[int], threshold: float) -> 
 def rows(items: Sequence[Item], budgets: Sequence[int]) -> np.ndarray:
     """(items, columns): z of the looks after the start, then the statistics that are simulated."""
     return np.array(
-        [[*at_looks(item.looks)[1:], *(STATISTICS[name](item, budgets) for name in SIMULATED)] for item in items]
+        [[*at_looks(item.looks)[1:], *(STATISTICS[name](item, budgets) for name in SIMULATED)] for item in items],
+        dtype=np.float64,  # what is unknown is NaN
     )
 
 
@@ -81,9 +86,16 @@ def population(items: Sequence[Item], budgets: Sequence[int]) -> Population:
     return Population({kind: rows([item for item in items if item.kind == kind], budgets) for kind in kinds})
 
 
-def measure_separation(groups: Groups, budgets: Sequence[int]) -> dict[str, Any]:
-    """Every statistic."""
-    return {name: separation(statistic, groups, budgets) for name, statistic in STATISTICS.items()}
+def measure_separation(path: Path) -> dict[str, Any]:
+    """Every statistic on one recorded audit."""
+    head, items = read_items(path)
+    budgets = head["settings"]["budgets"]
+    groups = grouped(items, budgets, head["threshold"])
+    return {
+        "audit": head,
+        "n": {name: len(group) for name, group in groups.items()},
+        "statistics": {name: separation(statistic, groups, budgets) for name, statistic in STATISTICS.items()},
+    }
 
 
 def measure_false(groups: Groups, layout: Layout, threshold: float, audits: int) -> dict[str, Any]:
@@ -92,17 +104,18 @@ def measure_false(groups: Groups, layout: Layout, threshold: float, audits: int)
     controls, unplanted = (population(groups[name], budgets) for name in ("control", "never planted"))
     hardest = controls.hardest(layout.column("highest look"))
     hard = Population(controls.rows, shares={hardest: 1.0})
-    cases = {
-        f"{name}, {tail}": (with_tail(controls, tail), with_tail(suspects, tail))
-        for name, suspects in (("suspects as the controls", controls), ("suspects of the hardest kind", hard))
-        for tail in ("resampled", "normal", "t4", "t3")
-    }
-    cases["suspects as those never planted, resampled"] = (controls, unplanted)
+    cases = {f"suspects as the controls, {tail}": (tail, controls) for tail in TAILS}
+    cases |= {f"suspects of the hardest kind, {tail}": (tail, hard) for tail in TAILS if tail != "normal"}
+    cases["suspects as those never planted, resampled"] = ("resampled", unplanted)
     result: dict[str, Any] = {}
-    for name, (null, suspects) in cases.items():
+    for name, (tail, suspects) in cases.items():
+        rules = (VERDICTS, REFERENCE) if tail != "resampled" else (VERDICTS, *SIMULATED[1:])
         result[name] = {
-            rule: false_positives(rule, null, suspects, layout, threshold=threshold, audits=audits)
-            for rule in (VERDICTS, *SIMULATED[1:])
+            rule: false_positives(
+                rule, with_tail(controls, tail), with_tail(suspects, tail), layout, threshold=threshold, audits=audits
+            )
+            for rule in rules
+            if suspects.complete(rule, layout)
         }
         say(f"{name}: {json.dumps(result[name])}")
     return {"hardest kind": hardest, "audits": audits, "cases": result}
@@ -166,30 +179,29 @@ def main() -> None:
     """Record, or measure the parts and add them to the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", type=Path, help="folder of an audit to keep the similarities of")
-    parser.add_argument("--controls-on-reference", type=Path, help="folder of an audit of the reference model")
-    parser.add_argument("--records", type=Path, default=FIGURES / "evidence_records.json")
+    parser.add_argument("--reference", type=Path, help="folder of an audit of the reference model with the same items")
+    parser.add_argument("--records", type=Path, nargs="+", default=RECORDS)
     parser.add_argument("--parts", default="separation,false,power")
     parser.add_argument("--audits", type=int, default=1000, help="simulated audits for each false positive rate")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of audits of the power curves")
     parser.add_argument("--json", type=Path, default=FIGURES / "evidence.json")
     given = parser.parse_args()
     if given.audit:
-        record_audit(given.audit, given.records, given.controls_on_reference)
+        record_audit(given.audit, given.records[0], given.reference)
         return
-    head, items = read_items(given.records)
+    measured = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    parts = given.parts.split(",")
+    if "separation" in parts:
+        measured["separation"] = [measure_separation(path) for path in given.records]
+    head, items = read_items(given.records[0])
     budgets, threshold = head["settings"]["budgets"], head["threshold"]
     groups, layout = grouped(items, budgets, threshold), Layout(tuple(budgets[1:]), SIMULATED)
-    measured = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    measured |= {"audit": head, "n": {name: len(group) for name, group in groups.items()}}
-    for part in given.parts.split(","):
-        if part == "separation":
-            measured[part] = measure_separation(groups, budgets)
-        elif part == "false":
-            measured[part] = measure_false(groups, layout, threshold, given.audits)
-        else:
-            measured[part] = measure_power(groups, layout, threshold, given.scale)
-            draw(measured[part], given.json.with_suffix(".png"))
-        given.json.write_text(json.dumps(measured, indent=1) + "\n")
+    if "false" in parts:
+        measured["false"] = measure_false(groups, layout, threshold, given.audits)
+    if "power" in parts:
+        measured["power"] = measure_power(groups, layout, threshold, given.scale)
+        draw(measured["power"], given.json.with_suffix(".png"))
+    given.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import re
 import sys
 
+import figures_evidence
 import figures_memorization
 import figures_ttsnap
 from figures_common import ROOT
@@ -26,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    blocks = {one.__name__: one() for one in (*figures_memorization.BLOCKS, *figures_ttsnap.BLOCKS)}
+    blocks = {
+        one.__name__: one() for one in (*figures_memorization.BLOCKS, *figures_evidence.BLOCKS, *figures_ttsnap.BLOCKS)
+    }
     for path in PAGES:
         before = after = path.read_text()
         for name, block in blocks.items():
