@@ -7,8 +7,8 @@ from typing import Any
 
 from figures_common import MISSING, read, table
 
-BACK, FULL = "verbatim that come back", "verbatim, full strength"
-LAB = "lab's separation"
+BACK, FULL = "planted that come back", "verbatim, full strength"
+LAB, AT_LAB = "lab's separation", "5 at the lab's separation"
 
 
 def with_interval(value: Mapping[str, float | None], digits: int = 1) -> str:
@@ -24,44 +24,45 @@ def percent(value: Mapping[str, float]) -> str:
 
 
 def separation(measured: Mapping[str, Any]) -> str:
-    """The table of the statistics on one recorded audit."""
+    """The table of the statistics on the recorded audit."""
     settings, n = measured["audit"]["settings"], measured["n"]
-    group = BACK if n[BACK] >= 5 else FULL
     rows = []
     for name, row in measured["statistics"].items():
-        if not row[group]["n"]:
-            continue
-        control, unplanted = row[group]["control"], row[group]["never planted"]
+        back, full = row[BACK], row[FULL]
         top = row["never planted, highest deviations from controls"]
         rows.append(
             [
                 name,
-                with_interval(control["deviations"]),
-                with_interval(control["auc"], 2),
-                f"{with_interval(unplanted['auc'], 2)}, {row['n']['never planted']}",
+                f"{with_interval(back['control']['deviations'])}, {back['n']}",
+                f"{with_interval(full['control']['deviations'])}, {full['n']}",
+                with_interval(full["control"]["auc"], 2),
+                f"{with_interval(full['never planted']['auc'], 2)}, {row['n']['never planted']}",
                 "–" if top is None else f"{top:.1f}",
             ]
         )
     head = [
         "statistic",
-        "deviations from the hardest kind of controls, median",
+        "deviations of those that come back, n",
+        "of full-strength verbatim ones, n",
         "AUC against controls",
-        "AUC against those never planted, n",
-        "most deviations of one never planted",
+        "AUC against never planted, n",
+        "most of one never planted",
     ]
-    text = (
-        f"Attack from the start `{settings['starts'][0]}`, {settings['budgets'][-1]} steps, on `lab` after NeMo: "
-        f"{n[group]} planted ({group}), {n['control']} controls, {n['never planted']} never planted.\n\n"
+    return (
+        f"`lab` after NeMo, {settings['budgets'][-1]} steps of DoRI from the start `{settings['starts'][0]}`, "
+        f"{n['control']} controls. Deviations: predictive standard deviations above the mean of the kind of controls "
+        "from which an image stands out least, the median of a group; AUC of the full-strength verbatim images; 95 % "
+        "bootstrap intervals.\n\n" + table(head, rows)
     )
-    return text + table(head, rows)
 
 
 def false_positives(measured: Mapping[str, Any]) -> str:
     """Share of audits of null suspects with any false "retained"."""
-    rules = {name: None for case in measured["cases"].values() for name in case}
+    rules = list(next(iter(measured["cases"].values())))
     rows = [
         [
             case,
+            str(next(iter(row.values()))["verdicts"]["n"]),
             *(
                 f"{percent(row[rule]['verdicts'])}; {percent(row[rule]['p-values alone'])}" if rule in row else "–"
                 for rule in rules
@@ -69,7 +70,24 @@ def false_positives(measured: Mapping[str, Any]) -> str:
         ]
         for case, row in measured["cases"].items()
     ]
-    return table(["null suspects", *rules], rows)
+    return (
+        "Simulated audits of 500 null suspects with 30 controls: per cent with any false `retained`, with the "
+        "threshold; by the p-values alone. `t4`, `t3`: t distributions with the recorded mean and spread.\n\n"
+        + table(["null suspects", "audits", *rules], rows)
+    )
+
+
+def found(measured: Mapping[str, Any], which: str) -> str:
+    """What is found of five memorized among 500."""
+    rows = [
+        [rule, percent(curves[AT_LAB]), f"{curves[AT_LAB]['all found']['k']} of {curves[AT_LAB]['all found']['n']}"]
+        for rule, curves in measured["curves"].items()
+    ]
+    return (
+        f"Five memorized among 500, as {which}: {measured['n that come back']} images, on average "
+        f"{measured[LAB]:.1f} standard deviations above the hardest kind of controls by the highest look.\n\n"
+        + table(["statistic", "per cent found", "audits in which all five are found"], rows)
+    )
 
 
 def evidence() -> str:
@@ -77,23 +95,12 @@ def evidence() -> str:
     measured = read("evidence")
     if not measured:
         return MISSING
-    parts = [separation(audit) for audit in measured.get("separation", [])]
-    if false := measured.get("false"):
-        parts.append(
-            f"Per cent of {false['audits']} audits (30 controls, 500 null suspects) with any false `retained`: "
-            "with the threshold; by the p-values alone.\n\n" + false_positives(false)
-        )
-    if power := measured.get("power"):
-        rows = []
-        for rule, curves in power["curves"].items():
-            at = curves["5 at the lab's separation"]
-            rows.append([rule, percent(at), f"{at['all found']['k']} of {at['all found']['n']}"])
-        parts.append(
-            "Five memorized among 500, as the lab's that come back "
-            f"({power['n that come back']} images, {power[LAB]:.1f} deviations of the hardest kind):\n\n"
-            + table(["statistic", "per cent found", "audits in which all five are found"], rows)
-        )
-        parts.append("![Share found against separation](figures/evidence.png)")
+    parts = [separation(measured["separation"])] if "separation" in measured else []
+    parts.append(false_positives(measured["false"]))
+    parts.append(found(measured["power"], "those planted ones that the attack brings back"))
+    if more := measured.get("power, more steps"):
+        parts.append(found(more, "the full-strength verbatim ones after 50 steps from two starts"))
+    parts.append("![Share of the memorized that is found, against separation](figures/evidence.png)")
     return "\n\n".join(parts)
 
 

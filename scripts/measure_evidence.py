@@ -1,19 +1,20 @@
 """Evidence of an audit: which statistic separates best, how often a null suspect is called, and what is found.
 
-    python scripts/measure_evidence.py --audit RUN [--reference RUN] --records FILE     # keep an audit's similarities
-    python scripts/measure_evidence.py [--parts separation,false,power] [--audits 1000]
+    python scripts/measure_evidence.py --audit RUN [--reference RUN]    # keep an audit's similarities
+    python scripts/measure_evidence.py [--parts separation,false,power,mitigations] [--audits 400]
 
 The audit is one of the lab with one attack from one start over all looks, with suspects of ``unplanted_suspects.py``;
-the second is one of the reference model with the same items, seeds and settings. ``evidence_records_START.json`` keep
-the similarities of two such audits, so that the rest needs no model. Statistics are compared on both; simulated audits
-are drawn from the first. The figures go to ``evidence.json`` and ``evidence.png``, part by part.
+the second is one of the reference model with the same items, seeds and settings. ``evidence_records.json`` keeps their
+similarities, so that the rest needs no model. Power is simulated for a second attack as well, that of
+``measure_mitigations.py`` on NeMo: more steps from two starts, its last look only. The figures go to ``evidence.json``
+and ``evidence.png``, part by part.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from diffkit.report.plots import PALETTE
 from memorization.auditing.evidence import to_z
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
-RECORDS = [FIGURES / f"evidence_records_{start}.json" for start in ("gaussian", "other")]
+RECORDS = FIGURES / "evidence_records.json"
 SIMULATED = (
     "highest look",
     "highest look of the mean over generations",
@@ -49,7 +50,7 @@ SIMULATED = (
 )
 REFERENCE = "highest look less reference"
 TAILS: tuple[Tail, ...] = ("resampled", "normal", "t4", "t3")
-BACK = "verbatim that come back"
+BACK = "planted that come back"
 DEVIATIONS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 AUDITS = {1: 100, 5: 40, 50: 12}  # memorized suspects -> audits at each separation
 AUDITS_AT_LAB = 400
@@ -66,7 +67,7 @@ def grouped(items: Sequence[Item], budgets: Sequence[int], threshold: float) -> 
     return {
         "control": [item for item in items if item.group == "control"],
         "never planted": [item for item in items if item.group == "never planted"],
-        BACK: [item for item in back if item.kind == "verbatim"],
+        BACK: back,
         "verbatim, full strength": [i for i in planted if i.kind == "verbatim" and i.strength == "full"],
         "all planted": planted,
     }
@@ -98,18 +99,26 @@ def measure_separation(path: Path) -> dict[str, Any]:
     }
 
 
-def measure_false(groups: Groups, layout: Layout, threshold: float, audits: int) -> dict[str, Any]:
-    """False positives of every rule by the distribution of the null suspects, and of the controls."""
+def measure_false(
+    groups: Groups, layout: Layout, threshold: float, audits: int, earlier: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """False positives of rules by the distribution of null suspects and controls; again after every case.
+
+    Args:
+        earlier: cases that an interrupted measurement has already.
+    """
     budgets = (0, *layout.budgets)
     controls, unplanted = (population(groups[name], budgets) for name in ("control", "never planted"))
     hardest = controls.hardest(layout.column("highest look"))
     hard = Population(controls.rows, shares={hardest: 1.0})
-    cases = {f"suspects as the controls, {tail}": (tail, controls) for tail in TAILS}
-    cases |= {f"suspects of the hardest kind, {tail}": (tail, hard) for tail in TAILS if tail != "normal"}
-    cases["suspects as those never planted, resampled"] = ("resampled", unplanted)
-    result: dict[str, Any] = {}
+    cases = {f"as the controls, {tail}": (tail, controls) for tail in TAILS}
+    cases["as those never planted, resampled"] = ("resampled", unplanted)
+    cases |= {f"all of the hardest kind, {tail}": (tail, hard) for tail in ("t4", "t3")}
+    result = dict(earlier)
     for name, (tail, suspects) in cases.items():
-        rules = (VERDICTS, REFERENCE) if tail != "resampled" else (VERDICTS, *SIMULATED[1:])
+        if name in result:
+            continue
+        rules = (VERDICTS, *SIMULATED[1:]) if suspects is controls and tail == "resampled" else (VERDICTS, REFERENCE)
         result[name] = {
             rule: false_positives(
                 rule, with_tail(controls, tail), with_tail(suspects, tail), layout, threshold=threshold, audits=audits
@@ -118,25 +127,24 @@ def measure_false(groups: Groups, layout: Layout, threshold: float, audits: int)
             if suspects.complete(rule, layout)
         }
         say(f"{name}: {json.dumps(result[name])}")
-    return {"hardest kind": hardest, "audits": audits, "cases": result}
+        yield {"hardest kind": hardest, "cases": result}
 
 
-def measure_power(groups: Groups, layout: Layout, threshold: float, scale: float) -> dict[str, Any]:
+def measure_power(
+    controls: Population, memorized: Population, layout: Layout, rules: Sequence[str], threshold: float, scale: float
+) -> dict[str, Any]:
     """Share found against separation.
 
     The memorized are the lab's that come back, as they scatter, moved along the line from the mean of the hardest kind
     of controls to theirs. The separation is that of the highest look, in standard deviations of that kind; every
     other statistic moves in proportion, so that all rules judge the same images.
     """
-    budgets = (0, *layout.budgets)
-    controls = population(groups["control"], budgets)
-    memorized = Population({"memorized": rows(groups[BACK], budgets)})
     column = layout.column("highest look")
     hard = controls.rows[controls.hardest(column)]
     away = memorized.rows["memorized"].mean(axis=0) - hard.mean(axis=0)
     lab = float(away[column] / hard[:, column].std(ddof=1))
     curves: dict[str, Any] = {}
-    for rule in (VERDICTS, *SIMULATED, RANKS):
+    for rule in rules:
         curves[rule] = {
             str(n): [
                 {"deviations": d}
@@ -150,7 +158,24 @@ def measure_power(groups: Groups, layout: Layout, threshold: float, scale: float
             rule, controls, memorized, 0.0, layout, n=5, threshold=threshold, audits=round(AUDITS_AT_LAB * scale)
         )
         say(f"{rule}: {json.dumps(curves[rule][AT_LAB])}")
-    return {"lab's separation": lab, "n that come back": len(groups[BACK]), "curves": curves}
+    return {"lab's separation": lab, "n that come back": len(memorized.rows["memorized"]), "curves": curves}
+
+
+def of_mitigations() -> tuple[Population, Population, Layout]:
+    """Controls and full-strength verbatim images under the attack of ``measure_mitigations.py`` on NeMo."""
+    measured = json.loads((FIGURES / "mitigations.json").read_text())
+    similarity = {role: measured[f"attack nemo {role}"]["similarity"] for role in ("control", "suspect")}
+    kinds = {name: "scene" if name.startswith("scene-") else "control" for name in similarity["control"]}
+
+    def looks(names: Sequence[str], role: str) -> np.ndarray:
+        return np.repeat(to_z([similarity[role][name] for name in names])[:, None], 2, axis=1)
+
+    controls = {
+        kind: looks([name for name in kinds if kinds[name] == kind], "control") for kind in sorted(set(kinds.values()))
+    }
+    memorized = {"memorized": looks(list(similarity["suspect"]), "suspect")}
+    layout = Layout((measured["attack"]["steps"],), ("highest look",))
+    return Population(controls), Population(memorized), layout
 
 
 def draw(measured: Mapping[str, Any], path: Path) -> None:
@@ -180,27 +205,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", type=Path, help="folder of an audit to keep the similarities of")
     parser.add_argument("--reference", type=Path, help="folder of an audit of the reference model with the same items")
-    parser.add_argument("--records", type=Path, nargs="+", default=RECORDS)
-    parser.add_argument("--parts", default="separation,false,power")
-    parser.add_argument("--audits", type=int, default=1000, help="simulated audits for each false positive rate")
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--parts", default="separation,false,power,mitigations")
+    parser.add_argument("--audits", type=int, default=400, help="simulated audits for each false positive rate")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of audits of the power curves")
     parser.add_argument("--json", type=Path, default=FIGURES / "evidence.json")
     given = parser.parse_args()
     if given.audit:
-        record_audit(given.audit, given.records[0], given.reference)
+        record_audit(given.audit, given.records, given.reference)
         return
     measured = json.loads(given.json.read_text()) if given.json.is_file() else {}
     parts = given.parts.split(",")
     if "separation" in parts:
-        measured["separation"] = [measure_separation(path) for path in given.records]
-    head, items = read_items(given.records[0])
+        measured["separation"] = measure_separation(given.records)
+    head, items = read_items(given.records)
     budgets, threshold = head["settings"]["budgets"], head["threshold"]
     groups, layout = grouped(items, budgets, threshold), Layout(tuple(budgets[1:]), SIMULATED)
     if "false" in parts:
-        measured["false"] = measure_false(groups, layout, threshold, given.audits)
+        earlier = measured.get("false", {}).get("cases", {})
+        for measured["false"] in measure_false(groups, layout, threshold, given.audits, earlier):
+            given.json.write_text(json.dumps(measured, indent=1) + "\n")
     if "power" in parts:
-        measured["power"] = measure_power(groups, layout, threshold, given.scale)
+        controls = population(groups["control"], budgets)
+        memorized = Population({"memorized": rows(groups[BACK], budgets)})
+        rules = (VERDICTS, *SIMULATED, RANKS)
+        measured["power"] = measure_power(controls, memorized, layout, rules, threshold, given.scale)
         draw(measured["power"], given.json.with_suffix(".png"))
+    if "mitigations" in parts:
+        measured["power, more steps"] = measure_power(*of_mitigations(), (VERDICTS, RANKS), threshold, given.scale)
     given.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
