@@ -90,7 +90,8 @@ def _assumed(null: Null) -> str:
     if null.bulk is not None:
         text += (
             f" The {null.bulk.n} suspects have a null of their own, since an estimated {null.share or 0:.0%} of them "
-            "are not memorized: the larger of the two p-values decides."
+            f"are not memorized: a t distribution of {null.bulk.freedom:.0f} degrees of freedom, fitted to their lower "
+            "side and assumed to be symmetric. The larger of the two p-values decides."
         )
     return text
 
