@@ -78,10 +78,10 @@ def empirical_null(z: Sequence[float]) -> EmpiricalNull | None:
         return None
     high = middle + CENTRE * robust
     below = values[values <= high]
-    fits, start = [], (middle, math.log(robust))
+    fits, location, log_scale = [], middle, math.log(robust)
     for freedom in FREEDOMS:
-        loss, *start = _truncated_t(below, high, freedom, start)
-        fits.append((loss, freedom, *start))
+        loss, location, log_scale = _truncated_t(below, high, freedom, (location, log_scale))
+        fits.append((loss, freedom, location, log_scale))
     least = min(fits)[0]
     _, freedom, mean, log_scale = next(fit for fit in reversed(fits) if fit[0] <= least + NOT_REJECTED)
     scale = math.exp(log_scale)
