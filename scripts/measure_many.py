@@ -2,8 +2,7 @@
 
     python scripts/measure_many.py [--out runs/many] [--json docs/figures/many.json]
 
-Model: the lab under a NeMo mask, which hides its 24 planted images from their captions. Suspects: these and 200 that
-were never planted (``unplanted_suspects.py``); controls: the lab's 30; reference: the lab's clean twin. The audit runs
+Model: the lab under the NeMo mask `lab-nemo`. Suspects: the 24 planted images and 200 that were never planted (``unplanted_suspects.py``); controls: the lab's 30; reference: the lab's clean twin. The audit runs
 twice, over the whole ladder (``--attack-all``) and in the order of work, on one thread; processor seconds are compared,
 and the verdicts. Resumes where it was cut.
 """
@@ -50,7 +49,7 @@ def audited(name: str, out: Path, words: list[str]) -> tuple[AuditSummary, float
     folder, clock = out / name.replace(" ", "-"), out / f"{name.replace(' ', '-')}.seconds"
     if not (folder / "summary.json").is_file():
         given = SETTINGS | {
-            "--model": "lab", "--mitigation": str(out / "nemo"), "--out": str(folder),
+            "--model": "lab", "--mitigation": "lab-nemo", "--out": str(folder),
             "--suspects": str(out / "suspects" / "suspects.csv"),
         }  # fmt: skip
         spent = run("audit", *chain(*given.items()), *words)
@@ -113,8 +112,6 @@ def main() -> None:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     write_list(out / "suspects")
-    if not (out / "nemo" / "weights.safetensors").is_file():
-        run("mitigate", "nemo", "--model", "lab", "--out", str(out / "nemo"))
     text = json.dumps(figures({name: audited(name, out, words) for name, words in RUNS.items()}), indent=1)
     print(text)
     if options.json:
