@@ -2,8 +2,9 @@
 
     python scripts/measure_many.py [--out runs/many] [--json docs/figures/many.json]
 
-Model: the lab under the NeMo mask `lab-nemo`. Suspects: the 24 planted images and 200 that were never planted (``unplanted_suspects.py``); controls: the lab's 30; reference: the lab's clean twin. The audit runs
-twice, over the whole ladder (``--attack-all``) and in the order of work, on one thread; processor seconds are compared,
+Model: the lab under the NeMo mask `lab-nemo`. Suspects: the 24 planted images and 200 that were never planted
+(``unplanted_suspects.py``); controls: the lab's 30; reference: the lab's clean twin. The audit runs twice, over the
+whole ladder (``--attack-all``) and in the order of work, on one thread; processor seconds are compared,
 and the verdicts. Resumes where it was cut.
 """
 
