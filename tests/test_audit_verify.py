@@ -169,7 +169,7 @@ def test_verdicts_by_earlier_rules_are_not_compared_but_figures_are(run: Path, m
     module = "memorization.auditing.verify_figures"
     monkeypatch.setattr(f"{module}.SUMMARY_SCHEMA", SUMMARY_SCHEMA + 1)
     assert statuses(verify_audit(run))["verdicts"] == "not recorded"
-    edit(run / "journal.jsonl", r'"caption": \[[-0-9.]+', '"caption": [0.99')
+    edit(run / "journal.jsonl", r'("suspect:0".*"caption": \[)[-0-9.]+', r"\g<1>0.99")
     assert statuses(verify_audit(run))["other figures"] == "differs"
 
 
