@@ -3,7 +3,7 @@
     python scripts/measure_trend.py [--out runs/trend] [--json docs/figures/trend.json --png docs/figures/trend.png]
 
 A LoRA of rank 32 (``tune_lora.py``) is taught the eight photographs planted in ``lab`` at full strength, which
-``lab-clean`` never saw; five checkpoints are kept. Suspects: these eight and six photographs that were not taught;
+``lab-clean`` never saw; three checkpoints are kept. Suspects: these eight and six photographs that were not taught;
 controls: the lab's 30; reference: ``lab-clean`` without the LoRA. Resumes where it was cut.
 """
 
@@ -106,11 +106,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--keep", type=int, default=5)
+    parser.add_argument("--keep", type=int, default=3)
     parser.add_argument("--limit", type=int, help="of those taught and those not, and twice as many controls")
-    parser.add_argument("--budgets", default="0,10,25,50")
-    parser.add_argument("--generations", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--budgets", default="0,10,25")
+    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     taught, others = full_strength()[: options.limit], untaught()[: options.limit]
