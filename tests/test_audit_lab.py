@@ -24,6 +24,7 @@ SETTINGS = AuditSettings(
     items_at_once=6,
     micro_batch=12,
     other_captions=("a red circle left of a blue square on gray", "a pink square above a cyan circle on black"),
+    attack_all=True,
 )
 
 

@@ -109,12 +109,12 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
         loads.append(options["lora"])
         return load(*args, **options)
 
-    def stopped(self: Measurer, items: Sequence[Any]) -> Any:
+    def stopped(self: Measurer, items: Sequence[Any], effort: Any) -> Any:
         nonlocal count
         count += 1
         if count == 3:
             raise KeyboardInterrupt
-        return measure(self, items)
+        return measure(self, items, effort)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Measurer, "measure", stopped)

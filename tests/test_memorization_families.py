@@ -454,7 +454,18 @@ class TestLora:
         known, never = (folder_of_images(tmp_path / role, "sd3", i) for i, role in enumerate(("suspects", "controls")))
         out = tmp_path / "run"
         summary = run_audit(
-            "--model", model, "--lora", lora, "--suspects", known, "--controls", never, "--out", out, *TINY
+            "--model",
+            model,
+            "--lora",
+            lora,
+            "--suspects",
+            known,
+            "--controls",
+            never,
+            "--out",
+            out,
+            "--attack-all",
+            *TINY,
         )
         config = json.loads((out / "run.json").read_text())["config"]
         assert config["lora"]["name"] == str(lora)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -149,7 +149,7 @@ class Ladder:
                 for job, attacked in zip(left, self._look(search, left, first, end), strict=True):
                     variants, variant = results[job.item.key], f"{job.start}{rate}"
                     variants[variant] = variants[variant].then(attacked) if variant in variants else attacked
-            going = [i for i, job in enumerate(left) if not effort.is_certain(rung, results[job.item.key])]
+            going = [i for i, job in enumerate(left) if not effort.is_certain(rung, _last(results[job.item.key]))]
             for search in searches.values():
                 search.keep(going)
             left = [left[i] for i in going]
@@ -203,6 +203,11 @@ def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:
     if rates is None:
         return {"": make(**common)}
     return {f"@{rate:g}" if len(rates) > 1 else "": make(**common, learning_rate=rate) for rate in rates}
+
+
+def _last(variants: Mapping[str, Attacked]) -> list[list[float]]:
+    """The similarities at the last look, of each start and learning rate."""
+    return [attacked.similarity[-1] for attacked in variants.values()]
 
 
 def evenly(rows: int, size: int) -> int:

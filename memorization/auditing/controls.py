@@ -16,6 +16,9 @@ from typing import Literal
 from diffkit.stats import Rate, rate
 
 Correction = Literal["bh", "holm", "none"]
+#: Why an attack ended before its last budget, or was not begun: the verdict was certain; its caption replicates it;
+#: the triage ranked it low; the reference model reproduces the image. See memorization/auditing/effort.py.
+Stopped = Literal["certain", "caption", "triage", "reference"]
 MIN_CONTROLS = 19  # fewer cannot give a p-value of 0.05: the smallest is 1 / (1 + N)
 
 

@@ -8,24 +8,19 @@ the item alone holds whatever the other suspects give, and :func:`unsettled` fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from memorization.auditing.controls import Scores, check_controls, exceeds
+from memorization.auditing.controls import Scores, Stopped, check_controls, exceeds
 from memorization.auditing.p_values import Null, caption_null
 
 if TYPE_CHECKING:
-    from memorization.auditing.attack_suite import Attacked
     from memorization.auditing.controls import Correction
     from memorization.auditing.verdicts import Finding
 
-__all__ = ["Effort", "Stopped", "least_certain", "of_suspects", "unsettled"]
-
-#: Why an attack ended before its last budget, or was not begun: the verdict was certain; its caption replicates it;
-#: the triage ranked it low; the reference model reproduces the image.
-Stopped = Literal["certain", "caption", "triage", "reference"]
+__all__ = ["Effort", "least_certain", "of_suspects", "unsettled"]
 
 
 @dataclass(frozen=True)
@@ -73,10 +68,15 @@ class Effort:
             return [(0, looks)]
         return [(0, 2), *((look, look + 1) for look in range(2, looks))]
 
-    def is_certain(self, rung: str, variants: Mapping[str, Attacked]) -> bool:
-        """Whether some start and learning rate has reached the certain similarity at its last look."""
+    def is_certain(self, rung: str, looks: Iterable[Sequence[float]]) -> bool:
+        """Whether the median of some start and learning rate reaches the certain similarity.
+
+        Args:
+            rung: the attack.
+            looks: of each start and learning rate the similarities at its last look.
+        """
         least = self.certain.get(rung)
-        return least is not None and any(median(attacked.similarity[-1]) >= least for attacked in variants.values())
+        return least is not None and any(median(similarity) >= least for similarity in looks)
 
     def skips(self, key: str, caption: float | None) -> Stopped | None:
         """Why an item is not attacked at all; None where it is."""
@@ -102,7 +102,7 @@ def least_certain(null: Null, *, threshold: float, alpha: float, tests: int) -> 
         >>> controls = [Scores(str(i), curve={10: 0.1 + 0.01 * i}) for i in range(30)]
         >>> null = Null.of((), controls, 10, left_out=())
         >>> round(least_certain(null, threshold=0.5, alpha=0.05, tests=100), 2)
-        0.59
+        0.54
     """
 
     def holds(similarity: float) -> bool:

@@ -20,7 +20,8 @@ from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import item_seed
 from memorization.attack.base import Triggers
 from memorization.auditing.attack_suite import Attempts, Ladder, best_variant, similarities
-from memorization.auditing.effort import Effort, Stopped
+from memorization.auditing.controls import Stopped
+from memorization.auditing.effort import Effort
 from memorization.auditing.result import BestImage, Curves, DetectorScore, MeasuredRecord
 from memorization.auditing.settings import AuditSettings
 from memorization.copies import CopyDetector
@@ -213,7 +214,8 @@ class Measurer:
         """Why each attack ended before its last budget, or was not begun."""
         if skipped is not None:
             return dict.fromkeys(self.ladder.rungs, skipped)
-        return {rung: effort.reason for rung, variants in attempts.items() if effort.is_certain(rung, variants)}
+        last = {rung: [attacked.similarity[-1] for attacked in tried.values()] for rung, tried in attempts.items()}
+        return {rung: effort.reason for rung, looks in last.items() if effort.is_certain(rung, looks)}
 
     def _pictures(
         self, references: References, generated: Tensor, similarity: list[float] | None, attempts: Attempts

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from diffkit import parallel
 from memorization.attack.ladder import rung_of
 from memorization.auditing.aggregate import aggregate, conclude, of_role
-from memorization.auditing.controls import Scores
-from memorization.auditing.effort import Effort, Stopped, of_suspects, unsettled
+from memorization.auditing.controls import Scores, Stopped
+from memorization.auditing.effort import Effort, of_suspects, unsettled
 from memorization.auditing.measure_all import done_keys, measure_all
 from memorization.auditing.models import Reference
 from memorization.auditing.result import AuditRecord, read_records

@@ -17,8 +17,7 @@ from typing import (
 from typing_extensions import TypedDict
 
 from diffkit.stats import Rate
-from memorization.auditing.controls import Correction
-from memorization.auditing.effort import Stopped
+from memorization.auditing.controls import Correction, Stopped
 from memorization.auditing.p_values import NullSummary, PowerSummary
 from memorization.auditing.verdicts import Verdict
 from memorization.copies import OperatingPoint

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memorization.auditing.effort import Stopped
+from memorization.auditing.controls import Stopped
 from memorization.auditing.models import AuditedModel
 from memorization.auditing.settings import AuditSettings, Triage
 from memorization.detection.run import detect
