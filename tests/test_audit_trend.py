@@ -99,7 +99,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="module")
 def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A trend with its base; Ctrl-C in the audit of the second model, between its suspects and the reference."""
+    """A trend with its base; Ctrl-C in the audit of the second model, between its controls and its suspects."""
     out = tmp_path_factory.mktemp("runs") / "trend"
     load, measure = loading.load_pipeline, Measurer.measure
     loads: list[str | None] = []
@@ -112,7 +112,7 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     def stopped(self: Measurer, items: Sequence[Any], effort: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 4:  # controls and suspects of the base, controls of the first checkpoint, then its suspects
             raise KeyboardInterrupt
         return measure(self, items, effort)
 
@@ -120,7 +120,7 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
         patch.setattr(Measurer, "measure", stopped)
         with pytest.raises(Interrupted) as caught:
             run(made, out, with_base=True)
-    assert len((out / "step-5/journal.jsonl").read_text().splitlines()) == 3
+    assert len((out / "step-5/journal.jsonl").read_text().splitlines()) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load_pipeline", counted)
         return Finished(run(made, out, with_base=True), caught.value.folder, loads)
