@@ -97,9 +97,10 @@ def measure_in_order(
         effort = parallel.broadcast(_effort(bench, controls, len(suspects)) if bench.run is not None else effort)
     effort = effort.without(left_out)
     bench.measure(pipe, suspects, effort, "suspects")
-    if not everything:
+    again = [] if everything or bench.run is None else _unsettled(bench, [*controls, *suspects])
+    if parallel.broadcast(bool(again)):
         if bench.run is not None:
-            bench.run.retry(_unsettled(bench, [*controls, *suspects]), "suspects whose attack ended too early")
+            bench.run.retry(again, "suspects whose attack ended too early")
         bench.measure(pipe, suspects, effort.whole(), "suspects")
     bench.measure(pipe, edits, effort.whole(), "edited suspects")
     if reference is None:
