@@ -122,7 +122,7 @@ class Run:
             self.record["schema_version"] = SCHEMA_VERSION  # an earlier version would call the journal damaged
             self._save_record()
 
-    def retry(self, keys: Iterable[str], what: str = "items") -> None:
+    def retry(self, keys: Iterable[str], what: str = "items", why: str = "in error") -> None:
         """Take items that could not be scored out of those that are done, to try them again; say so on the console.
 
         One that ends as before (but for its ``seconds``) is not written again; else its new record supersedes the old
@@ -130,13 +130,13 @@ class Run:
 
         Args:
             keys: of finished items in error.
-            what: the items in the message, "captions" for example.
+            what: the items in the message, "captions" for example; ``why``: what is the matter with them.
         """
         again = list(keys)
         for key in again:
             self._journal.reopen(key)
         if again:
-            say(f"Retrying {len(again)} {what} in error.")
+            say(f"Retrying {len(again)} {what} {why}.")
 
     def save_image(self, name: str, image: Image | Tensor) -> str:
         """Write `images/<name>.png` atomically and return that path, relative to the run's folder.

@@ -100,7 +100,7 @@ def measure_in_order(
     again = [] if everything or bench.run is None else _unsettled(bench, [*controls, *suspects])
     if parallel.broadcast(bool(again)):
         if bench.run is not None:
-            bench.run.retry(again, "suspects whose attack ended too early")
+            bench.run.retry(again, "suspects", why="whose attack ended too early")
         bench.measure(pipe, suspects, effort.whole(), "suspects")
     bench.measure(pipe, edits, effort.whole(), "edited suspects")
     if reference is None:
