@@ -59,6 +59,12 @@ def of(value: Mapping[str, Any]) -> str:
     return f"{value['k']} of {value['n']} ({100 * value['low']:.0f} to {100 * value['high']:.0f} %)"
 
 
+def counted(rate: Mapping[str, Any]) -> str:
+    """:func:`of` for a rate as summaries have it."""
+    low, high = rate["interval"]
+    return of({"k": rate["count"], "n": rate["n"], "low": low, "high": high})
+
+
 def points(value: Mapping[str, Any]) -> str:
     """A change of a share in percentage points."""
     return f"{100 * value['mean']:+.1f} ({100 * value['low']:+.1f} to {100 * value['high']:+.1f})"
@@ -382,22 +388,19 @@ def many() -> str:
     if not measured:
         return MISSING
 
-    def counted(name: str) -> str:
-        low, high = measured[name]["interval"]
-        return of({"k": measured[name]["count"], "n": measured[name]["n"], "low": low, "high": high})
-
     n = sum(measured["planted"].values()) + sum(measured["never planted"].values())
     gradients, images = measured["sample gradients"], measured["trigger images"]
     return (
         f"24 planted images among {n} suspects, the lab under a NeMo mask, 30 controls, reference `lab-clean`: of the "
-        f"planted that the attack brings back, retained {counted('planted, back by the attack, retained')}, by rank "
-        f"alone {counted('retained by rank')}; of all planted, retained or replicated "
-        f"{counted('planted, retained or replicated')}; of the never planted "
-        f"{counted('never planted, retained or replicated')}; controls flagged {counted('controls flagged')}. Verdicts "
-        f"unlike those of the whole ladder: {len(measured['unlike the whole ladder'])}. The order of work took "
-        f"{measured['ratio']:.2f} of the whole ladder's processor time ({gradients['order of work']:,} sample "
-        f"gradients instead of {gradients['whole ladder']:,}, {images['order of work']:,} images from triggers "
-        f"instead of {images['whole ladder']:,})."
+        f"planted that the attack brings back, retained {counted(measured['planted, back by the attack, retained'])}, "
+        f"by rank alone {counted(measured['retained by rank'])}; of all planted, retained or replicated "
+        f"{counted(measured['planted, retained or replicated'])}; of the never planted "
+        f"{counted(measured['never planted, retained or replicated'])}; controls flagged "
+        f"{counted(measured['controls flagged'])}. Verdicts unlike those of the whole ladder: "
+        f"{len(measured['unlike the whole ladder'])}. The order of work took {measured['ratio']:.2f} of the whole "
+        f"ladder's processor time ({gradients['order of work']:,} sample gradients instead of "
+        f"{gradients['whole ladder']:,}, {images['order of work']:,} images from triggers instead of "
+        f"{images['whole ladder']:,})."
     )
 
 
@@ -437,10 +440,6 @@ def trend() -> str:
     measured = read("trend")
     if not measured:
         return MISSING
-
-    def counted(rate: Mapping[str, Any]) -> str:
-        low, high = rate["interval"]
-        return of({"k": rate["count"], "n": rate["n"], "low": low, "high": high})
 
     rows = [
         [
