@@ -1,13 +1,14 @@
 """Real architectures on an accelerator: the stock pipeline against best-of-N and pruned search, and training steps.
 
-    python scripts/bench_families.py [--families sd15,sdxl,sd35-medium,flux] [--compile] [--channels-last] [--json F]
+    python scripts/bench_families.py [--families sd15:16,sdxl:8,sd35-medium:8,flux:4] [--compile] [--json F]
     python scripts/bench_families.py --tiny --device cpu     # tiny pipelines of the same classes, to try the script
 
 Denoisers and autoencoders have the published sizes and random weights, text encoders the published widths and one
 layer: a prompt is encoded once. The verifier has the size of CLIP ViT-L/14. One process, one machine: the stock
 pipeline's images and their scores, the same seeds through TTSnapPipeline, then a pruned search at the same counted
 cost. Then one step of DoRI (gradient of the embedding) and one of fine-tuning (gradients of all weights, gradient
-checkpointing). Prints machine, versions, seconds, memory, and ratios.
+checkpointing). Prints machine, versions, seconds, memory, and ratios. The file is written after each part; an error,
+such as lack of memory, is written down in its place.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tiny_families import FAMILY_ROWS, family_pipeline
 from torch import Tensor
 
 from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
+from diffkit.errors import InputError
 from diffkit.families import pipe_denoiser
 from diffkit.seeds import candidate_seed, generators
 from diffkit.training_objective import noised
@@ -111,12 +113,12 @@ def took(call: Callable[[], object], device: str, repeats: int) -> dict[str, flo
     }
 
 
-def searches(pipe: Any, name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Stock, best-of-N and pruned search."""
+def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Stock, best-of-N and pruned search over ``count`` candidates."""
     reward = Verifier(options.device, tiny=options.tiny)
     search = TTSnapPipeline.from_pipe(pipe, reward=reward)
     given = {"num_inference_steps": options.steps, **(FAMILY_ROWS[TINY[name]].options if options.tiny else {})}
-    seeds = [candidate_seed(7, 0, index) for index in range(options.candidates)]
+    seeds = [candidate_seed(7, 0, index) for index in range(count)]
     size = options.micro_batch
 
     def stock() -> None:
@@ -129,7 +131,7 @@ def searches(pipe: Any, name: str, options: argparse.Namespace) -> dict[str, Any
         return search(PROMPT, **given, seeds=seeds, micro_batch=size)
 
     def pruned() -> Any:
-        return search(PROMPT, **given, seed=7, budget=f"{options.candidates}x", schedule=SCHEDULE, micro_batch=size)
+        return search(PROMPT, **given, seed=7, budget=f"{count}x", schedule=SCHEDULE, micro_batch=size)
 
     plain, ours, cut = (took(call, options.device, options.repeats) for call in (stock, best_of, pruned))
     clocks = dict(best_of().ledger.seconds)
@@ -147,9 +149,37 @@ def searches(pipe: Any, name: str, options: argparse.Namespace) -> dict[str, Any
     }  # fmt: skip
 
 
-def training_steps(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """One step of DoRI with its draws at once, and one of fine-tuning, by the model's own loss."""
-    denoiser, rows = pipe_denoiser(pipe), options.draws
+def attack_step(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """One step of DoRI with its draws at once: the gradient of the embedding by the model's own loss."""
+    embeds, loss = _own_loss(pipe, options)
+
+    def attack() -> None:
+        sequence = embeds.float().requires_grad_(True)
+        torch.autograd.grad(loss(sequence), [sequence])
+
+    return took(attack, options.device, options.repeats)
+
+
+def tuning_step(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Gradients of all weights of the denoiser, with gradient checkpointing, by the model's own loss."""
+    denoiser = pipe_denoiser(pipe)
+    embeds, loss = _own_loss(pipe, options)
+
+    def tune() -> None:
+        loss(embeds).backward()
+        denoiser.zero_grad(set_to_none=True)
+
+    denoiser.requires_grad_(True).train()
+    denoiser.enable_gradient_checkpointing()
+    try:
+        return took(tune, options.device, options.repeats)
+    finally:
+        denoiser.requires_grad_(False).eval()
+
+
+def _own_loss(pipe: Any, options: argparse.Namespace) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The caption's embedding, a row for each draw, and the training loss as a function of it."""
+    rows = options.draws
     embeds = encode_prompts(pipe, [PROMPT], guidance=False).positive.to(options.device).repeat(rows)
     clean = initial_latents(pipe, generators(range(rows))).to(options.device, embeds.prompt_embeds.dtype)
     noise, draws = torch.randn_like(clean), torch.Generator().manual_seed(0)
@@ -161,40 +191,28 @@ def training_steps(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
         predicted = predict_noise(pipe, noisy.to(clean), timesteps.to(options.device), given)
         return (predicted.float() - target).square().mean()
 
-    def attack() -> None:
-        sequence = embeds.prompt_embeds.float().requires_grad_(True)
-        torch.autograd.grad(loss(sequence), [sequence])
-
-    def tune() -> None:
-        loss(embeds.prompt_embeds).backward()
-        denoiser.zero_grad(set_to_none=True)
-
-    found = {f"DoRI, {rows} draws": took(attack, options.device, options.repeats)}
-    denoiser.requires_grad_(True).train()
-    denoiser.enable_gradient_checkpointing()
-    found[f"fine-tuning, {rows} rows, gradient checkpointing"] = took(tune, options.device, options.repeats)
-    denoiser.requires_grad_(False).eval()
-    return found
+    return embeds.prompt_embeds, loss
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one family."""
+def measure(name: str, count: int, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """The figures of one family, part by part."""
     pipe = build(name, options)
-    millions = sum(value.numel() for value in pipe_denoiser(pipe).parameters()) / 1e6
-    found = {"denoiser, million parameters": round(millions, 1), **searches(pipe, name, options)}
+    yield "denoiser, million parameters", round(sum(p.numel() for p in pipe_denoiser(pipe).parameters()) / 1e6, 1)
+    parts = {"searches": lambda: searches(pipe, name, count, options)}
     if not options.compile:
-        found |= training_steps(pipe, options)
-    del pipe
-    gc.collect()
-    if options.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return found
+        parts[f"DoRI, {options.draws} draws"] = lambda: attack_step(pipe, options)
+        parts[f"fine-tuning, {options.draws} rows, gradient checkpointing"] = lambda: tuning_step(pipe, options)
+    for part, call in parts.items():
+        try:
+            yield part, call()
+        except (RuntimeError, InputError) as error:  # lack of memory is a RuntimeError
+            yield part, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", default=",".join(REAL))
+    parser.add_argument("--families", default=",".join(REAL), help="name or name:candidates, with commas")
     parser.add_argument("--tiny", action="store_true", help="tiny pipelines of the same classes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
@@ -211,12 +229,18 @@ def main() -> None:
     versions = {part.__name__: part.__version__ for part in (torch, diffusers, transformers)}
     settings = {key: value for key, value in vars(options).items() if key != "json"}
     found: dict[str, Any] = {"machine": machine, "versions": versions, "settings": settings, "families": {}}
-    for name in options.families.split(","):
+    for given in options.families.split(","):
+        name, _, count = given.partition(":")
         print(f"measuring {name}", file=sys.stderr)
-        found["families"][name] = measure(name, options)
-        text = json.dumps(found, indent=1)
-        if options.json:
-            options.json.write_text(text + "\n")
+        figures = found["families"].setdefault(name, {"candidates": int(count or options.candidates)})
+        for part, figure in measure(name, figures["candidates"], options):
+            figures[part] = figure
+            text = json.dumps(found, indent=1)
+            if options.json:
+                options.json.write_text(text + "\n")
+        gc.collect()
+        if options.device.startswith("cuda"):
+            torch.cuda.empty_cache()
     print(text)
 
 
