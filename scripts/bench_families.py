@@ -39,6 +39,7 @@ from diffkit.training_objective import noised
 from ttsnap import TTSnapPipeline
 
 PROMPT, SCHEDULE = "a cat", "2:0.4,6:0.4,11:0.5"
+Parts = Iterator[tuple[str, Callable[[], Any]]]
 TINY = {"sd15": "sd1", "sdxl": "sdxl", "sd35-medium": "sd3", "flux": "flux"}
 
 
@@ -113,13 +114,13 @@ def took(call: Callable[[], object], device: str, repeats: int) -> dict[str, flo
     }
 
 
-def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> dict[str, Any]:
+def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> Parts:
     """Stock, best-of-N and pruned search over ``count`` candidates."""
     reward = Verifier(options.device, tiny=options.tiny)
     search = TTSnapPipeline.from_pipe(pipe, reward=reward)
     given = {"num_inference_steps": options.steps, **(FAMILY_ROWS[TINY[name]].options if options.tiny else {})}
     seeds = [candidate_seed(7, 0, index) for index in range(count)]
-    size = options.micro_batch
+    size, times, results = options.micro_batch, {}, {}
 
     def stock() -> None:
         for first in range(0, len(seeds), size):
@@ -127,26 +128,36 @@ def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> d
             images = pipe(PROMPT, **given, generator=part, num_images_per_prompt=len(part), output_type="pt").images
             reward.score(images, [PROMPT] * len(part))
 
-    def best_of() -> Any:
-        return search(PROMPT, **given, seeds=seeds, micro_batch=size)
+    def best_of() -> None:
+        results["best of N"] = search(PROMPT, **given, seeds=seeds, micro_batch=size)
 
-    def pruned() -> Any:
-        return search(PROMPT, **given, seed=7, budget=f"{count}x", schedule=SCHEDULE, micro_batch=size)
+    def pruned() -> None:
+        results["pruned"] = search(PROMPT, **given, seed=7, budget=f"{count}x", schedule=SCHEDULE, micro_batch=size)
 
-    plain, ours, cut = (took(call, options.device, options.repeats) for call in (stock, best_of, pruned))
-    clocks = dict(best_of().ledger.seconds)
-    strict = search(PROMPT, **given, seeds=seeds[:2], micro_batch=1, output_type="pt").images
-    winner = search(PROMPT, **given, seeds=seeds[:2], micro_batch=1)
-    alone = pipe(PROMPT, **given, generator=generators(winner.seeds[:1])[0], output_type="pt").images
-    return {
-        "stock": plain | {"images a second": len(seeds) / float(plain["seconds"] or 1)},
-        "best of N": ours,
-        "pruned at the same cost": cut | {"candidates": len(pruned().trace[0].candidates)},
-        "overhead of best of N": float(ours["seconds"] or 0) / float(plain["seconds"] or 1),
-        "shares of best of N": {part: clocks[part] / sum(v for k, v in clocks.items() if k != "total")
-                                for part in clocks if part != "total"},
-        "strict mode, largest difference to the stock image": float((strict.float() - alone.float()).abs().max()),
-    }  # fmt: skip
+    def timed(part: str, call: Callable[[], object]) -> dict[str, float | None]:
+        times[part] = took(call, options.device, options.repeats)
+        return times[part]
+
+    def ratio() -> float:
+        return float(times["best of N"]["seconds"]) / float(times["stock"]["seconds"])
+
+    def shares() -> dict[str, float]:
+        clocks = {part: value for part, value in results["best of N"].ledger.seconds.items() if part != "total"}
+        return {part: value / sum(clocks.values()) for part, value in clocks.items()}
+
+    def strict() -> float:
+        winner = search(PROMPT, **given, seeds=seeds[:2], micro_batch=1, output_type="pt")
+        alone = pipe(PROMPT, **given, generator=generators(winner.seeds[:1])[0], output_type="pt").images
+        return float((winner.images.float() - alone.float()).abs().max())
+
+    yield "stock", lambda: timed("stock", stock)
+    yield "images a second, stock", lambda: count / float(times["stock"]["seconds"])
+    yield "best of N", lambda: timed("best of N", best_of)
+    yield "overhead of best of N", ratio
+    yield "shares of best of N", shares
+    yield "pruned at the same cost", lambda: timed("pruned", pruned)
+    yield "candidates of the pruned search", lambda: len(results["pruned"].trace[0].candidates)
+    yield "strict mode, largest difference to the stock image", strict
 
 
 def attack_step(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -194,19 +205,25 @@ def _own_loss(pipe: Any, options: argparse.Namespace) -> tuple[Tensor, Callable[
     return embeds.prompt_embeds, loss
 
 
+def parts_of(pipe: Any, name: str, count: int, options: argparse.Namespace) -> Parts:
+    """All that is measured on one family."""
+    yield "denoiser, million parameters", lambda: round(sum(p.numel() for p in pipe_denoiser(pipe).parameters()) / 1e6)
+    yield from searches(pipe, name, count, options)
+    if not options.compile:
+        yield f"DoRI, {options.draws} draws", lambda: attack_step(pipe, options)
+        yield f"fine-tuning, {options.draws} rows, gradient checkpointing", lambda: tuning_step(pipe, options)
+
+
 def measure(name: str, count: int, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """The figures of one family, part by part."""
-    pipe = build(name, options)
-    yield "denoiser, million parameters", round(sum(p.numel() for p in pipe_denoiser(pipe).parameters()) / 1e6, 1)
-    parts = {"searches": lambda: searches(pipe, name, count, options)}
-    if not options.compile:
-        parts[f"DoRI, {options.draws} draws"] = lambda: attack_step(pipe, options)
-        parts[f"fine-tuning, {options.draws} rows, gradient checkpointing"] = lambda: tuning_step(pipe, options)
-    for part, call in parts.items():
+    for part, call in parts_of(build(name, options), name, count, options):
+        print(f"{name}: {part}", file=sys.stderr)
         try:
             yield part, call()
         except (RuntimeError, InputError) as error:  # lack of memory is a RuntimeError
             yield part, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        except KeyError:  # a figure of a part that failed
+            yield part, None
 
 
 def main() -> None:
@@ -231,7 +248,6 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine, "versions": versions, "settings": settings, "families": {}}
     for given in options.families.split(","):
         name, _, count = given.partition(":")
-        print(f"measuring {name}", file=sys.stderr)
         figures = found["families"].setdefault(name, {"candidates": int(count or options.candidates)})
         for part, figure in measure(name, figures["candidates"], options):
             figures[part] = figure

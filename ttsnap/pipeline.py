@@ -367,7 +367,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         shown: list[Image] | np.ndarray[Any, Any] | Tensor
         latents = [winner.candidate.latents for winner in winners if winner.candidate.latents is not None]
         if output_type == "latent":
-            return torch.cat(latents)
+            return torch.cat(latents).to(self._execution_device)
         if getattr(self, "watermark", None) is not None:  # it goes on values that are not clipped yet
             size = (int(winners[0].image.shape[-2]), int(winners[0].image.shape[-1]))
             marked = [self.watermark.apply_watermark(decoded_latents(self, row, size=size)) for row in latents]
@@ -378,6 +378,6 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         images = torch.stack([winner.image for winner in winners])
         images[torch.tensor([winner.flagged for winner in winners])] = 0.0
         if output_type == "pt":
-            return images.to(self.vae.dtype)
+            return images.to(self._execution_device, self.vae.dtype)
         shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
         return shown
