@@ -316,7 +316,7 @@ def bench_dori() -> str:
         f"{found['ratio to singles in one process']:.2f} of the time of as many single searches one after the other in "
         f"one process ({found['threads']} threads; {found['ratio in processor time']:.2f} of the processor time). One "
         f"in a process of its own adds {start:.1f} s of starting Python and loading the model to every image. "
-        "`--micro-batch` bounds the memory."
+        "`--micro-batch auto` bounds the memory."
     )
 
 

@@ -4,8 +4,9 @@
     python scripts/readme_figures.py --check    # exit 1 when they are out of date
 
 The files in docs/figures come from the scripts of the same names with ``--json`` (``measure_search`` and so on), from
-``bench_wall_clock`` (``wall_clock``), ``bench_simulate`` (``tensors``) and ``lab_search``. A block whose file is
-missing says that it was not measured yet.
+``bench_wall_clock`` (``wall_clock``), ``bench_simulate`` (``tensors``), ``bench_families`` (``families`` and, from its
+earlier form, ``families_training``) and ``lab_search``. A block whose file is missing says that it was not measured
+yet.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import re
 import sys
 
 import figures_evidence
+import figures_families
 import figures_memorization
 import figures_ttsnap
 from figures_common import ROOT
 
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("lab", "memorization", "ttsnap")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("families", "lab", "memorization", "ttsnap")))
 
 
 def main() -> None:
@@ -27,9 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    blocks = {
-        one.__name__: one() for one in (*figures_memorization.BLOCKS, *figures_evidence.BLOCKS, *figures_ttsnap.BLOCKS)
-    }
+    modules = (figures_memorization, figures_evidence, figures_families, figures_ttsnap)
+    blocks = {block.__name__: block() for module in modules for block in module.BLOCKS}
     for path in PAGES:
         before = after = path.read_text()
         for name, block in blocks.items():

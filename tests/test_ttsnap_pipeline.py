@@ -272,6 +272,22 @@ def test_lists_of_prompts_winners_and_outputs():
     torch.testing.assert_close(latents[:1], stock, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("output_type", ["pt", "latent"])
+def test_tensors_lie_on_the_device_that_the_pipeline_runs_on(output_type, monkeypatch):
+    """Any device but the host, on which winners wait: here ``meta``, from the end of the search on."""
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
+    carry_out = pipe.carry_out
+
+    def then_move(request):
+        result = carry_out(request)
+        monkeypatch.setattr(type(pipe), "_execution_device", torch.device("meta"))
+        return result
+
+    monkeypatch.setattr(pipe, "carry_out", then_move)
+    images = pipe(PROMPT, **OPTIONS, seeds=[3], output_type=output_type).images
+    assert (images.device.type, len(images)) == ("meta", 1)
+
+
 def test_noise_may_come_from_seeds_or_generators():
     pipe, seeds = search_pipe("ddim"), [5, 6, 9]
     options = {**OPTIONS, "num_images_per_prompt": 3}
