@@ -17,7 +17,8 @@ from diffkit.suspects import RowError, Suspect, read_suspects
 if TYPE_CHECKING:
     from diffkit.runs import Run
 
-Role = Literal["suspect", "control", "edit", "reference"]
+Role = Literal["suspect", "control", "edit", "reference", "reference_control"]
+ON_REFERENCE: tuple[Role, ...] = ("reference", "reference_control")
 #: Edits of a suspect's image; see memorization/auditing/edited_controls.py.
 EditName = Literal["mirror", "crop", "shuffle", "noise"]
 #: Where suspects or controls come from: what :func:`diffkit.read_suspects` takes, or its result.
@@ -31,7 +32,7 @@ class AuditItem:
 
     Attributes:
         role: a "suspect"; a "control"; an "edit" of a suspect, attacked as it is; the suspect on the "reference"
-            model, with the suspect's own seeds.
+            model, with the suspect's own seeds; a control on it, "reference_control", likewise.
         suspect: caption and images.
         edit: what was done to the images, of an "edit".
     """
@@ -48,11 +49,13 @@ class AuditItem:
     @property
     def seed_key(self) -> str:
         """Determines its seeds; on the reference model an item has the seeds it has on the audited model."""
-        return f"suspect:{self.suspect.id}" if self.role == "reference" else self.key
+        return (self.of or self.key) if self.role in ON_REFERENCE else self.key
 
     @property
     def of(self) -> str | None:
-        """Key of the suspect it was made from."""
+        """Key of the suspect or control it was made from."""
+        if self.role == "reference_control":
+            return f"control:{self.suspect.id}"
         return f"suspect:{self.suspect.id}" if self.role in ("edit", "reference") else None
 
 
@@ -113,13 +116,19 @@ def _read(source: Source) -> tuple[list[Suspect], list[RowError]]:
 def with_companions(
     items: Sequence[AuditItem], *, edits: Sequence[EditName] = (), reference: bool = False
 ) -> list[AuditItem]:
-    """The items, then edits of the suspects, family by family, then the suspects on the reference model.
+    """The items, then edits of the suspects, family by family, then controls and suspects on the reference model.
 
     A suspect without an image has nothing to edit, and a reference needs one to compare with.
     """
-    suspects = [item for item in items if item.role == "suspect" and item.suspect.images]
+    suspects, controls = (
+        [item for item in items if item.role == role and item.suspect.images] for role in ("suspect", "control")
+    )
     edited = [replace(item, role="edit", edit=name) for name in edits for item in suspects]
-    return [*items, *edited, *([replace(item, role="reference") for item in suspects] if reference else [])]
+    companions = [
+        *(replace(item, role="reference_control") for item in controls),
+        *(replace(item, role="reference") for item in suspects),
+    ]
+    return [*items, *edited, *(companions if reference else [])]
 
 
 def say_row_errors(errors: Sequence[RowError], *, rest: str | None) -> None:

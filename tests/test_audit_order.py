@@ -75,7 +75,7 @@ def test_what_the_caption_gives_is_not_attacked(gathered: Gathered, tmp_path: Pa
     assert records["reference:drawn"]["attack"] is None
     assert list(records)[:20] == [f"control:c{i}" for i in range(20)]
     all_of_it = journal(whole.folder)
-    assert len(all_of_it) == 28
+    assert len(all_of_it) == 48
     assert all_of_it["suspect:drawn"]["attack"] is not None
     for key in ("suspect:s1", "control:c3"):
         curves = (np.array(part["attack"]["dori"]["other"]) for part in (records[key], all_of_it[key]))
@@ -84,7 +84,7 @@ def test_what_the_caption_gives_is_not_attacked(gathered: Gathered, tmp_path: Pa
     assert verdicts[0] == verdicts[1]
     assert verdicts[0][0] == "replicated"
     assert part.summary["cost"]["stopped"] == {"caption": 2}
-    assert part.summary["cost"]["sample_gradients"] == 23 * 2
+    assert part.summary["cost"]["sample_gradients"] == 43 * 2  # three suspects, and the controls on both models
     for result in (part, whole):
         assert verify_audit(result.folder)["result"] == "ok"
     validate_run(part.folder, "audit")

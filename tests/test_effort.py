@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memorization.auditing.controls import Correction, Scores
-from memorization.auditing.effort import Effort, least_certain, of_suspects, unsettled
+from memorization.auditing.effort import Effort, least_certain, not_borne_out, of_suspects, unsettled
+from memorization.auditing.evidence import to_z
 from memorization.auditing.order import needs_reference
 from memorization.auditing.p_values import Null
 from memorization.auditing.triage import lowest
@@ -49,10 +50,11 @@ def verdicts(findings: Sequence[Finding]) -> list[tuple[str, str | None, list[st
     st.sampled_from(["bh", "holm", "none"]),
     st.sampled_from([(3, 30), (40, 5), (230, 4)]),
     st.floats(0.3, 1.6),
+    st.booleans(),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_the_verdicts_are_those_of_the_whole_ladder(
-    seed: int, correction: Correction, sizes: tuple[int, int], control_level: float
+    seed: int, correction: Correction, sizes: tuple[int, int], control_level: float, controls_on_reference: bool
 ) -> None:
     """Memorized suspects among others, two attacks, a reference model; controls that come back or do not."""
     rng = np.random.default_rng(seed)
@@ -68,12 +70,17 @@ def test_the_verdicts_are_those_of_the_whole_ladder(
             for i, curve in enumerate(curves(rng, 30, control_level * 0.6, 0.25))
         ]
         reference = {f"s{i}": Scores(f"r{i}", 0.1, curves(rng, 1, 0.8, 0.4)[0]) for i in range(len(levels))}
-        ladder[rung] = Rung(suspects, controls, reference)
+        others = {
+            c.key: Scores(f"r{c.key}", 0.1, curve)
+            for c, curve in zip(controls, curves(rng, 30, control_level * 0.6, 0.2), strict=True)
+        }
+        ladder[rung] = Rung(suspects, controls, reference, others if controls_on_reference else None)
     options = {"threshold": THRESHOLD, "alpha": 0.05, "correction": correction}
     whole = judge_ladder(ladder, **options)
 
     scores = {name: rung.controls for name, rung in ladder.items()}
-    effort = of_suspects(scores, suspects=len(levels), **options)
+    others = {name: rung.reference_controls for name, rung in ladder.items()}
+    effort = of_suspects(scores, others, suspects=len(levels), **options)
     budgets = {name: check.budget for name, check in whole.checks.items()}
     measured = measure(ladder, effort)
     first = judge_ladder(measured, **options).findings
@@ -82,17 +89,28 @@ def test_the_verdicts_are_those_of_the_whole_ladder(
     without_reference = judge_ladder(settled, **options).findings
     assert unsettled(without_reference, {name: rung.suspects for name, rung in settled.items()}, budgets) == []
     by_caption, by_attack = needs_reference(without_reference, THRESHOLD)
-    final = {
-        name: rung._replace(reference={key: ladder[name].reference[key] for key in by_caption | by_attack} or None)
-        for name, rung in settled.items()
-    }
-    assert verdicts(judge_ladder(final, **options).findings) == verdicts(whole.findings)
+    until_drawn = Effort(effort.limits, dict.fromkeys(rungs, THRESHOLD), reason="reference")
+
+    def before_the_reference(measured: Mapping[str, Rung]) -> dict[str, Rung]:
+        drawn = {
+            name: {key: attacked(ladder[name].reference[key], until_drawn, name) for key in by_caption | by_attack}
+            for name in rungs
+        }
+        return {name: rung._replace(reference=drawn[name] or None) for name, rung in measured.items()}
+
+    compared = judge_ladder(before_the_reference(settled), **options).findings
+    early = set(not_borne_out(compared, {name: rung.suspects for name, rung in settled.items()}))
+    final = judge_ladder(before_the_reference(measure(ladder, effort, whole=again | early)), **options).findings
+    assert verdicts(final) == verdicts(whole.findings)
 
 
 def measure(ladder: Mapping[str, Rung], effort: Effort, whole: set[str] = frozenset()) -> dict[str, Rung]:
     return {
         name: Rung(
-            [attacked(s, effort.whole() if s.key in whole else effort, name) for s in rung.suspects], rung.controls
+            [attacked(s, effort.whole() if s.key in whole else effort, name) for s in rung.suspects],
+            rung.controls,
+            None,
+            rung.reference_controls,
         )
         for name, rung in ladder.items()
     }
@@ -107,7 +125,10 @@ def test_the_least_certain_similarity_is_where_the_corrected_p_value_is_alpha() 
     null = Null.of((), controls(), 5, left_out=())
     least = least_certain(null, threshold=0.3, alpha=0.05, tests=100)
     assert least is not None
-    assert null.p_values(least).deciding == pytest.approx(0.05 / 100, rel=1e-3)
+    assert null.p_values(float(to_z(least))).deciding == pytest.approx(0.05 / 100, rel=1e-3)
+    assert least_certain(null, threshold=0.3, alpha=0.05, tests=100, reference=0.4) == pytest.approx(
+        np.tanh(np.arctanh(least) + 0.4), abs=1e-4
+    )
     assert least_certain(null, threshold=0.96, alpha=0.05, tests=100) == 0.96
 
 
@@ -117,21 +138,21 @@ def test_nothing_is_certain_where_the_controls_cannot_show_it() -> None:
 
 
 def test_with_too_few_controls_suspects_are_attacked_to_the_end() -> None:
-    effort = of_suspects({"dori": controls(5)}, threshold=0.75, alpha=0.05, correction="bh", suspects=10)
+    effort = of_suspects({"dori": controls(5)}, {}, threshold=0.75, alpha=0.05, correction="bh", suspects=10)
     assert effort.stages("dori", BUDGETS) == [(0, 4)]
     assert effort.caption == 0.75  # with as few no fit is made, and the threshold alone decides
 
 
 def test_suspects_stay_below_the_budget_at_which_controls_come_back() -> None:
     back = [replace(c, curve={**c.curve, 10: 0.9}) for c in controls()]
-    effort = of_suspects({"dori": back}, threshold=0.75, alpha=0.05, correction="bh", suspects=10)
+    effort = of_suspects({"dori": back}, {}, threshold=0.75, alpha=0.05, correction="bh", suspects=10)
     assert effort.limits == {"dori": 5}
     assert effort.looks("dori", BUDGETS) == 3
 
 
 def test_controls_that_come_out_of_their_captions_leave_nothing_certain() -> None:
     trained = [replace(c, caption=0.9) for c in controls()]
-    effort = of_suspects({"dori": trained}, threshold=0.75, alpha=0.05, correction="bh", suspects=10)
+    effort = of_suspects({"dori": trained}, {}, threshold=0.75, alpha=0.05, correction="bh", suspects=10)
     assert effort == Effort()
 
 

@@ -6,17 +6,20 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from diffkit.stats import benjamini_hochberg
 from memorization.auditing.empirical_null import empirical_null
 from memorization.auditing.evidence import (
     SMALLEST_P,
+    as_normal,
     controls_needed,
     fit_tail,
     largest_p,
+    least_deviations,
     to_z,
 )
+from memorization.auditing.predictive_t import PRIOR, PredictiveT, predictive_t
 
 
 def test_z_is_fishers() -> None:
@@ -24,21 +27,48 @@ def test_z_is_fishers() -> None:
     assert np.isfinite(to_z([1.0, -1.0, 1.2])).all()
 
 
-def test_predictive_p_values_are_uniform_under_the_null() -> None:
-    """A new control's p-value is below 0.05, and below 0.001, as often as it should be, with 15 controls only."""
+def test_with_normal_tails_it_is_students_predictive_distribution() -> None:
     random = np.random.default_rng(0)
-    p = []
-    for _ in range(4000):
-        sample = random.normal(0.4, 0.25, 16)
-        mean, sd = sample[:15].mean(), sample[:15].std(ddof=1)
-        fit = fit_tail(sample[:15])
-        if fit is not None and fit.family == "normal":
-            p.append(fit.p_value(sample[15]))
-            expected = stats.t.sf((sample[15] - mean) / (sd * np.sqrt(1 + 1 / 15)), 14)
-            assert p[-1] == pytest.approx(max(expected, SMALLEST_P))
-    for level in (0.05, 0.01):
-        low, high = stats.binomtest(int(np.sum(np.array(p) <= level)), len(p)).proportion_ci(0.999)
-        assert low <= level <= high
+    for n in (10, 15, 30, 200):
+        sample = random.normal(0.4, 0.25, n)
+        predictive = predictive_t(sample, {1e6: 1.0})
+        for z in np.linspace(-0.2, 1.6, 7):
+            deviations = (z - sample.mean()) / (sample.std(ddof=1) * np.sqrt(1 + 1 / n))
+            assert predictive.survival(z) == pytest.approx(stats.t.sf(deviations, n - 1), rel=0.05)
+
+
+def test_the_average_over_tails_against_a_plain_integral() -> None:
+    """Location, scale and degrees of freedom on an even grid of other variables, by scipy's densities."""
+    sample = np.random.default_rng(1).standard_t(3, size=12)
+    predictive, z = predictive_t(sample), 6.0
+    m, s = np.linspace(-6, 6, 241), np.linspace(0.05, 12, 480)
+    evidence, tails = [], []
+    for freedom, prior in PRIOR.items():
+        logs = sum(stats.t.logpdf(x, freedom, m[:, None], s[None, :]) for x in sample)
+        weight = prior * np.exp(logs) / s  # flat in log s
+        evidence.append(weight.sum())
+        tails.append((weight * stats.t.sf(z, freedom, m[:, None], s[None, :])).sum())
+    assert predictive.probabilities == pytest.approx(np.array(evidence) / sum(evidence), abs=0.005)
+    assert predictive.survival(z) == pytest.approx(sum(tails) / sum(evidence), rel=0.01)
+    grid = np.linspace(-60, 60, 4001)
+    assert np.trapezoid(predictive.density(grid), grid) == pytest.approx(1.0, abs=0.01)
+
+
+def least_called(predictive: PredictiveT, level: float) -> float:
+    """The least value whose p-value is a level."""
+    return optimize.brentq(lambda z: np.log(predictive.survival(z) / level), 0, 1000, xtol=1e-3)
+
+
+@pytest.mark.parametrize(("freedom", "most"), [(1e6, 1.0), (6.0, 1.0), (3.0, 1.6)])
+def test_a_null_suspect_is_called_as_rarely_as_its_p_value_says(freedom: float, most: float) -> None:
+    """The true probability of a p-value of at most 0.01, and of 1e-4, with 15 controls."""
+    random = np.random.default_rng(2)
+    for level in (0.01, 1e-4):
+        shares = []
+        for _ in range(60):
+            least = least_called(predictive_t(random.standard_t(freedom, size=15)), level)
+            shares.append(stats.t.sf(least, freedom))
+        assert np.mean(shares) - 2 * stats.sem(shares) <= most * level
 
 
 def test_heavy_tails_are_seen_and_cost_power() -> None:
@@ -46,10 +76,12 @@ def test_heavy_tails_are_seen_and_cost_power() -> None:
     heavy = 0.3 + 0.1 * random.standard_t(2, size=49)
     heavier = 0.3 + 0.1 * random.standard_t(2, size=200)
     normal = random.normal(0.3, heavy.std(ddof=1), 49)
-    fits = {"student": fit_tail(heavy), "pareto": fit_tail(heavier), "normal": fit_tail(normal)}
-    assert {name: fit.family for name, fit in fits.items() if fit} == {name: name for name in fits}
+    fits = {"heavy": fit_tail(heavy), "pareto": fit_tail(heavier), "normal": fit_tail(normal)}
+    assert {name: fit.family for name, fit in fits.items() if fit} == {"heavy": "t", "pareto": "pareto", "normal": "t"}
+    assert fits["heavy"].shape <= 3
+    assert fits["normal"].shape >= 10
     far = 0.3 + 8 * heavy.std(ddof=1)
-    assert fits["student"].p_value(far) > 10 * fits["normal"].p_value(far)
+    assert fits["heavy"].p_value(far) > 5 * fits["normal"].p_value(far)
     tail = fits["pareto"]
     above = heavier[heavier > tail.location]
     expected = (1 + len(above)) / 201 * stats.genpareto.sf(1.0, tail.shape, scale=tail.scale)
@@ -58,18 +90,21 @@ def test_heavy_tails_are_seen_and_cost_power() -> None:
 
 
 def test_p_values_fall_and_end_at_one_in_a_million() -> None:
-    for family, sample in {
-        "normal": np.random.default_rng(2).normal(size=30),
-        "student": np.random.default_rng(1).standard_t(2, size=49),
+    samples = {
+        "t": np.random.default_rng(1).standard_t(2, size=49),
         "pareto": np.random.default_rng(3).standard_t(2, size=100),
-    }.items():
+    }
+    for family, sample in samples.items():
         fit = fit_tail(sample)
         assert fit is not None
         assert fit.family == family
         p = [fit.p_value(z) for z in np.linspace(-5, 400, 200)]
         assert all(late <= early + 1e-9 for early, late in itertools.pairwise(p))
         assert min(p) >= SMALLEST_P
-    assert fit_tail(np.random.default_rng(2).normal(size=30)).p_value(50) == SMALLEST_P
+        if family == "t":
+            exact = [fit.predictive.survival(z) for z in np.linspace(-5, 20, 50)]
+            assert [fit.p_value(z) for z in np.linspace(-5, 20, 50)] == pytest.approx(exact, rel=1e-3)
+    assert fit_tail(np.random.default_rng(2).normal(size=300).clip(-2, 2)).p_value(500) == SMALLEST_P
 
 
 def test_too_few_or_equal_controls_have_no_tail() -> None:
@@ -124,8 +159,10 @@ def test_controls_that_are_needed() -> None:
     for suspects in (1, 14, 500):
         by_rank = controls_needed(suspects)
         assert 1 / (1 + by_rank) <= 0.05 / suspects + 1e-12 < 1 / by_rank
-        fitted = controls_needed(suspects, deviations=6.0)
-        assert stats.t.sf(6 / np.sqrt(1 + 1 / fitted), fitted - 1) <= 0.05 / suspects
-        assert fitted <= by_rank or suspects == 1
+        fitted = controls_needed(suspects, deviations=8.0)
+        assert as_normal(fitted).p_value(8.0) <= 0.05 / suspects
+        assert fitted == 10 or as_normal(fitted - 1).p_value(8.0) > 0.05 / suspects
+        least = least_deviations(suspects, 30)
+        assert as_normal(30).p_value(least) == pytest.approx(0.05 / suspects, rel=0.01)
     assert controls_needed(500, deviations=3.0) is None  # no number of controls makes 3 deviations rare enough
     assert controls_needed(100_000, deviations=20.0) is None  # extrapolation ends

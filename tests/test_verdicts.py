@@ -99,14 +99,18 @@ def drawn(n: int, mean: float, sd: float, seed: int, *, kind: str | None = None,
     return [Scores(f"{role}:{mean}:{kind}:{i}", 0.1, {0: 0.1, 10: float(v)}, kind=kind) for i, v in enumerate(values)]
 
 
-@pytest.mark.parametrize(("suspects", "retained"), [(8, 8), (14, 8), (24, 12), (100, 5), (1000, 1)])
-def test_thirty_controls_suffice_for_few_memorized_among_many(suspects: int, retained: int) -> None:
-    """By rank the smallest p is 1/31: corrected for many suspects it never passes. By the tail it does."""
+@pytest.mark.parametrize(
+    ("suspects", "retained", "controls"), [(8, 8, 30), (14, 8, 30), (24, 12, 30), (100, 5, 30), (1000, 1, 100)]
+)
+def test_few_controls_suffice_for_few_memorized_among_many(suspects: int, retained: int, controls: int) -> None:
+    """By rank the smallest p is 1/31, or 1/101: corrected for many suspects it never passes. By the tail it does."""
     items = drawn(retained, 0.93, 0.02, 0, role="suspect") + drawn(suspects - retained, 0.15, 0.1, 1, role="suspect")
-    findings, _, _ = judge_ladder({"attack": Rung(items, drawn(30, 0.15, 0.1, 2))}, threshold=0.75)
+    findings, _, _ = judge_ladder({"attack": Rung(items, drawn(controls, 0.15, 0.1, 2))}, threshold=0.75)
     verdicts = [finding.verdict for finding in findings]
     assert verdicts == ["retained"] * retained + ["not shown"] * (suspects - retained)
-    assert all(finding.p is not None and finding.p.rank == pytest.approx(1 / 31) for finding in findings[:retained])
+    assert all(
+        finding.p is not None and finding.p.rank == pytest.approx(1 / (1 + controls)) for finding in findings[:retained]
+    )
 
 
 def test_an_easy_kind_of_controls_does_not_make_a_hard_one_look_easy() -> None:

@@ -71,6 +71,22 @@ def aggregate(records: Records, budgets: Sequence[int], rung: str, how: Aggregat
     return [scores(key, record, budgets, rung, how) for key, record in records.items()]
 
 
+def of_originals(records: Records, role: Role, budgets: Sequence[int], rung: str) -> dict[str, Scores] | None:
+    """Scores on the reference model by the keys of the items they were made from; None without any."""
+    made = {record["of"]: scores(key, record, budgets, rung) for key, record in of_role(records, role).items()}
+    return {key: score for key, score in made.items() if key is not None} or None
+
+
+def scores_of_rung(records: Records, budgets: Sequence[int], name: str) -> Rung:
+    """Everybody's scores under one attack."""
+    return Rung(
+        aggregate(of_role(records, "suspect"), budgets, name),
+        aggregate(of_role(records, "control"), budgets, name),
+        of_originals(records, "reference", budgets, name),
+        of_originals(records, "reference_control", budgets, name),
+    )
+
+
 def detector_values(records: Records, name: str) -> list[float]:
     """A detector's scores of captions, without the unknown ones."""
     scored = (record["detectors"][name]["value"] for record in records.values() if name in record["detectors"])
@@ -93,17 +109,7 @@ class Outcome(NamedTuple):
 
 def conclude(records: Records, settings: AuditSettings, *, threshold: float) -> Outcome:
     """Judge every suspect against the controls."""
-    budgets = settings.budgets
-    suspects, controls = of_role(records, "suspect"), of_role(records, "control")
-    reference = {record["of"]: record for record in of_role(records, "reference").values()}
-    rungs = {
-        name: Rung(
-            aggregate(suspects, budgets, name),
-            aggregate(controls, budgets, name),
-            {key: scores(key, record, budgets, name) for key, record in reference.items() if key is not None} or None,
-        )
-        for name in sorted(settings.attacks, key=rung_of)
-    }
+    rungs = {name: scores_of_rung(records, settings.budgets, name) for name in sorted(settings.attacks, key=rung_of)}
     return Outcome(*judge_ladder(rungs, threshold=threshold, alpha=settings.alpha, correction=settings.correction))
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
-from memorization.auditing.controls import Scores, Stopped, check_controls, exceeds
+from memorization.auditing.controls import Scores, Stopped, check_controls, exceeds, up_to
+from memorization.auditing.evidence import to_z
 from memorization.auditing.p_values import Null, caption_null
+from memorization.auditing.verdicts import Rung
 
 if TYPE_CHECKING:
     from memorization.auditing.controls import Correction
-    from memorization.auditing.verdicts import Finding
+    from memorization.auditing.verdicts import Finding, RungFinding
 
 __all__ = ["Effort", "least_certain", "of_suspects", "unsettled"]
 
@@ -85,14 +87,15 @@ class Effort:
         return self.left_out.get(key)
 
 
-def least_certain(null: Null, *, threshold: float, alpha: float, tests: int) -> float | None:
+def least_certain(null: Null, *, threshold: float, alpha: float, tests: int, reference: float = 0.0) -> float | None:
     """The least similarity at which a suspect is retained whatever the other suspects give; None where none is.
 
     At or above the threshold, rank p <= alpha, and deciding p <= alpha / tests: Bonferroni's bound, below which
     Benjamini-Hochberg and Holm reject too.
 
     Args:
-        null: of the controls.
+        null: of the controls; of their differences to the reference model, if there is one.
+        reference: z of the suspect on the reference model, as it is expected; see :func:`not_borne_out`.
         threshold: the copy detector's.
         alpha: level of the corrected p-values.
         tests: suspects times attacks; 1 without a correction.
@@ -102,11 +105,11 @@ def least_certain(null: Null, *, threshold: float, alpha: float, tests: int) -> 
         >>> controls = [Scores(str(i), curve={10: 0.1 + 0.01 * i}) for i in range(30)]
         >>> null = Null.of((), controls, 10, left_out=())
         >>> round(least_certain(null, threshold=0.5, alpha=0.05, tests=100), 2)
-        0.54
+        0.63
     """
 
     def holds(similarity: float) -> bool:
-        p = null.p_values(similarity)
+        p = null.p_values(float(to_z(similarity)) - reference)
         return p.rank <= alpha and p.deciding <= alpha / max(tests, 1)
 
     return _least(holds, threshold)
@@ -114,7 +117,7 @@ def least_certain(null: Null, *, threshold: float, alpha: float, tests: int) -> 
 
 def _least_caption(null: Null, threshold: float, level: float) -> float | None:
     """The least similarity by caption that is replicated for certain; without a fit there is no test."""
-    return _least(lambda similarity: not null.tails or null.p_values(similarity).deciding <= level, threshold)
+    return _least(lambda value: not null.tails or null.p_values(float(to_z(value))).deciding <= level, threshold)
 
 
 def _least(holds: Callable[[float], bool], low: float) -> float | None:
@@ -132,6 +135,7 @@ def _least(holds: Callable[[float], bool], low: float) -> float | None:
 
 def of_suspects(
     controls: Mapping[str, Sequence[Scores]],
+    on_reference: Mapping[str, Mapping[str, Scores] | None],
     *,
     threshold: float,
     alpha: float,
@@ -140,10 +144,13 @@ def of_suspects(
 ) -> Effort:
     """The effort on the suspects, from the controls' scores under each attack.
 
-    Under an attack whose controls are unusable no verdict can be given; it goes on to the last budget for its curves.
+    With a reference model an answer seems certain where it would be if the suspect came as near on the reference as the
+    nearest of the controls does. Under an attack whose controls are unusable no verdict can be given; it goes on to the
+    last budget for its curves.
 
     Args:
         controls: their scores, by attack.
+        on_reference: their scores on the reference model, by attack and key; None without one.
         threshold: the copy detector's.
         alpha: level of the corrected p-values.
         correction: for many suspects.
@@ -152,15 +159,18 @@ def of_suspects(
     checks = {name: check_controls(scores, threshold=threshold, alpha=alpha) for name, scores in controls.items()}
     limits = {name: check.budget for name, check in checks.items() if check.failure is None and check.budget}
     tests = 1 if correction == "none" else suspects
-    bounds = {
-        name: least_certain(
-            Null.of((), controls[name], limit, left_out=()),
+    bounds = {}
+    for name, limit in limits.items():
+        null = Rung((), controls[name], None, on_reference.get(name)).null(limit, replicated=())
+        differs = null.statistic == "difference"
+        nearest = up_to(list((on_reference.get(name) or {}).values()), limit) if differs else {}
+        bounds[name] = least_certain(
+            null,
             threshold=threshold,
             alpha=alpha,
             tests=tests if correction == "none" else suspects * len(checks),
+            reference=float(to_z(max(nearest.values(), default=0.0))),
         )
-        for name, limit in limits.items()
-    }
     first = next(iter(controls))
     usable = not exceeds(checks[first].caption, alpha)
     caption = _least_caption(caption_null(controls[first]), threshold, alpha / max(tests, 1)) if usable else None
@@ -172,11 +182,13 @@ def unsettled(
 ) -> list[str]:
     """Keys of the suspects whose attack ended for a reason that does not hold, or before the pre-set budget.
 
+    Before they are put before the reference model, if there is one: see :func:`not_borne_out` for after that.
+
     The first happens where the suspects' own bulk is a stricter null than the controls, the second where controls that
     were in error were scored after the suspects.
 
     Args:
-        findings: the verdicts, without a reference model.
+        findings: the verdicts without suspects on the reference model.
         scores: of the suspects, in the same order, by attack.
         budgets: the pre-set budget of each attack.
     """
@@ -187,10 +199,37 @@ def unsettled(
             if score.skipped == "caption":
                 holds = finding.verdict == "replicated"
             elif score.stopped:
-                holds = name in finding.rungs and finding.rungs[name].verdict == "retained"
+                rung = finding.rungs.get(name)
+                holds = rung is not None and (rung.verdict == "retained" or _untested(rung))
             else:
                 holds = score.curve is None or budget is None or max(score.curve) >= budget
             if not holds:
                 keys.append(finding.key)
                 break
     return keys
+
+
+def not_borne_out(findings: Sequence[Finding], scores: Mapping[str, Sequence[Scores]]) -> list[str]:
+    """Keys of the suspects whose attack ended as certain, but whose difference to the reference model is too small.
+
+    At an early look the difference is at most what it is at the pre-set budget, so that those it is large enough for
+    there are retained at the budget too. Those that the reference draws, or that could not be scored on it, are not
+    retained whatever the difference.
+
+    Args:
+        findings: the verdicts.
+        scores: of the suspects, in the same order, by attack.
+    """
+    return [
+        finding.key
+        for index, finding in enumerate(findings)
+        if any(
+            scores[name][index].stopped and rung.verdict != "retained" and not _untested(rung)
+            for name, rung in finding.rungs.items()
+        )
+    ]
+
+
+def _untested(rung: RungFinding) -> bool:
+    """Whether an attack brings a suspect back, but its difference to the reference model was not tested."""
+    return rung.similarity is not None and rung.p is None

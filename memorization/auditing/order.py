@@ -1,26 +1,27 @@
-"""The order of work: controls, what they say about the effort, suspects, edits, and the reference model last.
+"""The order of work: controls on both models, what they say about the effort, suspects, edits, the reference model.
 
 The reference model is only needed for suspects that it could acquit: those that their captions or an attack bring back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffkit import parallel
 from memorization.attack.ladder import rung_of
-from memorization.auditing.aggregate import aggregate, conclude, of_role
+from memorization.auditing.aggregate import aggregate, conclude, of_originals, of_role
 from memorization.auditing.controls import Scores, Stopped
-from memorization.auditing.effort import Effort, of_suspects, unsettled
+from memorization.auditing.effort import Effort, not_borne_out, of_suspects, unsettled
 from memorization.auditing.measure_all import done_keys, measure_all
 from memorization.auditing.models import Reference
 from memorization.auditing.result import AuditRecord, read_records
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.verdicts import Finding
 from memorization.copies import CopyDetector
-from memorization.items import AuditItem
+from memorization.items import ON_REFERENCE, AuditItem
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -51,7 +52,7 @@ class Bench(NamedTuple):
 
     def measure(self, pipe: DiffusionPipeline, items: Sequence[AuditItem], effort: Effort, what: str) -> None:
         """Measure the items that are not in the journal yet."""
-        keep = self.save_triggers and what != "suspects on the reference model"
+        keep = self.save_triggers and all(item.role not in ON_REFERENCE for item in items)
         measure_all(
             self.run,
             self.folder,
@@ -87,32 +88,56 @@ def measure_in_order(
         reference: loaded only if some suspect needs it.
         left_out: suspects that are not attacked, by key.
     """
-    controls, suspects, edits, on_reference = (
-        [item for item in items if item.role == role] for role in ("control", "suspect", "edit", "reference")
+    controls, suspects, edits, controls_on_reference, on_reference = (
+        [item for item in items if item.role == role]
+        for role in ("control", "suspect", "edit", "reference_control", "reference")
     )
     everything = bench.settings.attack_all
+    load = cache(lambda: _quiet(reference.load())) if reference is not None else None
     bench.measure(pipe, controls, Effort(), "controls")
-    effort = Effort()
-    if not everything:
-        effort = parallel.broadcast(_effort(bench, controls, len(suspects)) if bench.run is not None else effort)
+    effort = _effort(bench, controls, len(suspects))
+    if load is not None and (effort.limits or everything):
+        _on_reference(bench, load, controls_on_reference, effort.whole(), "controls")
+        effort = _effort(bench, [*controls, *controls_on_reference], len(suspects))
     effort = effort.without(left_out)
     bench.measure(pipe, suspects, effort, "suspects")
-    again = [] if everything or bench.run is None else _unsettled(bench, [*controls, *suspects])
-    if parallel.broadcast(bool(again)):
-        if bench.run is not None:
-            bench.run.retry(again, "suspects", why="whose attack ended too early")
-        bench.measure(pipe, suspects, effort.whole(), "suspects")
+    own = [*controls, *controls_on_reference, *suspects]
+    _measure_again(bench, pipe, suspects, effort, lambda: _unsettled(bench, own))
     bench.measure(pipe, edits, effort.whole(), "edited suspects")
-    if reference is None:
+    if load is None:
         return
     needed = on_reference
+    on_needed = effort
     if not everything:
         nobody = _Acquittable(frozenset(), effort)
         acquittable = parallel.broadcast(_acquittable(bench, items, effort) if bench.run is not None else nobody)
         needed = [item for item in on_reference if item.of in acquittable.keys]
-        effort = acquittable.effort
-    if not done_keys(bench.run).issuperset(item.key for item in needed):
-        bench.measure(_quiet(reference.load()), needed, effort, "suspects on the reference model")
+        on_needed = acquittable.effort
+    _on_reference(bench, load, needed, on_needed, "suspects")
+    _measure_again(bench, pipe, suspects, effort, lambda: _not_borne_out(bench, [*own, *on_reference]))
+
+
+def _on_reference(
+    bench: Bench, load: Callable[[], DiffusionPipeline], items: Sequence[AuditItem], effort: Effort, what: str
+) -> None:
+    """Measure items on the reference model, which is only loaded if some are not in the journal yet."""
+    if not done_keys(bench.run).issuperset(item.key for item in items):
+        bench.measure(load(), items, effort, f"{what} on the reference model")
+
+
+def _measure_again(
+    bench: Bench,
+    pipe: DiffusionPipeline,
+    suspects: Sequence[AuditItem],
+    effort: Effort,
+    ended_too_early: Callable[[], list[str]],
+) -> None:
+    """Attack suspects up to the limits whose attacks turned out to have ended too early."""
+    again = [] if bench.settings.attack_all or bench.run is None else ended_too_early()
+    if parallel.broadcast(bool(again)):
+        if bench.run is not None:
+            bench.run.retry(again, "suspects", why="whose attack ended too early")
+        bench.measure(pipe, suspects, effort.whole(), "suspects")
 
 
 class _Acquittable(NamedTuple):
@@ -123,14 +148,20 @@ class _Acquittable(NamedTuple):
 
 
 def _effort(bench: Bench, controls: Sequence[AuditItem], suspects: int) -> Effort:
-    settings, records = bench.settings, bench.records(controls)
-    return of_suspects(
-        _by_attack(records, settings),
-        threshold=bench.threshold,
-        alpha=settings.alpha,
-        correction=settings.correction,
-        suspects=suspects,
-    )
+    """The effort on the suspects by the controls that are measured; the same on every process."""
+    effort = Effort()
+    if bench.run is not None and not bench.settings.attack_all:
+        settings, records = bench.settings, bench.records(controls)
+        names = sorted(settings.attacks, key=rung_of)
+        effort = of_suspects(
+            _by_attack(of_role(records, "control"), settings),
+            {name: of_originals(records, "reference_control", settings.budgets, name) for name in names},
+            threshold=bench.threshold,
+            alpha=settings.alpha,
+            correction=settings.correction,
+            suspects=suspects,
+        )
+    return parallel.broadcast(effort)
 
 
 def _unsettled(bench: Bench, items: Sequence[AuditItem]) -> list[str]:
@@ -138,6 +169,12 @@ def _unsettled(bench: Bench, items: Sequence[AuditItem]) -> list[str]:
     outcome = conclude(records, bench.settings, threshold=bench.threshold)
     budgets = {name: check.budget for name, check in outcome.checks.items()}
     return unsettled(outcome.findings, _by_attack(of_role(records, "suspect"), bench.settings), budgets)
+
+
+def _not_borne_out(bench: Bench, items: Sequence[AuditItem]) -> list[str]:
+    records = bench.records(items)
+    outcome = conclude(records, bench.settings, threshold=bench.threshold)
+    return not_borne_out(outcome.findings, _by_attack(of_role(records, "suspect"), bench.settings))
 
 
 def _acquittable(bench: Bench, items: Sequence[AuditItem], effort: Effort) -> _Acquittable:
@@ -162,7 +199,11 @@ def needs_reference(findings: Sequence[Finding], threshold: float) -> tuple[set[
         threshold: the copy detector's.
     """
     by_caption = {f.key for f in findings if f.caption is not None and f.caption >= threshold}
-    by_attack = {f.key for f in findings if any(rung.verdict == "retained" for rung in f.rungs.values())}
+    by_attack = {
+        f.key
+        for f in findings
+        if any(rung.similarity is not None and rung.similarity >= threshold for rung in f.rungs.values())
+    }
     return by_caption, by_attack
 
 

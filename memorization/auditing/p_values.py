@@ -1,10 +1,16 @@
-"""The p-values of one similarity: by rank, by the controls' tail, by the suspects' bulk; and which of them decides."""
+"""The p-values of one suspect: by rank, by the controls' tail, by the suspects' bulk; and which of them decides.
+
+A suspect is judged by one number. With a reference model whose controls were attacked too it is the *difference*,
+z = atanh(similarity) less the z of the same attack on the reference; otherwise the similarity's z alone.
+"""
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
@@ -21,8 +27,10 @@ from memorization.auditing.evidence import (
     to_z,
 )
 
-__all__ = ["Null", "NullSummary", "PValues", "PowerSummary", "caption_null", "power"]
+__all__ = ["Null", "NullSummary", "PValues", "PowerSummary", "as_z", "caption_null", "differences", "power"]
 
+Statistic = Literal["similarity", "difference"]
+ALIKE_LEVEL = 0.05  # of the test whether kinds of controls differ
 NULL_SHARE = 0.8  # of the suspects that have to be null for their bulk to be the null
 
 
@@ -40,6 +48,7 @@ class TailSummary(TypedDict):
 class NullSummary(TypedDict):
     """A :class:`Null` as JSON: the fits by kind of controls; those of the suspects' bulk, where it is used."""
 
+    statistic: Statistic
     tails: dict[str, TailSummary]
     bulk: dict[str, float] | None
     share: float | None
@@ -82,14 +91,15 @@ def power(tests: int, kinds: Collection[int], alpha: float) -> PowerSummary:
 
 
 class PValues(NamedTuple):
-    """p-values of one similarity.
+    """p-values of one suspect.
 
     Attributes:
-        rank: share of the controls, the suspect counted among them, at least as similar.
+        rank: share of the controls, the suspect counted among them, at least as far out.
         tail: by the fitted tail of the controls, the largest over their kinds; None where none could be fitted.
         bulk: by the suspects' own bulk; None with fewer than 200, or where too few of them are null.
         kind: of the controls that gave ``tail``.
         family: of that fit.
+        statistic: what was compared: the similarity, or the difference to the reference model.
     """
 
     rank: float
@@ -97,6 +107,12 @@ class PValues(NamedTuple):
     bulk: float | None = None
     kind: str | None = None
     family: str | None = None
+    statistic: Statistic = "similarity"
+
+    @property
+    def far(self) -> str:
+        """What controls are that lie as far out, in words."""
+        return "similar" if self.statistic == "similarity" else "far above the reference model"
 
     @property
     def deciding(self) -> float:
@@ -107,76 +123,106 @@ class PValues(NamedTuple):
     @property
     def source(self) -> str:
         """In words where the deciding p-value comes from."""
+        of = "" if self.statistic == "similarity" else " of the difference to the reference model"
         if self.tail is None and self.bulk is None:
-            return "by rank"
+            return f"by rank{of}"
         if self.tail is None or (self.bulk is not None and self.bulk > self.tail):
             return "by the suspects' bulk"
-        return f"by the tail of the controls ({self.family})"
+        return f"by the tail of the controls{of} ({self.family})"
 
 
 @dataclass(frozen=True)
 class Null:
-    """What similarities are expected of images that are not memorized.
+    """What is expected of images that are not memorized.
 
     Attributes:
-        controls: similarities of all controls.
+        controls: the statistic of all controls.
         tails: kind of controls -> the tail fitted to theirs.
         bulk: the empirical null of the suspects, if it can be used.
         share: estimated share of null suspects, where it was estimated.
+        statistic: z of the similarity, or its difference to that on the reference model.
     """
 
     controls: Sequence[float]
     tails: Mapping[str, TailFit] = field(default_factory=dict)
     bulk: EmpiricalNull | None = None
     share: float | None = None
+    statistic: Statistic = "similarity"
 
     @classmethod
     def of(
         cls, suspects: Sequence[Scores], controls: Sequence[Scores], budget: int | None, *, left_out: Collection[str]
     ) -> Null:
-        """The null of one attack up to its pre-set budget.
+        """The null of similarities under one attack up to its pre-set budget.
+
+        Controls of several kinds (scenes, photographs) are never pooled, since the bulk of an easy kind would make the
+        harder kind's ordinary similarities look extreme.
 
         Args:
             suspects: those in ``left_out``, which their captions replicate, have no part in the bulk.
             controls: their scores.
             budget: the pre-set budget.
         """
-        values = up_to(controls, budget)
-        bulk = [value for key, value in up_to(suspects, budget).items() if key not in left_out]
-        empirical = empirical_null(to_z(bulk).tolist())
+        z = as_z(up_to(controls, budget))
+        bulk = [value for key, value in as_z(up_to(suspects, budget)).items() if key not in left_out]
+        empirical = empirical_null(bulk)
         usable = empirical if empirical is not None and empirical.share > NULL_SHARE else None
-        return cls(list(values.values()), _tails(values, controls), usable, empirical.share if empirical else None)
+        return cls(list(z.values()), _tails(z, controls), usable, empirical.share if empirical else None)
+
+    @classmethod
+    def of_differences(cls, controls: Sequence[Scores], on_reference: Mapping[str, Scores], budget: int | None) -> Null:
+        """The null of differences to the reference model, up to the pre-set budget.
+
+        How easy an image is to draw is the same on both models and cancels, and kinds of controls with it: they are
+        pooled unless they differ (Anderson-Darling test of several samples at 0.05; Scholz and Stephens, JASA 1987).
+        """
+        values = differences(controls, on_reference, budget)
+        return cls(list(values.values()), _tails(values, controls, pooled_if_alike=True), statistic="difference")
 
     def to_json(self) -> NullSummary:
         """As JSON values."""
         return {
+            "statistic": self.statistic,
             "tails": {kind: _tail_summary(fit) for kind, fit in self.tails.items()},
             "bulk": None if self.bulk is None else _bulk_summary(self.bulk),
             "share": self.share,
         }
 
-    def p_values(self, similarity: float) -> PValues:
-        """The p-values of one suspect's similarity.
+    def p_values(self, z: float) -> PValues:
+        """The p-values of one suspect's z, or difference.
 
         Raises:
             ValueError: there are no controls.
         """
-        z = float(to_z(similarity))
         largest = largest_p(z, self.tails)
         tail, kind = largest if largest is not None else (None, None)
         return PValues(
-            rank_p_value(similarity, self.controls),
+            rank_p_value(z, self.controls),
             tail,
             self.bulk.p_value(z) if self.bulk is not None else None,
             kind,
             self.tails[kind].family if kind is not None else None,
+            self.statistic,
         )
+
+
+def as_z(similarities: Mapping[str, float]) -> dict[str, float]:
+    """Key -> z = atanh(similarity)."""
+    return dict(zip(similarities, to_z(list(similarities.values())).tolist(), strict=True))
+
+
+def differences(items: Sequence[Scores], on_reference: Mapping[str, Scores], budget: int | None) -> dict[str, float]:
+    """Key -> z up to a budget, less that of the same item on the reference model; of those scored on both."""
+    z = as_z(up_to(items, budget))
+    other = as_z(up_to(list(on_reference.values()), budget))
+    pairs = {key: scores.key for key, scores in on_reference.items()}
+    return {key: value - other[pairs[key]] for key, value in z.items() if pairs.get(key) in other}
 
 
 def caption_null(controls: Sequence[Scores]) -> Null:
     """The null of captions: similarities of the controls by their own captions."""
-    values = by_caption(controls)
-    return Null(list(values.values()), _tails(values, controls))
+    z = as_z(by_caption(controls))
+    return Null(list(z.values()), _tails(z, controls))
 
 
 def _tail_summary(fit: TailFit) -> TailSummary:
@@ -194,12 +240,26 @@ def _bulk_summary(bulk: EmpiricalNull) -> dict[str, float]:
     return {"n": bulk.n, "mean": bulk.mean, "sd": bulk.sd, "freedom": bulk.freedom}
 
 
-def _tails(values: Mapping[str, float], controls: Sequence[Scores]) -> dict[str, TailFit]:
-    """A fit for each kind with enough controls; where no kind has, one of all."""
+def _tails(
+    values: Mapping[str, float], controls: Sequence[Scores], *, pooled_if_alike: bool = False
+) -> dict[str, TailFit]:
+    """A fit for each kind with enough controls; one of all where no kind has enough, or all are alike."""
     groups = by_kind(values, controls)
-    fits = {kind: fit_tail(to_z(group).tolist()) for kind, group in groups.items()}
+    fits = {} if pooled_if_alike and _alike(list(groups.values())) else {k: fit_tail(v) for k, v in groups.items()}
     tails = {kind: fit for kind, fit in fits.items() if fit is not None}
     if tails or not values:
         return tails
-    whole = fit_tail(to_z(list(values.values())).tolist())
+    whole = fit_tail(list(values.values()))
     return {} if whole is None else {"controls": whole}
+
+
+def _alike(groups: Sequence[Sequence[float]]) -> bool:
+    """Whether samples of two values or more may all come from one distribution."""
+    from scipy import stats
+
+    samples = [group for group in groups if len(group) > 1]
+    if len(samples) < 2 or len(set(itertools.chain(*samples))) == 1:
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # p-values beyond those of its table are cut off
+        return float(stats.anderson_ksamp(samples).pvalue) > ALIKE_LEVEL

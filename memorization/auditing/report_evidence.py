@@ -5,18 +5,25 @@ from __future__ import annotations
 from diffkit.report import Block, Figure, Paragraph, Table
 from diffkit.report.html import CellLike
 from diffkit.report.plots import null_distributions, quantiles
-from memorization.auditing.aggregate import Records, aggregate, of_role
+from memorization.auditing.aggregate import Records, scores_of_rung
 from memorization.auditing.controls import by_kind, up_to
 from memorization.auditing.evidence import FEWEST, to_z
-from memorization.auditing.p_values import Null, PowerSummary
+from memorization.auditing.p_values import Null, PowerSummary, as_z, differences
 from memorization.auditing.result import AuditSummary
 
 MOST_ROWS = 50  # suspects in the table of p-values
 
 ASSUMED = {
-    "normal": "normal on the scale z = atanh(similarity)",
-    "student": "a t distribution on that scale, since normality was rejected",
+    "t": "a t distribution, averaged over its degrees of freedom from 2 up as far as the controls leave them possible",
     "pareto": "a Pareto tail above their largest fifth, since normality was rejected",
+}
+DIFFERENCE = (
+    "A suspect is judged by how much nearer the attack comes on this model than on the reference model. Only suspects "
+    "that reach the threshold here, and not there, are tested; the others count in the correction as not significant. "
+)
+AXES = {
+    "similarity": "z = atanh(similarity)",
+    "difference": "z = atanh(similarity) less that on the reference model",
 }
 
 
@@ -24,28 +31,29 @@ def evidence_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...
     """Figures, p-values and assumptions of the attack that the verdicts rest on."""
     name, budgets = summary["rung"], summary["settings"]["budgets"]
     budget, text = summary["rungs"][name]["budget"], _power(summary["rungs"][name]["power"])
-    controls = aggregate(of_role(records, "control"), budgets, name)
-    items = aggregate(of_role(records, "suspect"), budgets, name)
-    null = Null.of(items, controls, budget, left_out=_by_their_captions(summary))
+    rung = scores_of_rung(records, budgets, name)
+    null = rung.null(budget, replicated=_by_their_captions(summary))
     if budget is None or not null.tails:
         why = "There is no pre-set budget." if budget is None else "There are too few controls to fit a tail to."
         return (Paragraph(f"{why} {text}"),)
-    suspects = up_to(items, budget)
+    differs = null.statistic == "difference"
+    suspects, controls = (
+        differences(items, other or {}, budget) if differs else as_z(up_to(items, budget))
+        for items, other in ((rung.suspects, rung.reference), (rung.controls, rung.reference_controls))
+    )
     verdicts = {finding["key"]: finding["rungs"].get(name, finding)["verdict"] for finding in summary["findings"]}
-    z = dict(zip(suspects, to_z(list(suspects.values())).tolist(), strict=True))
-    groups = {kind: to_z(values).tolist() for kind, values in by_kind(up_to(controls, budget), controls).items()}
     figure = null_distributions(
-        groups,
+        by_kind(controls, rung.controls) if len(null.tails) > 1 else {next(iter(null.tails)): [*controls.values()]},
         {kind: fit.density() for kind, fit in null.tails.items()},
         {
-            "suspects, retained": [z[key] for key in z if verdicts[key] == "retained"],
-            "suspects, others": [z[key] for key in z if verdicts[key] != "retained"],
+            "suspects, retained": [z for key, z in suspects.items() if verdicts[key] == "retained"],
+            "suspects, others": [z for key, z in suspects.items() if verdicts[key] != "retained"],
         },
-        threshold=float(to_z(summary["operating_point"]["threshold"])),
-        xlabel=f"z = atanh(similarity), highest look of {name} up to {budget} steps",
+        threshold=None if differs else float(to_z(summary["operating_point"]["threshold"])),
+        xlabel=f"{AXES[null.statistic]}, highest look of {name} up to {budget} steps",
     )
     fits = {kind: fit.quantiles() for kind, fit in null.tails.items()}
-    check = quantiles(fits, xlabel="expected z of the controls", ylabel="observed")
+    check = quantiles(fits, xlabel="expected of the controls", ylabel="observed")
     return (
         Paragraph(f"{_assumed(null)} {text}"),
         Figure.of("Controls, their fit, and the suspects", figure),
@@ -79,10 +87,14 @@ def _power(power: PowerSummary) -> str:
 def _assumed(null: Null) -> str:
     """In plain words what the p-values rest on."""
     parts = [f"{kind} (n = {fit.n}): {ASSUMED[fit.family]}" for kind, fit in null.tails.items()]
-    text = (
-        "A p-value is the probability that an image which is not memorized comes as near as this one. By rank it "
+    differs = null.statistic == "difference"
+    kinds = "the largest over their kinds" + (" where these differ" if differs else "")
+    text = DIFFERENCE if differs else ""
+    text += (
+        "A p-value is the probability that an image which is not memorized comes as far out as this one. By rank it "
         "needs no assumption and cannot be below 1 / (1 + controls). By the tail it is read from a distribution fitted "
-        f"to the controls, the largest over their kinds; assumed are {'; '.join(parts)}. It is never given below 1e-6."
+        f"to the controls, {kinds}; assumed are, on the scale z = atanh(similarity), {'; '.join(parts)}. It is never "
+        "given below 1e-6."
     )
     left = len(null.controls) - sum(fit.n for fit in null.tails.values())
     if left:

@@ -109,7 +109,8 @@ def audit(
         require_compatible(pipe, (Triage.read(settings.triage).detector,))
     size = image_size(pipe, settings.size)
     items = with_companions(gathered.items, edits=settings.edits, reference=audited.reference is not None)
-    config = _config(audited, gathered, settings, items=len(items), save_triggers=save_triggers)
+    counted = sum(item.role != "reference_control" for item in items)  # as in runs of earlier versions, which resume
+    config = _config(audited, gathered, settings, items=counted, save_triggers=save_triggers)
     config |= {"dtype": dtype_name(pipe), **options_of(pipe)}
     provenance = _provenance(audited, chosen, pipe)
     copies = load_copy_detector(settings.copies, pipe)  # before a folder is made

@@ -6,14 +6,23 @@ that succeeds. All functions are pure functions of similarities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from diffkit.stats import benjamini_hochberg, holm
 from memorization.attack.ladder import CAPTION
-from memorization.auditing.controls import ControlCheck, Correction, Scores, by_caption, check_controls, exceeds, up_to
-from memorization.auditing.p_values import Null, PValues, caption_null
+from memorization.auditing.controls import (
+    MIN_CONTROLS,
+    ControlCheck,
+    Correction,
+    Scores,
+    by_caption,
+    check_controls,
+    exceeds,
+    up_to,
+)
+from memorization.auditing.p_values import Null, PValues, as_z, caption_null, differences
 
 Verdict = Literal["replicated", "retained", "not shown", "not attacked", "inconclusive", "could not be scored"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -71,11 +80,28 @@ class Finding:
 
 
 class Rung(NamedTuple):
-    """One attack's scores: of suspects, of controls, and of the suspects on the reference model, if there is one."""
+    """One attack's scores: of suspects, of controls, and of both on the reference model, by key, if there is one.
+
+    Audits of earlier versions attacked no controls on the reference.
+    """
 
     suspects: Sequence[Scores]
     controls: Sequence[Scores]
     reference: Mapping[str, Scores] | None = None
+    reference_controls: Mapping[str, Scores] | None = None
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a reference model takes part."""
+        return self.reference is not None or self.reference_controls is not None
+
+    def null(self, budget: int | None, *, replicated: Collection[str]) -> Null:
+        """Of differences to the reference where enough controls were attacked there, else of similarities."""
+        if self.reference_controls is not None:
+            of_differences = Null.of_differences(self.controls, self.reference_controls, budget)
+            if len(of_differences.controls) >= MIN_CONTROLS:
+                return of_differences
+        return Null.of(self.suspects, self.controls, budget, left_out=replicated)
 
 
 class Judged(NamedTuple):
@@ -94,8 +120,9 @@ def judge_ladder(
     - ``replicated``: the caption alone gives the image: similarity at or above the threshold, and above the controls'
       captions with corrected p <= alpha where there are enough of these.
     - ``retained``: it does not, but an attack does up to its pre-set budget: similarity at or above the threshold,
-      above the controls with rank p <= alpha, and with corrected p <= alpha by the tail
-      (:mod:`memorization.auditing.p_values`).
+      below it on the reference model, above the controls with rank p <= alpha, and with corrected p <= alpha by the
+      tail (:mod:`memorization.auditing.p_values`). Where controls were attacked on the reference too, what is compared
+      with theirs is the difference to it, and suspects that do not reach the threshold count with a p of 1.
     - ``not shown``: no attack with usable controls does.
     - ``not attacked``: the caption does not, and the triage ranked the suspect too low for an attack.
     - ``inconclusive``: the controls are too few, are reproduced themselves, or are as similar as the suspect; the
@@ -122,11 +149,8 @@ def judge_ladder(
         for key, value in by_caption(first.suspects).items()
         if value >= threshold and _passes(captions[key].q, alpha)
     }
-    nulls = {
-        name: Null.of(rung.suspects, rung.controls, checks[name].budget, left_out=replicated)
-        for name, rung in rungs.items()
-    }
-    tests = _attack_tests(rungs, checks, nulls, replicated, correction)
+    nulls = {name: rung.null(checks[name].budget, replicated=replicated) for name, rung in rungs.items()}
+    tests = _attack_tests(rungs, checks, nulls, replicated, correction, threshold)
     findings = []
     for index, suspect in enumerate(first.suspects):
         by_rung = {
@@ -159,7 +183,7 @@ def correct(p: Sequence[float], correction: Correction) -> list[float]:
 def _caption_tests(rung: Rung, correction: Correction) -> dict[str, _Test]:
     """The test of each suspect's caption against the controls' captions; without a fit of these there is none."""
     null = caption_null(rung.controls)
-    p = {key: null.p_values(value) if null.tails else None for key, value in by_caption(rung.suspects).items()}
+    p = {key: null.p_values(z) if null.tails else None for key, z in as_z(by_caption(rung.suspects)).items()}
     q = correct([values.deciding for values in p.values() if values is not None], correction)
     corrected = iter(q)
     return {key: _Test(values, None if values is None else next(corrected)) for key, values in p.items()}
@@ -171,6 +195,7 @@ def _attack_tests(
     nulls: Mapping[str, Null],
     replicated: set[str],
     correction: Correction,
+    threshold: float,
 ) -> dict[tuple[str, str], _Test]:
     """The test of each suspect under each attack.
 
@@ -178,16 +203,33 @@ def _attack_tests(
     more, so that it does not matter whether they were attacked.
     """
     p = {
-        (name, key): nulls[name].p_values(similarity)
+        (name, key): values
         for name, rung in rungs.items()
-        for key, similarity in up_to(rung.suspects, checks[name].budget).items()
+        for key, values in _p_values(rung, nulls[name], checks[name].budget, threshold).items()
     }
-    family = {pair: values.deciding for pair, values in p.items() if pair[1] not in replicated}
+    family = {pair: 1.0 if values is None else values.deciding for pair, values in p.items()}
+    others = {pair: family.pop(pair) for pair in p if pair[1] in replicated}
     q = dict(zip(family, correct(list(family.values()), correction), strict=True))
-    for pair, values in p.items():
-        if pair not in q:
-            q[pair] = correct([*family.values(), values.deciding], correction)[-1]
+    for pair, value in others.items():
+        q[pair] = correct([*family.values(), value], correction)[-1]
     return {pair: _Test(values, q[pair]) for pair, values in p.items()}
+
+
+def _p_values(rung: Rung, null: Null, budget: int | None, threshold: float) -> dict[str, PValues | None]:
+    """p-values by key of the suspects that were attacked; None, which counts as 1, without a difference to test.
+
+    That is below the threshold, where the reference model draws the image too, and where it could not be scored: an
+    audit in the order of work does not know their differences, and none of them can be retained.
+    """
+    similarities = up_to(rung.suspects, budget)
+    if null.statistic == "similarity":
+        return {key: null.p_values(z) for key, z in as_z(similarities).items()}
+    reference = rung.reference or {}
+    far = differences(rung.suspects, reference, budget)
+    tested = {
+        key for key in far if similarities[key] >= threshold > up_to([reference[key]], budget)[reference[key].key]
+    }
+    return {key: null.p_values(far[key]) if key in tested else None for key in similarities}
 
 
 def _by_attack(
@@ -200,7 +242,7 @@ def _by_attack(
     if suspect.skipped == "triage":
         return RungFinding("not attacked", "the triage ranked it too low for an attack", check.budget)
     similarity = up_to([suspect], check.budget).get(suspect.key)
-    if similarity is None or test is None or test.p is None or test.q is None:
+    if similarity is None or test is None or test.q is None:
         return RungFinding("could not be scored", suspect.reason or "the attack was not scored", check.budget)
     p, q = test.p, test.q
     reference = rung.reference.get(suspect.key) if rung.reference is not None else None
@@ -208,23 +250,24 @@ def _by_attack(
     at = f"up to budget {check.budget}: {similarity:.2f}"
 
     def finding(verdict: Verdict, reason: str) -> RungFinding:
-        return RungFinding(verdict, reason, check.budget, similarity, p, q, on_reference)
+        return RungFinding(verdict, reason, check.budget, similarity, p, q if p else None, on_reference)
 
     if similarity < threshold and suspect.ceiling < threshold:
         why = f"its own copy by the autoencoder reaches only {suspect.ceiling:.2f}: a memory could not be seen"
         return finding("inconclusive", why)
     if similarity < threshold:
         return finding("not shown", f"{at} < {threshold:.2f}")
-    if p.rank > alpha:
-        why = f"{at} >= {threshold:.2f}, yet controls are as similar: p {p.rank:.3f} by rank of {check.n} controls"
-        return finding("inconclusive", why)
-    if q > alpha:
-        why = f"{at} >= {threshold:.2f}, yet corrected p {q:.3f} > {alpha:g} {p.source}: add controls"
-        return finding("inconclusive", why)
-    if rung.reference is not None and on_reference is None:
+    if rung.has_reference and on_reference is None:
         return finding("inconclusive", f"{at} >= {threshold:.2f}, but the reference model could not be scored")
     if on_reference is not None and on_reference >= threshold:
         why = f"{at}, but the reference model, which cannot have seen it, draws it too: {on_reference:.2f}"
+        return finding("inconclusive", why)
+    assert p is not None, "what reaches the threshold, and on the reference does not, is tested"
+    if p.rank > alpha:
+        why = f"{at} >= {threshold:.2f}, yet controls are as {p.far}: p {p.rank:.3f} by rank of {check.n} controls"
+        return finding("inconclusive", why)
+    if q > alpha:
+        why = f"{at} >= {threshold:.2f}, yet corrected p {q:.3f} > {alpha:g} {p.source}: add controls"
         return finding("inconclusive", why)
     return finding("retained", f"{at} >= {threshold:.2f}, corrected p {q:.2g} {p.source}")
 

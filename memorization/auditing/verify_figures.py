@@ -95,7 +95,7 @@ def reference_spared(files: AuditFiles) -> int:
         return 0
     records = files.records
     try:
-        own = {key: record for key, record in records.items() if record["role"] in ("suspect", "control")}
+        own = {**of_role(records, "suspect"), **of_role(records, "control")}
         threshold = files.summary["operating_point"]["threshold"]
         findings = conclude(own, settings_of(files.record["config"]), threshold=threshold).findings
         seen = {record["of"] for record in of_role(records, "reference").values()}
