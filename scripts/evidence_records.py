@@ -55,21 +55,16 @@ class Item:
 Journal = Mapping[str, Mapping[str, Any]]
 
 
-def extract(records: Journal, attack: str, start: str, on_reference: Journal | None = None) -> list[Item]:
-    """The items of an audit's journal under one attack from one start; those that could not be scored are left out.
-
-    Args:
-        on_reference: journal of an audit of the reference model with the same items, seeds and settings.
-    """
+def extract(records: Journal, attack: str, start: str) -> list[Item]:
+    """The items of an audit's journal under one attack from one start; those that could not be scored are left out."""
     strengths = {entry.name: entry.strength for entry in planted.planted()}
     by_key = {(record["role"], record["id"]): record for record in records.values() if record["attack"]}
-    others = {(record["role"], record["id"]): record for record in (on_reference or {}).values() if record["attack"]}
     items = []
     for (role, name), record in by_key.items():
         if role not in ("suspect", "control"):
             continue
         group: Group = "control" if role == "control" else "planted" if name in strengths else "never planted"
-        reference = others.get((role, name)) or (by_key.get(("reference", name)) if role == "suspect" else None)
+        reference = by_key.get(("reference" if role == "suspect" else "reference_control", name))
         items.append(
             Item(
                 name,
@@ -86,22 +81,20 @@ def extract(records: Journal, attack: str, start: str, on_reference: Journal | N
     return sorted(items, key=lambda item: (item.group, item.kind, item.id))
 
 
-def record_audit(run: Path, out: Path, reference: Path | None = None) -> None:
+def record_audit(run: Path, out: Path) -> None:
     """Write the records of an audit's folder; the folders themselves are only read."""
     config = json.loads((run / "run.json").read_text())["config"]
     settings = config["settings"]
     if len(settings["attacks"]) != 1 or len(settings["starts"]) != 1:
         raise SystemExit("expected an audit with one attack and one start")
-    others = read_journal(reference / "journal.jsonl").items if reference else None
     journal = read_journal(run / "journal.jsonl").items
-    items = extract(journal, settings["attacks"][0], settings["starts"][0], others)
+    items = extract(journal, settings["attacks"][0], settings["starts"][0])
     summary = run / "summary.json"
     threshold = json.loads(summary.read_text())["operating_point"]["threshold"] if summary.is_file() else THRESHOLD
-    twin = json.loads((reference / "run.json").read_text())["config"]["model"] if reference else None
     head = {
         "model": config["model"],
         "mitigation": (config["mitigation"] or {}).get("method"),
-        "reference": twin or (config["reference"] or {}).get("model"),
+        "reference": (config["reference"] or {}).get("model"),
         "threshold": threshold,
         "settings": {name: settings[name] for name in SETTINGS},
     }

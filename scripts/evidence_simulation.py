@@ -18,18 +18,29 @@ from memorization.auditing.verdicts import Rung, judge_ladder
 
 Tail = Literal["resampled", "normal", "t4", "t3"]
 CONTROLS, SUSPECTS, ALPHA = 30, 500, 0.05
-VERDICTS, RANKS = "verdicts: highest look", "highest look, by rank"
+VERDICTS, WITHOUT, RANKS = "verdicts", "verdicts without a reference", "highest look, by rank"
 
 
 class Layout(NamedTuple):
-    """The columns of a row: the looks at these budgets, then the statistics of these names."""
+    """The columns of a row: the looks at these budgets, those on the reference model, then statistics by name."""
 
     budgets: Sequence[int]
     statistics: Sequence[str]
+    reference: bool = True
+
+    @property
+    def looks(self) -> list[int]:
+        """The columns of the looks."""
+        return list(range(len(self.budgets)))
+
+    @property
+    def reference_looks(self) -> list[int]:
+        """The columns of the looks on the reference model."""
+        return [len(self.budgets) + look for look in self.looks] if self.reference else []
 
     def column(self, name: str) -> int:
         """The column of a statistic."""
-        return len(self.budgets) + self.statistics.index(name)
+        return len(self.looks) + len(self.reference_looks) + self.statistics.index(name)
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,6 @@ class Population:
         drawn = [self.draw(kind, n, rng) for kind, n in counts.items()]
         return np.concatenate(drawn), [kind for kind, n in counts.items() for _ in range(n)]
 
-    def complete(self, name: str, layout: Layout) -> bool:
-        """Whether a rule's column is known for every row."""
-        column = layout.column(name) if name in layout.statistics else 0
-        return all(bool(np.isfinite(rows[:, column]).all()) for rows in self.rows.values())
-
     def hardest(self, column: int) -> str:
         """The kind whose rows reach furthest in a column: mean plus three standard deviations."""
         values = {kind: rows[:, column] for kind, rows in self.rows.items()}
@@ -113,19 +119,31 @@ def scores(rows: np.ndarray, kinds: Sequence[str | None], budgets: Sequence[int]
     return [Scores(str(i), curve=c, kind=kind) for i, (c, kind) in enumerate(zip(curves, kinds, strict=True))]
 
 
-def retained(drawn: Drawn, columns: Sequence[int], budgets: Sequence[int], threshold: float | None) -> np.ndarray:
+def retained(
+    drawn: Drawn,
+    columns: Sequence[int],
+    budgets: Sequence[int],
+    threshold: float | None,
+    reference: Sequence[int] = (),
+) -> np.ndarray:
     """(suspects,) which of them :func:`judge_ladder` calls retained, by the looks in these columns.
 
     Args:
         threshold: None: the least that no control reaches, so that only the p-values decide.
+        reference: columns of the looks on the reference model, if one takes part.
     """
-    controls = drawn.controls[:, list(columns)]
-    if threshold is None:
-        threshold = float(np.nextafter(np.tanh(controls.max()), 2.0))
-    rung = Rung(
-        scores(drawn.suspects[:, list(columns)], [None] * len(drawn.suspects), budgets),
-        scores(controls, drawn.kinds, budgets),
+    suspects, controls = (
+        scores(group[:, list(columns)], kinds, budgets)
+        for group, kinds in ((drawn.suspects, [None] * len(drawn.suspects)), (drawn.controls, drawn.kinds))
     )
+    if threshold is None:
+        threshold = float(np.nextafter(np.tanh(drawn.controls[:, list(columns)].max()), 2.0))
+    on_reference = [
+        {score.key: score for score in scores(group[:, list(reference)], [None] * len(group), budgets)}
+        for group in (drawn.suspects, drawn.controls)
+        if reference
+    ]
+    rung = Rung(suspects, controls, *on_reference)
     findings = judge_ladder({"attack": rung}, threshold=threshold, alpha=ALPHA).findings
     return np.array([finding.verdict == "retained" for finding in findings])
 
@@ -145,12 +163,15 @@ def counted(k: int, n: int) -> dict[str, float]:
 def decide(name: str, drawn: Drawn, layout: Layout, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """(suspects,) which of them one rule calls: by the p-values alone, and with the threshold, as verdicts do.
 
-    The verdicts' own rule is judged again only where a control reaches the threshold, which may lower the pre-set
+    Without a reference model it is judged again only where a control reaches the threshold, which may lower the pre-set
     budget; elsewhere its "retained" are those of the p-values alone that reach the threshold.
     """
-    looks = range(len(layout.budgets))
+    looks = layout.looks
     back = np.tanh(drawn.suspects[:, looks].max(axis=1)) >= threshold
     if name == VERDICTS:
+        whole = retained(drawn, looks, layout.budgets, threshold, layout.reference_looks)
+        return whole, whole  # what does not reach the threshold is not tested
+    if name == WITHOUT:
         alone = retained(drawn, looks, layout.budgets, None)
         reached = np.tanh(drawn.controls[:, looks].max()) >= threshold
         return alone, retained(drawn, looks, layout.budgets, threshold) if reached else alone & back

@@ -49,12 +49,10 @@ def separation(measured: Mapping[str, Any]) -> str:
         "most of one never planted",
     ]
     return (
-        f"`lab` after NeMo, {settings['budgets'][-1]} steps of DoRI from the start `{settings['starts'][0]}`, "
-        f"{n['control']} controls. Deviations: predictive standard deviations above the mean of the kind of controls "
+        f"`lab` under the mask `lab-nemo`, {settings['budgets'][-1]} steps of DoRI from the start "
+        f"`{settings['starts'][0]}`, {n['control']} controls. Deviations: predictive standard deviations above the mean of the kind of controls "
         "from which an image stands out least, the median of a group; AUC of the full-strength verbatim images; 95 % "
-        "bootstrap intervals. The row of the reference is of other images than the rest: few suspects were attacked "
-        "there, the planted ones chosen because the attack came near them, and not the two hardest of those never "
-        "planted. Only its first column compares the same images.\n\n" + table(head, rows)
+        "bootstrap intervals.\n\n" + table(head, rows)
     )
 
 

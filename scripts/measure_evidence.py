@@ -1,13 +1,12 @@
 """Evidence of an audit: which statistic separates best, how often a null suspect is called, and what is found.
 
-    python scripts/measure_evidence.py --audit RUN [--reference RUN]    # keep an audit's similarities
+    python scripts/measure_evidence.py --audit RUN    # keep an audit's similarities
     python scripts/measure_evidence.py [--parts separation,false,power,mitigations] [--audits 400]
 
-The audit is one of the lab with one attack from one start over all looks, with suspects of ``unplanted_suspects.py``;
-the second is one of the reference model with the same items, seeds and settings. ``evidence_records.json`` keeps their
-similarities, so that the rest needs no model. Power is simulated for a second attack as well, that of
-``measure_mitigations.py`` on NeMo: more steps from two starts, its last look only. The figures go to ``evidence.json``
-and ``evidence.png``, part by part.
+The audit is that of ``measure_many.py`` over the whole ladder: one attack from one start, all items also on the
+reference model. ``evidence_records.json`` keeps its similarities, so that the rest needs no model. Power is simulated
+for a second attack as well, that of ``measure_mitigations.py`` on NeMo: more steps from two starts, its last look only.
+The figures go to ``evidence.json`` and ``evidence.png``, part by part.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from evidence_simulation import (
     RANKS,
     SUSPECTS,
     VERDICTS,
+    WITHOUT,
     Layout,
     Population,
     Tail,
@@ -45,10 +45,8 @@ SIMULATED = (
     "highest look",
     "highest look of the mean over generations",
     "highest look less start",
-    "highest look less reference",
     "caption plus highest look",
 )
-REFERENCE = "highest look less reference"
 TAILS: tuple[Tail, ...] = ("resampled", "normal", "t4", "t3")
 BACK = "planted that come back"
 DEVIATIONS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
@@ -74,10 +72,17 @@ def grouped(items: Sequence[Item], budgets: Sequence[int], threshold: float) -> 
 
 
 def rows(items: Sequence[Item], budgets: Sequence[int]) -> np.ndarray:
-    """(items, columns): z of the looks after the start, then the statistics that are simulated."""
+    """(items, columns): z of the looks after the start, on both models, then the statistics that are simulated."""
     return np.array(
-        [[*at_looks(item.looks)[1:], *(STATISTICS[name](item, budgets) for name in SIMULATED)] for item in items],
-        dtype=np.float64,  # what is unknown is NaN
+        [
+            [
+                *at_looks(item.looks)[1:],
+                *at_looks(item.reference or [])[1:],
+                *(STATISTICS[name](item, budgets) for name in SIMULATED),
+            ]
+            for item in items
+        ],
+        dtype=np.float64,
     )
 
 
@@ -118,13 +123,13 @@ def measure_false(
     for name, (tail, suspects) in cases.items():
         if name in result:
             continue
-        rules = (VERDICTS, *SIMULATED[1:]) if suspects is controls and tail == "resampled" else (VERDICTS, REFERENCE)
+        others = SIMULATED[1:] if suspects is controls and tail == "resampled" else ()
+        rules = (VERDICTS, WITHOUT, *others)
         result[name] = {
             rule: false_positives(
                 rule, with_tail(controls, tail), with_tail(suspects, tail), layout, threshold=threshold, audits=audits
             )
             for rule in rules
-            if suspects.complete(rule, layout)
         }
         say(f"{name}: {json.dumps(result[name])}")
         yield {"hardest kind": hardest, "cases": result}
@@ -174,7 +179,7 @@ def of_mitigations() -> tuple[Population, Population, Layout]:
         kind: looks([name for name in kinds if kinds[name] == kind], "control") for kind in sorted(set(kinds.values()))
     }
     memorized = {"memorized": looks(list(similarity["suspect"]), "suspect")}
-    layout = Layout((measured["attack"]["steps"],), ("highest look",))
+    layout = Layout((measured["attack"]["steps"],), ("highest look",), reference=False)
     return Population(controls), Population(memorized), layout
 
 
@@ -204,7 +209,6 @@ def main() -> None:
     """Record, or measure the parts and add them to the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", type=Path, help="folder of an audit to keep the similarities of")
-    parser.add_argument("--reference", type=Path, help="folder of an audit of the reference model with the same items")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--parts", default="separation,false,power,mitigations")
     parser.add_argument("--audits", type=int, default=400, help="simulated audits for each false positive rate")
@@ -212,7 +216,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=FIGURES / "evidence.json")
     given = parser.parse_args()
     if given.audit:
-        record_audit(given.audit, given.records, given.reference)
+        record_audit(given.audit, given.records)
         return
     measured = json.loads(given.json.read_text()) if given.json.is_file() else {}
     parts = given.parts.split(",")
@@ -228,11 +232,11 @@ def main() -> None:
     if "power" in parts:
         controls = population(groups["control"], budgets)
         memorized = Population({"memorized": rows(groups[BACK], budgets)})
-        rules = (VERDICTS, *SIMULATED, RANKS)
+        rules = (VERDICTS, WITHOUT, *SIMULATED[1:], RANKS)
         measured["power"] = measure_power(controls, memorized, layout, rules, threshold, given.scale)
         draw(measured["power"], given.json.with_suffix(".png"))
     if "mitigations" in parts:
-        measured["power, more steps"] = measure_power(*of_mitigations(), (VERDICTS, RANKS), threshold, given.scale)
+        measured["power, more steps"] = measure_power(*of_mitigations(), (WITHOUT, RANKS), threshold, given.scale)
     given.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 

@@ -119,10 +119,11 @@ def judge_ladder(
 
     - ``replicated``: the caption alone gives the image: similarity at or above the threshold, and above the controls'
       captions with corrected p <= alpha where there are enough of these.
-    - ``retained``: it does not, but an attack does up to its pre-set budget: similarity at or above the threshold,
-      below it on the reference model, above the controls with rank p <= alpha, and with corrected p <= alpha by the
-      tail (:mod:`memorization.auditing.p_values`). Where controls were attacked on the reference too, what is compared
-      with theirs is the difference to it, and suspects that do not reach the threshold count with a p of 1.
+    - ``retained``: it does not, or not beyond doubt, but an attack does up to its pre-set budget: similarity at or
+      above the threshold, below it on the reference model, above the controls with rank p <= alpha, and with corrected
+      p <= alpha by the tail (:mod:`memorization.auditing.p_values`). Where controls were attacked on the reference too,
+      what is compared with theirs is the difference to it, and suspects that do not reach the threshold count with a p
+      of 1.
     - ``not shown``: no attack with usable controls does.
     - ``not attacked``: the caption does not, and the triage ranked the suspect too low for an attack.
     - ``inconclusive``: the controls are too few, are reproduced themselves, or are as similar as the suspect; the
@@ -309,7 +310,10 @@ def _combine(
         return finding("could not be scored", suspect.reason or "no similarity was measured")
     if suspect.caption is not None and suspect.caption >= threshold:
         conclusion = _by_caption(suspect.caption, checks, caption, reference_caption, threshold, alpha)
-        return finding(*conclusion, decisive=strongest)
+        acquitted = reference_caption is not None and reference_caption >= threshold
+        by_attack = any(result.verdict == "retained" for result in usable.values())
+        if conclusion[0] == "replicated" or acquitted or not by_attack:
+            return finding(*conclusion, decisive=strongest)
     if not usable:
         return finding("inconclusive", strongest.reason if strongest else "it was not attacked")
     several = len(by_rung) > 1

@@ -51,6 +51,7 @@ def planned_work(gathered: Gathered, settings: AuditSettings, *, reference: bool
         "suspects": sum(item.role == "suspect" for item in items),
         "controls": sum(item.role == "control" for item in items),
         "edited suspects": sum(item.role == "edit" for item in items),
+        "controls on the reference model": sum(item.role == "reference_control" for item in items),
         "suspects on the reference model": sum(item.role == "reference" for item in items),
         "rows in error": len(gathered.suspect_errors) + len(gathered.control_errors),
         "items without an image": len(items) - with_image,
