@@ -206,16 +206,21 @@ def power(
     """Share of n memorized suspects among 500 that a rule calls; the memorized are moved by ``shift``, a row.
 
     Returns:
-        The mean over audits, its bootstrap interval over audits, and the audits in which all were found.
+        The mean over audits, its bootstrap interval over audits, the audits in which all were found, and how many were
+        found of those that reach the threshold: no statistic can make up for an attack that does not get there.
     """
     rng = np.random.default_rng(n)
-    shares = []
+    shares, found, back = [], 0, 0
     for _ in range(audits):
         drawn = draw_audit(controls, controls, rng, memorized.sample(n, rng)[0] + shift)
-        shares.append(float(decide(name, drawn, layout, threshold)[1][:n].mean()))
+        called = decide(name, drawn, layout, threshold)[1][:n]
+        shares.append(float(called.mean()))
+        found += int(called.sum())
+        back += int((np.tanh(drawn.suspects[:n, layout.looks].max(axis=1)) >= threshold).sum())
     low, high = bootstrap_mean(shares)
     every = counted(sum(share == 1 for share in shares), audits)
-    return {"n": n, "audits": audits, "share": float(np.mean(shares)), "low": low, "high": high, "all found": every}
+    return {"n": n, "audits": audits, "share": float(np.mean(shares)), "low": low, "high": high, "all found": every,
+            "of those that come back": counted(found, back) if back else None}  # fmt: skip
 
 
 def with_tail(population: Population, tail: Tail) -> Population:

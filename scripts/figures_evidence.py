@@ -50,8 +50,9 @@ def separation(measured: Mapping[str, Any]) -> str:
     ]
     return (
         f"`lab` under the mask `lab-nemo`, {settings['budgets'][-1]} steps of DoRI from the start "
-        f"`{settings['starts'][0]}`, {n['control']} controls. Deviations: predictive standard deviations above the mean of the kind of controls "
-        "from which an image stands out least, the median of a group; AUC of the full-strength verbatim images; 95 % "
+        f"`{settings['starts'][0]}`, {n['control']} controls. Deviations: predictive standard deviations above the "
+        "mean of the kind of controls from which an image stands out least, the median of a group; AUC of the full-"
+        "strength verbatim images; 95 % "
         "bootstrap intervals.\n\n" + table(head, rows)
     )
 
@@ -80,13 +81,26 @@ def false_positives(measured: Mapping[str, Any]) -> str:
 def found(measured: Mapping[str, Any], which: str) -> str:
     """What is found of five memorized among 500."""
     rows = [
-        [rule, percent(curves[AT_LAB]), f"{curves[AT_LAB]['all found']['k']} of {curves[AT_LAB]['all found']['n']}"]
+        [
+            rule,
+            percent(curves[AT_LAB]["of those that come back"]),
+            percent(curves[AT_LAB]),
+            f"{curves[AT_LAB]['all found']['k']} of {curves[AT_LAB]['all found']['n']}",
+        ]
         for rule, curves in measured["curves"].items()
     ]
     return (
         f"Five memorized among 500, as {which}: {measured['n that come back']} images, on average "
         f"{measured[LAB]:.1f} standard deviations above the hardest kind of controls by the highest look.\n\n"
-        + table(["statistic", "per cent found", "audits in which all five are found"], rows)
+        + table(
+            [
+                "statistic",
+                "per cent found of those that reach the threshold",
+                "of all",
+                "audits in which all five are found",
+            ],
+            rows,
+        )
     )
 
 

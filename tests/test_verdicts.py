@@ -113,36 +113,38 @@ def test_few_controls_suffice_for_few_memorized_among_many(suspects: int, retain
     )
 
 
-def compared(suspects: list[Scores], reference: float, known: list[Scores]) -> list[Finding]:
+def beside_reference(suspects: list[Scores], similarity: float, known: list[Scores]) -> list[Finding]:
     """Verdicts with controls that a reference model draws as near as the model does, give or take 0.02."""
     noise = np.random.default_rng(9).normal(0, 0.02, len(known))
-    there = {s.key: replace(s, curve={0: 0.1, 10: reference}) for s in suspects}
-    others = {c.key: replace(c, curve={0: 0.1, 10: c.curve[10] + e}) for c, e in zip(known, noise, strict=True)}
+    there = {s.key: replace(s, curve={0: 0.1, 10: similarity}) for s in suspects}
+    z = np.arctanh([c.curve[10] for c in known]) + noise
+    others = {c.key: replace(c, curve={0: 0.1, 10: s}) for c, s in zip(known, np.tanh(z).tolist(), strict=True)}
     return judge_ladder({"attack": Rung(suspects, known, there, others)}, threshold=0.75).findings
 
 
 def test_how_easy_an_image_is_to_draw_cancels_against_the_reference() -> None:
-    """Controls of which some come near the threshold: the similarity alone shows nothing, the difference does."""
-    known = drawn(30, 0.4, 0.2, 3)
+    """Controls that differ in how near they come: the similarity alone shows nothing among 500, the difference does."""
+    known = drawn(30, 0.4, 0.1, 3)
     suspects = [Scores("suspect:s", 0.1, {0: 0.1, 10: 0.9}), *drawn(499, 0.4, 0.1, 4, role="suspect")]
     (alone, *_), _, nulls = judge_ladder({"attack": Rung(suspects, known)}, threshold=0.75)
     assert alone.verdict == "inconclusive"
     assert nulls["attack"].statistic == "similarity"
-    memorized, *others = compared(suspects, 0.3, known)
+    memorized, *others = beside_reference(suspects, 0.3, known)
     assert memorized.verdict == "retained"
     assert memorized.p.statistic == "difference"
     assert memorized.p.rank == pytest.approx(1 / 31)
     assert {finding.verdict for finding in others} == {"not shown"}
     assert all(finding.p is None for finding in others)  # below the threshold, so not tested
-    assert compared(suspects, 0.74, known)[0].verdict == "inconclusive"  # hardly nearer than on the reference
-    assert compared(suspects, 0.8, known)[0].rungs["attack"].p is None  # drawn by the reference
+    hardly_nearer = [Scores("suspect:s", 0.1, {0: 0.1, 10: 0.76}), *suspects[1:]]
+    assert beside_reference(hardly_nearer, 0.74, known)[0].verdict == "inconclusive"
+    assert beside_reference(suspects, 0.8, known)[0].rungs["attack"].p is None  # drawn by the reference
 
 
 def test_a_difference_counts_for_as_much_as_the_correction_leaves() -> None:
     """q by hand: one tested suspect among 500 whose other p-values are 1."""
     known = drawn(30, 0.4, 0.05, 3)
     suspects = [Scores("suspect:s", 0.1, {0: 0.1, 10: 0.8}), *drawn(499, 0.4, 0.05, 4, role="suspect")]
-    first = compared(suspects, 0.5, known)[0]
+    first = beside_reference(suspects, 0.5, known)[0]
     assert first.q == pytest.approx(min(500 * first.p.deciding, 1.0))
 
 
