@@ -91,7 +91,8 @@ def found(measured: Mapping[str, Any], which: str) -> str:
     ]
     return (
         f"Five memorized among 500, as {which}: {measured['n that come back']} images, on average "
-        f"{measured[LAB]:.1f} standard deviations above the hardest kind of controls by the highest look.\n\n"
+        f"{measured[LAB]:.1f} standard deviations above the hardest kind of controls by the highest look. Drawn anew, "
+        "some of them miss the threshold, which no statistic makes up for.\n\n"
         + table(
             [
                 "statistic",
