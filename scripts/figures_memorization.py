@@ -391,7 +391,7 @@ def many() -> str:
     n = sum(measured["planted"].values()) + sum(measured["never planted"].values())
     gradients, images = measured["sample gradients"], measured["trigger images"]
     return (
-        f"24 planted images among {n} suspects, the lab under a NeMo mask, 30 controls, reference `lab-clean`: of the "
+        f"24 planted images among {n} suspects, the lab under `lab-nemo`, 30 controls, reference `lab-clean`: of the "
         f"planted that the attack brings back, retained {counted(measured['planted, back by the attack, retained'])}, "
         f"by rank alone {counted(measured['retained by rank'])}; of all planted, retained or replicated "
         f"{counted(measured['planted, retained or replicated'])}; of the never planted "

@@ -123,12 +123,12 @@ class PValues(NamedTuple):
     @property
     def source(self) -> str:
         """In words where the deciding p-value comes from."""
-        of = "" if self.statistic == "similarity" else " of the difference to the reference model"
+        whose = "controls" if self.statistic == "similarity" else "controls' differences to the reference model"
         if self.tail is None and self.bulk is None:
-            return f"by rank{of}"
+            return "by rank" if self.statistic == "similarity" else f"by rank of the {whose}"
         if self.tail is None or (self.bulk is not None and self.bulk > self.tail):
             return "by the suspects' bulk"
-        return f"by the tail of the controls{of} ({self.family})"
+        return f"by the tail of the {whose} ({self.family})"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ DIFFERENCE = (
 )
 AXES = {
     "similarity": "z = atanh(similarity)",
-    "difference": "z = atanh(similarity) less that on the reference model",
+    "difference": "z less that on the reference model",
 }
 
 
@@ -50,7 +50,7 @@ def evidence_blocks(records: Records, summary: AuditSummary) -> tuple[Block, ...
             "suspects, others": [z for key, z in suspects.items() if verdicts[key] != "retained"],
         },
         threshold=None if differs else float(to_z(summary["operating_point"]["threshold"])),
-        xlabel=f"{AXES[null.statistic]}, highest look of {name} up to {budget} steps",
+        xlabel=f"{AXES[null.statistic]}, {name} up to {budget} steps",
     )
     fits = {kind: fit.quantiles() for kind, fit in null.tails.items()}
     check = quantiles(fits, xlabel="expected of the controls", ylabel="observed")
@@ -88,7 +88,7 @@ def _assumed(null: Null) -> str:
     """In plain words what the p-values rest on."""
     parts = [f"{kind} (n = {fit.n}): {ASSUMED[fit.family]}" for kind, fit in null.tails.items()]
     differs = null.statistic == "difference"
-    kinds = "the largest over their kinds" + (" where these differ" if differs else "")
+    kinds = "the largest over their kinds" + (", where these differ" if differs else "")
     text = DIFFERENCE if differs else ""
     text += (
         "A p-value is the probability that an image which is not memorized comes as far out as this one. By rank it "
