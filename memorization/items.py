@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -129,6 +129,14 @@ def with_companions(
         *(replace(item, role="reference") for item in suspects),
     ]
     return [*items, *edited, *(companions if reference else [])]
+
+
+def stated_count(roles: Iterable[str]) -> int:
+    """How many items a run's configuration states, by their roles.
+
+    Controls on the reference model follow from the others, and runs of earlier versions, which resume, had none.
+    """
+    return sum(role != "reference_control" for role in roles)
 
 
 def say_row_errors(errors: Sequence[RowError], *, rest: str | None) -> None:

@@ -28,7 +28,16 @@ from memorization.copies.references import in_error
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.generation import image_size
-from memorization.items import Gathered, Source, captions_of, data_digest, gather, with_companions, write_row_errors
+from memorization.items import (
+    Gathered,
+    Source,
+    captions_of,
+    data_digest,
+    gather,
+    stated_count,
+    with_companions,
+    write_row_errors,
+)
 from memorization.presets import Preset, PresetName, choose_preset
 
 if TYPE_CHECKING:
@@ -109,8 +118,8 @@ def audit(
         require_compatible(pipe, (Triage.read(settings.triage).detector,))
     size = image_size(pipe, settings.size)
     items = with_companions(gathered.items, edits=settings.edits, reference=audited.reference is not None)
-    counted = sum(item.role != "reference_control" for item in items)  # as in runs of earlier versions, which resume
-    config = _config(audited, gathered, settings, items=counted, save_triggers=save_triggers)
+    stated = stated_count(item.role for item in items)
+    config = _config(audited, gathered, settings, items=stated, save_triggers=save_triggers)
     config |= {"dtype": dtype_name(pipe), **options_of(pipe)}
     provenance = _provenance(audited, chosen, pipe)
     copies = load_copy_detector(settings.copies, pipe)  # before a folder is made

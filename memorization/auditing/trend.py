@@ -27,7 +27,7 @@ from memorization.auditing.summary import items_in_error
 from memorization.auditing.training_steps import TrainingSteps, Unit, training_steps
 from memorization.auditing.trend_result import Trend, TrendPoint, TrendSuspect
 from memorization.auditing.verdicts import Verdict
-from memorization.items import Gathered, Source, data_digest, gather, with_companions
+from memorization.items import Gathered, Source, data_digest, gather, stated_count, with_companions
 from memorization.presets import PresetName, choose_preset
 
 __all__ = ["Checkpoint", "TrendResult", "audit_trend", "planned_checkpoints", "summarise_trend"]
@@ -161,6 +161,7 @@ def _config(
     last = points[-1].model
     named = {"variant": base.variant, "model_config": base.config, "scheduler": base.scheduler}
     reference = last.reference
+    items = with_companions(gathered.items, edits=settings.edits, reference=reference is not None)
     return {
         "base": base.name,
         "base_sha256": last.sha256,
@@ -172,7 +173,7 @@ def _config(
         ],
         "reference": None if reference is None else {"model": reference.model, "sha256": reference.model_sha256},
         "data_sha256": data_digest(gathered.items),
-        "items": len(with_companions(gathered.items, edits=settings.edits, reference=reference is not None)),
+        "items": stated_count(item.role for item in items),
         "settings": settings.to_json(),
     } | {key: value for key, value in named.items() if value is not None}
 

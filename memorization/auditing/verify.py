@@ -23,7 +23,7 @@ from memorization.auditing.summary import SUMMARY_SCHEMA
 from memorization.auditing.verification import AuditFiles, Check, Verification, checked, unchecked
 from memorization.auditing.verify_figures import figure_checks, reference_spared
 from memorization.auditing.verify_inputs import data_check, weight_checks
-from memorization.items import Source
+from memorization.items import Source, stated_count
 
 __all__ = ["read_audit", "verify_audit"]
 
@@ -131,8 +131,7 @@ def _items(files: AuditFiles) -> Check:
     expected = files.record["config"].get("items")
     spared = reference_spared(files)
     differences = []
-    counted = sum(record["role"] != "reference_control" for record in files.records.values())  # as run.json does
-    if expected != counted + spared:
+    if expected != stated_count(record["role"] for record in files.records.values()) + spared:
         differences.append(f"the configuration has {expected} items, the journal {len(files.records)}")
     for key, record in files.records.items():
         own = f"{record.get('edit') or record.get('role')}:{record.get('id')}"
