@@ -87,7 +87,7 @@ def test_everything_that_is_measured_has_its_line(finished: AuditResult) -> None
     validate_run(finished.folder, "audit")
     items = journal(finished.folder)
     names = ["suspect:a", "suspect:b", "suspect:3", "control:c"]
-    names += ["mirror:a", "mirror:b", "noise:a", "noise:b", "reference:a", "reference:b"]
+    names += ["mirror:a", "mirror:b", "noise:a", "noise:b", "reference_control:c", "reference:a", "reference:b"]
     assert sorted(items) == sorted(names)
     for key in ("suspect:a", "mirror:a", "reference:a", "control:c"):
         assert set(items[key]["attack"]) == {"dori", "soft-tokens-1"}
@@ -99,6 +99,8 @@ def test_everything_that_is_measured_has_its_line(finished: AuditResult) -> None
 def test_the_reference_begins_where_the_suspect_began(finished: AuditResult) -> None:
     items = journal(finished.folder)
     assert items["reference:a"]["seeds"] == items["suspect:a"]["seeds"]
+    assert items["reference_control:c"]["seeds"] == items["control:c"]["seeds"]
+    assert items["reference_control:c"]["of"] == "control:c"
     assert items["reference:a"]["caption"] != items["suspect:a"]["caption"]  # by another model
 
 
@@ -106,8 +108,8 @@ def test_the_reference_of_itself_is_itself(gathered: Gathered, tmp_path: Path) -
     """The same model as its own reference: the same figures, which shows that starts and seeds are the same."""
     same = run(gathered, tmp_path / "run", replace(SETTINGS, edits=(), masks=False), reference=reference(0))
     items = journal(same.folder)
-    for name in ("a", "b"):
-        one, other = items[f"suspect:{name}"], items[f"reference:{name}"]
+    pairs = [("suspect:a", "reference:a"), ("suspect:b", "reference:b"), ("control:c", "reference_control:c")]
+    for one, other in ((items[first], items[second]) for first, second in pairs):
         assert one["caption"] == pytest.approx(other["caption"], abs=1e-3)
         for rung, variants in one["attack"].items():
             for variant, rows in variants.items():

@@ -12,7 +12,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from evidence_records import Item, extract
-from evidence_simulation import VERDICTS, Layout, Population, decide, draw_audit
+from evidence_simulation import VERDICTS, WITHOUT, Layout, Population, decide, draw_audit
 from evidence_statistics import above_reference, deviations, highest, steps_needed
 
 BUDGETS = (0, 5, 10)
@@ -58,14 +58,18 @@ def test_populations_keep_mean_and_covariance(tail) -> None:
 
 def test_an_audit_has_its_kinds_and_its_memorized_are_found() -> None:
     random = np.random.default_rng(2)
-    population = Population({"control": random.normal(0.1, 0.1, (16, 2)), "scene": random.normal(0.2, 0.1, (14, 2))})
-    drawn = draw_audit(population, population, random, np.full((3, 2), 2.0))
+    rows = {"control": random.normal(0.1, 0.1, (16, 4)), "scene": random.normal(0.2, 0.1, (14, 4))}
+    population = Population(rows)
+    drawn = draw_audit(population, population, random, np.repeat([[2.0, 2.0, 0.1, 0.2]], 3, axis=0))
     assert [drawn.kinds.count(kind) for kind in population.rows] == [16, 14]
-    assert drawn.suspects.shape == (500, 2)
-    alone, whole = decide(VERDICTS, drawn, Layout((5, 10), ()), 0.75)
-    assert whole[:3].all()
-    assert not whole[3:].any()
-    assert alone[:3].all()
+    assert drawn.suspects.shape == (500, 4)
+    for rule in (VERDICTS, WITHOUT):
+        alone, whole = decide(rule, drawn, Layout((5, 10), ()), 0.75)
+        assert whole[:3].all()
+        assert not whole[3:].any()
+        assert alone[:3].all()
+    drawn.suspects[:3, 2:] = 1.9  # as near on the reference model
+    assert not decide(VERDICTS, drawn, Layout((5, 10), ()), 0.75)[1].any()
 
 
 def test_records_join_the_reference_by_item() -> None:
@@ -75,12 +79,10 @@ def test_records_join_the_reference_by_item() -> None:
 
     own = [record("suspect", "cat", 0.8), record("suspect", "un-1", 0.2), record("control", "fur", 0.1)]
     own += [record("reference", "cat", 0.3), record("control", "lost", 0.0) | {"attack": None}]
-    twin = [record("control", "fur", 0.15), record("suspect", "un-1", 0.25)]
-    items = {
-        i.id: i for i in extract(dict(enumerate(map(dict, own))), "dori", "other", dict(enumerate(map(dict, twin))))
-    }
+    own += [record("reference_control", "fur", 0.15)]
+    items = {i.id: i for i in extract(dict(enumerate(map(dict, own))), "dori", "other")}
     assert {name: (i.group, i.reference) for name, i in items.items()} == {
         "cat": ("planted", [[0.3]]),
-        "un-1": ("never planted", [[0.25]]),
+        "un-1": ("never planted", None),
         "fur": ("control", [[0.15]]),
     }
