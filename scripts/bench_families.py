@@ -6,9 +6,10 @@
 Denoisers and autoencoders have the published sizes and random weights, text encoders the published widths and one
 layer: a prompt is encoded once. The verifier has the size of CLIP ViT-L/14. One process, one machine: the stock
 pipeline's images and their scores, the same seeds through TTSnapPipeline, then a pruned search at the same counted
-cost. Then one step of DoRI (gradient of the embedding) and one of fine-tuning (gradients of all weights, gradient
-checkpointing). Prints machine, versions, seconds, memory, and ratios. The file is written after each part; an error,
-such as lack of memory, is written down in its place.
+cost and one with the stock pipeline's seconds as its budget. Then, for each number of draws, one step of DoRI (gradient
+of the embedding, with gradient checkpointing and without) and one of fine-tuning (gradients of all weights). Prints
+machine, versions, seconds, memory, and ratios. The file is written after each part; an error, such as lack of memory,
+is written down in its place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,8 @@ def synchronized(device: str) -> None:
 
 def took(call: Callable[[], object], device: str, repeats: int) -> dict[str, float | None]:
     """Median seconds and peak memory in GiB, after one call to warm up."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
     call()
     synchronized(device)
     cuda = device.startswith("cuda")
@@ -134,6 +139,10 @@ def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> P
     def pruned() -> None:
         results["pruned"] = search(PROMPT, **given, seed=7, budget=f"{count}x", schedule=SCHEDULE, micro_batch=size)
 
+    def in_time() -> None:
+        limit = f"{times['stock']['seconds']:.3f}s"
+        results["in time"] = search(PROMPT, **given, seed=7, budget=limit, schedule=SCHEDULE, micro_batch=size)
+
     def timed(part: str, call: Callable[[], object]) -> dict[str, float | None]:
         times[part] = took(call, options.device, options.repeats)
         return times[part]
@@ -157,40 +166,52 @@ def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> P
     yield "shares of best of N", shares
     yield "pruned at the same cost", lambda: timed("pruned", pruned)
     yield "candidates of the pruned search", lambda: len(results["pruned"].trace[0].candidates)
+    yield "pruned in the stock's time", lambda: timed("in time", in_time)
+    yield "candidates in the stock's time", lambda: len(results["in time"].trace[0].candidates)
     yield "strict mode, largest difference to the stock image", strict
 
 
-def attack_step(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
+def attack_step(pipe: Any, draws: int, options: argparse.Namespace, *, checkpointing: bool) -> dict[str, Any]:
     """One step of DoRI with its draws at once: the gradient of the embedding by the model's own loss."""
-    embeds, loss = _own_loss(pipe, options)
+    embeds, loss = _own_loss(pipe, draws, options)
 
     def attack() -> None:
         sequence = embeds.float().requires_grad_(True)
         torch.autograd.grad(loss(sequence), [sequence])
 
-    return took(attack, options.device, options.repeats)
+    with gradient_checkpointing(pipe) if checkpointing else nullcontext():
+        return took(attack, options.device, options.repeats)
 
 
-def tuning_step(pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
+def tuning_step(pipe: Any, draws: int, options: argparse.Namespace) -> dict[str, Any]:
     """Gradients of all weights of the denoiser, with gradient checkpointing, by the model's own loss."""
     denoiser = pipe_denoiser(pipe)
-    embeds, loss = _own_loss(pipe, options)
+    embeds, loss = _own_loss(pipe, draws, options)
 
     def tune() -> None:
         loss(embeds).backward()
         denoiser.zero_grad(set_to_none=True)
 
     denoiser.requires_grad_(True).train()
-    denoiser.enable_gradient_checkpointing()
     try:
-        return took(tune, options.device, options.repeats)
+        with gradient_checkpointing(pipe):
+            return took(tune, options.device, options.repeats)
     finally:
         denoiser.requires_grad_(False).eval()
 
 
-def _own_loss(pipe: Any, options: argparse.Namespace) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+@contextmanager
+def gradient_checkpointing(pipe: Any) -> Iterator[None]:
+    """Gradient checkpointing of the denoiser while the context is open."""
+    pipe_denoiser(pipe).enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        pipe_denoiser(pipe).disable_gradient_checkpointing()
+
+
+def _own_loss(pipe: Any, rows: int, options: argparse.Namespace) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The caption's embedding, a row for each draw, and the training loss as a function of it."""
-    rows = options.draws
     embeds = encode_prompts(pipe, [PROMPT], guidance=False).positive.to(options.device).repeat(rows)
     clean = initial_latents(pipe, generators(range(rows))).to(options.device, embeds.prompt_embeds.dtype)
     noise, draws = torch.randn_like(clean), torch.Generator().manual_seed(0)
@@ -208,10 +229,16 @@ def _own_loss(pipe: Any, options: argparse.Namespace) -> tuple[Tensor, Callable[
 def parts_of(pipe: Any, name: str, count: int, options: argparse.Namespace) -> Parts:
     """All that is measured on one family."""
     yield "denoiser, million parameters", lambda: round(sum(p.numel() for p in pipe_denoiser(pipe).parameters()) / 1e6)
-    yield from searches(pipe, name, count, options)
-    if not options.compile:
-        yield f"DoRI, {options.draws} draws", lambda: attack_step(pipe, options)
-        yield f"fine-tuning, {options.draws} rows, gradient checkpointing", lambda: tuning_step(pipe, options)
+    if "searches" in options.only:
+        yield from searches(pipe, name, count, options)
+    counts = [int(draws) for draws in options.draws.split(",")]
+    for draws in counts if "tuning" in options.only else ():
+        yield f"fine-tuning, {draws} rows, gradient checkpointing", partial(tuning_step, pipe, draws, options)
+    attack = partial(attack_step, pipe, options=options)
+    for draws in counts if "attack" in options.only else ():
+        yield f"DoRI, {draws} draws, gradient checkpointing", partial(attack, draws, checkpointing=True)
+    for draws in counts if "attack" in options.only else ():  # last: lack of memory can harm what follows
+        yield f"DoRI, {draws} draws", partial(attack, draws, checkpointing=False)
 
 
 def measure(name: str, count: int, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
@@ -236,7 +263,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--only", default="searches,attack,tuning", help="parts, comma separated")
+    parser.add_argument("--draws", default="4", help="rows of a training step, comma separated")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the denoiser")
     parser.add_argument("--channels-last", action="store_true", help="for U-Nets")

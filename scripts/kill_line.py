@@ -4,10 +4,11 @@
     python scripts/kill_line.py --kills 5 --json docs/figures/kill_line.json
     python scripts/kill_line.py --line order --json docs/figures/kill_order.json  # one audit: early ends and triage
 
-Each command is killed at random, started again with the same words until it ends, and then the next one begins. After
-every kill the journal must hold every key that it held before, each once. When the line has ended, results must be
-those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints one JSON object; exits
-with 1 on any difference. Wants an idle machine: a kill that comes after the end of a command is not counted.
+Each command is killed at random, started again with the same words until it ends, and then the next one begins. Half
+of the kills come at a random moment, half a moment after the journal has grown by a random number of items: those are
+inside an open run. After every kill the journal must hold every key that it held before, each once. When the line has
+ended, results must be those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints
+one JSON object; exits with 1 on any difference. A kill that comes after the end of a command is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 AUDIT = [
@@ -36,8 +39,8 @@ SETTINGS = {
 #: An audit under a NeMo mask, so that captions do not give the images: attacks that end early, and a triage.
 ORDER = [
     *("--mitigation", "lab-nemo", "--reference-model", "lab-clean", "--triage", "seed_agreement:0.5"),
-    *("--budgets", "0,2,8", "--starts", "other", "--generations", "1", "--attack-generations", "1", "--steps", "4"),
-    *("--limit", "8", "--limit-controls", "19", "--batch", "4", "--threshold", "0.6"),
+    *("--budgets", "0,5,10,25", "--starts", "other", "--draws", "4", "--steps", "8", "--threshold", "0.6"),
+    *("--generations", "2", "--attack-generations", "2", "--limit", "10", "--limit-controls", "19", "--batch", "4"),
 ]
 #: What a run consists of but for times, pids and versions (run.json, the pages and the cards' own records of them).
 COMPARED = (
@@ -66,26 +69,41 @@ def commands(base: Path, line_name: str) -> dict[str, list[str]]:
     return line
 
 
-def run(line: list[str], seconds: float | None) -> bool:
-    """Run a command; kill it after so many seconds. Returns whether it was killed."""
-    start = [sys.executable, "-m", "diffkit", *line]
-    with subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+class Moment(NamedTuple):
+    """When a command is killed: so many seconds after its journal holds so many items, or after its start."""
+
+    seconds: float
+    items: int | None = None
+
+
+def run(line: list[str], folder: Path, moment: Moment | None = None) -> float | None:
+    """Run a command to its end, or kill it. Returns the second of the kill; None if it ended before."""
+    start, began = [sys.executable, "-m", "diffkit", *line], time.monotonic()
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(start, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors) as process,
+    ):
+        while moment is not None and moment.items is not None and process.poll() is None:
+            if len(finished_keys(folder)) >= moment.items:
+                break
+            time.sleep(0.05)
         try:
-            _, errors = process.communicate(timeout=seconds)
+            process.wait(moment.seconds if moment is not None else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return True
-    if process.returncode:
-        sys.exit(f"diffkit {' '.join(line)} failed with {process.returncode}:\n{errors.decode()}")
-    return False
+            process.wait()
+            return time.monotonic() - began
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"diffkit {' '.join(line)} failed with {process.returncode}:\n{errors.read().decode()}")
+    return None
 
 
 def finished_keys(folder: Path) -> list[str]:
-    """Keys of the whole lines of a journal; a torn tail does not count."""
-    path = folder / "journal.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line)["key"] for line in lines]
+    """Keys of the whole lines of a run's journal, of its triage's journal before it; a torn tail does not count."""
+    paths = [path for path in (folder / "triage" / "journal.jsonl", folder / "journal.jsonl") if path.exists()]
+    lines = [(path.parent.name, line) for path in paths for line in path.read_bytes().split(b"\n")[:-1]]
+    return [f"{name} {json.loads(line)['key']}" for name, line in lines]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -105,24 +123,37 @@ class Disturber:
 
     def __init__(self, kills: int, seed: int) -> None:
         self.left, self.chance = kills, random.Random(seed)
-        self.moments: list[dict[str, object]] = []
+        self.moments: list[dict[str, Any]] = []
         self.wrong: list[str] = []
 
-    def carry_out(self, line: list[str], folder: Path, duration: float) -> None:
-        """Run a command to its end, killing it at random moments of its usual duration."""
+    def carry_out(self, line: list[str], folder: Path, duration: float, items: int) -> None:
+        """Run a command to its end, killing it at random.
+
+        Args:
+            duration: its usual seconds.
+            items: how many it finishes.
+        """
         keys: list[str] = []
         while True:
-            disturb = self.left > 0 and self.chance.random() < 0.7
-            wait = self.chance.uniform(0.1, 1.0) * duration if disturb else None
-            killed = run(line, wait)
-            found = finished_keys(folder)
-            self.wrong += [f"{folder.name}: {key} was lost" for key in keys if key not in found]
-            self.wrong += [f"{folder.name}: {key} is there twice" for key in set(found) if found.count(key) > 1]
-            keys = found
-            if not killed:
+            disturb = self.left > 0 and self.chance.random() < 0.8
+            before = len(keys)
+            killed = run(line, folder, self._moment(duration, before, items) if disturb else None)
+            finished = finished_keys(folder)
+            self.wrong += [f"{folder.name}: {key} was lost" for key in keys if key not in finished]
+            self.wrong += [f"{folder.name}: {key} is there twice" for key, n in Counter(finished).items() if n > 1]
+            keys = finished
+            if killed is None:
                 return
             self.left -= 1
-            self.moments.append({"command": folder.name, "second": round(wait or 0, 1), "finished": len(keys)})
+            self.moments.append(
+                {"command": folder.name, "second": round(killed, 1), "before": before, "finished": len(keys)}
+            )
+
+    def _moment(self, duration: float, finished: int, items: int) -> Moment:
+        if finished >= items or self.chance.random() < 0.5:
+            return Moment(self.chance.uniform(0.1, 1.0) * duration)
+        new = 1 + int((items - finished) * self.chance.random() ** 2)
+        return Moment(self.chance.uniform(0.0, 0.1) * duration, finished + new)
 
 
 def main() -> None:
@@ -134,17 +165,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill-line-") as scratch:
-        durations, expected = {}, {}
+        durations: dict[str, float] = {}
+        expected: dict[str, dict[str, bytes]] = {}
+        items: dict[str, int] = {}
         for name, line in commands(Path(scratch) / "undisturbed", given.line).items():
-            began = time.monotonic()
-            run(line, None)
+            began, folder = time.monotonic(), Path(scratch) / "undisturbed" / name
+            run(line, folder)
             durations[name] = time.monotonic() - began
-            expected[name] = contents(Path(scratch) / "undisturbed" / name)
+            expected[name], items[name] = contents(folder), len(finished_keys(folder))
         disturber, lines = Disturber(given.kills, given.seed), 0
         while disturber.left > 0 or not lines:
             base = Path(scratch) / f"line-{lines}"
             for name, line in commands(base, given.line).items():
-                disturber.carry_out(line, base / name, durations[name])
+                disturber.carry_out(line, base / name, durations[name], items[name])
                 result = contents(base / name)
                 names = expected[name].keys() | result.keys()
                 differ = [file for file in names if expected[name].get(file) != result.get(file)]
@@ -152,6 +185,7 @@ def main() -> None:
             lines += 1
     report = {
         "kills": len(disturber.moments),
+        "inside an open run": sum(moment["finished"] > moment["before"] for moment in disturber.moments),
         "lines_compared": lines,
         "files_compared": sum(len(files) for files in expected.values()),
         "seconds_undisturbed": {name: round(seconds, 1) for name, seconds in durations.items()},

@@ -17,17 +17,23 @@ from diffkit.images import save_png
 from diffkit.lab import textures
 from diffkit.seeds import generators, item_seed
 from diffkit.suspects import Suspect
+from memorization.auditing.attack_suite import Ladder
+from memorization.auditing.effort import Effort
 from memorization.auditing.models import AuditedModel, Reference
 from memorization.auditing.run import AuditResult, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.verify import verify_audit
+from memorization.copies.references import load_references
+from memorization.copies.tiled import TiledCorrelation
+from memorization.generation import image_size
 from memorization.items import Gathered, gather
+from memorization.text_embeddings import empty_text, encoded
 
 SETTINGS = AuditSettings(
     budgets=(0, 1, 2),
     starts=("other",),
     generations=1,
-    attack_generations=1,
+    attack_generations=3,
     num_inference_steps=2,
     draws=1,
     items_at_once=4,
@@ -78,16 +84,37 @@ def test_what_the_caption_gives_is_not_attacked(gathered: Gathered, tmp_path: Pa
     assert len(all_of_it) == 48
     assert all_of_it["suspect:drawn"]["attack"] is not None
     for key in ("suspect:s1", "control:c3"):
-        curves = (np.array(part["attack"]["dori"]["other"]) for part in (records[key], all_of_it[key]))
-        np.testing.assert_allclose(*curves, atol=2e-5)
+        looks, all_looks = (part["attack"]["dori"]["other"] for part in (records[key], all_of_it[key]))
+        assert [len(look) for look in all_looks] == [3, 3, 3]
+        assert [len(look) for look in looks] == ([3, 3, 3] if key.startswith("control") else [0, 2, 2])
+        for look, all_of_look in zip(looks, all_looks, strict=True):
+            np.testing.assert_allclose(look, all_of_look[: len(look)], atol=2e-5)
     verdicts = [[finding["verdict"] for finding in result.summary["findings"]] for result in (part, whole)]
     assert verdicts[0] == verdicts[1]
     assert verdicts[0][0] == "replicated"
     assert part.summary["cost"]["stopped"] == {"caption": 2}
     assert part.summary["cost"]["sample_gradients"] == 43 * 2  # three suspects, and the controls on both models
+    images = 3 * 2 * 2 + 20 * 3 * 3 + 20 * 2 * 3  # no start but the controls' own, a third image only where it counts
+    assert part.summary["cost"]["trigger_images"] == images
     for result in (part, whole):
         assert verify_audit(result.folder)["result"] == "ok"
     validate_run(part.folder, "audit")
+
+
+def test_an_attack_may_end_for_all_of_a_group_at_once(gathered: Gathered) -> None:
+    """At the second of four looks, which all reach: the third is never searched."""
+    pipe, settings = tiny_pipeline(), replace(SETTINGS, budgets=(0, 1, 2, 3))
+    pipe.set_progress_bar_config(disable=True)
+    items = [item for item in gathered.items if item.role == "suspect"][:2]
+    own = [encoded(pipe, [item.suspect.caption]) for item in items]
+    references = [load_references(item, image_size(pipe)) for item in items]
+    suite = Ladder(pipe, settings, TiledCorrelation(), empty_text(pipe))
+    attempts = suite.attack(items, own, references, Effort({"dori": 3}, {"dori": -1.0}, settled={"dori": 0.9}))
+    for key in (item.key for item in items):
+        (attacked,) = attempts[key]["dori"].values()
+        assert [len(look) for look in attacked.similarity] == [0, 2]
+        assert attacked.triggers.budgets == (0, 1)
+        assert attacked.images.shape == (2, 3, *image_size(pipe))
 
 
 def test_the_triage_attacks_its_share_and_says_what_it_left(gathered: Gathered, tmp_path: Path) -> None:

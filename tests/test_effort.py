@@ -30,12 +30,18 @@ def curves(rng: np.random.Generator, n: int, level: float, spread: float) -> lis
 
 
 def attacked(scores: Scores, effort: Effort, rung: str) -> Scores:
-    """What an audit records of an item that the whole ladder would give these scores."""
+    """What an audit records of an item that the whole ladder would give these scores.
+
+    Without the start; with other medians, as of fewer images, where the threshold is not reached.
+    """
     if effort.skips(scores.key, scores.caption):
         return replace(scores, curve=None, skipped=effort.skips(scores.key, scores.caption))
     curve: dict[int, float] = {}
     for budget, value in list((scores.curve or {}).items())[: effort.looks(rung, BUDGETS)]:
-        curve[budget] = value
+        if budget == 0 and rung in effort.limits:
+            continue
+        settled = effort.settled.get(rung, -2.0)
+        curve[budget] = min(value + 0.1, settled - 0.01) if value < settled else value
         if budget > 0 and value >= effort.certain.get(rung, 2.0):
             return replace(scores, curve=curve, stopped=True)
     return replace(scores, curve=curve)

@@ -47,8 +47,8 @@ def scores(key: str, record: AuditRecord, budgets: Sequence[int], rung: str, how
     curve = None
     variants = (record["attack"] or {}).get(rung)
     if variants is not None:
-        columns = zip(*([over(row) for row in rows] for rows in variants.values()), strict=True)
-        curve = dict(zip(budgets, (max(column) for column in columns), strict=False))  # an attack may end early
+        looks = zip(*variants.values(), strict=True)  # an attack may end early, and leave out the start
+        curve = {budget: max(map(over, rows)) for budget, rows in zip(budgets, looks, strict=False) if all(rows)}
     ceiling = record["ceiling"][0] if record["ceiling"] else 1.0
     reason = (record.get("stopped") or {}).get(rung)
     stopped, skipped = reason is not None and curve is not None, reason if curve is None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -39,8 +40,9 @@ class Attacked(NamedTuple):
 
     Attributes:
         triggers: by budget.
-        images: (budgets, 3, H, W) the most similar image at each budget.
-        similarity: budgets x generations.
+        images: (budgets, 3, H, W) the most similar image at each budget; zeros where none was generated.
+        similarity: budgets x generations; fewer of these where the others could not bring the image back, none at a
+            start that was not looked at.
     """
 
     triggers: Triggers
@@ -50,6 +52,11 @@ class Attacked(NamedTuple):
     def then(self, later: Attacked) -> Attacked:
         """This attack and its later looks; the later triggers hold all."""
         return Attacked(later.triggers, torch.cat([self.images, later.images]), self.similarity + later.similarity)
+
+    def after(self, looks: int) -> Attacked:
+        """This attack after so many looks at which nothing was generated."""
+        nothing = self.images.new_zeros(looks, *self.images.shape[1:])
+        return Attacked(self.triggers, torch.cat([nothing, self.images]), [[] for _ in range(looks)] + self.similarity)
 
 
 #: rung -> variant ("other", or "other@0.03" where several learning rates are tried) -> result, of one item
@@ -63,6 +70,33 @@ class Job(NamedTuple):
     start: str
     images: Tensor
     target: Target
+
+
+class View:
+    """The images of one trigger: the most similar one, and the similarity of each.
+
+    Args:
+        job: what the trigger was found for.
+        trigger: one row.
+    """
+
+    def __init__(self, job: Job, trigger: Embeds) -> None:
+        self.job, self.trigger = job, trigger
+        self.similarity: list[float] = []
+        self._best: tuple[float, Tensor] | None = None
+
+    def add(self, images: Tensor, similarity: Sequence[float]) -> None:
+        """Take in (n, 3, H, W) images."""
+        self.similarity += similarity
+        for image, value in zip(images, similarity, strict=True):
+            rank = value if math.isfinite(value) else -2.0
+            if self._best is None or rank > self._best[0]:
+                self._best = (rank, image.clone())
+
+    def best(self) -> Tensor:
+        """(3, H, W), the most similar image; the first of equals."""
+        assert self._best is not None, "a view has images"
+        return self._best[1]
 
 
 class Ladder:
@@ -146,47 +180,63 @@ class Ladder:
         left = list(jobs)
         for first, end in effort.stages(rung, self.settings.budgets):
             for rate, search in searches.items():
-                for job, attacked in zip(left, self._look(search, left, first, end), strict=True):
+                looks = self._look(search, left, range(first, end), effort.settled.get(rung))
+                for job, attacked in zip(left, looks, strict=True):
                     variants, variant = results[job.item.key], f"{job.start}{rate}"
-                    variants[variant] = variants[variant].then(attacked) if variant in variants else attacked
+                    earlier = variants.get(variant)
+                    variants[variant] = attacked.after(first) if earlier is None else earlier.then(attacked)
             going = [i for i, job in enumerate(left) if not effort.is_certain(rung, _last(results[job.item.key]))]
+            if not going:
+                break
             for search in searches.values():
                 search.keep(going)
             left = [left[i] for i in going]
-            if not left:
-                break
         return results
 
-    def _look(self, search: Looks, jobs: Sequence[Job], first: int, end: int) -> list[Attacked]:
-        """Search up to look ``end``; generate and compare at the looks from ``first`` on."""
-        triggers = self._search(search, end)
-        n, k = self.settings.attack_generations, end - first
-        seeds = [
-            item_seed(self.settings.seed, job.item.seed_key, "evaluate", i)
-            for job in jobs
-            for _ in range(k)
-            for i in range(n)
+    def _look(self, search: Looks, jobs: Sequence[Job], looks: range, settled: float | None) -> list[Attacked]:
+        """Search up to the last of the looks; generate and compare at all of them.
+
+        Args:
+            settled: a median below it need not be known: once more than half of the images of a look lie below it, the
+                others are not generated. None = all are.
+        """
+        triggers = self._search(search, looks.stop)
+        n = self.settings.attack_generations
+        first = n if settled is None else n // 2 + 1
+        views = [
+            View(job, trigger.embeds.rows([look]))
+            for job, trigger in zip(jobs, triggers, strict=True)
+            for look in looks
         ]
-        rows = Embeds.cat([trigger.embeds.rows(list(range(first, end))) for trigger in triggers]).repeat(n)
+        self._generate(views, range(first))
+        if settled is not None and first < n:
+            self._generate(
+                [view for view in views if not all(value < settled for value in view.similarity)], range(first, n)
+            )
+        each = [views[i : i + len(looks)] for i in range(0, len(views), len(looks))]
+        return [
+            Attacked(trigger, torch.stack([view.best() for view in own]), [view.similarity for view in own])
+            for trigger, own in zip(triggers, each, strict=True)
+        ]
+
+    def _generate(self, views: Sequence[View], generations: range) -> None:
+        """Generate and compare these images of each trigger."""
+        if not views:
+            return
+        seeds = [item_seed(self.settings.seed, v.job.item.seed_key, "evaluate", i) for v in views for i in generations]
+        rows = Embeds.cat([view.trigger for view in views]).repeat(len(generations))
         images = self.images.fit(
             lambda size: generate(
                 self.pipe, rows, self.negative, seeds, sampling=self.sampling(evenly(len(seeds), size))
             )
-        ).images.split(n * k)
-        return [
-            self._judged(trigger, generated.unflatten(0, (k, n)), job.images)
-            for job, trigger, generated in zip(jobs, triggers, images, strict=True)
-        ]
+        ).images.split(len(generations))
+        for view, generated in zip(views, images, strict=True):
+            view.add(generated, similarities(self.copies, generated, view.job.images))
 
     def _search(self, search: Looks, end: int) -> list[Triggers]:
         if not self.gradients.adaptive:
             return search.advance(end)
         return self.gradients.fit(lambda rows: search.advance(end, rows=rows))
-
-    def _judged(self, triggers: Triggers, images: Tensor, references: Tensor) -> Attacked:
-        similarity = torch.tensor(similarities(self.copies, images.flatten(0, 1), references)).view(images.shape[:2])
-        best = images[torch.arange(len(images)), similarity.nan_to_num(nan=-2.0).argmax(1)]
-        return Attacked(triggers, best.clone(), similarity.tolist())
 
 
 def build_attacks(name: str, settings: AuditSettings) -> dict[str, Attack]:

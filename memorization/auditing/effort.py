@@ -2,8 +2,12 @@
 
 Controls are attacked at all budgets. They give the pre-set budget of each attack and its null, and with these the
 effort on the suspects: up to that budget, and no further than the first look at which the answer is certain. A suspect
-that its caption replicates needs no attack. None of this changes a verdict: an answer is certain where the verdict on
-the item alone holds whatever the other suspects give, and :func:`unsettled` finds those where it does not.
+that its caption replicates needs no attack. The start itself, budget 0, is not looked at. With a reference model only
+suspects that reach the threshold are tested, so that a median below it need not be known: once more than half of a
+look's images lie below it, the others are not generated.
+
+None of this changes a verdict: an answer is certain where the verdict on the item alone holds whatever the other
+suspects give, and :func:`unsettled` finds those where it does not.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ class Effort:
         caption: the similarity by caption from which no attack is needed; None = it always is.
         left_out: key -> why the item is not attacked.
         reason: what an end at ``certain`` is recorded as.
+        settled: attack -> the similarity below which the median of a look need not be known.
     """
 
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -42,6 +47,7 @@ class Effort:
     caption: float | None = None
     left_out: Mapping[str, Stopped] = field(default_factory=dict)
     reason: Stopped = "certain"
+    settled: Mapping[str, float] = field(default_factory=dict)
 
     def without(self, left_out: Mapping[str, Stopped]) -> Effort:
         """The same effort, but these items are not attacked."""
@@ -59,16 +65,19 @@ class Effort:
     def stages(self, rung: str, budgets: Sequence[int]) -> list[tuple[int, int]]:
         """The looks as (first, end) between which the attack does not pause: all at once where nothing can stop it.
 
+        Up to a limit the start is not among them.
+
         Example:
             >>> Effort({"dori": 25}, {"dori": 0.8}).stages("dori", (0, 1, 10, 25, 50))
-            [(0, 2), (2, 3), (3, 4)]
+            [(1, 2), (2, 3), (3, 4)]
             >>> Effort().stages("dori", (0, 1, 10, 25, 50))
             [(0, 5)]
         """
         looks = self.looks(rung, budgets)
+        first = 1 if rung in self.limits else 0
         if rung not in self.certain:
-            return [(0, looks)]
-        return [(0, 2), *((look, look + 1) for look in range(2, looks))]
+            return [(first, looks)]
+        return [(first, 2), *((look, look + 1) for look in range(2, looks))]
 
     def is_certain(self, rung: str, looks: Iterable[Sequence[float]]) -> bool:
         """Whether the median of some start and learning rate reaches the certain similarity.
@@ -159,10 +168,12 @@ def of_suspects(
     checks = {name: check_controls(scores, threshold=threshold, alpha=alpha) for name, scores in controls.items()}
     limits = {name: check.budget for name, check in checks.items() if check.failure is None and check.budget}
     tests = 1 if correction == "none" else suspects
-    bounds = {}
+    bounds: dict[str, float | None] = {}
+    settled: dict[str, float] = {}
     for name, limit in limits.items():
         null = Rung((), controls[name], None, on_reference.get(name)).null(limit, replicated=())
         differs = null.statistic == "difference"
+        settled |= {name: threshold} if differs else {}
         nearest = up_to(list((on_reference.get(name) or {}).values()), limit) if differs else {}
         bounds[name] = least_certain(
             null,
@@ -174,7 +185,8 @@ def of_suspects(
     first = next(iter(controls))
     usable = not exceeds(checks[first].caption, alpha)
     caption = _least_caption(caption_null(controls[first]), threshold, alpha / max(tests, 1)) if usable else None
-    return Effort(limits, {name: bound for name, bound in bounds.items() if bound is not None}, caption)
+    certain = {name: bound for name, bound in bounds.items() if bound is not None}
+    return Effort(limits, certain, caption, settled=settled)
 
 
 def unsettled(

@@ -6,6 +6,7 @@ The reference model is only needed for suspects that it could acquit: those that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,7 +104,7 @@ def measure_in_order(
     bench.measure(pipe, suspects, effort, "suspects")
     own = [*controls, *controls_on_reference, *suspects]
     _measure_again(bench, pipe, suspects, effort, lambda: _unsettled(bench, own))
-    bench.measure(pipe, edits, effort.whole(), "edited suspects")
+    bench.measure(pipe, edits, replace(effort.whole(), settled={}), "edited suspects")
     if load is None:
         return
     needed = on_reference
