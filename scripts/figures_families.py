@@ -11,25 +11,28 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 NAMES = {"sd15": "SD 1.5", "sdxl": "SDXL", "flux": "FLUX.1", "sd35-medium": "SD 3.5 medium"}
 SCHEDULE = PruningSchedule.parse("2:0.4,6:0.4,11:0.5")  # of bench_families
-DORI, TUNING = "DoRI, 4 draws", "fine-tuning, 4 rows, gradient checkpointing"
 SIZE = "denoiser, million parameters"
-STOCK, BEST, PRUNED = "stock", "best of N", "pruned at the same cost"
+STOCK, BEST, PRUNED, IN_TIME = "stock", "best of N", "pruned at the same cost", "pruned in the stock's time"
 Family = Mapping[str, Any]
 
 
 def accelerator() -> str:
-    """Stock pipeline, searches and training steps of each family."""
-    measured, earlier = read("families"), read("families_training")
-    if not measured or not earlier:
+    """Stock pipeline and searches, then training steps, of each family."""
+    measured = read("families")
+    if not measured:
         return MISSING
-    runs = [[run["families"].get(name, {}) for run in (measured, earlier)] for name in NAMES]
-    sizes = [next(f"{figures[SIZE]:,.0f}" for figures in both if SIZE in figures) for both in runs]
-    rows = [[SIZE, *sizes]]
-    rows += [[name, *(_cell(both[0], part, show) for both in runs)] for name, part, show in _SEARCHES]
-    rows += [[f"{name}, s; peak GiB", *(_trained(both, part) for both in runs)] for name, part in _TRAINING]
-    searched = {name: figures for name, figures in measured["families"].items() if BEST in figures}
-    words = _what(searched, measured["settings"]["steps"])
-    return f"{table(['', *NAMES.values()], rows)}\n\n{_how(measured, earlier)}\n\n{words}"
+    families = [measured["families"][name] for name in NAMES]
+    rows = [[SIZE, *(f"{figures[SIZE]:,}" for figures in families)]]
+    rows += [[name, *(_cell(figures, part, show) for figures in families)] for name, part, show in _SEARCHES]
+    parts = [
+        table(["", *NAMES.values()], rows),
+        _how(measured),
+        _what(measured["families"], measured["settings"]["steps"]),
+    ]
+    rows = [[name, *(_steps(figures, part) for figures in families)] for name, part in _TRAINING]
+    return "\n\n".join(
+        [*parts, table(["s and peak GiB, by rows at once", *NAMES.values()], rows), _rows_words(families)]
+    )
 
 
 def look_price(figures: Family, steps: int) -> tuple[float, float]:
@@ -70,10 +73,21 @@ def _ratio(figures: Family, value: Mapping[str, float]) -> str:
     return f"{value['seconds']:.2f} ({value['seconds'] / figures[STOCK]['seconds']:.2f})"
 
 
-def _trained(runs: list[Family], part: str) -> str:
-    """The figures of the later run, then of the earlier one."""
-    cells = [_cell(figures, part, lambda _, v: f"{v['seconds']:.2f}; {v['peak GiB']:.1f}") for figures in runs]
-    return " / ".join(cell for cell in cells if cell != "not measured") or "not measured"
+def _steps(figures: Family, part: str) -> str:
+    """Seconds and peak memory of a training step for each number of rows."""
+    steps = {
+        int(key.removeprefix(part.split("{")[0]).split()[0]): value for key, value in figures.items() if _is(part, key)
+    }
+    cells = [
+        f"{rows}: " + (f"{step['seconds']:.2f}; {step['peak GiB']:.1f}" if isinstance(step, dict) else "out of memory")
+        for rows, step in sorted(steps.items())
+    ]
+    return "<br>".join(cells) or "not measured"
+
+
+def _is(part: str, key: str) -> bool:
+    before, after = part.split("{}")
+    return key.startswith(before) and key.endswith(after) and key.removeprefix(before).removesuffix(after).isdigit()
 
 
 _SEARCHES: list[tuple[str, str, Callable[[Family, Any], str]]] = [
@@ -84,6 +98,8 @@ _SEARCHES: list[tuple[str, str, Callable[[Family, Any], str]]] = [
     ("its shares of denoiser / decoder / verifier, %", f"shares of {BEST}", _shares),
     ("pruned search, s (of stock's)", PRUNED, _ratio),
     ("seeds it looked at", "candidates of the pruned search", lambda _, v: str(v)),
+    ("pruned search in the stock's time, s (of it)", IN_TIME, _ratio),
+    ("seeds it looked at", "candidates in the stock's time", lambda _, v: str(v)),
     ("peak GiB: stock / best-of-N / pruned", PRUNED, _memory),
     (
         "`micro_batch=1`: largest difference to the stock image",
@@ -91,20 +107,41 @@ _SEARCHES: list[tuple[str, str, Callable[[Family, Any], str]]] = [
         lambda _, v: str(v),
     ),
 ]
-_TRAINING = [("one step of DoRI, 4 draws at once", DORI), ("one step of fine-tuning, 4 rows", TUNING)]
+_TRAINING = [
+    ("a step of DoRI", "DoRI, {} draws"),
+    ("with gradient checkpointing", "DoRI, {} draws, gradient checkpointing"),
+    ("a step of fine-tuning, with it", "fine-tuning, {} rows, gradient checkpointing"),
+]
 
 
-def _how(measured: Mapping[str, Any], earlier: Mapping[str, Any]) -> str:
+def _how(measured: Mapping[str, Any]) -> str:
     settings, versions = measured["settings"], measured["versions"]
-    again = earlier["settings"]["repeats"]
+    repeats = ", ".join(
+        f"{figures[STOCK]['repeats']} ({NAMES[name]})" for name, figures in measured["families"].items()
+    )
     return (
         f"{measured['machine']}, torch {versions['torch']}, diffusers {versions['diffusers']}, {settings['dtype']}, "
         f"random weights, {settings['steps']} steps, micro-batches of {settings['micro_batch']}, the families' own "
-        "sizes and guidance. n = 1: one call after one to warm up, so there is no interval. The second figures of a "
-        f"training step are of an earlier run (median of {again} calls); SD 3.5 medium is of that run alone. Its "
-        "searches were not measured: the later run ended before it. FLUX.1's step of fine-tuning failed with a CUDA "
-        "error after the lack of memory, and says nothing of what it needs."
+        f"sizes and guidance. Medians after one call to warm up, of calls: {repeats}; too few for an interval. The "
+        "searches of FLUX.1, and DoRI of 4 draws without gradient checkpointing, are of an earlier run on a machine of "
+        "the same kind."
     )
+
+
+def _rows_words(families: list[Family]) -> str:
+    """What gradient checkpointing saves, where the same number of rows was measured both ways."""
+    both = [
+        (NAMES[name], figures["DoRI, 4 draws"], figures["DoRI, 4 draws, gradient checkpointing"])
+        for name, figures in zip(NAMES, families, strict=True)
+        if {"DoRI, 4 draws", "DoRI, 4 draws, gradient checkpointing"} <= figures.keys()
+        and not isinstance(figures["DoRI, 4 draws"], str)
+    ]
+    changes = "; ".join(
+        f"{name} {plain['peak GiB']:.1f} to {saved['peak GiB']:.1f} GiB, "
+        f"{plain['seconds']:.2f} to {saved['seconds']:.2f} s"
+        for name, plain, saved in both
+    )
+    return f"Gradient checkpointing of 4 draws at once: {changes}. A lone step of few rows pays most for it."
 
 
 def _what(searched: Mapping[str, Family], steps: int) -> str:
@@ -115,6 +152,10 @@ def _what(searched: Mapping[str, Family], steps: int) -> str:
     counted = _each(searched, lambda f: look_price(f, steps)[1], 1)
     explained = _each(searched, lambda f: expected_ratio(f, steps), 2)
     differences = [figures["strict mode, largest difference to the stock image"] for figures in searched.values()]
+    timed = {name: figures for name, figures in searched.items() if IN_TIME in figures}
+    kept = sum(figures[IN_TIME]["seconds"] <= figures[STOCK]["seconds"] for figures in timed.values())
+    seeds = _each(timed, lambda f: f["candidates in the stock's time"], 0)
+    plain = _each(timed, lambda f: f["candidates"], 0)
     equal = "equal to the bit" if not any(differences) else "not always equal to the bit"
     return (
         f"- In strict mode the winner and the stock pipeline's image are {equal} in {len(differences)} families, one "
@@ -124,7 +165,9 @@ def _what(searched: Mapping[str, Family], steps: int) -> str:
         f'- A pruned search "at the same counted cost" takes {ratios} times the stock pipeline\'s time. '
         f"FLOP undercount looks where the denoiser is small: by the clock a look costs {clocks} denoiser calls; by "
         f"the count at most {counted}. That makes {explained} times; the rest, such as small and padded micro-batches "
-        "after the cuts, was not taken apart."
+        "after the cuts, was not taken apart.\n"
+        f"- With the stock pipeline's seconds as its budget it kept within them in {kept} of {len(timed)} families and "
+        f"looked at {seeds} seeds instead of {plain}."
     )
 
 

@@ -4,9 +4,8 @@
     python scripts/readme_figures.py --check    # exit 1 when they are out of date
 
 The files in docs/figures come from the scripts of the same names with ``--json`` (``measure_search`` and so on), from
-``bench_wall_clock`` (``wall_clock``), ``bench_simulate`` (``tensors``), ``bench_families`` (``families`` and, from its
-earlier form, ``families_training``) and ``lab_search``. A block whose file is missing says that it was not measured
-yet.
+``bench_wall_clock`` (``wall_clock``), ``bench_simulate`` (``tensors``), ``bench_families`` (``families``, of several
+runs) and ``lab_search``. A block whose file is missing says that it was not measured yet.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import diffkit.flops
 from diffkit.conditioning import encode_prompts, initial_latents, latent_shape, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
+from diffkit.gradient_checkpointing import gradient_checkpointing
 from diffkit.latents import decode_latents, encode_images
 from diffkit.parameterization import is_flow
 from diffkit.rewards.base import as_reward
@@ -206,6 +207,16 @@ def test_prediction_is_differentiable_in_the_text(name):
     assert predicted.shape == latents.shape
     predicted.square().sum().backward()
     assert embeds.grad.abs().sum() > 0
+    plain, embeds.grad = embeds.grad, None
+    denoiser = pipe_denoiser(pipe)
+    with gradient_checkpointing(denoiser):
+        assert not denoiser.is_gradient_checkpointing  # the CPU has memory enough
+    with gradient_checkpointing(denoiser, on_cpu=True):
+        assert denoiser.is_gradient_checkpointing == (name != "chroma")  # whose mask diffusers would leave out
+        again = predict_noise(pipe, latents, torch.tensor(500.0), text.replace(embeds), size=denoising.size)
+        again.square().sum().backward()
+    assert not denoiser.is_gradient_checkpointing
+    torch.testing.assert_close(embeds.grad, plain)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
+from diffkit.families import pipe_denoiser
+from diffkit.gradient_checkpointing import gradient_checkpointing
 from diffkit.prompt_embeds import Embeds
 from memorization.attack.base import Attack, BatchTriggers, TargetBatch
 from memorization.attack.checkpoint import Checkpoint, State, Unsaved
@@ -183,7 +185,7 @@ class GradientAttack(Attack):
 
     def search(self, pipe: DiffusionPipeline, batch: TargetBatch, checkpoint: Checkpoint) -> BatchTriggers:
         """Attack one batch, going on from the checkpoint if it holds a state."""
-        with frozen(pipe):
+        with frozen(pipe), gradient_checkpointing(pipe_denoiser(pipe)):
             loss = objective(pipe, batch.images, rows=self.rows)
             space = self.space(pipe, batch, loss)
             kept = descend(

@@ -20,6 +20,7 @@ from diffkit.conditioning import denoiser_call
 from diffkit.console import progress, say
 from diffkit.errors import InputError
 from diffkit.families import family_of
+from diffkit.gradient_checkpointing import gradient_checkpointing
 from diffkit.loading import warn_of_slow_bfloat16
 from diffkit.mitigation import Mitigation
 from diffkit.parallel import broadcast
@@ -136,7 +137,8 @@ class Trainer:
             state = Checkpoint(0, [{"update": 0, **self._validation()}], 0.0, None)
             save(folder, self.accelerator, *parts, state)
         seconds = state.seconds
-        with progress("fine-tuning", total=self.settings.updates - state.update) as bar:
+        left = self.settings.updates - state.update
+        with progress("fine-tuning", total=left) as bar, gradient_checkpointing(self.denoiser):
             while state.update < self.settings.updates and state.stopped is None:
                 upto = min(state.update + self.settings.checkpoint_every, self.settings.updates)
                 for number in range(state.update, upto):
