@@ -131,6 +131,29 @@ def test_unknown_scores_are_null_and_counted(tmp_path: Path) -> None:
     assert one["gain_percent"]["gain"] > 0  # of the two prompts that have scores
 
 
+def test_repeated_candidates_are_said(rewards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFKIT_QUIET", "0")
+    recorded = load_tensor(rewards, "one")
+    looks, final = recorded.looks.copy(), recorded.final.copy()
+    looks[:, 40:], final[:, 40:] = looks[:, :20], final[:, :20]
+    save_npz(tmp_path / "x.npz", RewardTensor(looks, final, "x", prices=PUBLISHED_PRICES))
+    options = [
+        "fit",
+        tmp_path / "x.npz",
+        "--budget",
+        400,
+        "--out",
+        tmp_path / "s.json",
+        "--rule",
+        "index",
+        "--folds",
+        2,
+    ]
+    fitted = CliRunner().invoke(app, ["ttsnap", *map(str, options)])
+    for done in (command(tmp_path / "x.npz", "--budgets", "400,800"), fitted):
+        assert "x: 40 of 60 candidates are distinct" in done.stderr, done.output
+
+
 def test_a_collected_folder_brings_its_rewards_and_its_costs(tmp_path: Path) -> None:
     rewards = {"mean": as_reward(lambda images, prompts: images.mean(dim=(1, 2, 3))),
                "red": as_reward(lambda images, prompts: images[:, 0].mean(dim=(1, 2)))}  # fmt: skip

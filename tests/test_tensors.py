@@ -94,6 +94,62 @@ def test_the_lists_of_the_published_simulation_are_read(tmp_path: Path) -> None:
     assert many.prompts == ("p0009", "p0010", "p10000")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "0: [1.0, 2.0]\n1: [1.0]",
+            r"prompt p0001 in .*s01\.yaml' has 1 scores, the prompt p0000 in .*s00\.yaml' has 2",
+        ),
+        ("0: [1.0]\n1: [1.0]", r"prompt p0000 in .*s01\.yaml' has 1 scores.* has 2"),
+        ("0: [1.0, 2.0]", r"s01\.yaml' lacks the prompt p0001"),
+        ("0: [1.0, null]\n1: [1.0, 2.0]", r"the score of p0000 id001 is None, expected a finite number"),
+        ("0: [1.0, 2.0]\n1: [1.0, -.inf]", r"the score of p0001 id001 is -inf"),
+        ("0: [1.0, 2.0]\n1: [[1.0], 2.0]", r"the score of p0001 id000 is \[1.0\]"),
+    ],
+)
+def test_a_damaged_list_is_refused_with_its_place(tmp_path: Path, content: str, message: str) -> None:
+    named_step(tmp_path / "m_base", "0: [1.0, 2.0]\n1: [3.0, 4.0]")
+    (tmp_path / "m_base" / "x_s01.yaml").write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_tensor(tmp_path)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_noise_aware_lists_of_fewer_candidates_are_refused(tmp_path: Path) -> None:
+    named_step(tmp_path / "m_base", "0: [1.0, 2.0]\n1: [3.0, 4.0]")
+    named_step(tmp_path / "m_naft", "0: [1.0]\n1: [3.0]")
+    with pytest.raises(InputError, match=r"m_naft' has lists of 2 prompts with 1 candidates, the plain .* 2 with 2"):
+        load_tensor(tmp_path)
+
+
+def test_a_missing_step_is_said_and_nan_in_a_list_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DIFFKIT_QUIET", "0")
+    named_step(tmp_path / "m_base", "0: [1e-05, .nan]\n1: [3.0, 4.0]")
+    named_step(tmp_path / "m_naft", "0: [1.0, 2.0]\n1: [3.0, 4.0]")
+    for step in (1, 3):
+        (tmp_path / "m_base" / f"x_s{step:02d}.yaml").write_text("0: [1.0, 2.0]\n1: [3.0, 4.0]")
+    tensor = load_tensor(tmp_path, plain=True)
+    assert (tensor.recorded, tensor.missing, tensor.looks[0, 0, 0]) == ([0, 1, 3], 1, 1e-5)
+    assert "m: 2 prompts, 2 candidates, 4 calls; plain rewards at steps 0-1, 3." in capsys.readouterr().err
+    assert load_tensor(tmp_path).missing == 0
+    assert "at steps 0-1, 3, noise-aware ones at 0; elsewhere the plain ones stand in." in capsys.readouterr().err
+
+
+def test_repeated_candidates_are_counted() -> None:
+    """As in the published SDXL files; failed ones are not repeats, nor are equal finals of different images."""
+    made = random_tensor((2, 6, 4))
+    looks, final = made.looks.copy(), made.final.copy()
+    looks[0, 2, 1] = np.nan
+    looks[0, 4:], final[0, 4:] = looks[0, 2:4], final[0, 2:4]
+    looks[1, :3], final[1, :3] = np.nan, np.nan
+    final[1, 4] = final[1, 5]
+    assert RewardTensor(looks, final).repeated == 2
+    assert made.repeated == 0
+
+
 def named_step(folder: Path, content: str) -> Path:
     """A folder with the rewards of one step."""
     folder.mkdir()

@@ -93,6 +93,16 @@ class RewardTensor:
         return int(np.isnan(self.looks[:, :, self.recorded]).sum() + np.isnan(self.final).sum())
 
     @cached_property
+    def repeated(self) -> int:
+        """The most candidates of one prompt that have every score in common with an earlier one: the same image again.
+
+        The published SDXL rewards hold 56 images a prompt, most of them four times.
+        """
+        rows = np.concatenate([self.looks, self.final[..., None]], axis=-1)
+        scored = [row[np.isfinite(row).any(axis=-1)] for row in rows]
+        return max(len(row) - len(np.unique(np.nan_to_num(row, nan=np.inf), axis=0)) for row in scored)
+
+    @cached_property
     def places(self) -> NDArray[np.int32]:
         """(T + 1, P, N): the place of each candidate at each look and, last, by its final reward; see `places`."""
         return places(np.concatenate([np.moveaxis(self.looks, -1, 0), self.final[None]]))

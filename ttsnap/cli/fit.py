@@ -50,6 +50,7 @@ def fit(
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.evaluation.budget_curves import read_budgets
+    from ttsnap.evaluation.simulate import tensor_notes
     from ttsnap.fitting.fit_schedule import fit as fit_schedule
     from ttsnap.trajectories.read import load_tensor
 
@@ -62,6 +63,8 @@ def fit(
     if dry_run:
         say(f"Would fit {len(limits)} budgets on {prompts} prompts with {pool} candidates; nothing was run.")
         return
+    for note in tensor_notes(rewards):
+        say(note)
     if rule == "index":
         _fit_index(rewards, prices, limits, folds=folds, seed=seed, out=out, format=format)
         return

@@ -21,7 +21,7 @@ from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.trajectories.read import load_tensor
 
-__all__ = ["Simulation", "default_budgets", "simulate"]
+__all__ = ["Simulation", "default_budgets", "simulate", "tensor_notes"]
 
 HEADERS = ("budget", "best-of", "reward", "candidates", "schedule", "reward", "difference", "95 % interval",
            "best survives", "unspent")  # fmt: skip
@@ -61,9 +61,8 @@ class Simulation:
         return f"{name}: gain over best-of-N {gain:+.1f} % (95 % interval over prompts {low:+.1f} to {high:+.1f})"
 
     def notes(self, curve: BudgetCurve) -> list[str]:
-        """Sentences on missing scores and on budgets that pay for more candidates than were recorded."""
-        missing = self.tensors[self.curves.index(curve)].missing
-        notes = [f"{curve.name}: {missing} scores are missing; such candidates never win."] if missing else []
+        """Sentences on missing scores, repeated candidates and budgets that pay for more than were recorded."""
+        notes = tensor_notes(self.tensors[self.curves.index(curve)])
         if any(bought.capped for bought in (*curve.allotments, *curve.best_allotments)):
             notes.append(
                 f"{curve.name}: * marks budgets that pay for more candidates than were recorded; the gain is over the "
@@ -137,6 +136,20 @@ def simulate(
         advance=advance,
     )
     return Simulation(tuple(curves), tuple(group), finished, isinstance(budgets, str) and "x" in budgets)
+
+
+def tensor_notes(tensor: RewardTensor) -> list[str]:
+    """Sentences on what recorded rewards lack: scores that are missing, candidates that are recorded again."""
+    notes = []
+    if tensor.missing:
+        notes.append(f"{tensor.name}: {tensor.missing} scores are missing; such candidates never win.")
+    if tensor.repeated:
+        pool = tensor.final.shape[1]
+        notes.append(
+            f"{tensor.name}: {pool - tensor.repeated} of {pool} candidates are distinct, the others repeat them "
+            "score for score; a larger search draws more repeats, so that gains over best-of-N are understated."
+        )
+    return notes
 
 
 def default_budgets(tensor: RewardTensor, prices: Prices) -> str:

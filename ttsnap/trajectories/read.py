@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.assets import NAMES, REWARDS, shipped
 from ttsnap.reward_tensor import AWARE, FINAL, LOOKS, PLAIN, PUBLISHED_AWARE, RewardTensor
+
+if TYPE_CHECKING:
+    from ttsnap.trajectories.published_rewards import StepRewards
 
 
 def load_tensor(path: str | Path, key: str | None = None, *, plain: bool = False) -> RewardTensor:
@@ -153,5 +157,22 @@ def _from_yaml(path: Path, key: str | None, plain: bool) -> RewardTensor:
     if not base.is_dir():
         raise InputError(f"The final rewards are missing: there is no folder {str(base)!r}.")
     plainly = read_yaml_rewards(base)
-    looks = None if plain or aware == base or not aware.is_dir() else read_yaml_rewards(aware, like=plainly).scores
-    return _with_fallback(plainly.scores, looks, stem, PUBLISHED_PRICES)
+    taught = None if plain or aware == base or not aware.is_dir() else read_yaml_rewards(aware, like=plainly)
+    say(_read_aloud(stem, plainly, taught))
+    return _with_fallback(plainly.scores, None if taught is None else taught.scores, stem, PUBLISHED_PRICES)
+
+
+def _read_aloud(name: str, plain: StepRewards, taught: StepRewards | None) -> str:
+    """What a published folder held: a step whose file is missing shows."""
+    prompts, pool, calls = plain.scores.shape
+    text = f"{name}: {prompts} prompts, {pool} candidates, {calls} calls; plain rewards at steps {_spans(plain.steps)}"
+    if taught is None:
+        return f"{text}."
+    return f"{text}, noise-aware ones at {_spans(taught.steps)}; elsewhere the plain ones stand in."
+
+
+def _spans(steps: Sequence[int]) -> str:
+    """``0-6, 8-14`` for the rising steps 0 to 14 without 7."""
+    starts = [step for step in steps if step - 1 not in steps]
+    ends = [step for step in steps if step + 1 not in steps]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
