@@ -41,6 +41,7 @@ __all__ = [
     "predicted_noise",
     "predicted_x0",
     "signal_over_noise",
+    "x0_of_output",
     "x0_of_velocity",
 ]
 
@@ -158,8 +159,20 @@ def predicted_x0(scheduler: Scheduler, output: Tensor, latents: Tensor, timestep
     Raises:
         ScoringError: the prediction type is unknown, or the scheduler knows no alpha-bar.
     """
+    return x0_of_output(scheduler, output, latents, _columns(scheduler, latents, timesteps))
+
+
+def x0_of_output(scheduler: Scheduler, output: Tensor, latents: Tensor, at: Coefficients) -> Tensor:
+    """As :func:`predicted_x0`, for latents whose signal and noise are known.
+
+    Args:
+        at: scalars, or shaped so that they multiply (B, ...) latents; of a diffusion model their squares sum to 1.
+
+    Raises:
+        ScoringError: the prediction type is unknown.
+    """
     output, latents = output.float(), latents.float()
-    signal, noise = _columns(scheduler, latents, timesteps)
+    signal, noise = at
     if is_flow(scheduler):
         return x0_of_velocity(output, latents, noise)
     kind = _prediction_type(scheduler)

@@ -18,8 +18,8 @@ __all__ = ["Window", "restored", "window"]
 class Window:
     """State shared by the windowed scheduler and the segment that runs it."""
 
-    def __init__(self, scheduler: Scheduler, solver: Solver, stop: int, report: Callable[[Tensor], None]) -> None:
-        self.scheduler, self.solver, self.last = scheduler, solver, stop - 1
+    def __init__(self, scheduler: Scheduler, solver: Solver, report: Callable[[Tensor], None]) -> None:
+        self.scheduler, self.solver = scheduler, solver
         self.report = report
         self.x0: Tensor | None = None
         self.inside = 0  # depth of calls in which the scheduler itself must see all its timesteps
@@ -39,15 +39,16 @@ class Window:
 
 @contextmanager
 def window(
-    scheduler: Scheduler, start: int, stop: int, state: State, report: Callable[[Tensor], None]
+    scheduler: Scheduler, start: int, stop: int | None, state: State, report: Callable[[Tensor], None]
 ) -> Iterator[Window]:
     """The scheduler shows steps [start, stop) only; class and attributes are as before afterwards, come what may.
 
     Args:
+        stop: None shows all that are left.
         report: called with x0, shaped as the latents, after each step.
     """
     base: Any = type(scheduler)
-    view = Window(scheduler, solver_of(scheduler), stop, report)
+    view = Window(scheduler, solver_of(scheduler), report)
     with restored(scheduler):
         scheduler.__class__ = _windowed(base, view, start, stop, state)
         try:
@@ -56,7 +57,7 @@ def window(
             scheduler.__class__ = base
 
 
-def _windowed(base: Any, view: Window, start: int, stop: int, state: State) -> type:
+def _windowed(base: Any, view: Window, start: int, stop: int | None, state: State) -> type:
     """The subclass of the scheduler's class for one segment."""
 
     def timesteps(self: Any) -> Any:

@@ -35,7 +35,7 @@ from diffkit.solvers import (
     split_state,
 )
 
-__all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "run_segment"]
+__all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "quiet", "run_loop", "run_segment"]
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def run_segment(
         raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
     done: list[Candidate] = []
     size = denoising.micro_batch
-    with _quiet(pipe):
+    with quiet(pipe):
         for first in range(0, len(candidates), size):
             batch = candidates[first : first + size]
             taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
@@ -255,20 +255,9 @@ def _run_batch(
 ) -> list[Candidate]:
     start, stop = steps
     rows = [*batch, *[batch[-1]] * taps.padding]
-    generators = [candidate.generator.clone_state() for candidate in rows]
-    device = pipe._execution_device
-    given = [row.latents for row in rows if row.latents is not None]
-    latents = torch.cat(given) if given else None
-    state = gather_states([row.state for row in rows], device) if start else {}
+    state = gather_states([row.state for row in rows], pipe._execution_device) if start else {}
     with window(pipe.scheduler, start, stop, state, functools.partial(taps.report, itertools.count(start))) as windowed:
-        result = call(
-            **conditioning.rows([row.prompt for row in rows]).kwargs(),
-            latents=latents,
-            generator=generators,
-            output_type="latent",
-            return_dict=False,
-            **_arguments(pipe, denoising),
-        )[0].cpu()
+        result, generators = run_loop(pipe, rows, conditioning, denoising, call)
         states = split_state(windowed.state(), len(batch))
     if windowed.x0 is None:
         raise InputError(f"The denoising has only {start} steps; there is no step {start} to run.")
@@ -284,6 +273,31 @@ def _run_batch(
         )
         for row, candidate in enumerate(batch)
     ]
+
+
+def run_loop(
+    pipe: Pipeline,
+    rows: Sequence[Candidate],
+    conditioning: Conditioning,
+    denoising: Denoising,
+    call: Callable[..., tuple[Tensor, object]],
+) -> tuple[Tensor, list[torch.Generator]]:
+    """One call of the stock pipeline over the steps that its scheduler shows.
+
+    Returns:
+        The latents that its loop ends with, on the host, and copies of the rows' generators, advanced.
+    """
+    generators = [row.generator.clone_state() for row in rows]
+    given = [row.latents for row in rows if row.latents is not None]
+    latents = call(
+        **conditioning.rows([row.prompt for row in rows]).kwargs(),
+        latents=torch.cat(given) if given else None,
+        generator=generators,
+        output_type="latent",
+        return_dict=False,
+        **_arguments(pipe, denoising),
+    )[0]
+    return latents.cpu(), generators
 
 
 def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
@@ -307,7 +321,7 @@ def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
 
 
 @contextmanager
-def _quiet(pipe: Pipeline) -> Iterator[None]:
+def quiet(pipe: Pipeline) -> Iterator[None]:
     """No progress bar of the pipeline's own: the caller shows one for the whole search."""
     missing = object()
     before = getattr(pipe, "_progress_bar_config", missing)

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.parameterization import PURE_NOISE, is_flow, noise_over_signal, predicted_x0, x0_of_velocity
+from diffkit.parameterization import (
+    PURE_NOISE,
+    Coefficients,
+    coefficients,
+    is_flow,
+    noise_over_signal,
+    predicted_x0,
+    x0_of_velocity,
+)
 
 __all__ = [
     "SOLVERS",
@@ -19,6 +27,7 @@ __all__ = [
     "StepCall",
     "blind_steps",
     "gather_states",
+    "latent_coefficients",
     "noise_levels",
     "refuse_division_by_zero",
     "solver_of",
@@ -46,11 +55,13 @@ class Solver:
         carries: attributes that a suspended denoising takes along and puts back.
         x0: (scheduler after the step, the step's call) -> estimate of the clean latents, shaped as they are.
         refusal: (scheduler) -> why this configuration cannot be suspended, or None.
+        unit_signal: whether it carries latents as ``x0 + sigma epsilon`` and scales them for the denoiser.
     """
 
     carries: tuple[str, ...]
     x0: Callable[[Scheduler, StepCall], Tensor]
     refusal: Callable[[Scheduler], str | None] = lambda scheduler: None
+    unit_signal: bool = False
 
 
 def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
@@ -102,8 +113,8 @@ _PNDM = ("ets", "counter", "cur_model_output", "cur_sample")
 _UNIPC = ("_step_index", "model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order")
 SOLVERS: dict[str, Solver] = {
     "DDIMScheduler": Solver((), _x0_returned),
-    "EulerDiscreteScheduler": Solver(("_step_index",), _x0_returned),
-    "EulerAncestralDiscreteScheduler": Solver(("_step_index",), _x0_returned),
+    "EulerDiscreteScheduler": Solver(("_step_index",), _x0_returned, unit_signal=True),
+    "EulerAncestralDiscreteScheduler": Solver(("_step_index",), _x0_returned, unit_signal=True),
     "DPMSolverMultistepScheduler": Solver(("_step_index", "model_outputs", "lower_order_nums"), _x0_of_dpm),
     "UniPCMultistepScheduler": Solver(_UNIPC, _x0_of_unipc, _refuse_inner_solver),
     "PNDMScheduler": Solver(_PNDM, _x0_of_output),
@@ -147,6 +158,24 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
     else:
         levels = [float(sigma) for sigma in sigmas[:-1]]
     return [min(level, PURE_NOISE) for level in levels]
+
+
+def latent_coefficients(scheduler: Scheduler, step: int) -> Coefficients:
+    """Signal and noise, scalars, of the latents that go into a step of the present timesteps, as the loop carries them.
+
+    ``x = signal x0 + noise epsilon``, by the scheduler's own ``sigmas`` where it keeps them; the signal is 1 where it
+    scales latents for the denoiser.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
+        return coefficients(scheduler, scheduler.timesteps[step].cpu())
+    sigma = torch.as_tensor(sigmas[step]).float().cpu()
+    if is_flow(scheduler):
+        return Coefficients(1 - sigma, sigma)
+    if solver_of(scheduler).unit_signal:
+        return Coefficients(torch.ones_like(sigma), sigma)
+    norm = (1 + sigma.square()).sqrt()
+    return Coefficients(1 / norm, sigma / norm)
 
 
 def blind_steps(scheduler: Scheduler, levels: Sequence[float]) -> tuple[int, ...]:

@@ -21,10 +21,12 @@ from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
 from diffkit.gradient_checkpointing import gradient_checkpointing
 from diffkit.latents import decode_latents, encode_images
+from diffkit.lookahead import look_ahead
 from diffkit.parameterization import is_flow
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.solvers import solver_of
 from ttsnap import TTSnapPipeline
 from ttsnap.search.pipeline_kwargs import sort_keywords
 from ttsnap.trajectories.collect import collect
@@ -146,6 +148,20 @@ def test_suspended_and_resumed_at_every_step(name):
         for start, stop in itertools.pairwise([0, *cuts, STEPS]):
             alive = run_segment(pipe, alive, conditioning, denoising, start, stop)
         assert torch.equal(alive[0].latents, uncut), cuts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lookahead_of_one_call_is_the_estimate_of_the_next_step(name):
+    """Of all calls that are left it is that of the last step, for solvers of first order."""
+    pipe = pipeline(name)
+    conditioning, denoising = parts(pipe, name)
+    alive = run_segment(pipe, [Candidate(0, 0, generators([SEED])[0])], conditioning, denoising, 0, 1)
+    for calls in (1, STEPS - 1):
+        [estimate] = look_ahead(pipe, alive, conditioning, denoising, calls)
+        [expected] = run_segment(pipe, alive, conditioning, denoising, 1, 1 + calls)
+        if calls == 1 or solver_of(pipe.scheduler).carries in ((), ("_step_index",)):
+            scale = float(expected.x0.abs().max())
+            torch.testing.assert_close(estimate, expected.x0, rtol=1e-3, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("name", NAMES)
