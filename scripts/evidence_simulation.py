@@ -103,10 +103,15 @@ class Drawn(NamedTuple):
 
 
 def draw_audit(
-    controls: Population, suspects: Population, rng: np.random.Generator, memorized: np.ndarray | None = None
+    controls: Population,
+    suspects: Population,
+    rng: np.random.Generator,
+    memorized: np.ndarray | None = None,
+    *,
+    count: int = CONTROLS,
 ) -> Drawn:
-    """30 controls and 500 suspects, null ones except for the (n, columns) rows of memorized ones."""
-    rows, kinds = controls.sample(CONTROLS, rng)
+    """So many controls and 500 suspects, null ones except for the (n, columns) rows of memorized ones."""
+    rows, kinds = controls.sample(count, rng)
     null = rng.permutation(suspects.sample(SUSPECTS, rng)[0])
     if memorized is not None:
         null[: len(memorized)] = memorized
@@ -202,6 +207,7 @@ def power(
     n: int,
     threshold: float,
     audits: int,
+    count: int = CONTROLS,
 ) -> dict[str, Any]:
     """Share of n memorized suspects among 500 that a rule calls; the memorized are moved by ``shift``, a row.
 
@@ -212,7 +218,7 @@ def power(
     rng = np.random.default_rng(n)
     shares, found, back = [], 0, 0
     for _ in range(audits):
-        drawn = draw_audit(controls, controls, rng, memorized.sample(n, rng)[0] + shift)
+        drawn = draw_audit(controls, controls, rng, memorized.sample(n, rng)[0] + shift, count=count)
         called = decide(name, drawn, layout, threshold)[1][:n]
         shares.append(float(called.mean()))
         found += int(called.sum())

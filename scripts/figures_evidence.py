@@ -105,6 +105,25 @@ def found(measured: Mapping[str, Any], which: str) -> str:
     )
 
 
+def by_controls(measured: Mapping[str, Any]) -> str:
+    """What more controls find, and how many images come back late."""
+    powers = measured["power by controls"]
+    rows = [
+        [
+            "per cent found of those that reach the threshold",
+            *(percent(p["of those that come back"]) for p in powers.values()),
+        ],
+        ["of all", *(percent(p) for p in powers.values())],
+    ]
+    late = measured["late"]
+    return (
+        "The verdicts on the first five by the number of controls:\n\n"
+        + table(["controls", *powers], rows)
+        + f"\n\nThirty controls cannot tell how heavy their tails are; sixty find what thirty leave open. Of the "
+        f"{late['n']} images that come back, {late['k']} were at {late['budget']} steps no nearer than some control."
+    )
+
+
 def evidence() -> str:
     """Statistics, false positives and power."""
     measured = read("evidence")
@@ -113,6 +132,8 @@ def evidence() -> str:
     parts = [separation(measured["separation"])] if "separation" in measured else []
     parts.append(false_positives(measured["false"]))
     parts.append(found(measured["power"], "those planted ones that the attack brings back"))
+    if "power by controls" in measured:
+        parts.append(by_controls(measured))
     if more := measured.get("power, more steps"):
         parts.append(found(more, "the full-strength verbatim ones after 50 steps from two starts"))
     parts.append("![Share of the memorized that is found, against separation](figures/evidence.png)")

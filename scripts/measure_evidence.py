@@ -1,7 +1,7 @@
 """Evidence of an audit: which statistic separates best, how often a null suspect is called, and what is found.
 
     python scripts/measure_evidence.py --audit RUN    # keep an audit's similarities
-    python scripts/measure_evidence.py [--parts separation,false,power,mitigations] [--audits 400]
+    python scripts/measure_evidence.py [--parts separation,false,power,controls,mitigations] [--audits 400]
 
 The audit is that of ``measure_many.py`` over the whole ladder: one attack from one start, all items also on the
 reference model. ``evidence_records.json`` keeps its similarities, so that the rest needs no model. Power is simulated
@@ -28,6 +28,7 @@ from evidence_simulation import (
     Layout,
     Population,
     Tail,
+    counted,
     false_positives,
     power,
     with_tail,
@@ -53,6 +54,7 @@ DEVIATIONS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 AUDITS = {1: 100, 5: 40, 50: 12}  # memorized suspects -> audits at each separation
 AUDITS_AT_LAB = 400
 AT_LAB = "5 at the lab's separation"
+MORE_CONTROLS = (20, 30, 45, 60, 90)
 
 Groups = Mapping[str, Sequence[Item]]
 
@@ -166,6 +168,25 @@ def measure_power(
     return {"lab's separation": lab, "n that come back": len(memorized.rows["memorized"]), "curves": curves}
 
 
+def measure_controls(groups: Groups, layout: Layout, threshold: float, audits: int) -> dict[str, Any]:
+    """What more controls would find: the verdicts' power at the lab's separation by their number."""
+    controls = population(groups["control"], (0, *layout.budgets))
+    memorized = Population({"memorized": rows(groups[BACK], (0, *layout.budgets))})
+    return {
+        str(count): power(
+            VERDICTS, controls, memorized, 0.0, layout, n=5, threshold=threshold, audits=audits, count=count
+        )
+        for count in MORE_CONTROLS
+    }
+
+
+def late(groups: Groups, budgets: Sequence[int]) -> dict[str, Any]:
+    """Of the images that come back at the last look, how many were at the one before no nearer than some control."""
+    before = {name: [float(np.median(item.looks[-2])) for item in groups[name]] for name in ("control", BACK)}
+    nearest = max(before["control"])
+    return {"budget": budgets[-2], **counted(sum(value <= nearest for value in before[BACK]), len(before[BACK]))}
+
+
 def of_mitigations() -> tuple[Population, Population, Layout]:
     """Controls and full-strength verbatim images under the attack of ``measure_mitigations.py`` on NeMo."""
     measured = json.loads((FIGURES / "mitigations.json").read_text())
@@ -210,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", type=Path, help="folder of an audit to keep the similarities of")
     parser.add_argument("--records", type=Path, default=RECORDS)
-    parser.add_argument("--parts", default="separation,false,power,mitigations")
+    parser.add_argument("--parts", default="separation,false,power,controls,mitigations")
     parser.add_argument("--audits", type=int, default=400, help="simulated audits for each false positive rate")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of audits of the power curves")
     parser.add_argument("--json", type=Path, default=FIGURES / "evidence.json")
@@ -235,6 +256,9 @@ def main() -> None:
         rules = (VERDICTS, WITHOUT, *SIMULATED[1:], RANKS)
         measured["power"] = measure_power(controls, memorized, layout, rules, threshold, given.scale)
         draw(measured["power"], given.json.with_suffix(".png"))
+    if "controls" in parts:
+        measured["power by controls"] = measure_controls(groups, layout, threshold, given.audits)
+        measured["late"] = late(groups, budgets)
     if "mitigations" in parts:
         measured["power, more steps"] = measure_power(*of_mitigations(), (WITHOUT, RANKS), threshold, given.scale)
     given.json.write_text(json.dumps(measured, indent=1) + "\n")
