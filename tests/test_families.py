@@ -114,13 +114,13 @@ def test_every_scheduler_of_the_table_can_be_cut(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("how", ["guided", "unguided"])
-def test_the_winner_is_the_stock_image_of_its_seed(name, how):
+@pytest.mark.parametrize(("how", "schedule"), [("guided", "1:0.4"), ("unguided", "1:0.4"), ("guided", "0:0.4+2")])
+def test_the_winner_is_the_stock_image_of_its_seed(name, how, schedule):
     pipe = pipeline(name)
-    strict = search(pipe, name, how)
+    strict = search(pipe, name, how, schedule=schedule)
     reference = pixels(stock(pipe, name, strict.seeds[0], how, "pil")[0])
     assert np.array_equal(pixels(strict.images[0]), reference)
-    padded = search(pipe, name, how, micro_batch=4)
+    padded = search(pipe, name, how, schedule=schedule, micro_batch=4)
     assert padded.seeds == strict.seeds
     assert np.abs(pixels(padded.images[0]) - reference).max() <= 1
     assert strict.ledger.rows_per_call == (2 if how == "guided" else 1)

@@ -24,12 +24,14 @@ from ttsnap.search.noise import Noise, Recipe, mix, replay
 from ttsnap.search.registry import SEARCHES, load_search
 from ttsnap.search.request import Request
 from ttsnap.search.strategies.base import Plain
+from ttsnap.search.strategies.lookahead import drafts
 from ttsnap.search.strategies.noise_search import Neighbours
 from ttsnap.search.strategies.rounds import Rounds
 from ttsnap.search.strategies.successive_halving import halving_schedule
 
 PROMPTS, STEPS, SEED = ["a dog", "cat"], 6, 7
 SCHEDULE = PruningSchedule.parse("1:0.4,3:0.5")
+OWN_SCHEDULE = {"lookahead": None}
 
 
 class Brightness:
@@ -59,7 +61,7 @@ class Counted:
     def search(self, name, budget="5x", *, reward=None, preview=False, prompts=PROMPTS, winners=1, micro_batch=3):
         for log in (self.rows, self.images, self.previews):
             log.clear()
-        strategy = load_search(name, SCHEDULE)
+        strategy = load_search(name, OWN_SCHEDULE.get(name, SCHEDULE))
         config = SearchConfig(
             num_inference_steps=STEPS,
             guidance_scale=3.0,
@@ -190,8 +192,29 @@ def test_ttsnap_asks_for_a_reward_that_knows_noise_and_ttsp_ignores_that_it_does
     assert min(winner.score for winners in aware.winners for winner in winners) > 0
 
 
+def test_lookahead_judges_the_images_ahead_by_the_plain_reward_and_takes_no_other_schedule():
+    result, _ = found("lookahead")
+    assert [(look.step, look.lookahead) for look in result.trace[::2]] == [(0, 2), (STEPS - 1, 0)]
+    assert min(score for look in result.trace for score in look.scores) > 0  # of estimates the reward takes 9 away
+    assert result.notes["schedule"] == "0:0.06+2"
+    assert counted().search("lookahead", prompts=PROMPTS[:1], winners=2).notes["schedule"] == "0:0.25+2"
+    assert counted().search("lookahead", "1x", prompts=PROMPTS[:1]).notes["schedule"] == ""
+    with pytest.raises(InputError, match="needs a schedule that looks ahead, such as 1:0.06"):
+        load_search("lookahead", SCHEDULE)
+
+
+@given(st.integers(1, 300), st.lists(st.integers(0, 2), max_size=1))
+def test_drafts_take_at_most_half_of_the_calls(calls, blind):
+    schedule = drafts(calls, blind=blind)
+    schedule.validate(calls)
+    assert blind or bool(schedule.steps) == (calls >= 4)
+    assert not set(schedule.steps) & set(blind)
+    assert schedule.steps == () or 2 <= schedule.steps[0] + 1 + schedule.lookahead[0] <= calls / 2
+    assert (str(drafts(20)), str(drafts(50)), str(drafts(8))) == ("1:0.06+3", "4:0.06+3", "0:0.06+3")
+
+
 def test_names():
-    assert SEARCHES.names() == ["best-of-n", "fk", "halving", "random", "ttsnap", "ttsp", "zero-order"]
+    assert SEARCHES.names() == ["best-of-n", "fk", "halving", "lookahead", "random", "ttsnap", "ttsp", "zero-order"]
     with pytest.raises(InputError, match="Unknown search 'best'"):
         load_search("best")
 

@@ -55,16 +55,21 @@ def difference(image, scheduler: str, seed: int) -> int:
 
 SIZES = [(1, 1), (7, 4), (32, 16), (7, 1), (7, 16)]  # candidates and micro-batch: strict, padded, whole
 COVERING = [
-    (scheduler, step, *SIZES[(place + step) % len(SIZES)])
+    (scheduler, f"{step}:0.2", *SIZES[(place + step) % len(SIZES)])
     for place, scheduler in enumerate(PROMISED)
     for step in range(STEPS - 1)
+] + [
+    (scheduler, schedule, *SIZES[place % 2])
+    for place, (scheduler, schedule) in enumerate(
+        zip(PROMISED, ["0:0.2+3", "1:0.3+1", "1:0.2+4", "0:0.5+2,3:0.5", "2:0.2+3", "4:0.2+1"], strict=True)
+    )
 ]
 
 
-@pytest.mark.parametrize(("scheduler", "step", "n", "micro_batch"), COVERING)
-def test_winner_is_the_stock_image_of_its_seed(scheduler, step, n, micro_batch):
+@pytest.mark.parametrize(("scheduler", "schedule", "n", "micro_batch"), COVERING)
+def test_winner_is_the_stock_image_of_its_seed(scheduler, schedule, n, micro_batch):
     out = search_pipe(scheduler)(
-        PROMPT, **OPTIONS, num_candidates=n, schedule=f"{step}:0.2", seed=SEED, micro_batch=micro_batch
+        PROMPT, **OPTIONS, num_candidates=n, schedule=schedule, seed=SEED, micro_batch=micro_batch
     )
     assert out.seeds[0] in {candidate_seed(SEED, 0, index) for index in range(n)}
     assert difference(out.images[0], scheduler, out.seeds[0]) <= (0 if micro_batch == 1 else 1)
@@ -102,8 +107,10 @@ def test_trace_tells_who_survived_and_why():
     json.dumps([look.to_dict() for look in out.trace], allow_nan=False)
 
 
-@pytest.mark.parametrize(("scheduler", "guidance"), [("ddim", 3.0), ("pndm", 3.0), ("euler", 1.0)])
-def test_ledger_counts_what_ran(scheduler, guidance):
+@pytest.mark.parametrize(
+    ("scheduler", "guidance", "ahead"), [("ddim", 3.0, 0), ("pndm", 3.0, 0), ("euler", 1.0, 0), ("pndm", 3.0, 3)]
+)
+def test_ledger_counts_what_ran(scheduler, guidance, ahead):
     pipe, rows, images, scored = tiny_pipeline(scheduler), [], [], []
 
     def reward(batch, prompts):
@@ -114,11 +121,13 @@ def test_ledger_counts_what_ran(scheduler, guidance):
     pipe.vae.decoder.register_forward_hook(lambda module, args, output: images.append(len(args[0])))
     search = TTSnapPipeline.from_pipe(pipe, reward=reward)
     options = {"num_inference_steps": STEPS, "guidance_scale": guidance}
-    ledger = search(["a", "cat"], **options, num_candidates=7, schedule="1:0.4,3:0.5", micro_batch=4, seed=1).ledger
-    calls = plan(pipe, STEPS).calls
+    schedule = f"1:0.4+{ahead},3:0.5" if ahead else "1:0.4,3:0.5"
+    out = search(["a", "cat"], **options, num_candidates=7, schedule=schedule, micro_batch=4, seed=1)
+    ledger, calls = out.ledger, plan(pipe, STEPS).calls
+    assert [look.lookahead for look in out.trace] == [ahead, ahead, 0, 0, 0, 0]
     assert ledger.denoiser_rows == sum(rows)
-    assert ledger.cost == PruningSchedule.parse("1:0.4,3:0.5").cost(7, calls)._replace(
-        calls=2 * (7 * 2 + 3 * 2 + 2 * (calls - 4)), decoded=2 * 12, verified=2 * 12
+    assert ledger.cost == PruningSchedule.parse(schedule).cost(7, calls)._replace(
+        calls=2 * (7 * (2 + ahead) + 3 * 2 + 2 * (calls - 4)), decoded=2 * 12, verified=2 * 12
     )
     assert sum(scored) == ledger.verified + ledger.calibration_images
     assert sum(images) == ledger.decoded + 1  # once without data, to count the decoder's FLOP
@@ -133,6 +142,7 @@ def test_ledger_counts_what_ran(scheduler, guidance):
         ("8x", ""),
         ("3x", "1:0.4,3:0.5"),
         ("8x", "1:0.4,3:0.5"),
+        ("8x", "1:0.2+3"),
         ("1.5GFLOP", "1:0.4"),
         ("0.02TFLOP", "0:0.2"),
     ],
@@ -182,19 +192,20 @@ def engine_of(micro_batch: int, preview_vae=None) -> Engine:
     )
 
 
-def test_budget_in_seconds_pays_for_padding():
+@pytest.mark.parametrize(("text", "ahead", "most"), [("1:0.5", 0, 40), ("1:0.5+3", 3, 24)])
+def test_budget_in_seconds_pays_for_padding(text, ahead, most):
     """By hand: 4 a batch; a call 10 s, decoding and scoring 1 s; looks after step 1, half go on."""
-    engine, schedule, prices = engine_of(4), PruningSchedule.parse("1:0.5"), Prices(10.0, 0.5, 0.5)
+    engine, schedule, prices = engine_of(4), PruningSchedule.parse(text), Prices(10.0, 0.5, 0.5)
 
     def seconds(n: int) -> float:
         half = max(1, (n + 1) // 2)
-        return 10.0 * (2 * -(-n // 4) * 4 + 4 * -(-half // 4) * 4) + n + half
+        return 10.0 * ((2 + ahead) * -(-n // 4) * 4 + 4 * -(-half // 4) * 4) + n + half
 
     engine.pace = prices
     limit = spending_limit(Budget(2000.0, "s"), engine, spent_flop=0, began=time.perf_counter())
     assert limit == pytest.approx(0.9 * 2000, abs=1)
-    assert affordable(engine, limit, schedule) == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000) == 40
-    assert planned_cost(engine, schedule, 40) == seconds(40)
+    assert affordable(engine, limit, schedule) == max(n for n in range(1, 200) if seconds(n) <= 0.9 * 2000) == most
+    assert planned_cost(engine, schedule, most) == seconds(most)
 
 
 def test_time_prices_are_measured_on_real_calls():

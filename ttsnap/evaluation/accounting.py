@@ -93,8 +93,10 @@ def fractional_cost(schedule: PruningSchedule, calls: int, prices: Prices, *, fr
     look = last if prices.preview is None else priced(Cost(0, 0, 1, 1), prices)
     reached = [0, *(step + (0 if free_call else 1) for step in schedule.steps), calls - (1 if free_call else 0)]
     shares = itertools.accumulate((1.0, *schedule.keep), lambda left, share: left * share)
-    spans = zip(shares, [*[look] * len(schedule.steps), last], itertools.pairwise(reached), strict=True)
-    return float(sum(share * ((stop - start) * call + judged) for share, judged, (start, stop) in spans))
+    ends = zip(reached[1:], [*schedule.calls_ahead, 0], strict=True)
+    calls_of = [stop + ahead - start for start, (stop, ahead) in zip(reached, ends, strict=False)]
+    spans = zip(shares, [*[look] * len(schedule.steps), last], calls_of, strict=True)
+    return float(sum(share * (number * call + judged) for share, judged, number in spans))
 
 
 def _published_survivors(schedule: PruningSchedule, n: int) -> list[int]:

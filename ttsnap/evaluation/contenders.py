@@ -39,7 +39,8 @@ def read_contenders(
     an ``@``.
 
     Args:
-        schedules: for the strategies that prune by one, by name; "" is for those that are not named.
+        schedules: for the strategies that prune by one, by name; "" is for those that are not named, but for
+            ``lookahead``, which has one of its own.
         eta: of those that name none; FK steering without one takes 1, as it needs noise.
         index: the file of an index rule, for ``index`` (the budget holds for each prompt) and ``index-mean`` (on the
             mean over the prompts).
@@ -56,7 +57,8 @@ def read_contenders(
             raise InputError(f"Cannot read the search {label!r}; write a name, or name@eta as in fk@1.") from None
         if not 0 <= own <= 1:
             raise InputError(f"eta must lie in [0, 1], got {own:g} for {label!r}.")
-        contenders.append(Contender(label, _strategy(name, schedules.get(name, schedules.get("")), index), own))
+        schedule = schedules.get(name, None if name == "lookahead" else schedules.get(""))
+        contenders.append(Contender(label, _strategy(name, schedule, index), own))
     labels = [contender.label for contender in contenders]
     if not contenders or len(set(labels)) < len(labels):
         raise InputError(f"--searches takes different names separated by commas, got {text!r}.")

@@ -117,6 +117,8 @@ def _check(
     if any(tensor.looks.shape != shape for tensor in group):
         raise InputError("Several rewards must be of the same prompts, candidates and steps; their shapes differ.")
     schedule.validate(shape[2])
+    if schedule.lookahead:
+        raise InputError(f"The schedule {str(schedule)!r} looks ahead, and rewards after a lookahead are not recorded.")
     if not 1 <= n <= shape[1]:
         raise InputError(f"Cannot draw {n} candidates from a pool of {shape[1]}.")
     if len(kept) != len(schedule.steps) or any(k < 1 for k in kept):

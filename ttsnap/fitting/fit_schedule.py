@@ -146,4 +146,4 @@ def _guarded(
         for budget, schedule in zip(budgets, schedules, strict=True)
     )
     middle = entries[len(entries) // 2].schedule
-    return replace(result, steps=middle.steps, keep=middle.keep, entries=entries)
+    return replace(result, steps=middle.steps, keep=middle.keep, lookahead=middle.lookahead, entries=entries)

@@ -30,6 +30,7 @@ def score_figure(
     best = {index for index, seed in seeds.items()
             if (index in trace[-1].survivors if winners is None else seed in winners)}  # fmt: skip
     looked: Counter[int] = Counter()
+    ahead = {look.step: f" + {look.lookahead} ahead" for look in trace if look.lookahead}
     for look in trace:
         looked[look.step] += len(look.candidates)
     finalists = {index for look in trace if look.step == max(looked) for index in look.candidates}
@@ -44,7 +45,7 @@ def score_figure(
         colour = WINNER if index in best else KEPT if index in finalists else DROPPED
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2, color=colour,
                   zorder=3 if index in best else 2 if index in finalists else 1)  # fmt: skip
-    axes.set_xticks(list(looked), [f"{step}\n{count} left" for step, count in looked.items()])
+    axes.set_xticks(list(looked), [f"{step}{ahead.get(step, '')}\n{count} left" for step, count in looked.items()])
     axes.set(xlabel="look after step", ylabel="reward of the estimate")
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     buffer = io.BytesIO()
@@ -94,6 +95,7 @@ def look_figure(trace: Sequence[StageTrace], *, width: int = 16) -> Figure:
             axes.spines[:].set(visible=kept, color=frame, linewidth=2.5)
             score = look.scores[position]
             axes.set_xlabel("no score" if score is None else f"{score:.2f}", fontsize=7, labelpad=2)
-        line[0].set_ylabel(f"{look.step + 1} calls\n{len(look.candidates)} → {len(look.survivors)}", fontsize=8,
+        calls = f"{look.step + 1} + {look.lookahead}" if look.lookahead else look.step + 1
+        line[0].set_ylabel(f"{calls} calls\n{len(look.candidates)} → {len(look.survivors)}", fontsize=8,
                            rotation=0, ha="right", va="center")  # fmt: skip
     return figure

@@ -71,14 +71,20 @@ class FittedSchedule(PruningSchedule):
     def __hash__(self) -> int:
         return hash((self.steps, self.keep, self.entries, self.calls))
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether any look of any budget does."""
+        return any(schedule.lookahead for schedule in (self, *(entry.schedule for entry in self.entries)))
+
     def resolve(self, calls: int, *, equivalent: float | None = None, candidates: int | None = None) -> PruningSchedule:
         """The schedule for a budget or a number of candidates, for a denoising of ``calls`` calls.
 
         The entry is the nearest one by ratio, of budgets in best-of-N equivalents or of candidates (the cheaper on a
         tie). With another number of calls, each look keeps its share of the denoising: after s + 1 of T calls becomes
-        after ``round((s + 1) calls / T)``; looks that fall together or on the last call are dropped or merged.
+        after ``round((s + 1) calls / T)``; looks that fall together or on the last call are dropped or merged. A
+        lookahead keeps its calls, as far as so many are left.
         """
-        chosen = PruningSchedule(self.steps, self.keep)
+        chosen = PruningSchedule(self.steps, self.keep, lookahead=self.lookahead)
         if self.entries and equivalent is not None:
             chosen = min(self.entries, key=lambda entry: abs(math.log(entry.equivalent / equivalent))).schedule
         elif self.entries and candidates is not None:
@@ -88,7 +94,7 @@ class FittedSchedule(PruningSchedule):
     def at_budget(self, budget: float) -> PruningSchedule:
         """The schedule for a budget in the unit of its prices; the nearest entry by ratio."""
         if not self.entries:
-            return PruningSchedule(self.steps, self.keep)
+            return PruningSchedule(self.steps, self.keep, lookahead=self.lookahead)
         return min(self.entries, key=lambda entry: abs(math.log(entry.budget / budget))).schedule
 
     def table(self) -> list[list[object]]:
@@ -121,12 +127,12 @@ class FittedSchedule(PruningSchedule):
     def to_json(self) -> str:
         """The content of a file that :func:`ttsnap.schedules.load.load_schedule` reads."""
         return json.dumps({
-            "schema": SCHEMA, "kind": "ttsnap-schedule", "steps": list(self.steps), "keep": list(self.keep),
+            "schema": SCHEMA, "kind": "ttsnap-schedule", **self.written(),
             "calls": self.calls, "gain": self.gain, "low": self.low, "high": self.high, "reason": self.reason,
             "info": dict(self.info),
             "entries": [
                 {"budget": entry.budget, "equivalent": entry.equivalent, "candidates": entry.candidates,
-                 "steps": list(entry.schedule.steps), "keep": list(entry.schedule.keep)} for entry in self.entries
+                 **entry.schedule.written()} for entry in self.entries
             ],
             "expected": [expected._asdict() for expected in self.expected],
         }, indent=1, allow_nan=False)  # fmt: skip
@@ -134,8 +140,10 @@ class FittedSchedule(PruningSchedule):
 
 def _stretched(schedule: PruningSchedule, old: int, new: int) -> PruningSchedule:
     shares: dict[int, float] = {}
-    for step, share in zip(schedule.steps, schedule.keep, strict=True):
+    ahead: dict[int, int] = {}
+    for step, share, calls in zip(schedule.steps, schedule.keep, schedule.calls_ahead, strict=True):
         moved = max(1, math.floor((step + 1) * new / old + 0.5)) - 1
         if moved < new - 1:
             shares[moved] = shares.get(moved, 1.0) * share
-    return PruningSchedule(tuple(shares), tuple(shares.values()))
+            ahead[moved] = min(calls, new - moved - 1)
+    return PruningSchedule(tuple(shares), tuple(shares.values()), lookahead=tuple(ahead.values()))

@@ -20,22 +20,30 @@ def read_fitted(content: Mapping[str, Any]) -> PruningSchedule:
         InputError: a newer schema.
         KeyError, TypeError, ValueError: another content.
     """
-    own = PruningSchedule(tuple(content["steps"]), tuple(content["keep"]))
+    own = _plain(content)
     if "entries" not in content:
         return own
     if content["schema"] > SCHEMA:
         raise InputError(f"This schedule has schema {content['schema']}, newer than {SCHEMA}; update diffkit.")
     entries = tuple(
-        Entry(float(entry["budget"]), float(entry["equivalent"]), int(entry["candidates"]),
-              PruningSchedule(tuple(entry["steps"]), tuple(entry["keep"]))) for entry in content["entries"]
-    )  # fmt: skip
+        Entry(float(entry["budget"]), float(entry["equivalent"]), int(entry["candidates"]), _plain(entry))
+        for entry in content["entries"]
+    )
     if any(min(entry[:3]) <= 0 for entry in entries):
         raise InputError("The budgets and numbers of candidates of a fitted schedule must be positive.")
     return FittedSchedule(
         own.steps, own.keep, entries, int(content["calls"]),
         tuple(Expected(**{name: float(row[name]) for name in Expected._fields}) for row in content["expected"]),
         content["gain"], content["low"], content["high"], str(content["reason"]), dict(content["info"]),
+        lookahead=own.lookahead,
     )  # fmt: skip
+
+
+def _plain(content: Mapping[str, Any]) -> PruningSchedule:
+    """Steps and shares, and lookaheads where there are any."""
+    return PruningSchedule(
+        tuple(content["steps"]), tuple(content["keep"]), lookahead=tuple(content.get("lookahead", ()))
+    )
 
 
 def load_schedule(text: str | Path | PruningSchedule | None) -> PruningSchedule:
@@ -68,7 +76,7 @@ def _shipped(name: str) -> PruningSchedule:
 
 
 def _read(path: str | Path) -> PruningSchedule:
-    """A file with ``{"steps": [...], "keep": [...]}``, or one that ``diffkit ttsnap fit`` wrote."""
+    """A file with ``{"steps": [...], "keep": [...]}``, perhaps with ``"lookahead"``, or one that fit wrote."""
     try:
         return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -93,7 +93,7 @@ def schedule_cost(
     cost = schedule.cost(candidates, calls, preview=preview, survivors=survivors)
     if rows is not None:
         stages = schedule.stages(candidates, calls, survivors)
-        cost = cost._replace(calls=sum((stage.stop - stage.start) * rows(stage.candidates) for stage in stages))
+        cost = cost._replace(calls=sum(stage.calls * rows(stage.candidates) for stage in stages))
     return priced(cost, prices)
 
 

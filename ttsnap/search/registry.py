@@ -25,6 +25,7 @@ SEARCHES: Registry[Callable[[PruningSchedule | None], Strategy]] = Registry(
         "best-of-n": "ttsnap.search.strategies.pruning:best_of_n",
         "ttsp": "ttsnap.search.strategies.pruning:ttsp",
         "ttsnap": "ttsnap.search.strategies.pruning:ttsnap",
+        "lookahead": "ttsnap.search.strategies.lookahead:lookahead",
         "halving": "ttsnap.search.strategies.successive_halving:halving",
         "random": "ttsnap.search.strategies.noise_search:random_neighbours",
         "zero-order": "ttsnap.search.strategies.noise_search:zero_order",

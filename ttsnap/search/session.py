@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from diffkit.families import Pipeline, Size, family_of
 from diffkit.image_filters import FLAGGED
 from diffkit.latents import decode_latents
 from diffkit.ledger import NOTHING, Cost, Ledger, Prices
+from diffkit.lookahead import look_ahead
 from diffkit.micro_batch import MicroBatch
 from diffkit.parallel import everyone, interleave, processes, shard
 from diffkit.parameterization import log_snr
@@ -28,6 +29,10 @@ from ttsnap.search.shown import blacken, flagged_rows, pictures
 from ttsnap.search.trace import Look, StageTrace, Winner, winner_of
 
 __all__ = ["Engine", "Look", "StageTrace", "Winner"]
+
+R = TypeVar("R")
+OnStep = Callable[[int, int], None]  # takes the rows run for candidates and for padding, after each step
+Work = Callable[[Sequence[Candidate], Denoising, OnStep], list[R]]  # a result for each candidate of a micro-batch
 
 
 @dataclass
@@ -105,30 +110,44 @@ class Engine:
         if start == stop:
             return alive
 
+        def segment(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Candidate]:
+            return run_segment(
+                self.pipe, batch, self.conditioning, denoising, start, stop, call=self.call, on_step=count
+            )
+
+        return self._run(alive, segment, stop - start)
+
+    def look_ahead(self, alive: Sequence[Candidate], calls: int) -> list[Tensor]:
+        """Estimates of candidates' clean latents after so many calls more; the candidates stay where they are."""
+
+        def ahead(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Tensor]:
+            return look_ahead(self.pipe, batch, self.conditioning, denoising, calls, call=self.call, on_step=count)
+
+        return self._run(alive, ahead, calls)
+
+    def _run(self, alive: Sequence[Candidate], work: Work[R], calls: int) -> list[R]:
+        """Denoise in micro-batches, each process its part, and charge so many calls to each candidate."""
         counts = [0, 0]
         with self.ledger.clock("denoiser"):
-            mine: list[Candidate] = []
+            mine: list[R] = []
             for _, part in self.batches.each(
-                self._dealt(alive), lambda batch, size: self._segment(batch, size, (start, stop), counts)
+                self._dealt(alive), lambda batch, size: self._counted(batch, size, work, counts)
             ):
                 mine += part
             shares = everyone((mine, counts)) if self.config.share else [(mine, counts)]
-        done = interleave([share for share, _ in shares])
-        calls, padding = (sum(each[kind] for _, each in shares) for kind in (0, 1))
-        self.ledger.calls += calls
+        run, padding = (sum(each[kind] for _, each in shares) for kind in (0, 1))
+        self.ledger.calls += run
         self.ledger.padding_calls += padding
-        self.advance(calls - counts[0])
-        for candidate in done:
-            self._charge(candidate.prompt, Cost(stop - start, 0, 0))
-        return done
+        self.advance(run - counts[0])
+        for candidate in alive:
+            self._charge(candidate.prompt, Cost(calls, 0, 0))
+        return interleave([share for share, _ in shares])
 
     def _dealt(self, alive: Sequence[Candidate]) -> list[Candidate]:
         """This process's part of the candidates."""
         return shard(alive) if self.config.share else list(alive)
 
-    def _segment(
-        self, batch: Sequence[Candidate], size: int, steps: tuple[int, int], counts: list[int]
-    ) -> list[Candidate]:
+    def _counted(self, batch: Sequence[Candidate], size: int, work: Work[R], counts: list[int]) -> list[R]:
         """Run one micro-batch; steps done in vain, before memory ran out, are counted as padding."""
         rows = [0, 0]
 
@@ -137,9 +156,8 @@ class Engine:
             rows[1] += padding
             self.advance(real)
 
-        denoising = replace(self.denoising, micro_batch=size)
         try:
-            done = run_segment(self.pipe, batch, self.conditioning, denoising, *steps, call=self.call, on_step=count)
+            done = work(batch, replace(self.denoising, micro_batch=size), count)
         except RuntimeError:
             self.advance(-rows[0])
             counts[1] += sum(rows)
@@ -161,14 +179,25 @@ class Engine:
         """Those of the rows of a look that have a score, best first."""
         return [rows[at] for at in self.rank([look.scores[r] for r in rows], [look.flagged[r] for r in rows])]
 
-    def estimate(self, alive: Sequence[Candidate]) -> Look:
-        """Look at the x0 estimates of candidates in mid-denoising, all after the same step."""
-        level = log_snr(self.plan.sigmas[alive[0].step - 1])
-        return self._look([replace(candidate, latents=candidate.x0) for candidate in alive], keep=0, log_snr=level)
+    def estimate(self, alive: Sequence[Candidate], *, lookahead: int = 0) -> Look:
+        """Look at estimates of candidates in mid-denoising, all after the same step.
+
+        Args:
+            lookahead: calls more that lead to the estimates, which are then scored like finished images; with 0 they
+                are the x0 that the step has left, scored with their noise level.
+        """
+        if lookahead:
+            clean: Sequence[Tensor | None] = self.look_ahead(alive, lookahead)
+            level = None
+        else:
+            clean = [candidate.x0 for candidate in alive]
+            level = log_snr(self.plan.sigmas[alive[0].step - 1])
+        estimates = [replace(candidate, latents=x0) for candidate, x0 in zip(alive, clean, strict=True)]
+        return self._look(estimates, keep=0, final=False, log_snr=level)._replace(lookahead=lookahead)
 
     def judge(self, alive: Sequence[Candidate]) -> Look:
         """Score finished candidates; the images of each prompt's best stay in memory."""
-        return self._look(alive, keep=self.winners, log_snr=None)
+        return self._look(alive, keep=self.winners, final=True, log_snr=None)
 
     def finish(self, alive: Sequence[Candidate]) -> list[list[Winner]]:
         """Score finished candidates and return the winners of each prompt that has some, best first.
@@ -218,6 +247,7 @@ class Engine:
                 survivors=[candidate.index for candidate in survivors],
                 reasons=reasons,
                 previews=[look.previews[row] for row in rows] if self.config.previews else [],
+                lookahead=look.lookahead,
             )
         )
 
@@ -228,11 +258,10 @@ class Engine:
         """Images (B, 3, H, W) in [0, 1] of latents; estimates by the preview decoder where there is one."""
         return decode_latents(self.pipe, latents, None if final else self.config.preview_vae, self.denoising.size)
 
-    def _look(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
+    def _look(self, alive: Sequence[Candidate], *, keep: int, final: bool, log_snr: float | None) -> Look:
         """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""
-        look = self._look_at(self._dealt(alive), keep=keep, log_snr=log_snr)
-        cheap = log_snr is not None and self.cheap_looks
-        self._count_look(alive, cheap)
+        look = self._look_at(self._dealt(alive), keep=keep, final=final, log_snr=log_snr)
+        self._count_look(alive, not final and self.cheap_looks)
         if not self.config.share or processes() == 1:
             return look
         look = Look.joined(everyone(look))
@@ -240,18 +269,18 @@ class Engine:
         return look
 
     @torch.no_grad()
-    def _look_at(self, alive: Sequence[Candidate], *, keep: int, log_snr: float | None) -> Look:
+    def _look_at(self, alive: Sequence[Candidate], *, keep: int, final: bool, log_snr: float | None) -> Look:
         """Decode and score in micro-batches, in this process."""
         look = Look([], [], {}, [], [])
 
         def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None], list[bool]]:
-            with self.ledger.clock("preview" if log_snr is not None and self.cheap_looks else "decoder"):
+            with self.ledger.clock("decoder" if final or not self.cheap_looks else "preview"):
                 latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
-                images = self.decode(latents, final=log_snr is None)
+                images = self.decode(latents, final=final)
             with self.ledger.clock("verifier"):
                 prompts = [self.prompts[candidate.prompt] for candidate in batch]
                 scores, reasons = score_checked(self.reward, images, prompts, log_snr)
-            if log_snr is not None:
+            if not final:
                 return images, scores.tolist(), reasons, [False] * len(images)
             with self.ledger.clock("decoder"):
                 flagged = flagged_rows(self.pipe, images, self.conditioning.prompt_embeds.dtype)

@@ -31,6 +31,8 @@ class StageTrace:
             finished image, so that any other is taken before it.
         survivors: indices of the candidates that went on; of the winners, best first, in the final look.
         previews: the decoded estimates, one for each candidate, when asked for.
+        lookahead: denoiser calls of each candidate that led from its latents to the estimate that was scored; 0 for the
+            estimate x0 of the step itself, and for finished images.
     """
 
     prompt: int
@@ -42,6 +44,7 @@ class StageTrace:
     survivors: list[int]
     reasons: dict[int, str] = field(default_factory=dict)
     previews: list[Image] = field(default_factory=list)
+    lookahead: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Everything but the previews, ready for JSON."""
@@ -66,7 +69,7 @@ class Winner(NamedTuple):
 class Look(NamedTuple):
     """Scores of candidates, NaN where there is none and why; previews and images, by row, of those that are kept.
 
-    ``flagged`` tells whose finished image the safety checker flags.
+    ``flagged`` tells whose finished image the safety checker flags, ``lookahead`` by how many calls it looked ahead.
     """
 
     scores: list[float]
@@ -74,6 +77,7 @@ class Look(NamedTuple):
     images: dict[int, Tensor]
     previews: list[Image]
     flagged: list[bool]
+    lookahead: int = 0
 
     @classmethod
     def joined(cls, looks: Sequence[Look]) -> Look:

@@ -36,7 +36,7 @@ def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candid
     alive = list(candidates)
     for stage, target in zip(stages[:-1], schedule.survivors(n), strict=True):
         alive = engine.denoise(alive, stage.start, stage.stop)
-        look = engine.estimate(alive)
+        look = engine.estimate(alive, lookahead=stage.lookahead)
         passed: list[Candidate] = []
         for prompt in prompts:
             rows = engine.rows(alive, prompt)
@@ -71,7 +71,11 @@ class Pruning:
         schedule = self.schedule.resolve(engine.plan.calls)
         schedule.validate(engine.plan.calls)
         engine.plan.check_looks(schedule.steps)
-        if self.estimates == "noise-aware" and self.schedule.steps and not isinstance(engine.reward, EstimateReward):
+        if (
+            self.estimates == "noise-aware"
+            and 0 in self.schedule.calls_ahead
+            and not isinstance(engine.reward, EstimateReward)
+        ):
             raise InputError(
                 f"{self.name} needs a reward that knows noise levels, and {engine.reward.name!r} does not; give a "
                 f"noise-aware one, or use ttsp, which judges estimates like finished images."
