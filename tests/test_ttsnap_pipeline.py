@@ -125,6 +125,7 @@ def test_ledger_counts_what_ran(scheduler, guidance, ahead):
     out = search(["a", "cat"], **options, num_candidates=7, schedule=schedule, micro_batch=4, seed=1)
     ledger, calls = out.ledger, plan(pipe, STEPS).calls
     assert [look.lookahead for look in out.trace] == [ahead, ahead, 0, 0, 0, 0]
+    assert [look.to_dict().get("lookahead", 0) for look in out.trace] == [ahead, ahead, 0, 0, 0, 0]
     assert ledger.denoiser_rows == sum(rows)
     assert ledger.cost == PruningSchedule.parse(schedule).cost(7, calls)._replace(
         calls=2 * (7 * (2 + ahead) + 3 * 2 + 2 * (calls - 4)), decoded=2 * 12, verified=2 * 12

@@ -47,8 +47,9 @@ class StageTrace:
     lookahead: int = 0
 
     def to_dict(self) -> dict[str, object]:
-        """Everything but the previews, ready for JSON."""
-        plain = {name: value for name, value in vars(self).items() if name != "previews"}
+        """Everything but the previews, and ``lookahead`` only where there is one, ready for JSON."""
+        left_out = {"previews"} if self.lookahead else {"previews", "lookahead"}
+        plain = {name: value for name, value in vars(self).items() if name not in left_out}
         return {**plain, "reasons": {str(index): reason for index, reason in self.reasons.items()}}
 
 
