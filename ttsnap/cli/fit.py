@@ -50,7 +50,7 @@ def fit(
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.evaluation.budget_curves import read_budgets
-    from ttsnap.evaluation.simulate import tensor_notes
+    from ttsnap.evaluation.simulation import tensor_notes
     from ttsnap.fitting.fit_schedule import fit as fit_schedule
     from ttsnap.trajectories.read import load_tensor
 

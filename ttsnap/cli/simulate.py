@@ -21,7 +21,7 @@ def simulate(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Prune on the plain reward (TTSp).")] = False,
     schedule: Annotated[
-        str, typer.Option(help="Looks and shares to keep, a .json file of fit, or the name of a shipped one.")
+        str, typer.Option(help="Looks and shares to keep, a .json of fit (index rules too), or a shipped one's name.")
     ] = "2:0.4,6:0.4,11:0.5",
     budgets: Annotated[
         str | None, typer.Option(help="first:last:step for one prompt; with x, 2x:20x:1x, in finished candidates.")
@@ -45,18 +45,20 @@ def simulate(
     """Replay a pruning schedule on recorded rewards and compare it with best-of-N at each budget.
 
     Costs are those that a collected folder counted, or with published folders the published 9.9 a call and 1.2 a
-    look. Budgets are 400 to 4000 by the published costs, else what best-of-2 to best-of-20 cost.
+    look. Budgets are 400 to 4000 by the published costs, else what best-of-2 to best-of-20 cost; an index rule takes
+    them as the mean over the prompts, and its total cost is shown.
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.evaluation.budget_curves import read_budgets
-    from ttsnap.evaluation.simulate import HEADERS, default_budgets
+    from ttsnap.evaluation.simulate import default_budgets
     from ttsnap.evaluation.simulate import simulate as simulate_rewards
-    from ttsnap.schedules.load import load_schedule
+    from ttsnap.schedules.index_book import IndexBook
+    from ttsnap.schedules.load import load_schedule_or_index
     from ttsnap.trajectories.read import load_tensor
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"Cannot draw into {str(plot)!r}; end it in .png, .svg or .pdf.")
-    pruning = load_schedule(schedule)
+    pruning = load_schedule_or_index(schedule)
     keys: list[str | None] = [*key] if key else [None]
     group = [load_tensor(tensor, name, plain=plain) for name in keys]
     costs = costs_of(group[0], call_cost, verify_cost)
@@ -76,7 +78,8 @@ def simulate(
     if plot is not None:
         from ttsnap.plots.budget import save_curves
 
-        save_curves(plot, result.curves, finished=result.finished if result.in_finished else None)
+        name = "index rule" if isinstance(pruning, IndexBook) else "with pruning"
+        save_curves(plot, result.curves, finished=result.finished if result.in_finished else None, name=name)
     if format == "json":
         write_json({
             "schedule": schedule, "accounting": accounting, "combine": combine, "plain": plain, "resamples": resamples,
@@ -85,6 +88,6 @@ def simulate(
         })  # fmt: skip
         return
     for curve in result.curves:
-        write_table(HEADERS, result.table(curve), title=result.title(curve))
+        write_table(result.headers, result.table(curve), title=result.title(curve))
         for note in result.notes(curve):
             say(note)

@@ -21,9 +21,12 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 __all__ = [
     "PUBLISHED_BUDGETS",
     "BudgetCurve",
+    "GainCurve",
     "budget_curves",
     "finished_cost",
+    "gain_before",
     "known_prices",
+    "mean_of_winners",
     "parse_budgets",
     "read_budgets",
 ]
@@ -33,31 +36,25 @@ PUBLISHED_BUDGETS = tuple(float(budget) for budget in range(400, 4001, 200))
 BEST_OF_N = PruningSchedule()
 
 
-@dataclass(frozen=True, eq=False)
-class BudgetCurve:
-    """Final rewards of a search at each of B budgets, for P prompts.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GainCurve:
+    """Final rewards of a search at each of B budgets, for P prompts, beside those of best-of-N.
 
     Attributes:
         name: of the reward.
         budgets: (B,) for one prompt.
-        schedules, allotments, best_allotments: what was done at each budget, and what best-of-N did.
+        best_allotments: what best-of-N did at each budget: the whole number of candidates that it buys.
         values: (P, B) mean final reward of the winners over the resamplings.
         best_of_n: (P, B) reward of best-of-N: its exact expectation, or by resampling when several rewards choose.
-        survival: for each budget the mean share of searches in which the best drawn candidate reaches each stage.
-        regret: (B,) mean reward that the winners lack to the best of the pool.
         utilisation: gain over best-of-N in per cent with an interval over prompts, over the budgets before the first
             one that is capped; None when fewer than two are left.
     """
 
     name: str
     budgets: tuple[float, ...]
-    schedules: tuple[PruningSchedule, ...]
-    allotments: tuple[Allotment, ...]
     best_allotments: tuple[Allotment, ...]
     values: Floats
     best_of_n: Floats
-    survival: tuple[Floats, ...]
-    regret: Floats
     utilisation: Utilisation | None
 
     @property
@@ -67,6 +64,22 @@ class BudgetCurve:
         if len(difference) < 2:
             return np.full(difference.shape[1], np.nan)
         return np.asarray(difference.std(axis=0, ddof=1) / np.sqrt(len(difference)))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BudgetCurve(GainCurve):
+    """Final rewards of a pruning schedule at each of B budgets, for P prompts.
+
+    Attributes:
+        schedules, allotments: what was done at each budget.
+        survival: for each budget the mean share of searches in which the best drawn candidate reaches each stage.
+        regret: (B,) mean reward that the winners lack to the best of the pool.
+    """
+
+    schedules: tuple[PruningSchedule, ...]
+    allotments: tuple[Allotment, ...]
+    survival: tuple[Floats, ...]
+    regret: Floats
 
 
 def budget_curves(
@@ -142,24 +155,36 @@ def _curve(
     ours: tuple[Allotment, ...], theirs: tuple[Allotment, ...], searched: list[list[Replay]], plain: list[Floats],
 ) -> BudgetCurve:  # fmt: skip
     runs = [at[k] for at in searched]
-    values = np.stack([_mean(run.values) for run in runs], axis=-1)
+    values = np.stack([mean_of_winners(run.values) for run in runs], axis=-1)
     best = np.stack([at[:, k] for at in plain], axis=-1)
-    whole = np.isfinite(values).all(axis=1) & np.isfinite(best).all(axis=1)
-    open_ = [not (mine.capped or other.capped) for mine, other in zip(ours, theirs, strict=True)]
-    count = open_.index(False) if False in open_ else len(open_)
-    gain = None
-    if count > 1 and whole.any():
-        gain = budget_utilisation(values[whole, :count], best[whole, :count], budgets[:count])
-    reached = tuple(np.nanmean(survival(run.stages, tensor.final), axis=0) for run in runs)
-    lacking = np.array([np.nanmean(regret(run.values, tensor.final)) for run in runs])
-    return BudgetCurve(tensor.name, budgets, schedules, ours, theirs, values, best, reached, lacking, gain)
+    capped = [mine.capped or other.capped for mine, other in zip(ours, theirs, strict=True)]
+    return BudgetCurve(
+        name=tensor.name,
+        budgets=budgets,
+        best_allotments=theirs,
+        values=values,
+        best_of_n=best,
+        utilisation=gain_before([*capped, True].index(True), values, best, budgets),
+        schedules=schedules,
+        allotments=ours,
+        survival=tuple(np.nanmean(survival(run.stages, tensor.final), axis=0) for run in runs),
+        regret=np.array([np.nanmean(regret(run.values, tensor.final)) for run in runs]),
+    )
 
 
-def _mean(values: Floats) -> Floats:
-    """(P,) mean over resamplings that have a winner; NaN for a prompt without any."""
+def mean_of_winners(values: Floats) -> Floats:
+    """(P,) mean of (P, R) rewards over the resamplings that have a winner; NaN for a prompt without any."""
     counts = np.isfinite(values).sum(axis=1)
     means: Floats = np.divide(np.nansum(values, axis=1), counts, out=np.full(len(values), np.nan), where=counts > 0)
     return means
+
+
+def gain_before(count: int, values: Floats, best_of_n: Floats, budgets: Sequence[float]) -> Utilisation | None:
+    """The gain over the first ``count`` budgets and the prompts with a reward at each; None where nothing is left."""
+    whole = np.isfinite(values).all(axis=1) & np.isfinite(best_of_n).all(axis=1)
+    if count < 2 or not whole.any():
+        return None
+    return budget_utilisation(values[whole, :count], best_of_n[whole, :count], budgets[:count])
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:

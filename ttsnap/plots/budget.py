@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from diffkit.runs.files import write_bytes_atomically
-from ttsnap.evaluation.budget_curves import BudgetCurve
+from ttsnap.evaluation.budget_curves import GainCurve
 from ttsnap.plots.alignment import COLOURS, REFERENCE, label_ends, styled
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 __all__ = ["budget_figure", "curve_figure", "save_curves", "schedule_figure"]
 
 
-def budget_figure(panels: Mapping[str, Mapping[str, BudgetCurve]], *, finished: float | None = None) -> Figure:
+def budget_figure(panels: Mapping[str, Mapping[str, GainCurve]], *, finished: float | None = None) -> Figure:
     """Mean final reward over prompts at each budget (above), and its difference to best-of-N at that budget (below).
 
     The bands are 95 % intervals over prompts of the difference to best-of-N. The gain in per cent is the
@@ -41,7 +41,7 @@ def budget_figure(panels: Mapping[str, Mapping[str, BudgetCurve]], *, finished: 
     return figure
 
 
-def _reward_panel(upper: Axes, lower: Axes, curves: Mapping[str, BudgetCurve], finished: float) -> None:
+def _reward_panel(upper: Axes, lower: Axes, curves: Mapping[str, GainCurve], finished: float) -> None:
     first = next(iter(curves.values()))
     at = np.array(first.budgets) / finished
     best = np.nanmean(first.best_of_n, axis=0)
@@ -59,22 +59,24 @@ def _reward_panel(upper: Axes, lower: Axes, curves: Mapping[str, BudgetCurve], f
     label_ends(upper, ends)
 
 
-def _gain(curve: BudgetCurve) -> str:
+def _gain(curve: GainCurve) -> str:
     if curve.utilisation is None or math.isnan(curve.utilisation.gain):
         return ""
     gain, low, high = curve.utilisation
     return f"gain {gain:+.0f} %" + ("" if math.isnan(low) else f" ({low:+.0f} to {high:+.0f})")
 
 
-def curve_figure(curves: Sequence[BudgetCurve], *, finished: float | None = None) -> Figure:
-    """The same schedule for several rewards, a panel each; see :func:`budget_figure`."""
-    return budget_figure({curve.name: {"with pruning": curve} for curve in curves}, finished=finished)
+def curve_figure(curves: Sequence[GainCurve], *, finished: float | None = None, name: str = "with pruning") -> Figure:
+    """The same search for several rewards, a panel each; see :func:`budget_figure`."""
+    return budget_figure({curve.name: {name: curve} for curve in curves}, finished=finished)
 
 
-def save_curves(path: Path, curves: Sequence[BudgetCurve], *, finished: float | None = None) -> None:
+def save_curves(
+    path: Path, curves: Sequence[GainCurve], *, finished: float | None = None, name: str = "with pruning"
+) -> None:
     """Write the figure in the format of the path's ending; see :func:`curve_figure`."""
     buffer = io.BytesIO()
-    curve_figure(curves, finished=finished).savefig(buffer, format=path.suffix.removeprefix("."))
+    curve_figure(curves, finished=finished, name=name).savefig(buffer, format=path.suffix.removeprefix("."))
     write_bytes_atomically(path, buffer.getvalue())
 
 

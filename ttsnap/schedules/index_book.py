@@ -20,12 +20,8 @@ from ttsnap.schedules.score_model import ScoreModel, price_table
 Floats = NDArray[np.float64]
 
 
-SCHEMA = 1
-
-
+SCHEMA, KIND = 1, "ttsnap-index"
 CAP = 2.0  # most that one prompt may cost, over the mean budget
-
-
 CAUTION = 4.0
 
 
@@ -65,7 +61,7 @@ class IndexBook:
     def to_json(self) -> str:
         """The content of a file that :meth:`from_json` reads."""
         return json.dumps({
-            "schema": SCHEMA, "kind": "ttsnap-index", "model": self.model.to_dict(), "costs": list(self.costs),
+            "schema": SCHEMA, "kind": KIND, "model": self.model.to_dict(), "costs": list(self.costs),
             "entries": [list(entry) for entry in self.entries], "cap": self.cap, "caution": self.caution,
             "info": dict(self.info),
         }, indent=1, allow_nan=False)  # fmt: skip
@@ -79,7 +75,7 @@ class IndexBook:
         """
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["kind"] != "ttsnap-index" or content["schema"] > SCHEMA:
+            if content["kind"] != KIND or content["schema"] > SCHEMA:
                 raise ValueError(f"kind {content['kind']!r}, schema {content['schema']}")
             entries = tuple((float(budget), float(price)) for budget, price in content["entries"])
             if not entries or min(min(entry) for entry in entries) <= 0:

@@ -10,6 +10,8 @@ from typing import Any
 from diffkit.errors import InputError, unknown_name
 from ttsnap.assets import NAMES, SCHEDULE, shipped
 from ttsnap.schedules.fitted_schedule import SCHEMA, Entry, Expected, FittedSchedule
+from ttsnap.schedules.index_book import KIND as INDEX
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 
@@ -69,6 +71,31 @@ def load_schedule(text: str | Path | PruningSchedule | None) -> PruningSchedule:
     raise InputError(f"Expected a PruningSchedule, '2:0.4,6:0.4' or the path of a JSON file, got {text!r}.")
 
 
+def load_schedule_or_index(text: str | Path | PruningSchedule | IndexBook | None) -> PruningSchedule | IndexBook:
+    """The same, or an index rule as it is or from the file that ``fit --rule index`` wrote.
+
+    Raises:
+        InputError: it is none of these.
+
+    Example:
+        >>> load_schedule_or_index("2:0.4,6:0.5").steps
+        (2, 6)
+    """
+    if isinstance(text, IndexBook):
+        return text
+    named = isinstance(text, Path) or (isinstance(text, str) and text.endswith(".json"))
+    return IndexBook.from_json(str(text)) if named and _kind(str(text)) == INDEX else load_schedule(text)
+
+
+def _kind(path: str) -> str | None:
+    """What the file says it holds; None where it does not say, or is not readable."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(content["kind"]) if isinstance(content, dict) and "kind" in content else None
+
+
 def _shipped(name: str) -> PruningSchedule:
     if name.strip() not in NAMES:
         raise unknown_name("schedule", name, NAMES)
@@ -77,6 +104,9 @@ def _shipped(name: str) -> PruningSchedule:
 
 def _read(path: str | Path) -> PruningSchedule:
     """A file with ``{"steps": [...], "keep": [...]}``, perhaps with ``"lookahead"``, or one that fit wrote."""
+    if _kind(str(path)) == INDEX:
+        raise InputError(f"{str(path)!r} holds an index rule, no schedule of looks; simulate takes it as a schedule, "
+                         "compare as --index with the search index or index-mean.")  # fmt: skip
     try:
         return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
