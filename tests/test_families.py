@@ -83,6 +83,9 @@ def search(pipe: Any, name: str, how: str = "guided", prompt: Any = PROMPT, **op
     return TTSnapPipeline.from_pipe(pipe, reward=brightness)(prompt, **options)
 
 
+LOOKAHEAD = {"search": "lookahead", "budget": "3x", "schedule": "", "num_candidates": None}
+
+
 def pixels(image: Any) -> np.ndarray:
     return np.asarray(image).astype(int)
 
@@ -114,13 +117,14 @@ def test_every_scheduler_of_the_table_can_be_cut(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("how", "schedule"), [("guided", "1:0.4"), ("unguided", "1:0.4"), ("guided", "0:0.4+2")])
-def test_the_winner_is_the_stock_image_of_its_seed(name, how, schedule):
+@pytest.mark.parametrize(("how", "options"), [("guided", {}), ("unguided", {}), ("guided", LOOKAHEAD)])
+def test_the_winner_is_the_stock_image_of_its_seed(name, how, options):
     pipe = pipeline(name)
-    strict = search(pipe, name, how, schedule=schedule)
+    strict = search(pipe, name, how, **options)
     reference = pixels(stock(pipe, name, strict.seeds[0], how, "pil")[0])
     assert np.array_equal(pixels(strict.images[0]), reference)
-    padded = search(pipe, name, how, schedule=schedule, micro_batch=4)
+    padded = search(pipe, name, how, **{**options, "micro_batch": 4})
+    assert [look.lookahead for look in strict.trace] == [int(options is LOOKAHEAD), 0]
     assert padded.seeds == strict.seeds
     assert np.abs(pixels(padded.images[0]) - reference).max() <= 1
     assert strict.ledger.rows_per_call == (2 if how == "guided" else 1)

@@ -163,7 +163,7 @@ def searches(model: str, out: str) -> None:
     pipe = TTSnapPipeline.from_pretrained(model, reward=lambda images, prompts: images.mean((1, 2, 3)) * 10)
     pipe.set_progress_bar_config(disable=True)
     told = []
-    for search in ("fk", "zero-order"):
+    for search in ("fk", "zero-order", "lookahead"):
         found = pipe(
             ["a dog", "cat"], num_inference_steps=5, guidance_scale=3.0, seed=7, budget="6x", search=search,
             micro_batch=1, share=True, output_type="pt",

@@ -260,13 +260,14 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             first_prompt: p of the first prompt, when a long list is searched in several calls with one ``seed``.
             num_candidates: how many seeds to try for each prompt, 16 by default.
             schedule: when to look and what share to keep, e.g. ``"2:0.4,6:0.4,11:0.5"``, or the path of a JSON file;
-                None is the pipeline's own, or best-of-N where it has none; ``""`` is best-of-N always.
+                None is the pipeline's own, or best-of-N where it has none; ``""`` is best-of-N always. ``"1:0.06+3"``
+                looks 3 calls ahead: the plain reward scores the images that they lead to.
             budget: instead of ``num_candidates``: what each prompt may cost, ``"16x"`` (as much as best-of-16),
                 ``"3.2TFLOP"`` or ``"40s"``.
             reward: another reward for this call.
             preview_vae: another decoder of estimates for this call.
             search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.registry.SEARCHES``:
-                ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
+                ``lookahead``, ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
             micro_batch: how many candidates run at once; 1 is the strict mode, in which winners are bit-equal to the
                 stock pipeline's images; ``auto`` begins with many and halves them when memory runs out.
             share: the processes of a launch search together: all call alike and get the same result, each denoises its

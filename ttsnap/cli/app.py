@@ -68,7 +68,11 @@ def generate(
         str | None, typer.Option(help="Instead of --candidates, for each prompt: 16x (best-of-16), 3.2TFLOP or 40s.")
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5, or a .json file; none is best-of-N.")
+        str,
+        typer.Option(
+            help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5; 1:0.06+3 looks 3 calls ahead; or a .json file; none is "
+            "best-of-N."
+        ),
     ] = "",
     enough: Annotated[
         float | None, typer.Option(help="Reward at which a prompt is done; the budget is then the most it may cost.")

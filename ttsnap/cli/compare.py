@@ -42,7 +42,8 @@ def compare(
     ] = "lab:held-out",
     model: Model = "lab",
     searches: Annotated[
-        str, typer.Option(help="Names separated by commas, also index and index-mean; name@0.5 sets DDIM's eta.")
+        str,
+        typer.Option(help="Names separated by commas, also lookahead, index and index-mean; name@0.5 sets DDIM's eta."),
     ] = SEARCHES,
     budget: Annotated[str, typer.Option(help="For each prompt: 16x (as much as best-of-16) or 3.2TFLOP.")] = "16x",
     reward: Annotated[str, typer.Option(help="Registered name of the reward of finished images.")] = "lab",
@@ -53,6 +54,9 @@ def compare(
         str, typer.Option(help="For ttsnap, ttsp: 2:0.4,6:0.4,11:0.5 (the default), lab, lab-trio, or a file of fit.")
     ] = "",
     plain_schedule: Annotated[str | None, typer.Option(help="Another schedule for ttsp.")] = None,
+    lookahead_schedule: Annotated[
+        str | None, typer.Option(help="For lookahead, such as 1:0.06+3 (its own for 20 steps).")
+    ] = None,
     index: Annotated[Path | None, typer.Option(help="The file that fit --rule index wrote, for index.")] = None,
     steps: Steps = 20,
     guidance: Guidance = 3.0,
@@ -95,6 +99,8 @@ def compare(
     texts = read_prompts(prompts, limit)
     schedules = {name: load_schedule(text) if text else None for name, text in
                  (("", schedule), ("ttsp", schedule if plain_schedule is None else plain_schedule))}  # fmt: skip
+    if lookahead_schedule is not None:
+        schedules["lookahead"] = load_schedule(lookahead_schedule)
     contenders = read_contenders(searches, schedules=schedules, eta=eta, index=index)
     scorer = paired_reward(reward, None if noise_aware == "none" else noise_aware)
     first = parallel.is_first()  # before the model: it gives each process its device

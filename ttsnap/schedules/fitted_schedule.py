@@ -145,5 +145,5 @@ def _stretched(schedule: PruningSchedule, old: int, new: int) -> PruningSchedule
         moved = max(1, math.floor((step + 1) * new / old + 0.5)) - 1
         if moved < new - 1:
             shares[moved] = shares.get(moved, 1.0) * share
-            ahead[moved] = min(calls, new - moved - 1)
+            ahead[moved] = max(ahead.get(moved, 0), min(calls, new - moved - 1))
     return PruningSchedule(tuple(shares), tuple(shares.values()), lookahead=tuple(ahead.values()))
