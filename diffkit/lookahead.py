@@ -154,7 +154,7 @@ def _jumping_class(windowed: Any, view: Window, start: int, calls: int) -> type:
 def _clean_estimate(scheduler: Scheduler, output: Tensor, latents: Tensor, at: Coefficients) -> Tensor:
     """x0, float32, clipped or thresholded where the scheduler's configuration says so."""
     norm = 1.0 if is_flow(scheduler) else torch.hypot(at.signal, at.noise)
-    x0 = x0_of_output(scheduler, output, latents / norm, Coefficients(at.signal / norm, at.noise / norm))
+    x0 = x0_of_output(scheduler, output, latents.float() / norm, Coefficients(at.signal / norm, at.noise / norm))
     if scheduler.config.get("thresholding"):
         thresholded: Tensor = scheduler._threshold_sample(x0)
         return thresholded

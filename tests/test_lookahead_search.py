@@ -14,7 +14,7 @@ from diffkit.cli import app
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from diffkit.seeds import generators
-from ttsnap import PruningSchedule, TTSnapPipeline, load_schedule
+from ttsnap import PruningSchedule, Rounds, TTSnapPipeline, load_schedule
 from ttsnap.evaluation.accounting import fractional_cost
 from ttsnap.evaluation.contenders import read_contenders
 from ttsnap.evaluation.replay import replay
@@ -41,6 +41,12 @@ def test_a_plain_reward_and_few_steps(steps, looks, guidance):
     assert len(out.trace[0].candidates) >= 3
     stock = tiny_pipeline("euler")(PROMPT, **options, generator=generators(out.seeds)[0]).images[0]
     assert np.array_equal(np.asarray(out.images[0]), np.asarray(stock))
+
+
+def test_rounds_may_look_ahead_by_a_plain_reward():
+    options = {"num_inference_steps": 4, "guidance_scale": 1.0, "budget": "6x", "seed": 7}
+    out = pipeline()(PROMPT, **options, search=Rounds(100.0, rounds=2, schedule="0:0.5+1"))
+    assert [(look.step, look.lookahead) for look in out.trace] == [(0, 1), (3, 0)] * 2
 
 
 def test_more_calls_than_are_left_are_refused_before_anything_runs():
