@@ -31,6 +31,12 @@ def effort_note(summary: AuditSummary) -> tuple[Block, ...]:
         for reason, text in sentences.items()
         if reason in stopped
     ]
+    start, *looks = summary["attack"]
+    if start["suspects"]["n"] == 0 and any(look["suspects"]["n"] for look in looks):
+        parts.append(
+            "Their start, budget 0, was not looked at. With a reference model a look ends once more than half of its "
+            "images lie below the threshold, so that a median below it may be of fewer images."
+        )
     if not parts:
         return ()
     return (Paragraph(" ".join(["Suspects are attacked up to the pre-set budget that the controls give.", *parts])),)
