@@ -126,7 +126,7 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--prompts": ("suspects/suspects.jsonl", "prompts"), "--rewards": ("lab", "rewards.lab"),
         "--candidates": ("3", "candidates"), "--steps": ("2", "num_inference_steps"),
         "--guidance": ("2", "guidance_scale"), "--negative": ("cat", "negative_prompt"), "--record": ("1", "record"),
-        "--micro-batch": ("2", "micro_batch"), "--no-previews": ("", "previews"),
+        "--lookahead": ("0+1", "lookahead"), "--micro-batch": ("2", "micro_batch"), "--no-previews": ("", "previews"),
     },
     "ttsnap compare": SEARCH | {
         "--prompts": ("suspects/suspects.jsonl", "prompts"), "--searches": ("best-of-n", "searches"),

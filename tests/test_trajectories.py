@@ -206,7 +206,7 @@ class Dying:
     name, higher_is_better, range, flops_per_image = "brightness", True, (0.0, 1.0), 1.0
 
     def __init__(self) -> None:
-        self.left = 1 + 2 * (STEPS + 1) + 2  # the trial, two prompts, and two looks
+        self.left = 1 + 2 * (STEPS + 2) + 2  # the trial, two prompts with a lookahead, and two looks
 
     def score(self, images, prompts):
         self.left -= 1
@@ -216,7 +216,7 @@ class Dying:
 
 
 def collect_and_die(folder):
-    record(folder, PROMPTS, rewards={"brightness": Dying()})
+    record(folder, PROMPTS, rewards={"brightness": Dying()}, lookahead=((1, 2),))
 
 
 def test_resumed_after_a_kill_it_gives_the_same_bytes(tmp_path):
@@ -225,7 +225,7 @@ def test_resumed_after_a_kill_it_gives_the_same_bytes(tmp_path):
     worker.join(120)
     assert worker.exitcode == -signal.SIGKILL
     assert [one.prompt for one in Trajectories.open(tmp_path / "killed")] == PROMPTS[:2]  # readable while unfinished
-    resumed, whole = record(tmp_path / "killed", PROMPTS), record(tmp_path / "whole", PROMPTS)
+    resumed, whole = (record(tmp_path / name, PROMPTS, lookahead=((1, 2),)) for name in ("killed", "whole"))
     assert len(resumed) == len(PROMPTS)
     assert shards(resumed.folder) == shards(whole.folder)
     assert [item["sha256"] for item in resumed.items()] == [item["sha256"] for item in whole.items()]

@@ -53,6 +53,9 @@ def collect(
     record: Annotated[
         str, typer.Option(help="Steps to keep: all, 2,4,6, every 2, or log-snr -6,-3,0 for the nearest levels.")
     ] = "all",
+    lookahead: Annotated[
+        str, typer.Option(help="Also score what lies ahead: after step 1 by 3 calls, after 3 by 2 is 1+3,3+2.")
+    ] = "",
     micro_batch: MicroBatch = "8",
     previews: Annotated[bool, typer.Option(help="Keep the estimates' pictures, which training needs.")] = True,
     preview_vae: PreviewVae = None,
@@ -82,6 +85,7 @@ def collect(
     from diffkit.segments import plan
     from ttsnap.trajectories.collect import CollectSettings
     from ttsnap.trajectories.collect import collect as carry_out
+    from ttsnap.trajectories.recorded_lookahead import read_lookahead
 
     at_once = read_micro_batch(micro_batch)
     texts = read_prompts(prompts, limit)
@@ -100,6 +104,7 @@ def collect(
     settings = CollectSettings(
         candidates, steps, guidance, negative,
         micro_batch=at_once, previews=previews, seed=seed, record=_steps(record, plan(pipe, steps)),
+        lookahead=read_lookahead(lookahead),
     )  # fmt: skip
     if dry_run:
         _announce(pipe, texts, scorers, settings)
@@ -156,11 +161,13 @@ def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], sett
     from diffkit.segments import plan
 
     steps = plan(pipe, settings.num_inference_steps)
-    kept = settings.resolved(steps).record or ()
+    chosen = settings.resolved(steps)
     images = len(texts) * settings.candidates
+    calls = images * (steps.calls + sum(calls for _, calls in chosen.lookahead))
+    looks = images * (len(chosen.record or ()) + len(chosen.lookahead) + 1)
     say(
-        f"Would record {len(texts)} prompts with {settings.candidates} seeds each: {images * steps.calls} denoiser "
-        f"calls, {images * (len(kept) + 1)} pictures decoded and scored by {', '.join(rewards)}; nothing was run."
+        f"Would record {len(texts)} prompts with {settings.candidates} seeds each: {calls} denoiser calls, {looks} "
+        f"pictures decoded and scored by {', '.join(rewards)}; nothing was run."
     )
 
 
@@ -169,11 +176,15 @@ def _print_alignment(summary: dict[str, Any], out: Path, format: str) -> None:
         write_json(summary)
         return
     names = list(summary["rewards"])
-    rows = [
+    rows: list[list[object]] = [
         [step, _figure(sigma), _figure(level), *(_figure(summary["rewards"][name]["tau"][row]) for name in names)]
         for row, (step, sigma, level) in enumerate(
             zip(summary["steps"], summary["sigmas"], summary["log_snrs"], strict=True)
         )
+    ]
+    rows += [
+        [f"{step}+{calls}", None, None, *(_figure(summary["rewards"][name]["lookahead_tau"][row]) for name in names)]
+        for row, (step, calls) in enumerate(summary.get("lookahead", ()))
     ]
     title = f"{summary['prompts']} prompts, {summary['candidates']} candidates each, in {out}"
     write_table(["step", "sigma", "log-SNR", *(f"tau of {name} to its final" for name in names)], rows, title=title)

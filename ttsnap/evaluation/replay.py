@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffkit.errors import InputError
 from diffkit.rewards.combine import COMBINE, Combine
-from ttsnap.reward_tensor import RewardTensor, places
+from ttsnap.reward_tensor import RewardTensor, places, written_pairs
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 __all__ = ["Replay", "draw_orders", "replay"]
@@ -93,9 +93,9 @@ def replay(
         drawn = draw_orders(chunk, pool, resamples, seed=seed, stream=stream) if orders is None else orders[chunk]
         ids = np.sort(drawn[:, :, :n], axis=-1)
         if len(group) == 1:
-            parts.append(_one(group[0], schedule.steps, kept, chunk, ids))
+            parts.append(_one(group[0], schedule.looks, kept, chunk, ids))
         else:
-            parts.append(_several(group, schedule.steps, kept, chunk, ids, combine))
+            parts.append(_several(group, schedule.looks, kept, chunk, ids, combine))
     winners = np.concatenate([part[0] for part in parts])
     stages = tuple(np.concatenate(stage) for stage in zip(*(part[1] for part in parts), strict=True))
     rows = np.arange(count)[:, None]
@@ -117,30 +117,39 @@ def _check(
     if any(tensor.looks.shape != shape for tensor in group):
         raise InputError("Several rewards must be of the same prompts, candidates and steps; their shapes differ.")
     schedule.validate(shape[2])
-    if schedule.lookahead:
-        raise InputError(f"The schedule {str(schedule)!r} looks ahead, and rewards after a lookahead are not recorded.")
     if not 1 <= n <= shape[1]:
         raise InputError(f"Cannot draw {n} candidates from a pool of {shape[1]}.")
     if len(kept) != len(schedule.steps) or any(k < 1 for k in kept):
         raise InputError(f"Each of {len(schedule.steps)} looks needs a number of survivors from 1, got {list(kept)}.")
     for tensor in group:
-        unknown = set(schedule.steps) - set(tensor.recorded)
-        if unknown:
-            raise InputError(
-                f"The schedule looks at step {min(unknown)}, but {tensor.name or 'the reward'!s} was recorded at "
-                f"{', '.join(map(str, tensor.recorded)) or 'no step'} only."
-            )
+        _check_looks(tensor, schedule)
     if orders is not None and (orders.ndim != 3 or orders.shape[0] != shape[0] or orders.shape[2] < n):
         raise InputError(f"The orders must be of (prompts {shape[0]}, resamples, at least {n}), got {orders.shape}.")
 
 
+def _check_looks(tensor: RewardTensor, schedule: PruningSchedule) -> None:
+    unknown = sorted(set(schedule.looks) - set(tensor.recorded_looks))
+    if not unknown:
+        return
+    (step, calls), name = unknown[0], tensor.name or "the reward"
+    if calls:
+        ahead = written_pairs(look for look in tensor.recorded_looks if look[1])
+        recorded = f"with lookahead {ahead} only" if ahead else "without lookahead"
+        raise InputError(f"The schedule looks ahead by {calls} calls after step {step}, but {name} was recorded "
+                         f"{recorded}; `ttsnap collect --lookahead {step}+{calls}` records it.")  # fmt: skip
+    raise InputError(
+        f"The schedule looks at step {step}, but {name} was recorded at "
+        f"{', '.join(map(str, tensor.recorded)) or 'no step'} only."
+    )
+
+
 def _one(
-    tensor: RewardTensor, steps: Sequence[int], kept: Sequence[int], chunk: range, ids: Ints
+    tensor: RewardTensor, looks: Sequence[tuple[int, int]], kept: Sequence[int], chunk: range, ids: Ints
 ) -> tuple[Ints, list[Ints]]:
     """Winners and stages for one reward. Places are whole numbers without ties, so that exactly k are at most the
     k-th smallest, and the mask that picks them keeps the candidates' order."""
     pool = tensor.final.shape[1]
-    tables = _places(tensor, steps)
+    tables = _places(tensor, looks)
     rows = np.arange(chunk.start, chunk.stop)[:, None]
     flat = ids + (rows * pool)[..., None]
     stages = [flat]
@@ -152,27 +161,33 @@ def _one(
         stages.append(flat)
     best = np.argmin(tables[-1].take(flat), axis=-1)[..., None]
     winners = np.take_along_axis(flat, best, axis=-1)[..., 0] - rows * pool
-    unscored = _unscored(tensor, steps)[rows, winners]
+    unscored = _unscored(tensor, looks)[rows, winners]
     return np.where(unscored, -1, winners), [stage - (rows * pool)[..., None] for stage in stages]
 
 
-def _places(tensor: RewardTensor, steps: Sequence[int]) -> list[NDArray[np.int32]]:
+def _places(tensor: RewardTensor, looks: Sequence[tuple[int, int]]) -> list[NDArray[np.int32]]:
     """For each look and for the final reward the flat places (P * N,) of all candidates, 0 the best."""
     if not tensor.missing:
-        return [tensor.places[index].ravel() for index in (*steps, -1)]
-    scores = [tensor.looks[:, :, step] for step in steps] + [tensor.final]
+        return [table.ravel() for table in (*(tensor.look_places(*look) for look in looks), tensor.places[-1])]
+    scores = [*(tensor.look(*look) for look in looks), tensor.final]
     failed = np.logical_or.accumulate([np.isnan(score) for score in scores])  # once out, a candidate stays out
     return [places(np.where(out, np.nan, score)).ravel() for out, score in zip(failed, scores, strict=True)]
 
 
-def _unscored(tensor: RewardTensor, steps: Sequence[int]) -> NDArray[np.bool_]:
+def _unscored(tensor: RewardTensor, looks: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
     """(P, N): candidates that cannot win, because a look or their final reward is NaN."""
-    out: NDArray[np.bool_] = np.isnan(tensor.looks[:, :, list(steps)]).any(axis=-1) | np.isnan(tensor.final)
+    scores = (*(tensor.look(*look) for look in looks), tensor.final)
+    out: NDArray[np.bool_] = np.logical_or.reduce([np.isnan(at) for at in scores])
     return out
 
 
 def _several(
-    group: list[RewardTensor], steps: Sequence[int], kept: Sequence[int], chunk: range, ids: Ints, combine: Combine
+    group: list[RewardTensor],
+    looks: Sequence[tuple[int, int]],
+    kept: Sequence[int],
+    chunk: range,
+    ids: Ints,
+    combine: Combine,
 ) -> tuple[Ints, list[Ints]]:
     """The same for several rewards, whose utility depends on which candidates are still there."""
     rows = np.arange(chunk.start, chunk.stop)[:, None, None]
@@ -180,11 +195,11 @@ def _several(
     utility = COMBINE[combine]
     stages = [ids]
     failed = np.zeros(group[0].final.shape, dtype=bool)
-    for step, k in zip(steps, kept, strict=True):
-        failed |= np.logical_or.reduce([np.isnan(tensor.looks[:, :, step]) for tensor in group])
+    for look, k in zip(looks, kept, strict=True):
+        judged = [tensor.look(*look) for tensor in group]
+        failed |= np.logical_or.reduce([np.isnan(scores) for scores in judged])
         if k < ids.shape[-1]:
-            scores = _gather([tensor.looks[:, :, step] for tensor in group], failed, rows, ids)
-            order = np.argsort(-utility(scores), axis=-1, kind="stable")[..., :k]
+            order = np.argsort(-utility(_gather(judged, failed, rows, ids)), axis=-1, kind="stable")[..., :k]
             ids = np.take_along_axis(ids, np.sort(order, axis=-1), axis=-1)
         stages.append(ids)
     finals = utility(_gather([tensor.final for tensor in group], failed | out, rows, ids))

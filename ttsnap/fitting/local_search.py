@@ -31,6 +31,9 @@ STARTS = (
     "2:0.6,4:0.6,6:0.6,8:0.6,11:0.6", "3:0.7,5:0.7,7:0.7,9:0.7,11:0.7,14:0.7",
 )  # fmt: skip
 """Where the search begins, step indices of 20 calls; they are stretched to the tensor's number of calls."""
+DRAFTS = (0.06, 0.12, 0.25, 0.5)
+"""Shares of further beginnings, which look once: ahead, where that was recorded."""
+Look = tuple[int, int]  # step, and the calls by which it looks ahead
 
 
 @dataclass
@@ -104,14 +107,14 @@ def search_budget(
         tries: neighbours tried from each of the three best starts.
         starts: further schedules to begin with, for example a neighbouring budget's.
     """
-    allowed = [step for step in bench.tensor.recorded if step < bench.tensor.calls - 1]
+    allowed = [look for look in bench.tensor.recorded_looks if look[0] < bench.tensor.calls - 1]
     given = (*_starts(allowed, bench.tensor.calls), *starts)
     begin = {BEST_OF_N, *(schedule for schedule in given if len(schedule.steps) <= cuts)}
     ranked = sorted(begin, key=lambda schedule: (-bench.mean(schedule, budget), str(schedule)))
     improved = []
     for current in ranked[: 3 if allowed else 1]:
         for _ in range(tries if allowed else 0):
-            neighbour = _neighbour(bench.counts(current, budget), current.steps, allowed, cuts, generator)
+            neighbour = _neighbour(bench.counts(current, budget), current.looks, allowed, cuts, generator)
             if neighbour is not None and bench.better(neighbour, current, budget):
                 current = neighbour
         improved.append(current)
@@ -122,32 +125,38 @@ def _without_idle_looks(bench: Bench, schedule: PruningSchedule, budget: float) 
     """The schedule without the looks that drop nobody at this budget, unless it is better with them."""
     counts = bench.counts(schedule, budget)
     useful = [at for at, (before, after) in enumerate(itertools.pairwise(counts)) if after < before]
-    lean = PruningSchedule(tuple(schedule.steps[at] for at in useful), tuple(schedule.keep[at] for at in useful))
+    lean = _schedule([schedule.looks[at] for at in useful], [schedule.keep[at] for at in useful])
     return schedule if bench.better(schedule, lean, budget) else lean
 
 
-def _starts(allowed: Sequence[int], calls: int) -> list[PruningSchedule]:
-    """The starts on this tensor's steps; those of which two looks fall together are left out."""
-    fitting = []
-    for text in STARTS if allowed else ():
+def _schedule(looks: Sequence[Look], keep: Sequence[float]) -> PruningSchedule:
+    steps, ahead = zip(*looks, strict=True) if looks else ((), ())
+    return PruningSchedule(steps, tuple(keep), lookahead=ahead)
+
+
+def _starts(allowed: Sequence[Look], calls: int) -> list[PruningSchedule]:
+    """The starts on this tensor's looks; those of which two looks fall together are left out."""
+    fitting = [_schedule([look], [share]) for look in allowed if look[1] for share in DRAFTS]
+    estimated = [step for step, ahead in allowed if not ahead]
+    for text in STARTS if estimated else ():
         schedule = PruningSchedule.parse(text)
-        steps = [min(allowed, key=lambda step: abs(step - ((old + 1) * calls / 20 - 1))) for old in schedule.steps]
+        steps = [min(estimated, key=lambda step: abs(step - ((old + 1) * calls / 20 - 1))) for old in schedule.steps]
         if all(before < after for before, after in itertools.pairwise(steps)):
             fitting.append(PruningSchedule(tuple(steps), schedule.keep))
     return fitting
 
 
 def _neighbour(
-    counts: Sequence[int], steps: Sequence[int], allowed: Sequence[int], cuts: int, generator: np.random.Generator
+    counts: Sequence[int], seen: Sequence[Look], allowed: Sequence[Look], cuts: int, generator: np.random.Generator
 ) -> PruningSchedule | None:
     """A random small change; None when it leads nowhere."""
-    size, left, looks = counts[0], list(counts[1:]), list(steps)
+    size, left, looks = counts[0], list(counts[1:]), list(seen)
     move = generator.integers(6)
     if move == 0 and len(looks) < cuts:
-        step = int(generator.choice(allowed))
-        at = sum(look < step for look in looks)
+        new = allowed[int(generator.choice(len(allowed)))]
+        at = sum(look < new for look in looks)
         before, after = (left[at - 1] if at else size), (left[at] if at < len(left) else 1)
-        looks.insert(at, step)
+        looks.insert(at, new)
         left.insert(at, max(1, round((before * after) ** 0.5)))
     elif not looks:
         return None
@@ -165,12 +174,12 @@ def _neighbour(
         change = max(1, int(generator.choice([0.0, 0.1, 0.2]) * left[at]))
         left[at] = max(1, left[at] + change * int(generator.choice([-1, 1])))
     sizes = [size, *left]
-    if any(after > before for before, after in zip(sizes, left, strict=False)) or len(set(looks)) < len(looks):
+    if any(after > before for before, after in zip(sizes, left, strict=False)) or len(dict(looks)) < len(looks):
         return None
     if looks != sorted(looks):
         return None
     shares = tuple(max(round(after / before, 3), 0.001) for before, after in zip(sizes, left, strict=False))
-    return PruningSchedule(tuple(looks), shares)
+    return _schedule(looks, shares)
 
 
 def search_budgets(

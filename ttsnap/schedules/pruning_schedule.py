@@ -106,6 +106,11 @@ class PruningSchedule:
         return self.lookahead or (0,) * len(self.steps)
 
     @property
+    def looks(self) -> tuple[tuple[int, int], ...]:
+        """(step, lookahead) of each look."""
+        return tuple(zip(self.steps, self.calls_ahead, strict=True))
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether any look does."""
         return bool(self.lookahead)

@@ -166,7 +166,8 @@ def _config(
     prompts: Sequence[str], rewards: Mapping[str, Reward], settings: CollectSettings, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     described = {name: {"higher_is_better": reward.higher_is_better} for name, reward in rewards.items()}
-    return {**origin, **asdict(settings), "rewards": described, "prompts": list(prompts)}
+    chosen = {name: value for name, value in asdict(settings).items() if name != "lookahead" or value}
+    return {**origin, **chosen, "rewards": described, "prompts": list(prompts)}
 
 
 def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:

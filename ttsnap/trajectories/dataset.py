@@ -6,6 +6,7 @@ prompt) and one shard a prompt, ``shards/p000012.safetensors``, for N candidates
 - ``previews`` uint8 (N, S, 3, h, w): decoded x0 estimates, at the rewards' own input size; absent when not kept;
 - ``final_images`` uint8 (N, 3, h, w): finished images at the same size;
 - ``rewards.<name>`` float32 (N, S) and ``finals.<name>`` float32 (N,): scores, NaN where there is none;
+- ``lookahead.<name>`` float32 (N, L): plain scores of the images that lie some calls ahead; absent when not recorded;
 - ``seeds`` int64 (N,): the stock pipeline makes the same image from ``torch.Generator().manual_seed(seed)``.
 
 Noise levels are sigma, noise over signal of the latents that went into the step; log-SNR is -2 ln(sigma).
@@ -154,6 +155,7 @@ class Trajectories(Sequence[Trajectory]):
         names: the rewards.
         candidates: N.
         record: the content of run.json.
+        lookahead: the recorded pairs (step, calls), (L,).
 
     ``Trajectories.open(folder)`` reads a folder; ``trajectories[0].estimates(step)`` are the previews of the first
     prompt after a step, ``trajectories.reward_tensor("lab")`` all scores of a reward.
@@ -168,6 +170,7 @@ class Trajectories(Sequence[Trajectory]):
     names: tuple[str, ...]
     candidates: int
     record: dict[str, Any]
+    lookahead: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> Trajectories:
@@ -199,6 +202,7 @@ class Trajectories(Sequence[Trajectory]):
             names=tuple(config["rewards"]),
             candidates=int(config["candidates"]),
             record=record,
+            lookahead=tuple((int(step), int(calls)) for step, calls in config.get("lookahead", ())),
         )
 
     def __repr__(self) -> str:
@@ -236,16 +240,23 @@ class Trajectories(Sequence[Trajectory]):
         self._check(name)
         looks = np.full((len(self), self.candidates, len(self.all_sigmas)), np.nan)
         final = np.full((len(self), self.candidates), np.nan)
+        ahead = {pair: np.full_like(final, np.nan) for pair in self.lookahead}
         for row, trajectory in enumerate(self):
             looks[row][:, list(self.steps)] = trajectory.tensor(f"rewards.{name}").double().numpy()
             final[row] = trajectory.tensor(f"finals.{name}").double().numpy()
+            if ahead:
+                columns = trajectory.tensor(f"lookahead.{name}").double().numpy().T
+                for scores, column in zip(ahead.values(), columns, strict=True):
+                    scores[row] = column
         sign = 1.0 if self.record["config"]["rewards"][name]["higher_is_better"] else -1.0
-        return RewardTensor(sign * looks, sign * final, name, self.all_sigmas, self.prompts, self.prices(name))
+        ahead = {pair: sign * scores for pair, scores in ahead.items()}
+        return RewardTensor(sign * looks, sign * final, name, self.all_sigmas, self.prompts, self.prices(name), ahead)
 
     def prices(self, name: str, unit: Literal["FLOP", "s"] = "FLOP") -> Prices:
         """What a call, a decoding and one score of this reward cost: counted FLOP, or seconds measured while recording.
 
-        The seconds are those of full micro-batches, one candidate's share; padding is not counted.
+        The seconds are those of full micro-batches, one candidate's share; padding is not counted. Calls and looks of
+        recorded lookaheads are.
 
         Raises:
             InputError: no such reward.
@@ -255,13 +266,15 @@ class Trajectories(Sequence[Trajectory]):
             flop = self.record["provenance"]["flop"]
             return Prices(flop["call"], flop["decode"], flop["verify"][name], flop["encode"], flop.get("preview"))
         items = self.items()
-        images, looks = len(items) * self.candidates, len(items) * self.candidates * len(self.steps)
+        images = len(items) * self.candidates
+        looks = images * (len(self.steps) + len(self.lookahead))
+        calls = images * (len(self.all_sigmas) + sum(calls for _, calls in self.lookahead))
         took = Counter[str]()
         for item in items:
             took.update(item["seconds"])
         previewed = "preview" in took
         return Prices(
-            call=took["denoiser"] / (images * len(self.all_sigmas)),
+            call=took["denoiser"] / calls,
             decode=took["decoder"] / (images if previewed else images + looks),
             verify=took[f"verifier.{name}"] / (images + looks),
             encode=None,

@@ -18,7 +18,7 @@ from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.assets import NAMES, REWARDS, shipped
-from ttsnap.reward_tensor import AWARE, FINAL, LOOKS, PLAIN, PUBLISHED_AWARE, RewardTensor
+from ttsnap.reward_tensor import AHEAD, AWARE, FINAL, LOOKS, PLAIN, PUBLISHED_AWARE, RewardTensor
 
 if TYPE_CHECKING:
     from ttsnap.trajectories.published_rewards import StepRewards
@@ -120,12 +120,19 @@ def _from_npz(arrays: Mapping[str, NDArray[Any]], key: str, plain: bool) -> Rewa
                 None if sigmas is None else tuple(float(sigma) for sigma in sigmas),
                 None if texts is None else tuple(bytes(text).decode() for text in texts),
                 None if prices is None else Prices(*(None if math.isnan(price) else float(price) for price in prices)),
+                _lookahead(arrays, key),
             )
         base = np.asarray(arrays[key + PLAIN], dtype=np.float64)
         aware = None if plain else arrays.get(key + AWARE)
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"Cannot read the rewards {key!r}: {type(error).__name__}: {error}.") from error
     return _with_fallback(base, aware, key)
+
+
+def _lookahead(arrays: Mapping[str, NDArray[Any]], key: str) -> dict[tuple[int, int], NDArray[Any]]:
+    """The rewards after a lookahead by step and calls."""
+    pairs = {name: name.removeprefix(key + AHEAD).split("+") for name in arrays if name.startswith(key + AHEAD)}
+    return {(int(step), int(calls)): arrays[name] for name, (step, calls) in pairs.items()}
 
 
 def _with_fallback(

@@ -21,7 +21,8 @@ from diffkit.micro_batch import MicroBatch
 from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators
-from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from diffkit.segments import Candidate, Denoising, Plan
+from ttsnap.trajectories.recorded_lookahead import check_lookahead, denoise_looking_ahead
 
 __all__ = ["Recorded", "Recorder", "CollectSettings", "guided", "image_size", "preview_side"]
 
@@ -33,6 +34,8 @@ class CollectSettings:
     Attributes:
         candidates: seeds for each prompt; candidate i of prompt p takes ``candidate_seed(seed, p, i)``.
         record: indices of the steps to keep; None for all that have an estimate.
+        lookahead: pairs (step, calls), rising: after these steps the images that lie so many calls ahead are scored
+            too, by the plain rewards, see :mod:`diffkit.lookahead`.
         micro_batch: candidates run at once, of several prompts where one has fewer; the last batch is padded. ``auto``
             begins with many and halves them when memory runs out.
         previews: whether the estimates' and final pictures are kept, or only their scores.
@@ -53,6 +56,7 @@ class CollectSettings:
     micro_batch: int | Literal["auto"] = 8
     previews: bool = True
     seed: int = 0
+    lookahead: tuple[tuple[int, int], ...] = ()
 
     def resolved(self, steps: Plan) -> CollectSettings:
         """The same with the recorded steps written out.
@@ -74,7 +78,7 @@ class CollectSettings:
         if record[0] < 0 or record[-1] >= steps.calls:
             raise InputError(f"The denoising has steps 0 to {steps.calls - 1}; cannot record {record}.")
         steps.check_looks(record)
-        return replace(self, record=record)
+        return replace(self, record=record, lookahead=check_lookahead(self.lookahead, steps))
 
 
 def image_size(pipe: Pipeline, settings: CollectSettings) -> tuple[int, int]:
@@ -160,7 +164,8 @@ class Recorder:
     def _batch(
         self, batch: Sequence[Candidate], size: int, conditioning: Conditioning, texts: Sequence[str]
     ) -> _ScoredBatch:
-        """Denoise one micro-batch to the end and look at its estimates, one recorded step after the other."""
+        """Denoise one micro-batch to the end and look at its estimates, one recorded step after the other, then at
+        what lies ahead, then at the finished images."""
         settings, estimates = self.settings, dict[int, Tensor]()
         record = settings.record or ()
 
@@ -174,19 +179,25 @@ class Recorder:
             *image_size(self.pipe, settings),
             micro_batch=size,
         )
-        scored = _ScoredBatch(len(batch), size, [texts[candidate.prompt] for candidate in batch])
+        scored = _ScoredBatch(len(batch), size, [texts[candidate.prompt] for candidate in batch], len(record))
         with scored.clock("denoiser"):
-            done = run_segment(self.pipe, batch, conditioning, denoising, 0, self.plan.calls, on_estimate=keep)
+            done, ahead = denoise_looking_ahead(
+                self.pipe, batch, conditioning, denoising, self.plan, settings.lookahead, keep
+            )
         for step in record:
             self._look(scored, estimates.pop(step), log_snr(self.plan.sigmas[step]))
-        self._look(scored, torch.cat([candidate.latents for candidate in done if candidate.latents is not None]), None)
+        for latents in ahead:
+            self._look(scored, latents, None)
+        finished = torch.cat([candidate.latents for candidate in done if candidate.latents is not None])
+        self._look(scored, finished, None, final=True)
         return scored
 
-    def _look(self, scored: _ScoredBatch, latents: Tensor, level: float | None) -> None:
-        """Decode, score by every reward, keep small pictures; the batch is padded to its full size."""
+    def _look(self, scored: _ScoredBatch, latents: Tensor, level: float | None, *, final: bool = False) -> None:
+        """Decode, score by every reward, keep small pictures of estimates and finished images; the batch is padded to
+        its full size."""
         padded = torch.cat([latents, latents[-1:].expand(scored.size - scored.real, *latents.shape[1:])])
         prompts = [*scored.prompts, *scored.prompts[-1:] * (scored.size - scored.real)]
-        vae = None if level is None else self.preview_vae
+        vae = None if final else self.preview_vae
         with scored.clock("decoder" if vae is None else "preview"):
             images = decode_latents(self.pipe, padded, vae, image_size(self.pipe, self.settings))
         for name, reward in self.rewards.items():
@@ -194,7 +205,7 @@ class Recorder:
                 values, reasons = score_checked(reward, images, prompts, level)
             scored.scores.setdefault(name, []).append(values[: scored.real])
             scored.reasons.setdefault(name, []).append(reasons[: scored.real])
-        if self.settings.previews:
+        if self.settings.previews and (final or level is not None):
             scored.pictures.append(small(images[: scored.real], preview_side(self.rewards)))
 
     def _deal(self, batch: Sequence[Candidate], scored: _ScoredBatch, unfinished: dict[int, _Parts]) -> None:
@@ -216,11 +227,13 @@ class Recorder:
 
 @dataclass
 class _ScoredBatch:
-    """Scores and pictures of one micro-batch, look by look; the last look is that of the finished images."""
+    """Scores and pictures of one micro-batch, look by look: at ``steps`` estimates, at what lies ahead, and last at
+    the finished images."""
 
     real: int
     size: int
     prompts: list[str]
+    steps: int
     scores: dict[str, list[Tensor]] = field(default_factory=dict)
     reasons: dict[str, list[list[str | None]]] = field(default_factory=dict)
     pictures: list[Tensor] = field(default_factory=list)
@@ -239,7 +252,9 @@ class _ScoredBatch:
         """The micro-batch as rows of shards; see :mod:`ttsnap.trajectories.dataset`."""
         tensors = {"seeds": torch.tensor(seeds, dtype=torch.int64)}
         for name, looks in self.scores.items():
-            tensors[f"rewards.{name}"] = torch.stack(looks[:-1], dim=1)
+            tensors[f"rewards.{name}"] = torch.stack(looks[: self.steps], dim=1)
+            if ahead := looks[self.steps : -1]:
+                tensors[f"lookahead.{name}"] = torch.stack(ahead, dim=1)
             tensors[f"finals.{name}"] = looks[-1]
         if self.pictures:
             tensors["previews"] = torch.stack(self.pictures[:-1], dim=1)
@@ -264,6 +279,7 @@ def _recorded(number: int, prompt: str, parts: _Parts) -> Recorded:
     tensors = {name: torch.cat([part[name] for part in parts.tensors]) for name in parts.tensors[0]}
     unscored: dict[str, dict[str, int | str]] = {}
     for name, reason in parts.reasons.items():
-        missing = sum(int(tensors[f"{kind}.{name}"].isnan().sum()) for kind in ("rewards", "finals"))
+        scores = [tensors.get(f"{kind}.{name}") for kind in ("rewards", "lookahead", "finals")]
+        missing = sum(int(values.isnan().sum()) for values in scores if values is not None)
         unscored[name] = {"count": missing, "reason": reason}
     return Recorded(number, prompt, tensors, unscored, parts.seconds)

@@ -30,7 +30,8 @@ def rescore(
         advance: called with the number of prompts newly done.
 
     Returns:
-        looks (P, N, T), higher is better, NaN at steps that were not recorded; under the name of ``reward``.
+        looks (P, N, T), higher is better, NaN at steps that were not recorded; under the name of ``reward``. Recorded
+        lookaheads stay those of ``base`` too: they were scored plainly, like finals.
 
     Raises:
         InputError: no such reward, or no previews.

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttsnap.alignment import kendall
+from ttsnap.reward_tensor import RewardTensor
 from ttsnap.trajectories.dataset import Trajectories
 
 __all__ = ["summarise_trajectories"]
@@ -21,8 +23,10 @@ def summarise_trajectories(trajectories: Trajectories) -> dict[str, Any]:
 
     For each reward: ``tau``, one figure a recorded step, is the mean over prompts of Kendall's tau-b between the
     candidates' scores after that step and their final scores; prompts where it is undefined (a score is missing, or all
-    are equal) are left out, and ``tau_prompts`` counts the others.
+    are equal) are left out, and ``tau_prompts`` counts the others. Where lookaheads were recorded, ``lookahead`` lists
+    their pairs (step, calls), and ``lookahead_tau`` has one figure each.
     """
+    ahead = {"lookahead": [list(pair) for pair in trajectories.lookahead]} if trajectories.lookahead else {}
     return {
         "schema_version": SUMMARY_SCHEMA,
         "prompts": len(trajectories),
@@ -30,6 +34,7 @@ def summarise_trajectories(trajectories: Trajectories) -> dict[str, Any]:
         "steps": list(trajectories.steps),
         "sigmas": [_finite(sigma) for sigma in trajectories.sigmas],
         "log_snrs": [_finite(level) for level in trajectories.log_snrs],
+        **ahead,
         "bytes": sum(item["bytes"] for item in trajectories.items()),
         "rewards": {name: _reward(trajectories, name) for name in trajectories.names},
     }
@@ -37,16 +42,27 @@ def summarise_trajectories(trajectories: Trajectories) -> dict[str, Any]:
 
 def _reward(trajectories: Trajectories, name: str) -> dict[str, Any]:
     tensor = trajectories.reward_tensor(name)
-    taus = [kendall(tensor.looks[:, :, step], tensor.final) for step in trajectories.steps]
-    defined = [at_step[np.isfinite(at_step)] for at_step in taus]
+    defined = [_taus(tensor, step) for step in trajectories.steps]
+    ahead = [_mean(_taus(tensor, step, calls)) for step, calls in trajectories.lookahead]
     missing = [item["unscored"][name] for item in trajectories.items() if name in item["unscored"]]
     return {
-        "tau": [float(values.mean()) if len(values) else None for values in defined],
+        "tau": [_mean(values) for values in defined],
         "tau_prompts": [len(values) for values in defined],
+        **({"lookahead_tau": ahead} if ahead else {}),
         "unscored": sum(item["count"] for item in missing),
         "reason": missing[0]["reason"] if missing else None,
         "prices": {"FLOP": asdict(trajectories.prices(name)), "s": asdict(trajectories.prices(name, "s"))},
     }
+
+
+def _taus(tensor: RewardTensor, step: int, calls: int = 0) -> NDArray[np.float64]:
+    """Kendall's tau of a look with the final reward, of the prompts where it is defined."""
+    values = kendall(tensor.look(step, calls), tensor.final)
+    return values[np.isfinite(values)]
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _finite(value: float) -> float | None:
