@@ -133,6 +133,7 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--budget": ("3x", "budget"), "--reward": ("lab", "reward"),
         "--noise-aware": ("lab-noise-aware", "noise_aware"),
         "--schedule": ("0:0.5", "schedules.default"), "--plain-schedule": ("0:0.5", "schedules.ttsp"),
+        "--lookahead-schedule": ("0:0.5+1", "schedules.lookahead"),
         "--index": ("index.json", "sha256.index"), "--steps": ("4", "steps"), "--guidance": ("2", "guidance"),
         "--negative": ("cat", "negative"), "--eta": (None, "eta"), "--micro-batch": ("2", "micro_batch"),
     },

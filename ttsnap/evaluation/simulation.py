@@ -127,6 +127,7 @@ def _points(curve: BudgetCurve, finished: float) -> list[dict[str, Any]]:
             "capped": bought.capped, "survival": [_finite(share) for share in curve.survival[b]],
             "regret": _finite(curve.regret[b]),
         }  # fmt: skip
+        point["difference"] = point.pop("difference")  # stands last
         points.append(point)
     return points
 
