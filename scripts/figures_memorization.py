@@ -389,18 +389,19 @@ def many() -> str:
         return MISSING
 
     n = sum(measured["planted"].values()) + sum(measured["never planted"].values())
-    gradients, images = measured["sample gradients"], measured["trigger images"]
+    unlike, (ran, items) = measured["unlike the whole ladder"], measured["items of the whole ladder"]
+    compared = "" if unlike is None else f" Verdicts unlike those of the whole ladder: {len(unlike)}."
+    scaled = "" if ran == items else f", which was measured on {ran} of its {items} items"
     return (
         f"24 planted images among {n} suspects, the lab under `lab-nemo`, 30 controls, reference `lab-clean`: of the "
         f"planted that the attack brings back, retained {counted(measured['planted, back by the attack, retained'])}, "
         f"by rank alone {counted(measured['retained by rank'])}; of all planted, retained or replicated "
         f"{counted(measured['planted, retained or replicated'])}; of the never planted "
         f"{counted(measured['never planted, retained or replicated'])}; controls flagged "
-        f"{counted(measured['controls flagged'])}. Verdicts unlike those of the whole ladder: "
-        f"{len(measured['unlike the whole ladder'])}. The order of work took {measured['ratio']:.2f} of the whole "
-        f"ladder's processor time ({gradients['order of work']:,} sample gradients instead of "
-        f"{gradients['whole ladder']:,}, {images['order of work']:,} images from triggers instead of "
-        f"{images['whole ladder']:,})."
+        f"{counted(measured['controls flagged'])}.{compared} The order of work took {measured['ratio']:.2f} of the "
+        f"whole ladder's processor time{scaled}; {measured['ratio without controls on the reference']:.2f} of that of a "
+        f"whole ladder without controls on the reference. It took {measured['sample gradients']:,} sample gradients and "
+        f"{measured['trigger images']:,} images from triggers."
     )
 
 
