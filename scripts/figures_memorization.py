@@ -399,8 +399,8 @@ def many() -> str:
         f"{counted(measured['planted, retained or replicated'])}; of the never planted "
         f"{counted(measured['never planted, retained or replicated'])}; controls flagged "
         f"{counted(measured['controls flagged'])}.{compared} The order of work took {measured['ratio']:.2f} of the "
-        f"whole ladder's processor time{scaled}; {measured['ratio without controls on the reference']:.2f} of that of a "
-        f"whole ladder without controls on the reference. It took {measured['sample gradients']:,} sample gradients and "
+        f"whole ladder's processor time{scaled}, and {measured['ratio without controls on the reference']:.2f} of it "
+        f"without the controls on the reference; {measured['sample gradients']:,} sample gradients and "
         f"{measured['trigger images']:,} images from triggers."
     )
 
