@@ -224,6 +224,8 @@ def test_a_lookahead_that_was_not_recorded_is_refused_with_those_that_were():
 @pytest.mark.parametrize(
     ("pairs", "sentence"),
     [
+        ("1+3", "pairs of step and calls, as in .*, got '1\\+3'"),
+        (((1, True),), "pairs of step and calls"),
         (((3, 2), (1, 3)), "must rise, got 3\\+2, 1\\+3"),
         (((1, 1), (1, 1)), "must rise"),
         (((4, 2),), "after step 4 it cannot look ahead by 2"),

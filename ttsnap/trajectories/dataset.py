@@ -255,8 +255,8 @@ class Trajectories(Sequence[Trajectory]):
     def prices(self, name: str, unit: Literal["FLOP", "s"] = "FLOP") -> Prices:
         """What a call, a decoding and one score of this reward cost: counted FLOP, or seconds measured while recording.
 
-        The seconds are those of full micro-batches, one candidate's share; padding is not counted. Calls and looks of
-        recorded lookaheads are.
+        The seconds are those of full micro-batches, one candidate's share; padding is not counted. The calls and looks
+        of recorded lookaheads count like all others.
 
         Raises:
             InputError: no such reward.

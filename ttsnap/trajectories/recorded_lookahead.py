@@ -43,8 +43,10 @@ def check_lookahead(pairs: Sequence[tuple[int, int]], plan: Plan) -> Pairs:
     """The pairs, when a denoising can be looked ahead of so.
 
     Raises:
-        InputError: they do not rise, a step has no estimate, or so many calls are not left after it.
+        InputError: they are no pairs, do not rise, a step has no estimate, or so many calls are not left after it.
     """
+    if any(not isinstance(pair, tuple) or [type(number) for number in pair] != [int, int] for pair in pairs):
+        raise InputError(f"Lookaheads to record are pairs of step and calls, as in ((1, 3), (3, 2)), got {pairs!r}.")
     if any(later <= pair for pair, later in itertools.pairwise(pairs)):
         raise InputError(f"The lookaheads to record must rise, got {', '.join(f'{s}+{k}' for s, k in pairs)}.")
     for step, calls in pairs:
