@@ -1,6 +1,7 @@
 """Time of the simulated curves of FLUX (19 budgets, 50 resamplings, 3 rewards) on one core; the goal is 3 s.
 
-With --json the gains of the published schedule under each accounting are measured too, and written there.
+With --json the gains of the published schedule under each accounting are measured too, at the budgets of
+``measure_fit.py``, and written there.
 
     python scripts/bench_simulate.py TENSORS.npz [--json docs/figures/tensors.json]
 """
@@ -13,6 +14,8 @@ import statistics
 import time
 from pathlib import Path
 from typing import Any, get_args
+
+from measure_fit import BUDGETS, RESAMPLES
 
 from ttsnap.evaluation.accounting import Accounting
 from ttsnap.evaluation.budget_curves import budget_curves
@@ -29,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tensors", help="the .npz with the published rewards")
     parser.add_argument("--json", type=Path, help="file for the gains under each accounting and the seconds")
-    parser.add_argument("--resamples", type=int, default=200, help="resamplings for the gains")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="resamplings for the gains")
     given = parser.parse_args()
     walls, cores = [], []
     for _ in range(RUNS):
@@ -43,7 +46,8 @@ def main() -> None:
         f"{statistics.median(cores):.2f} s of one core (median of {RUNS})"
     )
     if given.json:
-        figures = {"seconds of one core": statistics.median(cores), "gains": gains(given.tensors, given.resamples)}
+        figures = {"seconds of one core": statistics.median(cores), "budgets": BUDGETS,
+                   "gains": gains(given.tensors, given.resamples)}  # fmt: skip
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
@@ -59,7 +63,7 @@ def gains(path: str, resamples: int) -> list[dict[str, Any]]:
         for plain in (False, True):
             group = load(path, model, plain=plain)
             curves = {
-                one: budget_curves(group, PUBLISHED, accounting=one, resamples=resamples)
+                one: budget_curves(group, PUBLISHED, BUDGETS, accounting=one, resamples=resamples)
                 for one in get_args(Accounting)
             }
             for k, tensor in enumerate(group):

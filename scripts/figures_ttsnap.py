@@ -8,6 +8,9 @@ from typing import Any
 
 from figures_common import MISSING, ROOT, gain, read, table
 
+EACH = "one schedule for each budget"
+ADAPTIVE = "index or schedule, whichever was better on the prompts it was fitted on"
+
 
 def search() -> str:
     """Searches at equal counted cost on the lab."""
@@ -217,6 +220,40 @@ def fit() -> str:
     return table(["", *(key.replace("_", " ") for key in keys), "mean flux", "mean sdxl"], rows)
 
 
+def fit_budgets() -> str:
+    """Schedule, index rule and the better of the two at each budget."""
+    found = read("fit")
+    if not found:
+        return MISSING
+    gaps = [
+        {budget: means[ADAPTIVE][budget] - means[EACH][budget] for budget in means[EACH]}
+        for means in (reward["mean difference to best-of-N"] for reward in found["rewards"].values())
+    ]
+    below = [
+        f"{key.replace('_', ' ')} at {budget} by {-gap:.2g}"
+        for key, gap_of in zip(found["rewards"], gaps, strict=True)
+        for budget, gap in gap_of.items()
+        if gap < 0
+    ]
+    surely = sum(
+        interval[1] < 0
+        for reward in found["rewards"].values()
+        for interval in reward["difference of index or schedule to the schedule"].values()
+    )
+    cells = sum(map(len, gaps))
+    spent = max(
+        variants["variants"][name]["highest share of the budget spent"]
+        for variants in found["rewards"].values()
+        for name in ("index", ADAPTIVE)
+    )
+    prompts = next(iter(found["rewards"].values()))["prompts"]
+    return (
+        f"Of {cells} budgets and rewards, *index or schedule* is above the schedule at {cells - len(below)} "
+        f"({prompts} prompts each); below it: {'; '.join(below) or 'nowhere'}; surely below (95 %): {surely}. The "
+        f"highest total that any search spent is {100 * spent:.1f} % of its budget."
+    )
+
+
 def tensors() -> str:
     """The published schedule under three accountings."""
     found = read("tensors")
@@ -232,5 +269,5 @@ def tensors() -> str:
 
 BLOCKS = (
     chain, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, rounds, first_level, preview,
-    fit, tensors,
+    fit, fit_budgets, tensors,
 )  # fmt: skip

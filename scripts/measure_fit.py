@@ -2,9 +2,10 @@
 
 python scripts/measure_fit.py [--data FILE] [--folds 2] [--json docs/figures/fit.json]
 
-Every variant is fitted on the other folds and measured on the one held out, at equal exact cost: the gain is the area
-between the reward-against-budget curves over best-of-N's own (per cent). Where a rule sets the mean cost only,
-best-of-N is taken at the cost that was really spent.
+Every variant is fitted on the other folds and measured on the one held out, at budgets that buy whole images. The
+baseline is the same for all: best-of-N at the budget, as an exact expectation. The gain is the area between the
+reward-against-budget curves over best-of-N's own (per cent). The index rule spends one total over the prompts that are
+held out, never more; with a hard budget, at most the budget on each. ``bench_simulate.py`` has the same grid.
 """
 
 from __future__ import annotations
@@ -12,86 +13,118 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.integrate import simpson
 
 from diffkit.console import progress
 from diffkit.stats import bootstrap_mean
-from ttsnap.alignment import bootstrap_ratio, expected_best_of_n
+from ttsnap.alignment import budget_utilisation, expected_best_of_n
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES
-from ttsnap.fitting.index_check import best_of_n_at
-from ttsnap.fitting.index_fit import fit_index, replay_index
+from ttsnap.evaluation.budget_curves import budget_curves, mean_of_winners
+from ttsnap.fitting.index_check import fit_guarded
+from ttsnap.fitting.index_fit import IndexReplay, fit_index, replay_index, replay_total
 from ttsnap.fitting.local_search import Bench, search_budgets
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import IndexBook
-from ttsnap.schedules.index_rule import IndexRule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.strategies.pruning import PUBLISHED
 from ttsnap.trajectories.read import load_tensor
 
 KEYS = [f"{model}_{reward}" for model in ("flux", "sdxl") for reward in ("imagereward", "pickscore", "hpsv2")]
-BUDGETS = [400.0, 1300.0, 2200.0, 3100.0, 4000.0]
+BUDGETS = [400.0, 1200.0, 2200.0, 3000.0, 4000.0]  # of the published ones; they buy 2, 6, 11, 15 and 20 images
 ONE = 20 * 9.9 + 1.2
-VARIANTS = [
+TRIES = 150
+RESAMPLES = 200  # of the published schedule, as in bench_simulate.py
+PUBLISHED_NAME, ALL, EACH, ADAPTIVE = (
     "published schedule", "one schedule for all budgets", "one schedule for each budget",
-    "index, hard budget", "index, mean budget", "index, mean budget without caution",
-    "index, mean budget without cap", "index, mean budget, scale known", "index, mean budget, scale guessed once",
+    "index or schedule, whichever was better on the prompts it was fitted on",
+)  # fmt: skip
+INDEX = [
+    "index", "index, hard budget for each prompt", "index without caution", "index without cap", "index, scale known",
+    "index, scale guessed once",
 ]  # fmt: skip
+VARIANTS = [PUBLISHED_NAME, ALL, EACH, INDEX[0], ADAPTIVE, *INDEX[1:]]
 
 
-def fractions(train: RewardTensor, test: RewardTensor) -> dict[str, np.ndarray]:
-    """Differences to best-of-N (P, B) of fixed fractions."""
+class Measured(NamedTuple):
+    """Differences to best-of-N (P, B), and the highest total cost over the total budget of any search."""
+
+    differences: np.ndarray
+    spent: float
+
+
+def plain(tensor: RewardTensor) -> np.ndarray:
+    """(P, B) best-of-N as each budget buys it."""
+    return np.stack([expected_best_of_n(tensor.final, int(budget / ONE)) for budget in BUDGETS], axis=-1)
+
+
+def fractions(train: RewardTensor, test: RewardTensor) -> dict[str, Measured]:
+    """The schedules that were learned."""
     seen = Bench.of(train, PUBLISHED_PRICES, resamples=20, seed=0)
     unseen = Bench.of(test, PUBLISHED_PRICES, resamples=60, seed=0, stream=1)
-    each = search_budgets(seen, BUDGETS, seed=0, cuts=6, tries=150, advance=int)
-    reference = np.array([np.mean(expected_best_of_n(train.final, int(budget / ONE))) for budget in BUDGETS])
+    each = search_budgets(seen, BUDGETS, seed=0, cuts=6, tries=TRIES, advance=int)
+    reference = plain(train).mean(axis=0)
 
     def whole(schedule: PruningSchedule) -> float:
         return float(simpson([seen.mean(schedule, budget) for budget in BUDGETS] - reference, x=BUDGETS))
 
-    chosen = dict(
-        zip(VARIANTS, ([PUBLISHED] * len(BUDGETS), [max(set(each), key=whole)] * len(BUDGETS), each), strict=False)
-    )
-    plain = np.stack([expected_best_of_n(test.final, int(budget / ONE)) for budget in BUDGETS], axis=-1)
+    chosen = {ALL: [max(set(each), key=lambda schedule: (whole(schedule), str(schedule)))] * len(BUDGETS), EACH: each}
     return {
-        name: np.stack([unseen.values(one, budget) for one, budget in zip(schedules, BUDGETS, strict=True)], axis=-1)
-        - plain
+        name: Measured(
+            np.stack([unseen.values(one, at) for one, at in zip(schedules, BUDGETS, strict=True)], axis=-1)
+            - plain(test),
+            max(unseen.cost(one, at) / at for one, at in zip(schedules, BUDGETS, strict=True)),
+        )
         for name, schedules in chosen.items()
     }
 
 
-def index_rules(train: RewardTensor, test: RewardTensor) -> dict[str, tuple[np.ndarray, list[float]]]:
-    """Differences to best-of-N (P, B) of the index rule and its variants, and the share of the budget spent."""
-    book = fit_index(train, PUBLISHED_PRICES, BUDGETS)
+def index_rules(train: RewardTensor, test: RewardTensor, schedule: Measured) -> dict[str, Measured]:
+    """The index rule and its variants; the prompts held out share their budget.
+
+    Args:
+        schedule: of the schedule for each budget, which takes the rule's place where it was better.
+    """
+    book, _ = fit_guarded(train, PUBLISHED_PRICES, BUDGETS, folds=2, tries=TRIES)
     scores = np.concatenate([test.looks[:, :, list(book.model.steps)], test.final[:, :, None]], axis=-1)
-    means, spreads = scores.mean(axis=1), test.final.std(axis=1) / np.sqrt(book.model.within[-1, -1])
-    guessed = guess(book, train, scores)
-    found = {}
-    for name in VARIANTS[3:]:
-        fitted, known = book, None
+    true = (scores.mean(axis=1), test.final.std(axis=1) / np.sqrt(book.model.within[-1, -1]))
+    measured = {}
+    for name in INDEX:
+        fitted, values = book, None
         if name.endswith("caution"):
             fitted = fit_index(train, PUBLISHED_PRICES, BUDGETS, caution=0.0)
         elif name.endswith("cap"):
             fitted = fit_index(train, PUBLISHED_PRICES, BUDGETS, cap=8.0)
         elif name.endswith("known"):
-            known = (means, spreads)
+            values = true
         elif name.endswith("once"):
-            known = guessed
-        differences, shares = [], []
-        for budget in (amount / ONE for amount in BUDGETS):
-            rule = fitted.at(budget, hard=name.endswith("hard budget"))
-            if known is not None:
-                rule = _at_mean(rule, test, budget, known)
-            run = replay_index(rule, test, resamples=6, seed=2, true_values=known)
-            spent = budget if rule.spend_all else float(run.spent.mean())
-            differences.append(np.nanmean(run.values, axis=1) - best_of_n_at(test.final, spent))
-            shares.append(float(run.spent.mean()) / budget)
-        found[name] = (np.stack(differences, axis=-1), shares)
-    return found
+            values = guess(book, train, scores)
+        runs = [_run(fitted, test, budget / ONE, values, name) for budget in BUDGETS]
+        measured[name] = Measured(
+            np.stack([mean_of_winners(run.values) for run in runs], axis=-1) - plain(test),
+            max(float(run.spent.mean(axis=0).max()) * ONE / at for run, at in zip(runs, BUDGETS, strict=True)),
+        )
+    columns = [
+        measured[INDEX[0]].differences[:, k] if plan is None else schedule.differences[:, k] if plan.steps else 0.0
+        for k, plan in enumerate(book.fallbacks)
+    ]
+    better = np.stack([np.broadcast_to(column, len(test.final)) for column in columns], axis=-1)
+    measured[ADAPTIVE] = Measured(better, max(measured[INDEX[0]].spent, schedule.spent))
+    return measured
+
+
+def _run(
+    book: IndexBook, tensor: RewardTensor, budget: float, values: tuple[np.ndarray, np.ndarray] | None, name: str
+) -> IndexReplay:
+    hard = name == INDEX[1]
+    rule = book.at(budget, hard=hard)
+    if hard:
+        return replay_index(rule, tensor, resamples=6, seed=2)
+    draws = 24 if name == INDEX[0] else 6
+    return replay_total(rule, tensor, budget, resamples=draws, seed=2, true_values=values)
 
 
 def guess(book: IndexBook, train: RewardTensor, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,41 +137,41 @@ def guess(book: IndexBook, train: RewardTensor, scores: np.ndarray) -> tuple[np.
     return np.stack([np.ones_like(first), first], axis=-1) @ weights, np.ones(len(first))
 
 
-def _at_mean(rule: IndexRule, tensor: RewardTensor, budget: float, known: tuple[np.ndarray, np.ndarray]) -> IndexRule:
-    """The rule at the price at which it costs the budget when the scale is given."""
-    low, high = np.log(rule.price) - 4, np.log(rule.price) + 4
-    for _ in range(7):
-        middle = (low + high) / 2
-        rule = replace(rule, price=float(np.exp(middle)), _table=rule.table)
-        spent = replay_index(rule, tensor, resamples=1, seed=1, true_values=known).spent.mean()
-        low, high = (middle, high) if spent > budget else (low, middle)
-    return rule
-
-
 def measure(tensor: RewardTensor, folds: int) -> dict[str, Any]:
     """All variants on one tensor, each prompt held out once."""
-    count = len(tensor.final)
-    parts = [np.arange(fold, count, folds) for fold in range(folds)]
+    count, reference = len(tensor.final), plain(tensor)
+    published = budget_curves(tensor, PUBLISHED, BUDGETS, resamples=RESAMPLES)[0]
     gathered = {name: np.full((count, len(BUDGETS)), np.nan) for name in VARIANTS}
-    spent: dict[str, list[list[float]]] = {}
-    for part in parts:
+    gathered[PUBLISHED_NAME] = published.values - published.best_of_n
+    spent: dict[str, float] = {}
+    for part in (np.arange(fold, count, folds) for fold in range(folds)):
         train, test = tensor.select(np.setdiff1d(np.arange(count), part)), tensor.select(part)
-        for name, difference in fractions(train, test).items():
-            gathered[name][part] = difference
-        for name, (difference, shares) in index_rules(train, test).items():
-            gathered[name][part] = difference
-            spent.setdefault(name, []).append(shares)
-    plain = np.stack([expected_best_of_n(tensor.final, int(budget / ONE)) for budget in BUDGETS], axis=-1)
-    below = np.asarray(simpson(plain - plain[:, :1], x=BUDGETS, axis=-1))
-    found = {}
+        schedules = fractions(train, test)
+        for name, measured in {**schedules, **index_rules(train, test, schedules[EACH])}.items():
+            gathered[name][part] = measured.differences
+            spent[name] = max(spent.get(name, 0.0), measured.spent)
+    figures = {}
     for name, difference in gathered.items():
-        above = np.asarray(simpson(difference, x=BUDGETS, axis=-1))
-        low, high = bootstrap_ratio(above, below)
-        found[name] = {"gain %": 100 * above.mean() / below.mean(), "low": 100 * low, "high": 100 * high}
+        gain = budget_utilisation(reference + difference, reference, BUDGETS)
+        figures[name] = {"gain %": gain.gain, "low": gain.low, "high": gain.high}
         if name in spent:
-            found[name]["spent share"] = float(np.mean(spent[name]))
-    at = {str(int(budget)): bootstrap_mean(gathered[VARIANTS[2]][:, k]) for k, budget in enumerate(BUDGETS)}
-    return {"variants": found, "difference to best-of-N of one schedule for each budget": at, "prompts": count}
+            figures[name]["highest share of the budget spent"] = spent[name]
+    at = {
+        name: {str(int(budget)): bootstrap_mean(gathered[name][:, k]) for k, budget in enumerate(BUDGETS)}
+        for name in (EACH, INDEX[0], ADAPTIVE)
+    }
+    better = {
+        str(int(budget)): bootstrap_mean(gathered[ADAPTIVE][:, k] - gathered[EACH][:, k])
+        for k, budget in enumerate(BUDGETS)
+    }
+    means = {
+        name: {str(int(budget)): float(gathered[name][:, k].mean()) for k, budget in enumerate(BUDGETS)} for name in at
+    }
+    return {
+        "variants": figures, "difference to best-of-N": at, "mean difference to best-of-N": means,
+        "difference of index or schedule to the schedule": better, "prompts": count,
+        "distinct candidates": tensor.final.shape[1] - tensor.repeated,
+    }  # fmt: skip
 
 
 def main() -> None:

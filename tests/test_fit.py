@@ -204,6 +204,9 @@ def test_command_fits_an_index_rule(tmp_path: Path, monkeypatch):
     assert [one["equivalent"] for one in shown] == pytest.approx([2, 4])
     assert [(one["equivalent"], one["price"]) for one in shown] == list(book.entries)
     assert all(one["low"] > 0 for one in shown)  # looks that tell the final reward make it better than best-of-N
+    better = ["index" if one["difference"] > one["schedule"]["difference"] else "schedule" for one in shown]
+    assert [one["kept"] for one in shown] == better
+    assert [plan is None for plan in book.fallbacks] == [kept == "index" for kept in better]
 
 
 def test_best_of_n_between_whole_numbers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ from ttsnap.cli.options import CallCost, RecordedRewards, VerifyCost
 
 if TYPE_CHECKING:
     from diffkit.ledger import Prices
+    from ttsnap.fitting.index_check import Difference
     from ttsnap.reward_tensor import RewardTensor
     from ttsnap.schedules.fitted_schedule import FittedSchedule
 
@@ -31,7 +33,7 @@ def fit(
     verify_cost: VerifyCost = None,
     rule: Annotated[
         Literal["fractions", "index"],
-        typer.Option(help="fractions: a schedule for each budget; index: Pandora's rule, which keeps the mean cost."),
+        typer.Option(help="fractions: a schedule for each budget; index: Pandora's rule, prompts share their budget."),
     ] = "fractions",
     cuts: Annotated[int, typer.Option(min=1, help="Most looks in mid-denoising.")] = 6,
     folds: Annotated[int, typer.Option(min=2, help="Parts of the prompts held out in turn.")] = 5,
@@ -66,7 +68,8 @@ def fit(
     for note in tensor_notes(rewards):
         say(note)
     if rule == "index":
-        _fit_index(rewards, prices, limits, folds=folds, seed=seed, out=out, format=format)
+        how = {"folds": folds, "seed": seed, "cuts": cuts, "resamples": resamples}
+        _fit_index(rewards, prices, limits, how, out=out, format=format)
         return
     with progress("fitting", total=(folds + 1) * len(limits)) as bar:
         fitted = fit_schedule(rewards, limits, prices=prices, seed=seed, folds=folds, cuts=cuts, resamples=resamples,
@@ -78,34 +81,29 @@ def fit(
 
 
 def _fit_index(
-    rewards: RewardTensor, prices: Prices, limits: list[float], *, folds: int, seed: int, out: Path, format: str
+    rewards: RewardTensor, prices: Prices, limits: list[float], how: Mapping[str, int], *, out: Path, format: str
 ) -> None:
-    """Write the index rule's prices and model; show what it gained on prompts held out."""
+    """Write the index rule with its fallbacks; show what rule and schedule gained on prompts held out."""
     from diffkit.runs.files import write_bytes_atomically
-    from diffkit.stats import bootstrap_mean
-    from ttsnap.fitting.index_check import held_out_differences
-    from ttsnap.fitting.index_fit import fit_index
+    from ttsnap.fitting.index_check import fit_guarded
 
-    with progress("fitting", total=folds + 1) as bar:
-        differences, spent = held_out_differences(rewards, prices, limits, folds=folds, seed=seed, advance=bar.advance)
-        book = fit_index(rewards, prices, limits, seed=seed)
-        bar.advance()
+    with progress("fitting", total=how["folds"] + 1) as bar:
+        book, held_out = fit_guarded(rewards, prices, limits, **how, advance=bar.advance)
     write_bytes_atomically(out, (book.to_json() + "\n").encode())
-    rows = []
-    for column, (budget, price) in enumerate(book.entries):
-        gains = [float(gain) for gain in differences[:, column] if gain == gain]  # without NaN
-        low, high = bootstrap_mean(gains)
-        rows.append({"equivalent": budget, "price": price, "spent": float(spent[:, column].mean()),
-                      "difference": sum(gains) / len(gains), "low": low, "high": high})  # fmt: skip
+    rows = held_out.rows(book)
     if format == "json":
         write_json(rows)
-    else:
-        write_table(["mean cost, best-of", "spent", "price", "difference", "95 % interval"], [
-            [f"{row['equivalent']:.2f}", f"{row['spent']:.2f}", f"{row['price']:.4g}", f"{row['difference']:+.4f}",
-             f"{row['low']:+.4f} to {row['high']:+.4f}"] for row in rows
-        ])  # fmt: skip
-    if not all(row["low"] > 0 for row in rows):
-        say("At some budgets the index rule is not surely better than best-of-N on held-out prompts.")
+        return
+    write_table(["budget, best-of", "spent", "price", "index", "95 % interval", "schedule", "95 % interval", "kept"], [
+        [f"{row['equivalent']:.2f}", f"{row['spent']:.2f}", f"{row['price']:.4g}", *_shown(row),
+         *_shown(row["schedule"]), row["kept"]] for row in rows
+    ])  # fmt: skip
+    say("Differences to best-of-N at the same budget, on prompts held out, which share one total; kept is what the "
+        "file holds at each budget.")  # fmt: skip
+
+
+def _shown(difference: Difference) -> list[str]:
+    return [f"{difference['difference']:+.4f}", f"{difference['low']:+.4f} to {difference['high']:+.4f}"]
 
 
 def _print_schedules(fitted: FittedSchedule, format: str) -> None:

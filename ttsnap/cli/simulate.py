@@ -35,6 +35,10 @@ def simulate(
     combine: Annotated[
         Literal["rank", "zscore", "pareto"] | None, typer.Option(help="Prune and choose by all rewards together.")
     ] = None,
+    spend: Annotated[
+        Literal["total", "mean"],
+        typer.Option(help="Of an index rule: total is shared and never exceeded; mean is index-mean's, a price."),
+    ] = "total",
     resamples: Annotated[int, typer.Option(min=1, help="Random subsets of each prompt's candidates.")] = 50,
     seed: Seed = 0,
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Also draw the curves: .png, .svg or .pdf.")] = None,
@@ -45,8 +49,8 @@ def simulate(
     """Replay a pruning schedule on recorded rewards and compare it with best-of-N at each budget.
 
     Costs are those that a collected folder counted, or with published folders the published 9.9 a call and 1.2 a
-    look. Budgets are 400 to 4000 by the published costs, else what best-of-2 to best-of-20 cost; an index rule takes
-    them as the mean over the prompts, and its total cost is shown.
+    look. Budgets are 400 to 4000 by the published costs, else what best-of-2 to best-of-20 cost; the prompts
+    share an index rule's budget, and its total cost is shown.
     Exit codes: 0 done; 2 wrong input.
     """
     from ttsnap.evaluation.budget_curves import read_budgets
@@ -72,8 +76,8 @@ def simulate(
         return
     with progress("simulating", total=len(limits)) as bar:
         result = simulate_rewards(
-            group, pruning, budgets, prices=prices, accounting=accounting, combine=combine, resamples=resamples,
-            seed=seed, advance=bar.advance,
+            group, pruning, budgets, prices=prices, accounting=accounting, combine=combine, spend=spend,
+            resamples=resamples, seed=seed, advance=bar.advance,
         )  # fmt: skip
     if plot is not None:
         from ttsnap.plots.budget import save_curves
@@ -81,10 +85,11 @@ def simulate(
         name = "index rule" if isinstance(pruning, IndexBook) else "with pruning"
         save_curves(plot, result.curves, finished=result.finished if result.in_finished else None, name=name)
     if format == "json":
+        own = {"spend": spend} if isinstance(pruning, IndexBook) else {}
         write_json({
-            "schedule": schedule, "accounting": accounting, "combine": combine, "plain": plain, "resamples": resamples,
-            "seed": seed, "call": prices.call, "costs": costs.to_json(), "finished": result.finished,
-            "rewards": result.to_dict(),
+            "schedule": schedule, "accounting": accounting, "combine": combine, "plain": plain,
+            "resamples": resamples, "seed": seed, "call": prices.call, "costs": costs.to_json(),
+            "finished": result.finished, "rewards": result.to_dict(), **own,
         })  # fmt: skip
         return
     for curve in result.curves:

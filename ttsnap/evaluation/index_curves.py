@@ -1,15 +1,18 @@
-"""Reward and cost of the index rule at each mean budget, beside best-of-N at the same budget.
+"""Reward and cost of the index rule at each budget, beside best-of-N at the same budget.
 
-The rule takes a budget as the mean over the prompts of a table, and spends more on some of them than on others. What it
-spent in all is shown beside what it was given, and best-of-N is the one that every schedule is compared with: the whole
-number of candidates that the budget buys for each prompt.
+The rule spends more on some prompts than on others. With ``total`` the prompts share what they may cost together, which
+is never exceeded, and at budgets where the file says so its pruning schedule is replayed instead; with ``mean`` the
+price alone sets the mean cost, as in the search ``index-mean``, and the budget can be overrun. Best-of-N is the one
+that every schedule is compared with: the whole number of candidates that the budget buys for each prompt.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as with_changed
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +22,15 @@ from diffkit.ledger import Prices
 from ttsnap.alignment import expected_best_of_n
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot
 from ttsnap.evaluation.budget_curves import BEST_OF_N, GainCurve, finished_cost, gain_before, mean_of_winners
-from ttsnap.fitting.index_fit import replay_index
+from ttsnap.evaluation.replay import replay
+from ttsnap.fitting.index_fit import IndexReplay, replay_index, replay_total
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import IndexBook
+from ttsnap.schedules.pruning_schedule import PruningSchedule
 
-__all__ = ["IndexCurve", "index_curve"]
+__all__ = ["IndexCurve", "Spend", "index_curve"]
 
+Spend = Literal["total", "mean"]
 Floats = NDArray[np.float64]
 OVERRUN = 1e-6  # relative: less is rounding
 
@@ -38,12 +44,14 @@ class IndexCurve(GainCurve):
         largest: (B,) most that one prompt cost.
         opened: (B,) mean number of candidates that were begun.
         exhausted: (B,) whether a search began all candidates that were recorded.
+        rules: (B,) ``index``, or the schedule in its place; "" stands for best-of-N.
     """
 
     totals: Floats
     largest: Floats
     opened: Floats
     exhausted: NDArray[np.bool_]
+    rules: tuple[str, ...]
 
     @property
     def spent_shares(self) -> Floats:
@@ -62,14 +70,16 @@ def index_curve(
     budgets: Sequence[float],
     *,
     prices: Prices = PUBLISHED_PRICES,
+    spend: Spend = "total",
     resamples: int = 50,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> IndexCurve:
-    """Replay the index rule at each mean budget; see :func:`ttsnap.fitting.index_fit.replay_index`.
+    """Replay the index rule at each budget; see :func:`ttsnap.fitting.index_fit.replay_total`.
 
     Args:
-        budgets: mean cost of a prompt, rising, in the unit of the prices.
+        budgets: for one prompt, on the mean over all, rising, in the unit of the prices.
+        spend: ``total`` or ``mean``, see above.
         prices: of a call, a decoding and a score; the rule's own costs are replaced by what its looks cost at these.
         advance: called after each budget.
 
@@ -95,11 +105,15 @@ def index_curve(
             f"The index rule looks at step {min(missing)}, but {tensor.name} was recorded at {steps} only."
         )
     pool, finished = tensor.final.shape[1], finished_cost(prices, tensor.calls)
-    book = replace(book, costs=book.model.costs(prices))
+    book = with_changed(book, costs=book.model.costs(prices))
     best = tuple(allot(budget, BEST_OF_N, tensor.calls, prices, pool=pool) for budget in budgets)
-    runs = []
+    runs, rules = [], []
     for stream, budget in enumerate(budgets):
-        runs.append(replay_index(book.at(budget / finished), tensor, resamples=resamples, seed=seed, stream=stream))
+        plan = book.fallback(budget / finished) if spend == "total" else None
+        how = _Draws(resamples, seed, stream)
+        runs.append(_schedule(plan, tensor, budget, prices, how) if plan is not None
+                    else _index(book, tensor, budget / finished, spend, how))  # fmt: skip
+        rules.append("index" if plan is None else str(plan))
         advance()
     values = np.stack([mean_of_winners(run.values) for run in runs], axis=-1)
     plain = np.stack([expected_best_of_n(tensor.final, bought.candidates) for bought in best], axis=-1)
@@ -116,4 +130,30 @@ def index_curve(
         largest=np.array([finished * run.spent.max() for run in runs]),
         opened=np.array([run.opened.mean() for run in runs]),
         exhausted=exhausted,
+        rules=tuple(rules),
     )
+
+
+class _Draws(NamedTuple):
+    """Which random subsets are replayed."""
+
+    resamples: int
+    seed: int
+    stream: int
+
+
+def _index(book: IndexBook, tensor: RewardTensor, budget: float, spend: Spend, how: _Draws) -> IndexReplay:
+    rule = book.at(budget)
+    if spend == "mean":
+        return replay_index(rule, tensor, **how._asdict())
+    return replay_total(rule, tensor, budget, **how._asdict())
+
+
+def _schedule(
+    schedule: PruningSchedule, tensor: RewardTensor, budget: float, prices: Prices, how: _Draws
+) -> IndexReplay:
+    """A schedule's replay in the same form."""
+    bought = allot(budget, schedule, tensor.calls, prices, pool=tensor.final.shape[1])
+    values = replay(tensor, schedule, bought.candidates, survivors=bought.survivors, **how._asdict()).values
+    spent = np.full(values.shape, bought.spent / finished_cost(prices, tensor.calls))
+    return IndexReplay(values, spent, np.full(values.shape, bought.candidates))

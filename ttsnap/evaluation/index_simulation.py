@@ -10,7 +10,7 @@ import numpy as np
 
 from diffkit.ledger import Prices
 from ttsnap.evaluation.budget_curves import GainCurve, finished_cost
-from ttsnap.evaluation.index_curves import IndexCurve, index_curve
+from ttsnap.evaluation.index_curves import IndexCurve, Spend, index_curve
 from ttsnap.evaluation.simulation import Simulation, compared, interval
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import IndexBook
@@ -23,7 +23,7 @@ class IndexSimulation(Simulation):
     """Reward against mean budget of the index rule; printed, it is a table for each reward."""
 
     headers: ClassVar[Sequence[str]] = (
-        "mean budget", "best-of", "reward", "begun", "reward", "difference", "95 % interval", "most of a prompt",
+        "budget", "best-of", "reward", "rule", "begun", "reward", "difference", "95 % interval", "most of a prompt",
         "total cost", "of the total budget",
     )  # fmt: skip
 
@@ -59,6 +59,7 @@ def simulate_index(
     *,
     prices: Prices,
     in_finished: bool = False,
+    spend: Spend = "total",
     resamples: int = 50,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
@@ -67,13 +68,14 @@ def simulate_index(
 
     Args:
         in_finished: whether the table counts budgets in finished candidates.
+        spend: ``total`` or ``mean``, see :mod:`ttsnap.evaluation.index_curves`.
         advance: called after each budget of the first reward.
 
     Raises:
         InputError: as ``index_curve``.
     """
     curves = tuple(
-        index_curve(tensor, book, budgets, prices=prices, resamples=resamples, seed=seed,
+        index_curve(tensor, book, budgets, prices=prices, spend=spend, resamples=resamples, seed=seed,
                     advance=advance if tensor is tensors[0] else lambda: None)
         for tensor in tensors
     )  # fmt: skip
@@ -85,7 +87,7 @@ def _points(curve: IndexCurve, finished: float) -> list[dict[str, Any]]:
     for b, point in enumerate(compared(curve, finished)):
         total = float(curve.totals[b].mean())
         point["index"] = {
-            "reward": float(np.nanmean(curve.values[:, b])), "begun": float(curve.opened[b]),
+            "rule": curve.rules[b], "reward": float(np.nanmean(curve.values[:, b])), "begun": float(curve.opened[b]),
             "exhausted": bool(curve.exhausted[b]), "spent": total / len(curve.values),
             "largest": float(curve.largest[b]), "total": total, "total_budget": curve.budgets[b] * len(curve.values),
             "spent_share": float(curve.spent_shares[b]), "overrun": bool(curve.overrun[b]),
@@ -100,6 +102,7 @@ def _row(point: dict[str, Any], unit: float, suffix: str) -> list[object]:
         f"{point['budget'] / unit:g}{suffix}",
         f"{best['candidates']}{'*' if best['capped'] else ''}",
         f"{best['reward']:.4f}",
+        index["rule"] or "best-of-N",
         f"{index['begun']:.1f}{'*' if index['exhausted'] else ''}",
         f"{index['reward']:.4f}",
         f"{difference['mean']:+.4f}",

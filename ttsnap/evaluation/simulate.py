@@ -10,6 +10,7 @@ from diffkit.ledger import Prices
 from diffkit.rewards.combine import Combine
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, Accounting
 from ttsnap.evaluation.budget_curves import budget_curves, finished_cost, known_prices, read_budgets
+from ttsnap.evaluation.index_curves import Spend
 from ttsnap.evaluation.index_simulation import simulate_index
 from ttsnap.evaluation.simulation import Simulation
 from ttsnap.reward_tensor import RewardTensor
@@ -29,6 +30,7 @@ def simulate(
     prices: Prices | None = None,
     accounting: Accounting = "exact",
     combine: Combine | None = None,
+    spend: Spend = "total",
     resamples: int = 50,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
@@ -39,11 +41,13 @@ def simulate(
         tensor: recorded rewards, several of the same candidates, or a file or folder with one reward that
             :func:`ttsnap.load_tensor` reads.
         schedule: steps and shares to keep, a ``.json`` file that ``fit`` wrote, or the name of a shipped one. An index
-            rule takes each budget as the mean over the prompts, and the table shows what all of them cost together.
+            rule spends more on some prompts than on others; the table shows what all of them cost together.
         budgets: for one prompt: numbers or ``"400:4000:200"`` in the unit of the prices, ``"2x:20x:1x"`` in finished
             candidates. By default 400 to 4000 for the published prices, else what best-of-2 to best-of-20 cost.
         prices: of a call, a decoding and a score; by default those that came with the rewards.
         accounting: how candidates are counted; see :mod:`ttsnap.evaluation.accounting`.
+        spend: of an index rule: ``total`` lets the prompts share the budget and never exceeds it, ``mean`` keeps to a
+            price, as the search ``index-mean`` does, and can overrun it.
         combine: prune and choose by all rewards together: rank, zscore or pareto.
         resamples: random subsets of each prompt's candidates.
         seed: of the subsets.
@@ -75,8 +79,8 @@ def simulate(
             raise InputError(
                 "An index rule searches by one reward and counts exactly; leave out combine and accounting."
             )
-        return simulate_index(group, pruning, limits, prices=prices, in_finished=in_finished, resamples=resamples,
-                              seed=seed, advance=advance)  # fmt: skip
+        return simulate_index(group, pruning, limits, prices=prices, in_finished=in_finished, spend=spend,
+                              resamples=resamples, seed=seed, advance=advance)  # fmt: skip
     curves = budget_curves(
         group,
         lambda budget: pruning.resolve(calls, equivalent=budget / finished),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,10 +16,11 @@ from ttsnap.evaluation.budget_curves import finished_cost
 from ttsnap.evaluation.replay import draw_orders
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.index_book import CAP, CAUTION, Floats, IndexBook
-from ttsnap.schedules.index_rule import IndexRule
+from ttsnap.schedules.index_rule import IndexRule, IndexState
+from ttsnap.schedules.index_total import SharedBudget
 from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel
 
-__all__ = ["IndexReplay", "price_for_budget", "fit_index", "replay_index"]
+__all__ = ["IndexReplay", "price_for_budget", "fit_index", "replay_index", "replay_total"]
 
 Ints = NDArray[np.int64]
 PRICE_STEPS = 7  # evaluations in the search for a price
@@ -52,23 +53,56 @@ def replay_index(
     Raises:
         InputError: the tensor has another number of calls than the rule's model.
     """
+    return _replay(rule, tensor, rule.next, resamples, seed, stream, true_values)
+
+
+def replay_total(
+    rule: IndexRule,
+    tensor: RewardTensor,
+    budget: float,
+    *,
+    resamples: int = 5,
+    seed: int = 0,
+    stream: int = 0,
+    true_values: tuple[Floats, Floats] | None = None,
+) -> IndexReplay:
+    """The same when the prompts share their budget: no resampling costs more than ``budget`` times the prompts.
+
+    See :class:`ttsnap.schedules.index_total.SharedBudget`.
+
+    Args:
+        budget: for one prompt, in finished candidates.
+        true_values: see :func:`replay_index`.
+
+    Raises:
+        InputError: the tensor has another number of calls than the rule's model, or the budget is too small.
+    """
+    prompts = len(tensor.final)
+    policy = SharedBudget(rule, prompts * budget, np.tile(np.arange(resamples), prompts))
+    return _replay(rule, tensor, policy.next, resamples, seed, stream, true_values)
+
+
+def _replay(
+    rule: IndexRule,
+    tensor: RewardTensor,
+    choose: Callable[[IndexState], Ints],
+    resamples: int,
+    seed: int,
+    stream: int,
+    true_values: tuple[Floats, Floats] | None,
+) -> IndexReplay:
+    """Advance what ``choose`` says until it says nothing; row p * resamples + r is resampling r of prompt p."""
     if tensor.calls != rule.model.calls:
         raise InputError(f"The index rule is for {rule.model.calls} calls, the rewards are of {tensor.calls}.")
     count, pool = tensor.final.shape
     scores = np.concatenate([tensor.looks[:, :, list(rule.model.steps)], tensor.final[:, :, None]], axis=-1)
     orders = draw_orders(range(count), pool, resamples, seed=seed, stream=stream).reshape(-1, pool)
     prompt = np.repeat(np.arange(count), resamples)
-    if true_values is not None:
-        true_values = (true_values[0][prompt], true_values[1][prompt])
-    state = rule.begin(len(prompt), known=true_values, pool=pool)
-    while True:
-        chosen = rule.next(state)
-        rows = np.flatnonzero(chosen >= 0)
-        if not len(rows):
-            break
+    known = None if true_values is None else (true_values[0][prompt], true_values[1][prompt])
+    state = rule.begin(len(prompt), known=known, pool=pool)
+    while len(rows := np.flatnonzero((chosen := choose(state)) >= 0)):
         at = chosen[rows]
-        observed = scores[prompt[rows], orders[rows, at], state.stage[rows, at]]
-        rule.observe(state, rows, at, observed)
+        rule.observe(state, rows, at, scores[prompt[rows], orders[rows, at], state.stage[rows, at]])
     best = np.where(np.isfinite(state.best), state.best, np.nan)
     shape = (count, resamples)
     return IndexReplay(best.reshape(shape), state.spent.reshape(shape), state.opened.reshape(shape))

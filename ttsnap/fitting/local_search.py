@@ -60,6 +60,11 @@ class Bench:
         bought = allot(budget, schedule, self.tensor.calls, self.prices, pool=self.tensor.final.shape[1])
         return [bought.candidates, *bought.survivors]
 
+    def cost(self, schedule: PruningSchedule, budget: float) -> float:
+        """What the whole candidates that a budget buys cost, in the unit of the prices."""
+        pool = self.tensor.final.shape[1]
+        return allot(budget, schedule, self.tensor.calls, self.prices, pool=pool).spent
+
     def values(self, schedule: PruningSchedule, budget: float) -> Floats:
         """(P,) mean final reward of each prompt; NaN where no draw had a winner; -inf when it is not affordable."""
         key = (schedule, budget)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from diffkit.errors import InputError
 from ttsnap.schedules.index_rule import IndexRule
+from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.schedules.score_model import ScoreModel, price_table
 
 Floats = NDArray[np.float64]
 
 
-SCHEMA, KIND = 1, "ttsnap-index"
+SCHEMA, KIND = 2, "ttsnap-index"
 CAP = 2.0  # most that one prompt may cost, over the mean budget
 CAUTION = 4.0
 
@@ -32,6 +33,8 @@ class IndexBook:
     Attributes:
         entries: (budget, price), budgets in finished candidates (best-of-N equivalents), rising.
         cap: most that one prompt may cost, over the mean budget.
+        fallbacks: for each entry the pruning schedule to search by instead, where that was better on held-out prompts;
+            None where the rule is. Empty stands for none at all, as in files of schema 1.
         info: where it comes from.
     """
 
@@ -41,6 +44,7 @@ class IndexBook:
     cap: float = CAP
     caution: float = CAUTION
     info: Mapping[str, object] = field(default_factory=dict)
+    fallbacks: tuple[PruningSchedule | None, ...] = ()
 
     @cached_property
     def table(self) -> tuple[Floats, Floats]:
@@ -58,12 +62,21 @@ class IndexBook:
         limit = budget if hard else self.cap * budget
         return IndexRule(self.model, self.costs, price, limit, self.caution, spend_all=hard, _table=self.table)
 
+    def fallback(self, budget: float) -> PruningSchedule | None:
+        """The schedule that takes the rule's place at a mean budget in finished candidates, None where the rule stays.
+
+        It is that of the nearest entry by ratio.
+        """
+        pairs = zip(self.entries, self.fallbacks, strict=False)
+        return min(pairs, key=lambda pair: abs(math.log(pair[0][0] / budget)))[1] if self.fallbacks else None
+
     def to_json(self) -> str:
         """The content of a file that :meth:`from_json` reads."""
         return json.dumps({
             "schema": SCHEMA, "kind": KIND, "model": self.model.to_dict(), "costs": list(self.costs),
             "entries": [list(entry) for entry in self.entries], "cap": self.cap, "caution": self.caution,
             "info": dict(self.info),
+            "fallbacks": [None if plan is None else str(plan) for plan in self.fallbacks],
         }, indent=1, allow_nan=False)  # fmt: skip
 
     @classmethod
@@ -82,7 +95,11 @@ class IndexBook:
                 raise ValueError("entries must be positive")
             model = ScoreModel.from_dict(content["model"])
             costs = np.array(content["costs"], dtype=np.float64)
-            return cls(model, costs, entries, content["cap"], content["caution"], content["info"])
+            plans = content.get("fallbacks", [])
+            if plans and len(plans) != len(entries):
+                raise ValueError(f"{len(plans)} fallbacks for {len(entries)} entries")
+            fallbacks = tuple(None if plan is None else PruningSchedule.parse(plan) for plan in plans)
+            return cls(model, costs, entries, content["cap"], content["caution"], content["info"], fallbacks)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"Cannot read an index rule from {str(path)!r}: {type(error).__name__}: {error}."

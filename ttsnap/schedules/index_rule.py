@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from diffkit.errors import InputError
 from ttsnap.schedules.score_model import ScoreModel, price_table
 
-__all__ = ["IndexRule", "IndexState"]
+__all__ = ["Choice", "IndexRule", "IndexState"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -62,6 +63,19 @@ class IndexState:
     def spread(self) -> Floats:
         """(R,) the prompts' spread over the typical prompt's."""
         return np.asarray(np.sqrt(self.squares / self.count))
+
+
+class Choice(NamedTuple):
+    """What the rule would do next in R searches.
+
+    Attributes:
+        candidate: (R,) that of the highest index.
+        surplus: (R,) its index less the highest final reward so far, in units of the reward: above 0 it is worth its
+            price; inf before anything was finished, -inf where nothing can be paid.
+    """
+
+    candidate: Ints
+    surplus: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,24 +172,39 @@ class IndexRule:
 
         A stage is only begun when the limit also pays for finishing that candidate.
         """
-        spread = state.spread[:, None]
-        offsets = spread * self._offsets(spread[:, 0])
+        chosen, surplus = self.choose(state)
+        return np.where(surplus > (-np.inf if self.spend_all else 0.0), chosen, FINISHED)
+
+    def choose(
+        self, state: IndexState, rows: Ints | slice = slice(None), *, price: Floats | None = None,
+        left: Floats | None = None,
+    ) -> Choice:  # fmt: skip
+        """The candidate of the highest index in each search, and whether it is worth its price.
+
+        Args:
+            rows: of these searches only.
+            price: of each, instead of the rule's own.
+            left: what each may still spend, where that is less than its limit leaves.
+        """
+        spread = state.spread[rows][:, None]
+        offsets = spread * self._offsets(spread[:, 0], self.price if price is None else price)
         to_mean = self.model.to_mean
-        offsets += state.mean @ to_mean.T
-        unsure = np.einsum("jk,rkl,jl->rj", to_mean, state.cov, to_mean)
+        offsets += state.mean[rows] @ to_mean.T
+        unsure = np.einsum("jk,rkl,jl->rj", to_mean, state.cov[rows], to_mean)
         offsets += self.caution * np.sqrt(np.maximum(unsure, 0.0))
-        left = self.limit * (1 + 1e-9) - state.spent
-        offsets[self.rest[None] > left[:, None]] = -np.inf
+        own = self.limit * (1 + 1e-9) - state.spent[rows]
+        offsets[self.rest[None] > (own if left is None else np.minimum(own, left))[:, None]] = -np.inf
         offsets[:, -1] = -np.inf  # finished
-        width = min(int(state.opened.max(initial=0)) + 1, state.stage.shape[1])
-        stage = state.stage[:, :width]
-        index = state.standing[:, :width] + np.take_along_axis(offsets, np.maximum(stage, 0), axis=1)
-        beyond = np.arange(width)[None] > state.opened[:, None]
+        opened = state.opened[rows]
+        width = min(int(opened.max(initial=0)) + 1, state.stage.shape[1])
+        stage = state.stage[rows, :width]
+        index = state.standing[rows, :width] + np.take_along_axis(offsets, np.maximum(stage, 0), axis=1)
+        beyond = np.arange(width)[None] > opened[:, None]
         index[beyond | (stage == FAILED)] = -np.inf
         chosen = np.argmax(index, axis=1)
         top = np.take_along_axis(index, chosen[:, None], axis=1)[:, 0]
-        going = top > (-np.inf if self.spend_all else state.best)
-        return np.where(going & np.isfinite(top), chosen, FINISHED)
+        payable = np.isfinite(top)
+        return Choice(chosen, np.where(payable, np.where(payable, top, 0.0) - state.best[rows], -np.inf))
 
     def observe(self, state: IndexState, searches: Ints, candidates: Ints, scores: Floats) -> None:
         """Enter the scores of candidates that were advanced by one stage, at most one of each search; NaN drops one.
@@ -210,10 +239,10 @@ class IndexRule:
         state.mean[rows] += gain * (error / total)[:, None]
         state.cov[rows] -= gain[:, :, None] * gain[:, None, :] / total[:, None, None]
 
-    def _offsets(self, spread: Floats) -> Floats:
+    def _offsets(self, spread: Floats, price: float | Floats) -> Floats:
         """(R, K + 1) offsets in units of the spread: the price counts relative to it."""
         grid, table = self.table
-        at = np.clip((np.log(self.price / spread) - grid[0]) / (grid[1] - grid[0]), 0.0, len(grid) - 1.000001)
+        at = np.clip((np.log(price / spread) - grid[0]) / (grid[1] - grid[0]), 0.0, len(grid) - 1.000001)
         low = at.astype(np.int64)
         share = (at - low)[:, None]
         return np.asarray(table[low] * (1 - share) + table[low + 1] * share)
