@@ -25,7 +25,9 @@ from diffkit.segments import Candidate, Denoising, run_segment
 from ttsnap import PruningSchedule, TTSnapPipeline, fit, load_tensor, simulate
 from ttsnap.evaluation.accounting import allot
 from ttsnap.evaluation.replay import replay
+from ttsnap.fitting.index_check import fit_guarded
 from ttsnap.reward_tensor import RewardTensor, save_npz
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.trajectories.collect import collect
 from ttsnap.trajectories.recorded_lookahead import read_lookahead
 from ttsnap.trajectories.recorder import CollectSettings
@@ -188,6 +190,17 @@ def test_fit_keeps_best_of_n_where_nothing_ahead_tells():
     tensor = ahead_tells()
     noise = np.random.default_rng(3).standard_normal(tensor.final.shape)
     assert quick(replace(tensor, lookahead={(1, 2): noise})).entries == ()
+
+
+def test_the_schedule_in_an_index_rules_place_may_look_ahead(tmp_path):
+    tensor = ahead_tells(prompts=12)
+    book, held_out = fit_guarded(tensor, tensor.prices, [40.0], folds=2, tries=5, resamples=3)
+    assert held_out.kept() == ["schedule"]
+    (tmp_path / "i.json").write_text(book.to_json())
+    again = IndexBook.from_json(tmp_path / "i.json")
+    assert [plan.looks for plan in again.fallbacks] == [((1, 2),)]
+    curve = simulate(tensor, again, [40.0], resamples=3).curves[0]
+    assert curve.rules == tuple(map(str, book.fallbacks))
 
 
 def test_several_rewards_prune_together_ahead():
