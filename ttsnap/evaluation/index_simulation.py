@@ -35,6 +35,11 @@ class IndexSimulation(Simulation):
         """Rows under ``headers``, one for each budget of a curve."""
         return [_row(point, *self.unit) for point in self.points(curve)]
 
+    def title(self, curve: GainCurve) -> str:
+        """The name of the reward and its gain over best-of-N, which is no fair one where a budget was overrun."""
+        overrun = isinstance(curve, IndexCurve) and curve.overrun.any()
+        return super().title(curve) + (", not at equal cost" if overrun else "")
+
     def notes(self, curve: GainCurve) -> list[str]:
         """Those of every simulation, and a sentence on budgets that were overrun."""
         notes = super().notes(curve)
