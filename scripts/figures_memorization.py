@@ -222,9 +222,18 @@ def kill_line() -> str:
     found = read("kill_line")
     if not found:
         return MISSING
-    return (
+    whole = (
         f"`scripts/kill_line.py` killed this line {found['kills']} times at random moments; {found['lines_compared']} "
         f"resumed lines were compared with an undisturbed one: {len(found['differences'])} differences."
+    )
+    order = read("kill_order")
+    if not order:
+        return whole
+    ends = ", ".join(f"{n} by {reason}" for reason, n in order["attacks that ended early"]["order"].items())
+    return (
+        f"{whole} An audit with triage, mask and reference model, whose attacks ended early or were not begun ({ends}), "
+        f"was killed {order['kills']} times, {order['inside an open run']} of these while its journal grew: "
+        f"{order['lines_compared']} lines, {len(order['differences'])} differences."
     )
 
 
