@@ -231,7 +231,7 @@ def kill_line() -> str:
         return whole
     ends = ", ".join(f"{n} by {reason}" for reason, n in order["attacks that ended early"]["order"].items())
     return (
-        f"{whole} An audit with triage, mask and reference model, whose attacks ended early or were not begun ({ends}), "
+        f"{whole} An audit with triage, mask and reference model, whose attacks ended early or not begun ({ends}), "
         f"was killed {order['kills']} times, {order['inside an open run']} of these while its journal grew: "
         f"{order['lines_compared']} lines, {len(order['differences'])} differences."
     )
