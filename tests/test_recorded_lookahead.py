@@ -41,7 +41,7 @@ def brightness(images, prompts):
     return images.mean(dim=(1, 2, 3)) * 10
 
 
-@REWARDS.register("ahead-bright")
+@REWARDS.register("test-ahead-bright")
 def bright():
     return as_reward(brightness)
 
@@ -265,7 +265,7 @@ def test_the_command_records_simulates_and_shows_them(tmp_path, monkeypatch):
     tiny_pipeline().save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("a dog\ncat\n")
     files = ["--prompts", str(tmp_path / "prompts.txt"), "--model", str(tmp_path / "model"), "--device", "cpu"]
-    line = ["collect", *files, "--rewards", "ahead-bright", "--steps", "4", "--candidates", "3", "--micro-batch", "3",
+    line = ["collect", *files, "--rewards", "test-ahead-bright", "--steps", "4", "--candidates", "3", "--micro-batch", "3",
             "--record", "1", "--lookahead", "0+2,1+1", "--out", str(tmp_path / "run")]  # fmt: skip
 
     def command(*words):
@@ -279,7 +279,7 @@ def test_the_command_records_simulates_and_shows_them(tmp_path, monkeypatch):
     assert "0+2" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["lookahead"] == [[0, 2], [1, 1]]
-    assert len(summary["rewards"]["ahead-bright"]["lookahead_tau"]) == 2
+    assert len(summary["rewards"]["test-ahead-bright"]["lookahead_tau"]) == 2
     played = command("simulate", str(tmp_path / "run"), "--schedule", "0:0.5+2", "--budgets", "2x:3x:1x")
     assert played.exit_code == 0, played.output
     refused = command("simulate", str(tmp_path / "run"), "--schedule", "0:0.5+1", "--budgets", "2x:3x:1x")
