@@ -266,7 +266,8 @@ def test_the_command_records_simulates_and_shows_them(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a dog\ncat\n")
     files = ["--prompts", str(tmp_path / "prompts.txt"), "--model", str(tmp_path / "model"), "--device", "cpu"]
     line = ["collect", *files, "--rewards", "test-ahead-bright", "--steps", "4", "--candidates", "3",
-            "--micro-batch", "3", "--record", "1", "--lookahead", "0+2,1+1", "--out", str(tmp_path / "run")]  # fmt: skip
+            "--micro-batch", "3", "--record", "1", "--lookahead", "0+2,1+1",
+            "--out", str(tmp_path / "run")]  # fmt: skip
 
     def command(*words):
         return CliRunner().invoke(app, ["ttsnap", *words])
