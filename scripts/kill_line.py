@@ -4,9 +4,8 @@
     python scripts/kill_line.py --kills 5 --json docs/figures/kill_line.json
     python scripts/kill_line.py --line order --json docs/figures/kill_order.json  # one audit: early ends and triage
 
-Each command is killed at random, started again with the same words until it ends, and then the next one begins. Half
-of the kills come at a random moment, half a moment after the journal has grown by a random number of items: those are
-inside an open run. After every kill the journal must hold every key that it held before, each once. When the line has
+Each command is killed at random, started again with the same words until it ends, and then the next one begins. Most
+kills come a moment after the journal has grown by a random number of items, inside an open run; others at any moment. After every kill the journal must hold every key that it held before, each once. When the line has
 ended, results must be those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints
 one JSON object; exits with 1 on any difference. A kill that comes after the end of a command is not counted.
 """
@@ -135,7 +134,7 @@ class Disturber:
         """
         keys: list[str] = []
         while True:
-            disturb = self.left > 0 and self.chance.random() < 0.8
+            disturb = self.left > 0 and self.chance.random() < 0.9
             before = len(keys)
             killed = run(line, folder, self._moment(duration, before, items) if disturb else None)
             finished = finished_keys(folder)
@@ -150,7 +149,7 @@ class Disturber:
             )
 
     def _moment(self, duration: float, finished: int, items: int) -> Moment:
-        if finished >= items or self.chance.random() < 0.5:
+        if finished >= items or self.chance.random() < 0.25:
             return Moment(self.chance.uniform(0.1, 1.0) * duration)
         new = 1 + int((items - finished) * self.chance.random() ** 2)
         return Moment(self.chance.uniform(0.0, 0.1) * duration, finished + new)
