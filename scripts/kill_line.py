@@ -5,9 +5,10 @@
     python scripts/kill_line.py --line order --json docs/figures/kill_order.json  # one audit: early ends and triage
 
 Each command is killed at random, started again with the same words until it ends, and then the next one begins. Most
-kills come a moment after the journal has grown by a random number of items, inside an open run; others at any moment. After every kill the journal must hold every key that it held before, each once. When the line has
-ended, results must be those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints
-one JSON object; exits with 1 on any difference. A kill that comes after the end of a command is not counted.
+kills come a moment after the journal has grown by a random number of items, inside an open run; others at any moment.
+After every kill the journal must hold every key that it held before, each once. When the line has ended, results must
+be those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints one JSON object;
+exits with 1 on any difference. A kill that comes after the end of a command is not counted.
 """
 
 from __future__ import annotations
