@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from torch import Tensor
 from diffkit.conditioning import encode_prompts, initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import pipe_denoiser
+from diffkit.gradient_checkpointing import gradient_checkpointing
 from diffkit.seeds import candidate_seed, generators
 from diffkit.training_objective import noised
 from ttsnap import TTSnapPipeline
@@ -179,7 +180,7 @@ def attack_step(pipe: Any, draws: int, options: argparse.Namespace, *, checkpoin
         sequence = embeds.float().requires_grad_(True)
         torch.autograd.grad(loss(sequence), [sequence])
 
-    with gradient_checkpointing(pipe) if checkpointing else nullcontext():
+    with gradient_checkpointing(pipe_denoiser(pipe), on_cpu=True) if checkpointing else nullcontext():
         return took(attack, options.device, options.repeats)
 
 
@@ -194,20 +195,10 @@ def tuning_step(pipe: Any, draws: int, options: argparse.Namespace) -> dict[str,
 
     denoiser.requires_grad_(True).train()
     try:
-        with gradient_checkpointing(pipe):
+        with gradient_checkpointing(denoiser, on_cpu=True):
             return took(tune, options.device, options.repeats)
     finally:
         denoiser.requires_grad_(False).eval()
-
-
-@contextmanager
-def gradient_checkpointing(pipe: Any) -> Iterator[None]:
-    """Gradient checkpointing of the denoiser while the context is open."""
-    pipe_denoiser(pipe).enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        pipe_denoiser(pipe).disable_gradient_checkpointing()
 
 
 def _own_loss(pipe: Any, rows: int, options: argparse.Namespace) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -173,7 +173,8 @@ def of_suspects(
     for name, limit in limits.items():
         null = Rung((), controls[name], None, on_reference.get(name)).null(limit, replicated=())
         differs = null.statistic == "difference"
-        settled |= {name: threshold} if differs else {}
+        if differs:
+            settled[name] = threshold
         nearest = up_to(list((on_reference.get(name) or {}).values()), limit) if differs else {}
         bounds[name] = least_certain(
             null,
