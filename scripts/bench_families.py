@@ -5,11 +5,11 @@
 
 Denoisers and autoencoders have the published sizes and random weights, text encoders the published widths and one
 layer: a prompt is encoded once. The verifier has the size of CLIP ViT-L/14. One process, one machine: the stock
-pipeline's images and their scores, the same seeds through TTSnapPipeline, then a pruned search at the same counted
-cost and one with the stock pipeline's seconds as its budget. Then, for each number of draws, one step of DoRI (gradient
-of the embedding, with gradient checkpointing and without) and one of fine-tuning (gradients of all weights). Prints
-machine, versions, seconds, memory, and ratios. The file is written after each part; an error, such as lack of memory,
-is written down in its place.
+pipeline's images and their scores, the same seeds through TTSnapPipeline, then a pruned search and a lookahead search
+at the same counted cost, and each with the stock pipeline's seconds as its budget. Then, for each number of draws, one
+step of DoRI (gradient of the embedding, with gradient checkpointing and without) and one of fine-tuning (gradients of
+all weights). Prints machine, versions, seconds, memory, and ratios. The file is written after each part; an error, such
+as lack of memory, is written down in its place.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> P
     search = TTSnapPipeline.from_pipe(pipe, reward=reward)
     given = {"num_inference_steps": options.steps, **(FAMILY_ROWS[TINY[name]].options if options.tiny else {})}
     seeds = [candidate_seed(7, 0, index) for index in range(count)]
+    ways = {"pruned": {"schedule": SCHEDULE}, "lookahead": {"schedule": "1:0.06+3"}}
     size, times, results = options.micro_batch, {}, {}
 
     def stock() -> None:
@@ -137,16 +138,19 @@ def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> P
     def best_of() -> None:
         results["best of N"] = search(PROMPT, **given, seeds=seeds, micro_batch=size)
 
-    def pruned() -> None:
-        results["pruned"] = search(PROMPT, **given, seed=7, budget=f"{count}x", schedule=SCHEDULE, micro_batch=size)
+    def at_cost(kind: str) -> None:
+        results[kind] = search(PROMPT, **given, seed=7, budget=f"{count}x", **ways[kind], micro_batch=size)
 
-    def in_time() -> None:
+    def in_time(kind: str) -> None:
         limit = f"{times['stock']['seconds']:.3f}s"
-        results["in time"] = search(PROMPT, **given, seed=7, budget=limit, schedule=SCHEDULE, micro_batch=size)
+        results[f"{kind} in time"] = search(PROMPT, **given, seed=7, budget=limit, **ways[kind], micro_batch=size)
 
     def timed(part: str, call: Callable[[], object]) -> dict[str, float | None]:
         times[part] = took(call, options.device, options.repeats)
         return times[part]
+
+    def looked_at(kind: str) -> int:
+        return len(results[kind].trace[0].candidates)
 
     def ratio() -> float:
         return float(times["best of N"]["seconds"]) / float(times["stock"]["seconds"])
@@ -165,10 +169,11 @@ def searches(pipe: Any, name: str, count: int, options: argparse.Namespace) -> P
     yield "best of N", lambda: timed("best of N", best_of)
     yield "overhead of best of N", ratio
     yield "shares of best of N", shares
-    yield "pruned at the same cost", lambda: timed("pruned", pruned)
-    yield "candidates of the pruned search", lambda: len(results["pruned"].trace[0].candidates)
-    yield "pruned in the stock's time", lambda: timed("in time", in_time)
-    yield "candidates in the stock's time", lambda: len(results["in time"].trace[0].candidates)
+    for kind in options.ways.split(","):
+        yield f"{kind} at the same cost", partial(timed, kind, partial(at_cost, kind))
+        yield f"candidates, {kind} at the same cost", partial(looked_at, kind)
+        yield f"{kind} in the stock's time", partial(timed, f"{kind} in time", partial(in_time, kind))
+        yield f"candidates, {kind} in the stock's time", partial(looked_at, f"{kind} in time")
     yield "strict mode, largest difference to the stock image", strict
 
 
@@ -255,6 +260,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--only", default="searches,attack,tuning", help="parts, comma separated")
+    parser.add_argument("--ways", default="pruned,lookahead", help="searches beside best-of-N, comma separated")
     parser.add_argument("--draws", default="4", help="rows of a training step, comma separated")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the denoiser")

@@ -38,7 +38,7 @@ def accelerator() -> str:
 def look_price(figures: Family, steps: int) -> tuple[float, float]:
     """What one look costs in denoiser calls: by the clocks of best-of-N, and at most by the counted cost."""
     n, shares = figures["candidates"], figures[f"shares of {BEST}"]
-    cost = SCHEDULE.cost(figures["candidates of the pruned search"], steps)
+    cost = SCHEDULE.cost(figures["candidates, pruned at the same cost"], steps)
     by_clock = (shares["decoder"] + shares["verifier"]) * steps / shares["denoiser"]
     return by_clock, (n * steps - cost.calls) / (cost.decoded - n)
 
@@ -46,7 +46,7 @@ def look_price(figures: Family, steps: int) -> tuple[float, float]:
 def expected_ratio(figures: Family, steps: int) -> float:
     """Seconds of the pruned search over the stock pipeline's, if calls and looks took what they take in best-of-N."""
     n, shares = figures["candidates"], figures[f"shares of {BEST}"]
-    cost = SCHEDULE.cost(figures["candidates of the pruned search"], steps)
+    cost = SCHEDULE.cost(figures["candidates, pruned at the same cost"], steps)
     looks = (shares["decoder"] + shares["verifier"]) * cost.decoded / n
     of_best = shares["denoiser"] * cost.calls / (n * steps) + looks + shares["text_encoder"]
     return float(of_best * figures["overhead of best of N"])
@@ -97,9 +97,9 @@ _SEARCHES: list[tuple[str, str, Callable[[Family, Any], str]]] = [
     ("best-of-N, s (of stock's)", BEST, _ratio),
     ("its shares of denoiser / decoder / verifier, %", f"shares of {BEST}", _shares),
     ("pruned search, s (of stock's)", PRUNED, _ratio),
-    ("seeds it looked at", "candidates of the pruned search", lambda _, v: str(v)),
+    ("seeds it looked at", "candidates, pruned at the same cost", lambda _, v: str(v)),
     ("pruned search in the stock's time, s (of it)", IN_TIME, _ratio),
-    ("seeds it looked at", "candidates in the stock's time", lambda _, v: str(v)),
+    ("seeds it looked at", "candidates, pruned in the stock's time", lambda _, v: str(v)),
     ("peak GiB: stock / best-of-N / pruned", PRUNED, _memory),
     (
         "`micro_batch=1`: largest difference to the stock image",
@@ -154,7 +154,7 @@ def _what(searched: Mapping[str, Family], steps: int) -> str:
     differences = [figures["strict mode, largest difference to the stock image"] for figures in searched.values()]
     timed = {name: figures for name, figures in searched.items() if IN_TIME in figures}
     kept = sum(figures[IN_TIME]["seconds"] <= figures[STOCK]["seconds"] for figures in timed.values())
-    seeds = _each(timed, lambda f: f["candidates in the stock's time"], 0)
+    seeds = _each(timed, lambda f: f["candidates, pruned in the stock's time"], 0)
     plain = _each(timed, lambda f: f["candidates"], 0)
     equal = "equal to the bit" if not any(differences) else "not always equal to the bit"
     return (
