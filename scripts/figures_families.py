@@ -182,8 +182,8 @@ def _ahead(searched: Mapping[str, Family]) -> str:
     kept = _each(timed, lambda run: run[AHEAD_TIME]["seconds"] / run[STOCK]["seconds"], 2)
     seeds = _each(timed, lambda run: run[f"candidates, {AHEAD_TIME}"], 0)
     return (
-        f"- Lookahead (`1:0.06+3`), a run of its own with one timed call each: at the same counted cost {drafts} drafts "
-        f"took {ratios} times that run's stock time, so that looks cost more than was counted here too. With the stock "
+        f"- Lookahead (`1:0.06+3`), a run of its own with one timed call each: at the same counted cost {drafts} "
+        f"drafts took {ratios} times that run's stock time, so that looks cost more than was counted here too. With the stock "
         f"pipeline's seconds as its budget it took {kept} of them, for {seeds} drafts."
     )
 
