@@ -183,8 +183,8 @@ def _ahead(searched: Mapping[str, Family]) -> str:
     seeds = _each(timed, lambda run: run[f"candidates, {AHEAD_TIME}"], 0)
     return (
         f"- Lookahead (`1:0.06+3`), a run of its own with one timed call each: at the same counted cost {drafts} "
-        f"drafts took {ratios} times that run's stock time, so that looks cost more than was counted here too. With the "
-        f"stock pipeline's seconds as its budget it took {kept} of them, for {seeds} drafts."
+        f"drafts took {ratios} times that run's stock time, so that looks cost more than was counted here too. With "
+        f"the stock pipeline's seconds as its budget it took {kept} of them, for {seeds} drafts."
     )
 
 
