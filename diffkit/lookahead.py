@@ -1,10 +1,10 @@
 """Lookahead: how a suspended denoising will end, by a few big steps of the pipeline's own denoiser.
 
-From a candidate's latents after some step, k calls at steps spaced equally in index over what is left lead to an
-estimate of its clean latents. The stock pipeline runs them, with its own conditioning and guidance; only what
-``scheduler.step`` does is replaced, by the deterministic step of DDIM (Song et al. 2021, equation 12 with sigma 0). In
-noise over signal, and on the straight lines of flow models, that is Euler's step (Karras et al. 2022, equation 4). The
-candidate stays where it was.
+After some step a candidate has latents and an estimate of the clean ones. The estimate leads, for nothing, straight to
+the noise level of a later step. From there k calls, at steps spaced equally in index over what is left, lead to a
+better estimate. The stock pipeline runs them, with its own conditioning and guidance; only what ``scheduler.step`` does
+is replaced, by the deterministic step of DPM-Solver++(2M), which learns from the estimate before how estimates change.
+The candidate stays where it was.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,26 +23,30 @@ from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler
 from diffkit.parameterization import Coefficients, is_flow, x0_of_output
 from diffkit.scheduler_window import Window, window
-from diffkit.segments import Candidate, Denoising, check_suspendable, quiet, run_loop
+from diffkit.segments import Candidate, Denoising, check_suspendable, quiet, run_loop, scheduled
 from diffkit.solvers import latent_coefficients
 
-__all__ = ["big_steps", "ddim_step", "look_ahead"]
+__all__ = ["big_steps", "ddim_step", "extrapolated", "look_ahead"]
 
 
 def big_steps(start: int, stop: int, calls: int) -> list[int]:
-    """Indices of the steps at which the denoiser is called: the first is ``start``, the others follow equally spaced.
+    """Indices of the steps at which the denoiser is called, spaced equally over what is left after ``start``.
+
+    The step ``start`` itself is not among them, unless there are as many calls as steps.
 
     Raises:
         InputError: there are not so many steps.
 
     Example:
-        >>> big_steps(2, 20, 3)
-        [2, 8, 14]
+        >>> big_steps(2, 20, 3), big_steps(2, 20, 1), big_steps(17, 20, 3)
+        ([6, 11, 15], [11], [17, 18, 19])
     """
     left = stop - start
     if not 1 <= calls <= left:
         raise InputError(f"Cannot look ahead by {calls} calls: at least 1 and at most the {left} that are left.")
-    return [start + part * left // calls for part in range(calls)]
+    if calls == left:
+        return list(range(start, stop))
+    return [start + part * left // (calls + 1) for part in range(1, calls + 1)]
 
 
 def ddim_step(latents: Tensor, x0: Tensor, now: Coefficients, then: Coefficients) -> Tensor:
@@ -59,6 +64,27 @@ def ddim_step(latents: Tensor, x0: Tensor, now: Coefficients, then: Coefficients
     """
     latents, x0 = latents.float(), x0.float()
     return then.signal * x0 + then.noise / now.noise * (latents - now.signal * x0)
+
+
+def extrapolated(x0: Tensor, before: Tensor, levels: Sequence[Coefficients]) -> Tensor:
+    """The estimate that leads from a noise level to the next in second order, float32: DPM-Solver++(2M).
+
+    ``x0 + h' / (2 h) (x0 - before)``, h and h' the last and the next difference of ``log(signal / noise)`` (Lu et al.
+    2022, algorithm 2). After pure noise, whose logarithm is infinite, it is ``x0``.
+
+    Args:
+        x0: estimate at the second of the levels.
+        before: estimate at the first, shaped as it is.
+        levels: signal and noise at which the two were made, and of where they lead.
+
+    Example:
+        >>> scalars = [(0.6, 0.8), (0.8, 0.6), (0.96, 0.28)]
+        >>> levels = [Coefficients(torch.tensor(signal), torch.tensor(noise)) for signal, noise in scalars]
+        >>> extrapolated(torch.tensor([1.0]), torch.tensor([0.0]), levels)
+        tensor([1.8219])
+    """
+    first, second, third = ((level.signal / level.noise).log() for level in levels)
+    return x0.float() + (third - second) / (2 * (second - first)) * (x0.float() - before.float())
 
 
 @torch.no_grad()
@@ -84,20 +110,37 @@ def look_ahead(
         InputError: the candidates are not in mid-denoising, or fewer calls than that are left.
     """
     check_suspendable(pipe, denoising.extra, denoising.size)
-    steps = {candidate.step for candidate in candidates}
-    if len(steps) > 1 or 0 in steps:
-        raise InputError(f"Candidates look ahead after the same step; these have {sorted(steps)} calls behind them.")
+    behind = {candidate.step for candidate in candidates}
+    if len(behind) > 1 or 0 in behind:
+        raise InputError(f"Candidates look ahead after the same step; these have {sorted(behind)} calls behind them.")
+    if not candidates:
+        return []
+    start = candidates[0].step
+    with scheduled(pipe, denoising.num_inference_steps, denoising.size):
+        steps = big_steps(start, len(pipe.scheduler.timesteps), calls)
+        before, now, then = (latent_coefficients(pipe.scheduler, step) for step in (start - 1, start, steps[0]))
     estimates: list[Tensor] = []
     with quiet(pipe):
         for first in range(0, len(candidates), denoising.micro_batch):
             batch = candidates[first : first + denoising.micro_batch]
+            if steps[0] > start:
+                batch = [_moved(candidate, now, then) for candidate in batch]
             padding = denoising.rows(len(batch)) - len(batch)
             report = functools.partial(_report, on_step, len(batch), padding)
-            with _jumping(pipe.scheduler, batch[0].step, calls, report):
-                rows = [*batch, *[batch[-1]] * padding]
+            rows = [*batch, *[batch[-1]] * padding]
+            estimate = torch.cat([row.x0 for row in rows if row.x0 is not None]).to(pipe._execution_device)
+            with _jumping(pipe.scheduler, steps, (estimate, before), report):
                 latents, _ = run_loop(pipe, rows, conditioning, denoising, call or pipe)
             estimates += [latents[row : row + 1].clone() for row in range(len(batch))]
     return estimates
+
+
+def _moved(candidate: Candidate, now: Coefficients, then: Coefficients) -> Candidate:
+    """The candidate where its own estimate leads at another noise level."""
+    if candidate.latents is None or candidate.x0 is None:
+        raise InputError(f"Candidate {candidate.index} has no estimate to look ahead from.")
+    latents = ddim_step(candidate.latents, candidate.x0, now, then)
+    return replace(candidate, latents=latents.to(candidate.latents.dtype))
 
 
 def _report(on_step: Callable[[int, int], None] | None, real: int, padding: int, x0: Tensor) -> None:
@@ -106,38 +149,40 @@ def _report(on_step: Callable[[int, int], None] | None, real: int, padding: int,
 
 
 @contextmanager
-def _jumping(scheduler: Scheduler, start: int, calls: int, report: Callable[[Tensor], None]) -> Iterator[None]:
+def _jumping(
+    scheduler: Scheduler,
+    steps: Sequence[int],
+    estimate: tuple[Tensor, Coefficients],
+    report: Callable[[Tensor], None],
+) -> Iterator[None]:
     """The scheduler shows the big steps only, and its ``step`` leads from each to the next, from the last to x0."""
-    with window(scheduler, start, None, {}, report) as view:
-        scheduler.__class__ = _jumping_class(type(scheduler), view, start, calls)
+    with window(scheduler, steps[0], None, {}, report) as view:
+        scheduler.__class__ = _jumping_class(type(scheduler), view, steps, estimate)
         yield
 
 
-def _jumping_class(windowed: Any, view: Window, start: int, calls: int) -> type:
+def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: tuple[Tensor, Coefficients]) -> type:
     position = 0
 
     def timesteps(self: Any) -> Any:
         shown = windowed.timesteps.fget(self)
-        return shown if view.inside else shown[big_steps(0, len(shown), calls)]
-
-    def index(scheduler: Any, at: int) -> int:
-        """Of the big step among all steps."""
-        return big_steps(start, len(scheduler.__dict__["timesteps"]), calls)[at]
+        return shown if view.inside else shown[[step - steps[0] for step in steps]]
 
     def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._step_index = index(self, position)
+        self._step_index = steps[position]
         return windowed.scale_model_input(self, *args, **kwargs)
 
     @functools.wraps(windowed.step)  # pipelines look at the signature to see what they may hand over
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        nonlocal position
+        nonlocal position, estimate
         with view.full_view():
-            now = latent_coefficients(self, index(self, position))
-            x0 = _clean_estimate(self, model_output, sample, now)
+            now = latent_coefficients(self, steps[position])
+            x0 = result = _clean_estimate(self, model_output, sample, now)
             position += 1
-            result = x0
-            if position < calls:
-                result = ddim_step(sample, x0, now, latent_coefficients(self, index(self, position)))
+            if position < len(steps):
+                then = latent_coefficients(self, steps[position])
+                result = ddim_step(sample, extrapolated(x0, estimate[0], (estimate[1], now, then)), now, then)
+            estimate = x0, now
         view.report(x0)
         return (result.to(sample.dtype), x0)
 

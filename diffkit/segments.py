@@ -167,17 +167,31 @@ def plan(
     check_suspendable(pipe, extra, size)
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
-    family = family_of(pipe)
-    with restored(pipe.scheduler):
-        try:
-            pixels = family.default_size(pipe) if size is None else Size(*size)
-            pipe.scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
-        except (ValueError, IndexError, TypeError) as error:
-            raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
+    with scheduled(pipe, num_inference_steps, size):
         sigmas = noise_levels(pipe.scheduler)
     blind = blind_steps(pipe.scheduler, sigmas)
     refuse_division_by_zero(pipe.scheduler, blind)
     return Plan(len(sigmas), tuple(sigmas), blind)
+
+
+@contextmanager
+def scheduled(pipe: Pipeline, num_inference_steps: int, size: tuple[int, int] | None = None) -> Iterator[None]:
+    """The pipeline's scheduler with the timesteps of a denoising; it is as it was afterwards.
+
+    Args:
+        size: as :func:`plan` takes it.
+
+    Raises:
+        InputError: the scheduler takes no such number of steps.
+    """
+    family = family_of(pipe)
+    pixels = family.default_size(pipe) if size is None else Size(*size)
+    with restored(pipe.scheduler):
+        try:
+            pipe.scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
+        except (ValueError, IndexError, TypeError) as error:
+            raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
+        yield
 
 
 @torch.no_grad()

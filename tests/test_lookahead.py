@@ -1,6 +1,8 @@
-"""Lookahead: its steps by hand, its first call the pipeline's own next one, the candidates as before."""
+"""Lookahead: its steps by hand, calls that are all left the pipeline's own, the candidates as before."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tiny import NOISE, SCHEDULERS, tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
-from diffkit.lookahead import big_steps, ddim_step, look_ahead
+from diffkit.lookahead import big_steps, ddim_step, extrapolated, look_ahead
 from diffkit.parameterization import Coefficients
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
@@ -25,9 +27,9 @@ def suspended(pipe, micro_batch=2, at=START):
 
 @pytest.mark.parametrize(
     ("start", "stop", "calls", "steps"),
-    [(2, 20, 3, [2, 8, 14]), (2, 20, 1, [2]), (5, 7, 2, [5, 6]), (1, 4, 2, [1, 2]), (7, 12, 5, [7, 8, 9, 10, 11])],
+    [(2, 20, 3, [6, 11, 15]), (2, 20, 1, [11]), (5, 7, 2, [5, 6]), (1, 4, 2, [2, 3]), (7, 12, 5, [7, 8, 9, 10, 11])],
 )
-def test_big_steps_are_spaced_equally(start, stop, calls, steps):
+def test_big_steps_are_spaced_equally_after_one_that_needs_no_call(start, stop, calls, steps):
     assert big_steps(start, stop, calls) == steps
 
 
@@ -47,20 +49,31 @@ def test_a_step_between_noise_levels_is_eulers():
     torch.testing.assert_close(karras, x0 + 0.7 * noise + (0.2 - 0.7) * noise)
 
 
+def test_an_extrapolated_estimate_after_pure_noise_is_the_estimate():
+    x0, before = torch.ones(2), torch.zeros(2)
+    levels = [Coefficients(torch.tensor(signal), torch.tensor(1 - signal)) for signal in (0.0, 0.3, 0.6)]
+    assert torch.equal(extrapolated(x0, before, levels), x0)
+    assert (extrapolated(x0, before, [levels[1], levels[1], levels[2]]) > 1).all()
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_one_call_is_the_estimate_of_the_next_step_and_nothing_of_a_candidate_changes(scheduler):
+def test_one_call_before_the_last_is_the_last_and_nothing_of_a_candidate_changes(scheduler):
     pipe = tiny_pipeline(scheduler)
-    alive, conditioning, denoising = suspended(pipe)
+    last = plan(pipe, STEPS).calls - 1
+    alive, conditioning, denoising = suspended(pipe, at=last)
     latents, noise = [one.latents.clone() for one in alive], [one.generator.get_state() for one in alive]
     before, rows = dict(pipe.scheduler.__dict__), []
     ahead = look_ahead(pipe, alive, conditioning, denoising, 1, on_step=lambda *counts: rows.append(counts))
     assert rows == [(2, 0), (1, 1)]
     assert type(pipe.scheduler).__module__.startswith("diffusers")
     assert pipe.scheduler.__dict__ == before
-    look_ahead(pipe, alive, conditioning, denoising, plan(pipe, STEPS).calls - START)
+    early = suspended(pipe)[0]
+    kept_early = [one.latents.clone() for one in early]
+    look_ahead(pipe, early, conditioning, denoising, 2)
+    assert all(torch.equal(one.latents, kept) for one, kept in zip(early, kept_early, strict=True))
     assert all(torch.equal(one.latents, kept) for one, kept in zip(alive, latents, strict=True))
     assert all(torch.equal(one.generator.get_state(), kept) for one, kept in zip(alive, noise, strict=True))
-    following = run_segment(pipe, alive, conditioning, denoising, START, START + 1)
+    following = run_segment(pipe, alive, conditioning, denoising, last, last + 1)
     for estimate, candidate in zip(ahead, following, strict=True):
         torch.testing.assert_close(estimate, candidate.x0, rtol=1e-4, atol=1e-3)
 
@@ -69,16 +82,17 @@ def test_one_call_is_the_estimate_of_the_next_step_and_nothing_of_a_candidate_ch
 def test_estimates_are_bounded_where_the_schedulers_own_are(option):
     pipe = tiny_pipeline()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **{option: True})
-    alive, conditioning, denoising = suspended(pipe)
+    alive, conditioning, denoising = suspended(pipe, at=STEPS - 1)
     [estimate, *_] = look_ahead(pipe, alive, conditioning, denoising, 1)
     assert estimate.abs().max() == 1
-    following = run_segment(pipe, alive, conditioning, denoising, START, START + 1)
+    following = run_segment(pipe, alive, conditioning, denoising, STEPS - 1, STEPS)
     torch.testing.assert_close(estimate, following[0].x0, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
-def test_all_calls_that_are_left_are_the_denoising_itself(scheduler):
-    pipe = tiny_pipeline(scheduler)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_all_calls_that_are_left_are_the_denoising_itself_by_the_same_solver(kind):
+    pipe = tiny_pipeline("dpm++")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=kind)
     alive, conditioning, denoising = suspended(pipe)
     ahead = look_ahead(pipe, alive, conditioning, denoising, STEPS - START)
     for estimate, candidate in zip(ahead, run_segment(pipe, alive, conditioning, denoising, START, STEPS), strict=True):
@@ -88,7 +102,7 @@ def test_all_calls_that_are_left_are_the_denoising_itself(scheduler):
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_big_steps_of_a_linear_denoiser_by_hand(scheduler, kind):
-    """Two calls from step 2 of 6, so at steps 2 and 4, of a denoiser that returns 0.3 of its input."""
+    """Two calls after step 2 of 6, so at steps 3 and 4, of a denoiser that returns 0.3 of its input."""
     pipe = tiny_pipeline(scheduler)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=kind)
     pipe.unet.forward = lambda sample, *args, **kwargs: (0.3 * sample,)
@@ -97,7 +111,8 @@ def test_big_steps_of_a_linear_denoiser_by_hand(scheduler, kind):
     beta = torch.linspace(NOISE["beta_start"] ** 0.5, NOISE["beta_end"] ** 0.5, 1000, dtype=torch.float64).square()
     alpha_bar = (1 - beta).cumprod(0)
     pipe.scheduler.set_timesteps(STEPS)
-    first, second = (float(alpha_bar[round(float(pipe.scheduler.timesteps[step]))]) for step in (2, 4))
+    steps = (1, 2, 3, 4)
+    before, now, first, second = (float(alpha_bar[round(float(pipe.scheduler.timesteps[step]))]) for step in steps)
 
     def estimate(x, alpha_bar):
         """Of latents with signal and noise whose squares sum to 1."""
@@ -105,11 +120,23 @@ def test_big_steps_of_a_linear_denoiser_by_hand(scheduler, kind):
         return (x - spread * 0.3 * x) / signal if kind == "epsilon" else signal * x - spread * 0.3 * x
 
     for candidate, result in zip(alive, ahead, strict=True):
-        x = candidate.latents.double() * (first**0.5 if scheduler == "euler" else 1.0)
-        x0 = estimate(x, first)
-        noise = (x - first**0.5 * x0) / (1 - first) ** 0.5
-        expected = estimate(second**0.5 * x0 + (1 - second) ** 0.5 * noise, second)
+        x = candidate.latents.double() * (now**0.5 if scheduler == "euler" else 1.0)
+        moved = _led(x, candidate.x0.double(), now, first)
+        x0 = estimate(moved, first)
+        slope = (x0 - candidate.x0.double()) / (log_snr(first) - log_snr(before))  # of the estimate, in log-SNR
+        midway = x0 + slope * (log_snr(second) - log_snr(first)) / 2
+        expected = estimate(_led(moved, midway, first, second), second)
         torch.testing.assert_close(result.double(), expected, rtol=2e-3, atol=2e-3)
+
+
+def log_snr(alpha_bar):
+    return math.log(alpha_bar / (1 - alpha_bar))
+
+
+def _led(x, x0, now, then):
+    """Where an estimate leads: the same noise at another level."""
+    noise = (x - now**0.5 * x0) / (1 - now) ** 0.5
+    return then**0.5 * x0 + (1 - then) ** 0.5 * noise
 
 
 def test_what_is_not_in_mid_denoising_cannot_look_ahead():

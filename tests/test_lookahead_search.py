@@ -26,8 +26,8 @@ PROMPT = "a dog"
 
 
 @functools.cache
-def pipeline() -> TTSnapPipeline:
-    return TTSnapPipeline.from_pipe(tiny_pipeline("euler"), reward=lambda images, prompts: images.mean((1, 2, 3)) * 10)
+def pipeline(scheduler: str = "euler") -> TTSnapPipeline:
+    return TTSnapPipeline.from_pipe(tiny_pipeline(scheduler), reward=lambda images, prompts: images.mean((1, 2, 3)) * 10)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
@@ -49,6 +49,15 @@ def test_rounds_may_look_ahead_by_a_plain_reward():
     assert [(look.step, look.lookahead) for look in out.trace] == [(0, 1), (3, 0)] * 2
 
 
+def test_a_budget_in_seconds_is_kept_by_lookahead_and_refused_by_searches_that_count():
+    options = {"num_inference_steps": 6, "guidance_scale": 1.0, "budget": "2s", "seed": 7}
+    out = pipeline()(PROMPT, **options, search="lookahead")
+    assert [(look.step, look.lookahead) for look in out.trace] == [(0, 2), (5, 0)]
+    assert out.ledger.budget["unit"] == "s"
+    with pytest.raises(InputError, match="'halving' is planned in counted cost"):
+        pipeline()(PROMPT, **options, search="halving")
+
+
 def test_more_calls_than_are_left_are_refused_before_anything_runs():
     with pytest.raises(InputError, match="ahead by 3 calls after step 1, but only 2 of the 4 are left there"):
         pipeline()(PROMPT, num_inference_steps=4, num_candidates=2, schedule="1:0.5+3")
@@ -58,10 +67,10 @@ def test_previews_are_of_the_images_ahead_and_by_the_preview_decoder():
     options = {"num_inference_steps": 4, "guidance_scale": 1.0, "seeds": [3, 4], "previews": True, "micro_batch": 2}
     seen = []
     for vae in (None, tiny_vae()):
-        out = pipeline()(PROMPT, **options, schedule="0:1.0+3", preview_vae=vae)
+        out = pipeline("dpm++")(PROMPT, **options, schedule="0:1.0+3", preview_vae=vae)
         seen.append([np.asarray(look.previews[0]).astype(int) for look in out.trace])
         assert out.ledger.previewed == (0 if vae is None else 2)
-    for early, last in seen[:1]:  # all calls that are left are the denoising itself, by this scheduler
+    for early, last in seen[:1]:  # all calls that are left are the denoising itself by this solver
         assert np.abs(early - last).max() <= 1
     assert np.abs(seen[1][0] - seen[0][0]).max() > 1
     for figure in (contact_sheet(out.trace), score_figure(out.trace, title="t")):

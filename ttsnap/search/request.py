@@ -49,7 +49,8 @@ class Request:
 
     Attributes:
         negative_prompts: one for all, or one for each prompt.
-        search: a strategy, which needs a budget in ``x`` or FLOP; None prunes by ``config.schedule``.
+        search: a strategy, which needs a budget, in ``x`` or FLOP unless it is ``timed``; None prunes by
+            ``config.schedule``.
     """
 
     prompts: Sequence[str]
@@ -127,8 +128,12 @@ class Request:
         steps, budget = self.config.plan(pipe), self.config.parsed_budget
         if self.search is not None and budget is None:
             raise InputError("A search by name spends a budget; give one, for example budget='16x'.")
-        if self.search is not None and budget is not None and budget.unit == "s":
-            raise InputError("A search by name is planned in counted cost; give its budget as 16x or 3.2TFLOP.")
+        timed = self.search is None or getattr(self.search, "timed", False)
+        if budget is not None and budget.unit == "s" and not timed:
+            raise InputError(
+                f"The search {self.strategy.name!r} is planned in counted cost; give its budget as 16x or 3.2TFLOP, or "
+                f"use search='lookahead' or none, which keep seconds too."
+            )
         return steps
 
     def _num_candidates(self) -> int | None:

@@ -19,6 +19,8 @@ class Strategy(Protocol):
     How many candidates a limit buys is the business of :func:`ttsnap.search.budget.affordable`, which also returns the
     user's number where it is fixed.
 
+    One that has a true attribute ``timed`` plans by ``affordable`` alone, and takes budgets in seconds too.
+
     Attributes:
         name: how records call it.
     """
@@ -42,7 +44,7 @@ class Strategy(Protocol):
         Looks are recorded in ``engine.trace``, the cost in ``engine.ledger`` and, for each prompt, ``engine.spent``.
 
         Args:
-            limit: what each prompt may cost, in the unit of ``engine.prices`` (FLOP for a search by name); never
+            limit: what each prompt may cost, in the unit of ``engine.prices`` (FLOP unless it is ``timed``); never
                 overrun. Infinite where ``engine.num_candidates`` fixes the number of candidates.
 
         Raises:

@@ -55,6 +55,7 @@ class LookaheadSearch:
 
     schedule: PruningSchedule | None = None
     name: str = "lookahead"
+    timed: bool = True
 
     def check(self, engine: Engine) -> None:
         """Refuse a schedule that does not fit.
