@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Size, family_of, stock_class
+from diffkit.families import Pipeline, Size, family_of, pipe_denoiser, stock_class
 from diffkit.families.base import keywords_of
 from diffkit.scheduler_window import restored, window
 from diffkit.solvers import (
@@ -140,12 +140,17 @@ def check_suspendable(
         size: (height, width) in pixels; the model's own when None.
 
     Raises:
-        InputError: unknown family or scheduler, or something that counts the loop's own index.
+        InputError: unknown family or scheduler, something that counts the loop's own index, or a cache of the denoiser.
     """
     family = family_of(pipe)
     reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else Size(*size))
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
+    if getattr(pipe_denoiser(pipe), "is_cache_enabled", False):
+        raise InputError(
+            f"The denoiser of this {type(pipe).__name__} has a cache (enable_cache), whose contents would pass from "
+            f"candidate to candidate; call pipe.{family.denoiser}.disable_cache() first."
+        )
     solver_of(pipe.scheduler)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.hooks import apply_group_offloading
+from diffusers.hooks import FirstBlockCacheConfig, apply_group_offloading
 from peft import LoraConfig, inject_adapter_in_model
 from tiny_families import FAMILY_ROWS, family_pipeline
 
@@ -364,6 +364,15 @@ def test_pipelines_and_schedulers_that_draw_noise_of_their_own_are_refused():
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
     with pytest.raises(InputError, match="set it to False"):
         search(pipe, "flux")
+
+
+def test_a_cache_of_the_denoiser_is_refused():
+    pipe = family_pipeline("flux")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    with pytest.raises(InputError, match=r"call pipe.transformer.disable_cache\(\) first"):
+        search(pipe, "flux")
+    pipe.transformer.disable_cache()
+    assert search(pipe, "flux").images
 
 
 def test_several_texts_and_scales_go_where_the_stock_pipeline_sends_them():

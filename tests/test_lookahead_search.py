@@ -27,7 +27,9 @@ PROMPT = "a dog"
 
 @functools.cache
 def pipeline(scheduler: str = "euler") -> TTSnapPipeline:
-    return TTSnapPipeline.from_pipe(tiny_pipeline(scheduler), reward=lambda images, prompts: images.mean((1, 2, 3)) * 10)
+    return TTSnapPipeline.from_pipe(
+        tiny_pipeline(scheduler), reward=lambda images, prompts: images.mean((1, 2, 3)) * 10
+    )
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
