@@ -29,7 +29,7 @@ from ttsnap import Rounds, TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
 
 CAPTIONS = {"lab": world.held_out_scenes, "lab-trio": trio.held_out_trios}
-AHEAD = "1:0.06+3"
+AHEAD = "1:0.25+2,2:0.2+3"
 Runs = dict[str, list[tuple[float, float]]]
 
 

@@ -33,7 +33,7 @@ def pipeline(scheduler: str = "euler") -> TTSnapPipeline:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
-@pytest.mark.parametrize(("steps", "looks"), [(1, [0]), (2, [1]), (3, [2]), (4, [0, 3]), (8, [0, 7])])
+@pytest.mark.parametrize(("steps", "looks"), [(1, [0]), (2, [1]), (3, [2]), (4, [0, 3]), (8, [0, 1, 7])])
 def test_a_plain_reward_and_few_steps(steps, looks, guidance):
     """Best-of-N with previews where a draft would cost as much as an image."""
     options = {"num_inference_steps": steps, "guidance_scale": guidance}

@@ -55,7 +55,7 @@ def compare(
     ] = "",
     plain_schedule: Annotated[str | None, typer.Option(help="Another schedule for ttsp.")] = None,
     lookahead_schedule: Annotated[
-        str | None, typer.Option(help="For lookahead, such as 1:0.06+3 (its own for 20 steps).")
+        str | None, typer.Option(help="For lookahead, such as 1:0.06+3 (its own without).")
     ] = None,
     index: Annotated[Path | None, typer.Option(help="The file that fit --rule index wrote, for index.")] = None,
     steps: Steps = 20,

@@ -21,35 +21,40 @@ from ttsnap.search.strategies.pruning import Pruning
 
 __all__ = ["LookaheadSearch", "drafts", "lookahead"]
 
-SHARES = (0.06, 0.12, 0.25, 0.5)  # the first leaves about four fifths of a budget to the drafts
-AHEAD = 3  # calls; a fourth adds little, two rank markedly worse
+SHARES = ((0.25, 0.2), (0.35, 0.35), (0.5, 0.5), (0.7, 0.7))  # the first leaves about four fifths to the drafts
 
 
-def drafts(calls: int, *, share: float = SHARES[0], blind: Sequence[int] = ()) -> PruningSchedule:
-    """One look after a tenth of the calls, ahead by three more; a draft takes at most half of the calls.
+def drafts(calls: int, *, shares: tuple[float, float] = SHARES[0], blind: Sequence[int] = ()) -> PruningSchedule:
+    """After a tenth of the calls a look ahead by two, after three twentieths one by three, at the best of the first.
 
-    Where so few calls are not enough for that it is best-of-N.
+    A draft takes at most half of the calls. Where that leaves no second look, the first keeps what both would; where it
+    leaves none, it is best-of-N.
 
     Args:
         calls: T, denoiser calls of one finished candidate.
-        share: of the candidates to finish.
+        shares: to keep at the looks.
         blind: steps after which there is no look, see :class:`diffkit.segments.Plan`.
 
     Example:
         >>> str(drafts(20)), str(drafts(50)), str(drafts(4)), str(drafts(2))
-        ('1:0.06+3', '4:0.06+3', '0:0.06+1', '')
+        ('1:0.25+2,2:0.2+3', '4:0.25+2,7:0.2+3', '0:0.05+1', '')
     """
     before = max(1, round(calls / 10), *(step + 2 for step in blind))
-    ahead = min(AHEAD, calls // 2 - before)
-    return PruningSchedule((before - 1,), (share,), lookahead=(ahead,)) if ahead > 0 else PruningSchedule()
+    later = max(before + 1, round(3 * calls / 20))
+    ahead = [min(most, calls // 2 - behind) for behind, most in ((before, 2), (later, 3))]
+    if ahead[0] < 1:
+        return PruningSchedule()
+    if ahead[1] < 2:
+        return PruningSchedule((before - 1,), (round(shares[0] * shares[1], 4),), lookahead=(ahead[0],))
+    return PruningSchedule((before - 1, later - 1), shares, lookahead=tuple(ahead))
 
 
 @dataclass(frozen=True)
 class LookaheadSearch:
-    """Prune once, by the plain reward of images that lie a few big steps ahead.
+    """Prune by the plain reward of images that lie a few big steps ahead.
 
     Attributes:
-        schedule: when to look and how far ahead; None is :func:`drafts`, with the smallest share that leaves as many
+        schedule: when to look and how far ahead; None is :func:`drafts`, with the smallest shares that leave as many
             candidates as images are asked for.
     """
 
@@ -75,8 +80,8 @@ class LookaheadSearch:
 
     def _default(self, engine: Engine, limit: float) -> PruningSchedule:
         """Drafts, or best-of-N where the limit does not pay for drafts and the winners."""
-        for share in SHARES:
-            schedule = drafts(engine.plan.calls, share=share, blind=engine.plan.blind)
+        for shares in SHARES:
+            schedule = drafts(engine.plan.calls, shares=shares, blind=engine.plan.blind)
             try:
                 affordable(engine, limit, schedule, at_least=engine.winners)
             except InputError:
