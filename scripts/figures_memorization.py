@@ -414,6 +414,24 @@ def many() -> str:
     )
 
 
+def start_of_the_run(start: dict[str, Any]) -> str:
+    """How long an audit takes until it begins its first item."""
+
+    def number(count: int) -> str:
+        return f"{count:,}".replace(",", " ")
+
+    rows = []
+    for kind, label in (("anew", "begun anew"), ("resumed", f"resumed, {number(start['done when resumed'])} done")):
+        (low, median, high), wall, memory = (start[kind][name] for name in ("processor seconds", "seconds", "peak MiB"))
+        seconds = f"{median:.1f} ({low:.1f} to {high:.1f})"
+        rows.append([label, seconds, f"{wall[1]:.1f} ({wall[0]:.1f} to {wall[2]:.1f})", f"{memory[2]:.0f}"])
+    head = [f"{number(start['suspects'])} suspects", "processor s", "s by the clock", "peak MiB"]
+    return (
+        f"\n\nFrom the launch of `diffkit audit` on a folder of pictures with captions to its first item, libraries "
+        f"included; median (range) of {start['repeats']}, beside other work on both cores:\n\n" + table(head, rows)
+    )
+
+
 def bench_audit_scale() -> str:
     """Processor time and memory of audits of few and of many suspects."""
     found = read("bench_audit_scale")
@@ -442,6 +460,7 @@ def bench_audit_scale() -> str:
         f"\n\nProcessor time of one thread: a tiny model with random weights, the smallest settings, "
         f"{found['controls']} controls, pictures of {found['picture pixels']} pixels. Importing the libraries is not "
         "counted. After the last item come near-duplicates, summary and report."
+        + (start_of_the_run(found["start"]) if "start" in found else "")
     )
 
 

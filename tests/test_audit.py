@@ -264,6 +264,7 @@ def test_a_broken_autoencoder_is_refused(gathered: Gathered, tmp_path: Path) -> 
         pipe.vae.decoder.layers[-1].bias.fill_(float("nan"))
     with pytest.raises(InputError, match="float32"):
         audit(pipe, gathered, out=tmp_path / "nan", settings=SETTINGS, name="tiny")
+    assert not (tmp_path / "nan").exists()  # refused before an item was measured
 
 
 # ------------------------------------------------------------------------------------------ command line

@@ -158,6 +158,7 @@ def test_links(tmp_path: Path) -> None:
     (root / "linked").symlink_to(elsewhere)
     (root / "around").symlink_to(root)
     (root / "sub" / "around").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
     suspects, reasons = read(root)
     assert [caption for _, caption, _ in suspects] == ["b", "a"]
     assert reasons == ["gone.png is a link to a file that is not there"]

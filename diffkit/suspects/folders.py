@@ -9,6 +9,7 @@ row or in an error.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -33,6 +34,7 @@ METADATA_READERS: dict[str, Callable[[Path], Rows]] = {
     "metadata.csv": read_table,
     "metadata.parquet": read_parquet,
 }
+PICTURE_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption")
 REPEATS_AND_NAME = re.compile(r"\d+_(.+)")  # of sd-scripts: how often an epoch shows the folder, and its caption
 
@@ -93,18 +95,31 @@ def _archives(files: Sequence[Path]) -> Rows:
 
 def _files(folder: Path) -> list[Path]:
     """What is no folder; a link to nothing too, as it stands for a picture that is gone."""
-    return sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
+    return _entries(folder, folders=False)
 
 
 def _subfolders(folder: Path) -> list[Path]:
     """Its folders; hidden ones, and links to the folder itself or to one above, are left out."""
     above = {folder.resolve(), *folder.resolve().parents}
-    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(path for path in folders if path.resolve() not in above)
+    return [path for path in _entries(folder, folders=True) if path.resolve() not in above]
+
+
+def _entries(folder: Path, *, folders: bool) -> list[Path]:
+    """Paths of its files or of its folders, by their names; hidden ones are left out."""
+    with os.scandir(folder) as entries:  # it knows which are folders without a look at each file
+        names = sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry) == folders
+        )
+    return [folder / name for name in names]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link to itself is none."""
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES
+    return path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def _is_caption(path: Path) -> bool:
@@ -145,7 +160,7 @@ def _named_images(row: Row) -> Iterator[Path]:
 
 def _not_read(folder: Path, reason: str) -> list[RowError]:
     """An error for each picture in a subfolder."""
-    below = [path for path in _pictures_below(folder) if path.parent != folder]
+    below = [path for subfolder in _subfolders(folder) for path in _pictures_below(subfolder)]
     return [
         RowError(str(path.parent), number, f"{path.relative_to(folder)} {reason}: name {path.parent} itself to read it")
         for number, path in enumerate(below, start=1)

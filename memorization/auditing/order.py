@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from diffkit.runs import Run
 
-__all__ = ["Bench", "measure_in_order", "needs_reference"]
+__all__ = ["Bench", "measure_controls", "measure_in_order", "needs_reference"]
 
 
 class Bench(NamedTuple):
@@ -40,7 +40,6 @@ class Bench(NamedTuple):
         folder: the run's.
         settings: the audit's settings.
         copies: the copy detector.
-        threshold: its operating point.
         save_triggers: keep the embeddings.
     """
 
@@ -48,7 +47,6 @@ class Bench(NamedTuple):
     folder: Path
     settings: AuditSettings
     copies: CopyDetector
-    threshold: float
     save_triggers: bool
 
     def measure(self, pipe: DiffusionPipeline, items: Sequence[AuditItem], effort: Effort, what: str) -> None:
@@ -72,20 +70,27 @@ class Bench(NamedTuple):
         return read_records({item.key: self.run.done[item.key] for item in items if item.key in self.run.done})
 
 
+def measure_controls(bench: Bench, pipe: DiffusionPipeline, items: Sequence[AuditItem]) -> None:
+    """Measure the controls among the items, at every budget."""
+    bench.measure(pipe, [item for item in items if item.role == "control"], Effort(), "controls")
+
+
 def measure_in_order(
     bench: Bench,
     pipe: DiffusionPipeline,
     items: Sequence[AuditItem],
     *,
+    threshold: float,
     reference: Reference | None,
     left_out: Mapping[str, Stopped],
 ) -> None:
-    """Measure all items, the controls first.
+    """Measure what comes after the controls.
 
     Args:
         bench: the run and its settings.
         pipe: the audited model.
-        items: of all roles; see :func:`memorization.items.with_companions`.
+        items: of all roles; see :func:`memorization.items.with_companions`. The controls are measured.
+        threshold: the copy detector's operating point.
         reference: loaded only if some suspect needs it.
         left_out: suspects that are not attacked, by key.
     """
@@ -95,15 +100,14 @@ def measure_in_order(
     )
     everything = bench.settings.attack_all
     load = cache(lambda: _quiet(reference.load())) if reference is not None else None
-    bench.measure(pipe, controls, Effort(), "controls")
-    effort = _effort(bench, controls, len(suspects))
+    effort = _effort(bench, controls, len(suspects), threshold)
     if load is not None and (effort.limits or everything):
         _on_reference(bench, load, controls_on_reference, effort.whole(), "controls")
-        effort = _effort(bench, [*controls, *controls_on_reference], len(suspects))
+        effort = _effort(bench, [*controls, *controls_on_reference], len(suspects), threshold)
     effort = effort.without(left_out)
     bench.measure(pipe, suspects, effort, "suspects")
     own = [*controls, *controls_on_reference, *suspects]
-    _measure_again(bench, pipe, suspects, effort, lambda: _unsettled(bench, own))
+    _measure_again(bench, pipe, suspects, effort, lambda: _unsettled(bench, own, threshold))
     bench.measure(pipe, edits, replace(effort.whole(), settled={}), "edited suspects")
     if load is None:
         return
@@ -111,11 +115,13 @@ def measure_in_order(
     on_needed = effort
     if not everything:
         nobody = _Acquittable(frozenset(), effort)
-        acquittable = parallel.broadcast(_acquittable(bench, items, effort) if bench.run is not None else nobody)
+        acquittable = parallel.broadcast(
+            _acquittable(bench, items, effort, threshold) if bench.run is not None else nobody
+        )
         needed = [item for item in on_reference if item.of in acquittable.keys]
         on_needed = acquittable.effort
     _on_reference(bench, load, needed, on_needed, "suspects")
-    _measure_again(bench, pipe, suspects, effort, lambda: _not_borne_out(bench, [*own, *on_reference]))
+    _measure_again(bench, pipe, suspects, effort, lambda: _not_borne_out(bench, [*own, *on_reference], threshold))
 
 
 def _on_reference(
@@ -148,7 +154,7 @@ class _Acquittable(NamedTuple):
     effort: Effort
 
 
-def _effort(bench: Bench, controls: Sequence[AuditItem], suspects: int) -> Effort:
+def _effort(bench: Bench, controls: Sequence[AuditItem], suspects: int, threshold: float) -> Effort:
     """The effort on the suspects by the controls that are measured; the same on every process."""
     effort = Effort()
     if bench.run is not None and not bench.settings.attack_all:
@@ -157,7 +163,7 @@ def _effort(bench: Bench, controls: Sequence[AuditItem], suspects: int) -> Effor
         effort = of_suspects(
             _by_attack(of_role(records, "control"), settings),
             {name: of_originals(records, "reference_control", settings.budgets, name) for name in names},
-            threshold=bench.threshold,
+            threshold=threshold,
             alpha=settings.alpha,
             correction=settings.correction,
             suspects=suspects,
@@ -165,28 +171,28 @@ def _effort(bench: Bench, controls: Sequence[AuditItem], suspects: int) -> Effor
     return parallel.broadcast(effort)
 
 
-def _unsettled(bench: Bench, items: Sequence[AuditItem]) -> list[str]:
+def _unsettled(bench: Bench, items: Sequence[AuditItem], threshold: float) -> list[str]:
     records = bench.records(items)
-    outcome = conclude(records, bench.settings, threshold=bench.threshold)
+    outcome = conclude(records, bench.settings, threshold=threshold)
     budgets = {name: check.budget for name, check in outcome.checks.items()}
     return unsettled(outcome.findings, _by_attack(of_role(records, "suspect"), bench.settings), budgets)
 
 
-def _not_borne_out(bench: Bench, items: Sequence[AuditItem]) -> list[str]:
+def _not_borne_out(bench: Bench, items: Sequence[AuditItem], threshold: float) -> list[str]:
     records = bench.records(items)
-    outcome = conclude(records, bench.settings, threshold=bench.threshold)
+    outcome = conclude(records, bench.settings, threshold=threshold)
     return not_borne_out(outcome.findings, _by_attack(of_role(records, "suspect"), bench.settings))
 
 
-def _acquittable(bench: Bench, items: Sequence[AuditItem], effort: Effort) -> _Acquittable:
+def _acquittable(bench: Bench, items: Sequence[AuditItem], effort: Effort, threshold: float) -> _Acquittable:
     """By the verdicts without a reference model."""
     own = bench.records([item for item in items if item.role in ("suspect", "control")])
-    findings = conclude(own, bench.settings, threshold=bench.threshold).findings
-    by_caption, by_attack = needs_reference(findings, bench.threshold)
+    findings = conclude(own, bench.settings, threshold=threshold).findings
+    by_caption, by_attack = needs_reference(findings, threshold)
     left_out: dict[str, Stopped] = {
         item.key: "caption" for item in items if item.role == "reference" and item.of not in by_attack
     }
-    until_drawn = dict.fromkeys(bench.settings.attacks, bench.threshold)
+    until_drawn = dict.fromkeys(bench.settings.attacks, threshold)
     return _Acquittable(
         frozenset(by_caption | by_attack), Effort(effort.limits, until_drawn, None, left_out, "reference")
     )

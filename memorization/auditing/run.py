@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,18 +18,19 @@ from diffkit.truncation import say_truncated
 from memorization.auditing.attack_suite import build_attacks
 from memorization.auditing.kept import kept_near_duplicates, kept_operating_point
 from memorization.auditing.models import AuditedModel
-from memorization.auditing.order import Bench, measure_in_order
+from memorization.auditing.order import Bench, measure_controls, measure_in_order
 from memorization.auditing.report import write_page
 from memorization.auditing.result import AuditSummary, ModelUsed
 from memorization.auditing.settings import AUTO, AuditSettings, Triage
 from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise_audit
 from memorization.auditing.triage import not_attacked
 from memorization.copies import load_copy_detector
-from memorization.copies.references import in_error
+from memorization.copies.references import in_error, load_references
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
-from memorization.generation import image_size
+from memorization.generation import image_size, require_finite, round_trip
 from memorization.items import (
+    AuditItem,
     Gathered,
     Source,
     captions_of,
@@ -129,15 +131,18 @@ def audit(
         if run is not None:
             write_row_errors(run, gathered)
             run.retry(in_error(items, run.done, size))
-        _prepare(pipe)
-        point = kept_operating_point(run, pipe, gathered.items, copies, size, settings.threshold)
+        pipe.set_progress_bar_config(disable=True)
+        _refuse_broken_autoencoder(pipe, gathered.items, size)
         left_out = not_attacked(audited, pipe, gathered, settings, Path(out))
-        bench = Bench(run, Path(out), settings, copies, point["threshold"], save_triggers)
-        measure_in_order(bench, pipe, items, reference=audited.reference, left_out=left_out)
+        bench = Bench(run, Path(out), settings, copies, save_triggers)
+        measure_controls(bench, pipe, items)  # takes no operating point, so that work begins without waiting for it
+        point = kept_operating_point(run, pipe, gathered.items, copies, size, settings.threshold)
+        threshold = point["threshold"]
+        measure_in_order(bench, pipe, items, threshold=threshold, reference=audited.reference, left_out=left_out)
         if run is not None:
             records = bench.records(items)
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
-            labels = kept_near_duplicates(run, gathered.items, copies, size, point["threshold"])
+            labels = kept_near_duplicates(run, gathered.items, copies, size, threshold)
             figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
             cut = {"truncated": truncated} if truncated else {}
             written = run.write_json("summary.json", {**_model_used(audited), **figures, **cut})
@@ -153,6 +158,14 @@ def _refuse_unknown(settings: AuditSettings) -> None:
         make_detector(detector)
     if settings.triage is not None:
         make_detector(Triage.read(settings.triage).detector)
+
+
+def _refuse_broken_autoencoder(pipe: DiffusionPipeline, items: Iterable[AuditItem], size: tuple[int, int]) -> None:
+    """Before anything is measured, by the first image that can be read."""
+    stacks = (load_references(item, size).images for item in items)
+    images = next((stack for stack in stacks if stack is not None), None)
+    if images is not None:
+        require_finite(round_trip(pipe, images[:1]), "decoded by the model's autoencoder")
 
 
 def _completed(settings: AuditSettings, preset: Preset, pipe: DiffusionPipeline) -> AuditSettings:
@@ -200,7 +213,3 @@ def _provenance(audited: AuditedModel, preset: Preset, pipe: DiffusionPipeline) 
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance |= {"mitigation_folder": audited.mitigation.folder} if audited.mitigation else {}
     return provenance | {"processes": parallel.processes(), "preset": preset.name}
-
-
-def _prepare(pipe: DiffusionPipeline) -> None:
-    pipe.set_progress_bar_config(disable=True)
