@@ -427,8 +427,9 @@ def start_of_the_run(start: dict[str, Any]) -> str:
         rows.append([label, seconds, f"{wall[1]:.1f} ({wall[0]:.1f} to {wall[2]:.1f})", f"{memory[2]:.0f}"])
     head = [f"{number(start['suspects'])} suspects", "processor s", "s by the clock", "peak MiB"]
     return (
-        f"\n\nFrom the launch of `diffkit audit` on a folder of pictures with captions to its first item, libraries "
-        f"included; median (range) of {start['repeats']}, beside other work on both cores:\n\n" + table(head, rows)
+        "\n\nFrom the launch of `diffkit audit` on a folder of pictures with captions to its first item, libraries "
+        f"included; median (range) of {start['repeats']}, while other work kept both cores busy, which the clock "
+        "counts and processor seconds do not:\n\n" + table(head, rows)
     )
 
 
