@@ -141,13 +141,25 @@ def rounds() -> str:
     found = read("wall_clock_trio")
     if not found:
         return MISSING
-    row = next(row for row in found["rows"] if row["way"].startswith("TTSnap until"))
-    low, high = row["interval"]
-    return (
-        f"In rounds, until its reward is {row['way'].split()[-1]}, TTSnap takes {row['share of time']:.2f} of the "
-        f"time of best-of-64 there, at a mean reward of {row['difference']:+.4f} over it (95 % interval {low:+.4f} to "
-        f"{high:+.4f}, {found['n']} held-out scenes)."
-    )
+    sentences = []
+    for name in ("lookahead", "TTSnap"):
+        ways = [row for row in found["rows"] if row["way"].startswith(f"{name} until")]
+        if not ways:
+            continue
+        row = min(ways, key=lambda way: way["share of time"])
+        low, high = row["interval"]
+        until = row["way"].removeprefix(f"{name} until ").split(",")[0]
+        sentences.append(
+            f"In rounds, until its reward is {until}, {name} takes {_share(row)} of the time of best-of-64 there, at a "
+            f"mean reward of {row['difference']:+.4f} over it (95 % interval {low:+.4f} to {high:+.4f})."
+        )
+    return " ".join([*sentences, f"{found['n']} held-out scenes."])
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    """Of best-of-N's time, with its interval where that was measured."""
+    ends = row.get("interval of the share")
+    return f"{row['share of time']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends and ends[0] < ends[1] else "")
 
 
 def _wall(name: str) -> str:
@@ -160,7 +172,7 @@ def _wall(name: str) -> str:
             f"{row['reward']:.4f}",
             f"{row['difference']:+.4f} ({row['interval'][0]:+.4f} to {row['interval'][1]:+.4f})",
             f"{row['seconds']:.1f}",
-            f"{row['share of time']:.2f}",
+            _share(row),
         ]
         for row in found["rows"]
     ]
