@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from diffkit.errors import InputError
 
-__all__ = ["NOTHING", "UNKNOWN", "Budget", "Component", "Cost", "Ledger", "Prices", "parse_budget"]
+__all__ = ["NOTHING", "UNKNOWN", "Budget", "Component", "Cost", "GuardCost", "Ledger", "Prices", "parse_budget"]
 
-Component = Literal["denoiser", "decoder", "preview", "verifier", "text_encoder"]
+Component = Literal["denoiser", "decoder", "preview", "verifier", "guard", "text_encoder", "held_out"]
 
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -50,7 +50,7 @@ class Prices:
     Attributes:
         call: one denoiser call for one candidate, both rows with guidance.
         decode: one image decoded.
-        verify: one image scored.
+        verify: one image scored, and checked by the copy guard where there is one.
         encode: one prompt encoded.
         preview: one estimate decoded by a preview decoder.
     """
@@ -90,6 +90,13 @@ class Cost(NamedTuple):
 NOTHING, UNKNOWN = Cost(0, 0, 0), Prices(None, None, None, None)
 
 
+class GuardCost(TypedDict):
+    """What a copy guard did: images checked, and the FLOP of one check, None when unknown."""
+
+    checks: int
+    flop_per_check: float | None
+
+
 @dataclass
 class Ledger:
     """What a search has cost so far.
@@ -106,6 +113,8 @@ class Ledger:
         flops: FLOP of one unit of work.
         seconds: wall-clock seconds by component.
         budget: what was asked, what it allows and what the search was planned to cost, in one unit.
+        guard: images that the copy guard checked, and the FLOP of a check, which are part of ``flops.verify``; None
+            without a guard.
 
     Example:
         >>> ledger = Ledger(rows_per_call=2, calls=40, decoded=4, verified=4)
@@ -127,6 +136,7 @@ class Ledger:
     flops: Prices = UNKNOWN
     seconds: dict[str, float] = field(default_factory=dict)
     budget: dict[str, float | str] | None = None
+    guard: GuardCost | None = None
 
     @property
     def denoiser_rows(self) -> int:
@@ -148,10 +158,11 @@ class Ledger:
             self.seconds[component] = self.seconds.get(component, 0.0) + time.perf_counter() - began
 
     def to_dict(self) -> dict[str, object]:
-        """Everything, ready for JSON; unknown figures are null."""
+        """Everything, ready for JSON; unknown figures are null, ``guard`` is there only with a guard."""
         spent, full = self.cost.at(self.flops), self.without_pruning.at(self.flops)
+        figures = {name: value for name, value in asdict(self).items() if name != "guard" or value is not None}
         return {
-            **asdict(self),
+            **figures,
             "without_pruning": self.without_pruning._asdict(),
             "denoiser_rows": self.denoiser_rows,
             "flop": spent,

@@ -112,6 +112,40 @@ def taught_trio() -> str:
     )
 
 
+def copy_guard() -> str:
+    """How many winners are copies of planted pictures, without and with a guard."""
+    found = read("copy_guard")
+    if not found:
+        return MISSING
+
+    def counted(rate: Mapping[str, Any]) -> str:
+        low, high = rate["interval"]
+        return f"{rate['count']} of {rate['n']} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+    rows = [
+        [
+            kind,
+            counted(row["copies_without"]),
+            counted(row["copies_guarded"]),
+            str(row["no_winner"]),
+            str(row["no_winner_but_clean_images"]),
+            f"{row['mixed_with_winner']} of {row['mixed']}",
+            f"{row['seconds_guarded'] / row['seconds_without']:.2f}",
+        ]
+        for kind, row in [*found["groups"].items(), ("all", found["all"])]
+    ]
+    head = ["caption", "winner is a copy", "with the guard", "no winner", "though clean images finish",
+            "searches with both that have a winner", "time"]  # fmt: skip
+    return table(head, rows) + (
+        f"\n\nSearches, with 95 % (Clopper and Pearson). Both: of the {found['candidates']} finished images some are "
+        f"copies and some are not. Time: with the guard over without; copies are dropped early, which saves more than "
+        f"the checks cost. Where nothing is dropped ({found['undisturbed_searches']} searches) the checks are "
+        f"{100 * found['guard_share_of_seconds']:.0f} % of the time and {100 * found['guard_share_of_flop']:.0f} % of "
+        f"the FLOP, for {found['guard']['pictures']} pictures. Looks after steps "
+        f"{' and '.join(part.split(':')[0] for part in found['schedule'].split(','))} of {found['steps']}."
+    )
+
+
 def steps() -> str:
     """The noise-aware reward at other numbers of steps than it was taught at."""
     found = read("steps")
@@ -280,6 +314,6 @@ def tensors() -> str:
 
 
 BLOCKS = (
-    chain, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, rounds, first_level, preview,
-    fit, fit_budgets, tensors,
+    chain, copy_guard, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, rounds,
+    first_level, preview, fit, fit_budgets, tensors,
 )  # fmt: skip

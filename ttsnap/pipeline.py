@@ -7,6 +7,7 @@ winner's image is the one that the stock pipeline makes from its seed alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from diffusers.utils import BaseOutput
 from PIL.Image import Image
 from torch import Tensor
 
+from diffkit.copy_guard import CopyGuard, CopyGuardLike, load_copy_guard
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
@@ -33,6 +35,7 @@ from diffkit.rewards.base import Reward, RewardLike
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
+from ttsnap.search.held_out import load_held_out
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
@@ -66,6 +69,8 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         nsfw_content_detected: as in diffusers; None without a safety checker. An image that is flagged wins only where
             all candidates are; it is then black, and its reward is that of the image under the black.
         recipes: how the winners' noise came about where the seed alone does not say it (neighbours, steered particles).
+        similarities: the winners' highest similarities to a forbidden picture; None without a copy guard.
+        held_out: the winners' scores by each held-out reward, by its name; None without any.
 
     Example:
         >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
@@ -82,6 +87,8 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     ledger: Ledger
     nsfw_content_detected: list[bool] | None = None
     recipes: list[Recipe | None] | None = None
+    similarities: list[float] | None = None
+    held_out: list[dict[str, float]] | None = None
 
 
 #: Attributes of a pipeline that one with replaced components keeps.
@@ -105,6 +112,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     reward: Reward | None = None
     preview_vae: Autoencoder | None = None
     schedule: PruningSchedule | None = None
+    copy_guard: CopyGuard | None = None
     _trials: Trials | None = None
 
     @classmethod
@@ -115,6 +123,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         reward: RewardLike | None = None,
         schedule: PruningSchedule | str | Path | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
+        copy_guard: CopyGuardLike | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load ``lab``, ``lab-clean``, ``lab-trio``, a folder or a hub id; ``kwargs`` go to diffusers.
@@ -124,6 +133,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             schedule: for calls that give none: ``lab``, ``"2:0.4,6:0.4"`` or the path of a JSON file.
             preview_vae: decodes estimates in mid-denoising instead of the VAE: an ``AutoencoderTiny``, its folder or
                 its hub id. Finished images are always decoded by the VAE.
+            copy_guard: pictures that no winner may copy; see :meth:`__call__`.
 
         Raises:
             InputError: there is no such model, reward or decoder, or the model is of no known family.
@@ -149,6 +159,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         pipe = cls._of(loaded)
         pipe.reward, pipe.schedule = scorer, pruning
         pipe.preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
+        pipe.copy_guard = None if copy_guard is None else load_copy_guard(copy_guard, pipe)
         return pipe
 
     @classmethod
@@ -159,6 +170,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         reward: RewardLike | None = None,
         schedule: PruningSchedule | str | Path | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
+        copy_guard: CopyGuardLike | None = None,
         **kwargs: Any,
     ) -> Self:
         """The same modules under this class: shared, in their own precision, nothing is cast or copied.
@@ -176,6 +188,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         pipe.schedule = getattr(pipeline, "schedule", None) if schedule is None else load_schedule(schedule)
         preview = getattr(pipeline, "preview_vae", None) if preview_vae is None else preview_vae
         pipe.preview_vae = None if preview is None else load_preview_vae(preview, pipe)
+        guard = getattr(pipeline, "copy_guard", None) if copy_guard is None else copy_guard
+        pipe.copy_guard = None if guard is None else load_copy_guard(guard, pipe)
         return pipe if dtype is None else pipe.to(dtype=dtype)
 
     @classmethod
@@ -230,6 +244,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
+        diversity: float = 0.0,
         eta: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seed: int | None = None,
@@ -239,6 +254,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         schedule: PruningSchedule | str | Path | None = None,
         budget: str | None = None,
         reward: RewardLike | None = None,
+        held_out_rewards: RewardLike | Sequence[RewardLike] | None = None,
+        copy_guard: CopyGuardLike | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
         search: str | Strategy | None = None,
         micro_batch: int | Literal["auto"] | None = None,
@@ -253,6 +270,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         Args:
             num_inference_steps, guidance_scale, height, width: as in the stock pipeline, with its own defaults.
             num_images_per_prompt: how many winners.
+            diversity: of several winners, in [0, 1]: how much it counts that they differ; 0 takes the best by reward.
+                See :mod:`ttsnap.search.diversity`.
             generator: one, which draws the candidates' seeds, or a list with one for each candidate of each prompt
                 (prompt by prompt; they are not advanced).
             seed: the run's seed; candidate i of prompt p takes ``diffkit.seeds.candidate_seed(seed, p, i)``.
@@ -265,6 +284,12 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             budget: instead of ``num_candidates``: what each prompt may cost, ``"16x"`` (as much as best-of-16),
                 ``"3.2TFLOP"`` or ``"40s"``.
             reward: another reward for this call.
+            held_out_rewards: one or several that score the winners and are never used to select: where the reward
+                rises and these do not, the search has exploited the reward.
+            copy_guard: a folder of pictures that no winner may copy, ``"forbidden"``, with options behind it,
+                ``"forbidden:detector=sscd:threshold=0.7"``, or what :func:`diffkit.copy_guard.load_copy_guard` has
+                loaded once for many calls; None is the pipeline's own. Candidates that are like one of the pictures
+                are dropped at every look, finished ones too; a prompt of which nothing is left is a ScoringError.
             preview_vae: another decoder of estimates for this call.
             search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.registry.SEARCHES``:
                 ``lookahead``, ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
@@ -280,7 +305,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
 
         Raises:
             InputError: bad input, before anything is computed.
-            ScoringError: too few candidates could be scored.
+            ScoringError: too few candidates could be scored, or the copy guard left too few.
         """
         family = family_of(self)
         extra, encoding = sort_keywords(family, keywords)
@@ -289,6 +314,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         pruning = load_schedule(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
+        guard = self.copy_guard if copy_guard is None else copy_guard
         config = SearchConfig(
             num_inference_steps=steps,
             guidance_scale=stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale,
@@ -302,17 +328,21 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             micro_batch=micro_batch,
             previews=previews,
             preview_vae=None if preview is None else load_preview_vae(preview, self),
+            copy_guard=None if guard is None else load_copy_guard(guard, self),
+            diversity=diversity,
             share=share,
             extra=extra,
             encoding=encoding,
         )
+        scorer = self._scorer(reward)
         request = Request(
             [prompt] if isinstance(prompt, str) else list(prompt),
-            self._scorer(reward),
+            scorer,
             Noise(generator, seed, seeds, first_prompt),
             config,
             negative_prompt,
             None if search is None else load_search(search, pruning if pruning.steps else None),
+            load_held_out(held_out_rewards, scorer),
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
@@ -359,6 +389,10 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             trace=result.trace,
             ledger=result.ledger,
             nsfw_content_detected=[winner.flagged for winner in winners] if checked else None,
+            similarities=None
+            if result.ledger.guard is None
+            else [math.nan if winner.similarity is None else winner.similarity for winner in winners],
+            held_out=[dict(winner.held_out) for winner in winners if winner.held_out is not None] or None,
         )
 
     def _images(

@@ -11,7 +11,7 @@ from diffkit.console import say, write_json, write_table
 from diffkit.errors import InputError
 from diffkit.exit_codes import ExitCode
 from diffkit.model_options import ModelOptions
-from diffkit.option_values import needed_folder
+from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
     Device,
@@ -33,7 +33,7 @@ from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
 from ttsnap.cli.distill import distill
 from ttsnap.cli.fit import fit
-from ttsnap.cli.options import Negative, Steps
+from ttsnap.cli.options import CopyGuard, HeldOut, Negative, Steps
 from ttsnap.cli.rescore import rescore
 from ttsnap.cli.simulate import simulate
 
@@ -63,6 +63,7 @@ def generate(
     ] = None,
     model: Model = "lab",
     reward: Annotated[str, typer.Option(help="Registered name of the reward.")] = "lab",
+    held_out: HeldOut = None,
     candidates: Annotated[int | None, typer.Option(min=1, help="Seeds to try for each prompt; 16 by default.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Instead of --candidates, for each prompt: 16x (best-of-16), 3.2TFLOP or 40s.")
@@ -79,12 +80,16 @@ def generate(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="With --enough: equal parts of the budget, on fresh seeds.")] = 4,
     preview_vae: PreviewVae = None,
+    copy_guard: CopyGuard = None,
     steps: Steps = 20,
     guidance: Guidance = 3.0,
     negative: Negative = None,
     height: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own by default.")] = None,
     winners: Annotated[int, typer.Option(min=1, help="Images to keep for each prompt.")] = 1,
+    diversity: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="With --winners: how much it counts that they differ.")
+    ] = 0.0,
     micro_batch: Annotated[
         str | None,
         typer.Option(metavar="N|auto", help="Candidates run at once; 1 is bit-exact; auto: the most that fit."),
@@ -117,7 +122,10 @@ def generate(
         "negative": negative, "winners": winners, "seed": seed,
         "micro_batch": None if micro_batch is None else read_micro_batch(micro_batch),
     }  # fmt: skip
-    optional = {"height": height, "width": width, "preview_vae": preview_vae, "enough": enough}
+    optional = {
+        "height": height, "width": width, "preview_vae": preview_vae, "copy_guard": copy_guard, "enough": enough,
+        "held_out": held_out, "diversity": diversity or None,
+    }  # fmt: skip
     config |= {name: value for name, value in optional.items() if value is not None}
     if enough is not None:
         config["rounds"] = rounds
@@ -125,6 +133,7 @@ def generate(
     config["sha256"] = local_checksums(
         model,
         preview_vae=preview_vae,
+        copy_guard=copy_guard,
         reward=reward.partition(":")[2],
         schedule=schedule if schedule.endswith(".json") else None,
         model_config=model_config,
@@ -170,6 +179,7 @@ def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
     from diffkit.segments import plan
     from ttsnap.pipeline import TTSnapPipeline
     from ttsnap.schedules.load import load_schedule
+    from ttsnap.search.held_out import load_held_out
     from ttsnap.search.strategies.rounds import Rounds
 
     parallel.processes()  # before the model: it gives each process its device
@@ -183,7 +193,10 @@ def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
             raise InputError("--enough stops a search early; say the most it may cost with --budget, for example 64x.")
         Rounds(config["enough"], config["rounds"], schedule)
     reward = load_reward(config["reward"])
-    pipe = TTSnapPipeline.from_pipe(options.load(), reward=reward, preview_vae=config.get("preview_vae"))
+    load_held_out(read_names(config.get("held_out", "")), reward)
+    pipe = TTSnapPipeline.from_pipe(
+        options.load(), reward=reward, preview_vae=config.get("preview_vae"), copy_guard=config.get("copy_guard")
+    )
     own = default_size(pipe)
     steps = plan(pipe, config["steps"], (config.get("height", own.height), config.get("width", own.width)))
     looks = schedule.resolve(steps.calls)
@@ -203,8 +216,13 @@ def _print_winners(items: list[dict[str, Any]], out: Path, format: str) -> None:
         for winner in item["winners"]:
             calls, full = item["ledger"]["calls"], item["ledger"]["without_pruning"]["calls"]
             cost = f"{calls} of {full} calls"
-            tried = f"{item['candidates']}, {item['flagged']} flagged" if item.get("flagged") else item["candidates"]
+            dropped = [f"{item[name]} {name}" for name in ("flagged", "copies") if item.get(name)]
+            tried = ", ".join([str(item["candidates"]), *dropped])
             black = " (black: flagged by the safety checker)" if winner.get("flagged") else ""
             image = f"{out / winner['image']}{black}"
-            rows.append([item["prompt"], tried, winner["seed"], f"{winner['reward']:.4f}", cost, image])
+            held_out = [
+                f"{name} {value:.4f}" for name, value in winner.get("held_out", {}).items() if value is not None
+            ]
+            score = ", ".join([f"{winner['reward']:.4f}", *held_out])
+            rows.append([item["prompt"], tried, winner["seed"], score, cost, image])
     write_table(["prompt", "candidates", "seed", "reward", "cost", "image"], rows)

@@ -10,7 +10,7 @@ import typer
 from diffkit.console import say, write_json, write_table
 from diffkit.exit_codes import ExitCode
 from diffkit.model_options import ModelOptions
-from diffkit.option_values import needed_folder
+from diffkit.option_values import needed_folder, read_names
 from diffkit.options import (
     Debug,
     Device,
@@ -28,7 +28,7 @@ from diffkit.options import (
     Seed,
     Variant,
 )
-from ttsnap.cli.options import Negative, Steps
+from ttsnap.cli.options import CopyGuard, HeldOut, Negative, Steps
 
 if TYPE_CHECKING:
     from ttsnap.evaluation.compare import Comparison
@@ -47,6 +47,7 @@ def compare(
     ] = SEARCHES,
     budget: Annotated[str, typer.Option(help="For each prompt: 16x (as much as best-of-16) or 3.2TFLOP.")] = "16x",
     reward: Annotated[str, typer.Option(help="Registered name of the reward of finished images.")] = "lab",
+    held_out: HeldOut = None,
     noise_aware: Annotated[
         str, typer.Option(help="Judge of estimates: a registered name, a folder that distill wrote, or none.")
     ] = "lab-noise-aware",
@@ -65,6 +66,7 @@ def compare(
         float, typer.Option(min=0.0, max=1.0, help="DDIM's share of noise; fk takes 1 where it is 0.")
     ] = 0.0,
     preview_vae: PreviewVae = None,
+    copy_guard: CopyGuard = None,
     group: Annotated[int, typer.Option(min=1, help="Prompts searched at once; they share micro-batches.")] = 4,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Candidates run at once.")] = None,
     seed: Seed = 0,
@@ -120,12 +122,14 @@ def compare(
         "budget": budget, "reward": reward, "noise_aware": noise_aware, "steps": steps, "guidance": guidance,
         "negative": negative, "eta": eta, "seed": seed, "micro_batch": micro_batch, "preview_vae": preview_vae,
         "schedules": {key or "default": None if own is None else own.to_json() for key, own in schedules.items()},
-        "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae, index=index,
-                                   model_config=config),
+        "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae,
+                                   copy_guard=copy_guard, index=index, model_config=config),
     }  # fmt: skip
+    origin |= {name: text for name, text in (("held_out", held_out), ("copy_guard", copy_guard)) if text is not None}
     comparison = carry_out(
-        pipe, texts, contenders, settings, reward=scorer, out=out, origin=origin, preview_vae=preview_vae, dry=dry_run
-    )
+        pipe, texts, contenders, settings, reward=scorer, held_out_rewards=read_names(held_out or ""), out=out,
+        origin=origin, preview_vae=preview_vae, copy_guard=copy_guard, dry=dry_run,
+    )  # fmt: skip
     if dry_run:
         say(f"Would run {len(contenders)} searches on {len(texts)} prompts with {budget} each; nothing was run.")
         return

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from diffkit import parallel
 from diffkit.console import format_table, progress, say
+from diffkit.copy_guard import CopyGuardLike
 from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.image_filters import unfiltered
@@ -30,6 +32,7 @@ from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import priced
 from ttsnap.search.config import SearchConfig
+from ttsnap.search.held_out import load_held_out
 from ttsnap.search.noise import Noise
 from ttsnap.search.request import Request, SearchResult
 
@@ -82,6 +85,7 @@ class _Bench:
     prompts: Sequence[str]
     reward: Reward
     settings: CompareSettings
+    held_out: Sequence[Reward] = ()
 
     def request(self, contender: Contender, first: int, stop: int) -> Request:
         settings = self.settings
@@ -92,10 +96,11 @@ class _Bench:
             eta=contender.eta,
             micro_batch=settings.micro_batch,
             preview_vae=self.pipe.preview_vae,
+            copy_guard=self.pipe.copy_guard,
         )
         noise = Noise(seed=settings.seed, first_prompt=first)
         return Request(
-            self.prompts[first:stop], self.reward, noise, config, settings.negative, search=contender.strategy
+            self.prompts[first:stop], self.reward, noise, config, settings.negative, contender.strategy, self.held_out
         )
 
     def run(self, task: _Task) -> list[tuple[dict[str, Any], Tensor | None]]:
@@ -123,6 +128,8 @@ class _Bench:
             "seed": winner.candidate.seed,
             "recipe": None if winner.recipe is None else winner.recipe.to_dict(),
             "reward": winner.score,
+            **({} if winner.held_out is None else {"held_out": _known(winner.held_out)}),
+            **({} if winner.similarity is None else _known({"similarity": winner.similarity})),
             **_judged(winner.image, prompt),
             "candidates": len({index for look in looks for index in look.candidates}),
             "cost": spent._asdict(),
@@ -131,6 +138,11 @@ class _Bench:
             "seconds": ledger.seconds["total"] / share,
             "looks": [[look.step, len(look.candidates)] for look in looks],
         }, winner.image
+
+
+def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores for JSON: None where there is none."""
+    return {name: score if isfinite(score) else None for name, score in scores.items()}
 
 
 def _judged(image: Tensor, prompt: str) -> dict[str, Any]:
@@ -175,10 +187,12 @@ def compare(
     *,
     reward: RewardLike,
     noise_aware: EstimateReward | str | Path | None = None,
+    held_out_rewards: RewardLike | Sequence[RewardLike] | None = None,
     schedule: PruningSchedule | str | Path | None = None,
     out: str | Path,
     origin: Mapping[str, Any] | None = None,
     preview_vae: Autoencoder | str | Path | None = None,
+    copy_guard: CopyGuardLike | None = None,
     dry: bool = False,
 ) -> Comparison:
     """Run every search on every prompt at equal counted cost, or resume the run in ``out``.
@@ -192,11 +206,13 @@ def compare(
         settings: budget and denoising; the defaults of :class:`CompareSettings` without.
         reward: of finished images, and of estimates where ``noise_aware`` is not given.
         noise_aware: reward of estimates; a folder that ``distill`` wrote, a registered name or a reward.
+        held_out_rewards: one or several that score the winners and select nothing; each has its own columns.
         schedule: for the searches that prune by one; ``"2:0.4,6:0.4,11:0.5"`` by default.
         out: the run's folder.
         origin: for the record, what identifies model, rewards and searches; others are refused on resuming.
         preview_vae: decodes estimates instead of the pipeline's own; see
             :func:`ttsnap.search.preview_decoder.load_preview_vae`.
+        copy_guard: pictures that no winner may copy, for every search; see :class:`ttsnap.TTSnapPipeline`.
         dry: only check that every search can work here; the result has no rows.
 
     Raises:
@@ -218,11 +234,14 @@ def compare(
     scorer = paired_reward(reward, noise_aware)
     pruning = None if schedule is None else load_schedule(schedule)
     contenders = read_contenders(searches, schedules={"": pruning}) if isinstance(searches, str) else searches
+    held_out = load_held_out(held_out_rewards, scorer)
+    searcher = TTSnapPipeline.from_pipe(pipe, preview_vae=preview_vae, copy_guard=copy_guard)
     if origin is None:
         origin = _origin(prompts, contenders, settings, scorer, pruning)
-    searcher = TTSnapPipeline.from_pipe(pipe, preview_vae=preview_vae)
+        origin |= {"held_out": [each.name for each in held_out]} if held_out else {}
+        origin |= {} if searcher.copy_guard is None else {"copy_guard": dict(searcher.copy_guard.card())}
     searcher.set_progress_bar_config(disable=True)
-    bench = _Bench(searcher, prompts, scorer, settings)
+    bench = _Bench(searcher, prompts, scorer, settings, held_out)
     for contender in contenders:
         searcher.prepare(bench.request(contender, 0, 1))
     say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
@@ -281,7 +300,8 @@ def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapp
         items = [
             run.done[f"{contender.label}/{index:06d}"] for contender in contenders for index in range(len(prompts))
         ]
-        rows = summarise_searches(items, higher_is_better=bench.reward.higher_is_better)
+        directions = {reward.name: reward.higher_is_better for reward in bench.held_out}
+        rows = summarise_searches(items, higher_is_better=bench.reward.higher_is_better, held_out=directions)
         run.write_json("summary.json", rows)
         write_page(run, rows, items)
 

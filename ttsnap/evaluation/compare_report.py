@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,18 @@ INK, QUIET, ABOVE, BELOW = "#1b1f24", "#8a94a3", "#2f6fb3", "#c2410c"
 SHOWN = 12  # prompts on the sheet of pictures
 
 
-def summarise_searches(items: Sequence[dict[str, Any]], *, higher_is_better: bool = True) -> list[dict[str, Any]]:
+def summarise_searches(
+    items: Sequence[dict[str, Any]], *, higher_is_better: bool = True, held_out: Mapping[str, bool] | None = None
+) -> list[dict[str, Any]]:
     """One row for each strategy; figures that cannot be known are None.
 
     ``reward_gain`` and ``judged_gain`` are mean differences to best-of-N on the prompts that both could score, with
     95 % bootstrap intervals over prompts (None with one prompt); positive is better than best-of-N, whatever the
     reward's direction.
+
+    Args:
+        held_out: held-out reward -> whether higher is better; each row then has ``held_out``, by name the mean
+            ``reward`` and its ``gain`` as above.
     """
     labels = list(dict.fromkeys(item["search"] for item in items))
     by_label = {label: {item["index"]: item for item in items if item["search"] == label} for label in labels}
@@ -55,7 +61,27 @@ def summarise_searches(items: Sequence[dict[str, Any]], *, higher_is_better: boo
                 "seconds": _mean(item["seconds"] for item in scored),
             }
         )
+        if held_out:
+            rows[-1]["held_out"] = {
+                name: _held_out(by_label[label], reference, name, 1.0 if higher else -1.0)
+                for name, higher in held_out.items()
+            }
     return rows
+
+
+def _held_out(
+    mine: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]], name: str, sign: float
+) -> dict[str, Any]:
+    """A held-out reward's mean and its paired difference to best-of-N."""
+
+    def scores(items: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        return {index: {name: item.get("held_out", {}).get(name)} for index, item in items.items()}
+
+    own = scores(mine)
+    return {
+        "reward": _mean(item[name] for item in own.values()),
+        "gain": _difference(own, scores(reference), name, sign),
+    }
 
 
 def _mean(values: Any) -> float | None:
@@ -92,6 +118,12 @@ def table_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str
         ]
         for row in rows
     ]  # fmt: skip
+    names = list(rows[0].get("held_out", {})) if rows else []
+    for name in reversed(names):
+        headers[3:3] = [f"held out: {name}", f"over {BASELINE}"]
+        for row, line in zip(rows, cells, strict=True):
+            figures = row["held_out"][name]
+            line[3:3] = [_number(figures["reward"], ".4f"), _interval(figures["gain"], 4)]
     return headers, cells
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from diffkit.copy_guard import CopyGuard
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_guided
 from diffkit.ledger import Budget, parse_budget
@@ -29,6 +30,8 @@ class SearchConfig:
         schedule: of a call without a strategy.
         winners: how many images to keep for each prompt.
         previews: whether the trace keeps the decoded estimates.
+        diversity: of several winners, in [0, 1]; 0 takes the best by reward.
+        copy_guard: says which images may not win; candidates whose images are like that are dropped at any look.
         preview_vae: decodes estimates; the pipeline's own VAE when None. Finished images are always its own.
         share: whether the processes of a launch search together: each runs every n-th of the candidates of every
             segment and look, dealt anew after each cut, and all know all results.
@@ -48,6 +51,8 @@ class SearchConfig:
     micro_batch: int | Literal["auto"] | None = None
     previews: bool = False
     preview_vae: Autoencoder | None = None
+    copy_guard: CopyGuard | None = None
+    diversity: float = 0.0
     share: bool = False
     extra: Mapping[str, object] = field(default_factory=dict)
     encoding: Mapping[str, object] = field(default_factory=dict)
@@ -73,6 +78,8 @@ class SearchConfig:
         for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if not 0 <= self.diversity <= 1:
+            raise InputError(f"diversity must lie in [0, 1], got {self.diversity!r}.")
         cell = family_of(pipe).multiple(pipe)
         for name, pixels in (("height", self.height), ("width", self.width)):
             if pixels is not None and (pixels < cell or pixels % cell):

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffkit.copy_guard import CopyGuard
 from diffkit.ledger import Prices
 from diffkit.rewards.base import EstimateReward, Reward, score_checked
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from ttsnap.search.session import Engine
 
-__all__ = ["Probe", "Trials", "probe_reward", "time_prices"]
+__all__ = ["Probe", "Trials", "probe_reward", "time_prices", "with_guard"]
 
 
 class Probe(NamedTuple):
@@ -46,23 +47,33 @@ def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
     return Probe(max(counted) if stated is None else float(stated), len(images) * len(levels))
 
 
+def with_guard(verify: float | None, guard: CopyGuard | None) -> float | None:
+    """FLOP of scoring an image and checking it by the copy guard; None when one of both is unknown."""
+    if guard is None or verify is None:
+        return verify
+    return None if guard.flops_per_image is None else verify + guard.flops_per_image
+
+
 class Trials:
-    """The last trial of a reward; it holds for that reward, what it states, and that size of images."""
+    """The last trials of rewards; each holds for its reward, what that states, and that size of images."""
+
+    KEPT = 8
 
     def __init__(self) -> None:
-        self._last: tuple[Reward, object, float | None] | None = None
+        self._last: list[tuple[Reward, object, float | None]] = []
 
     def probe(self, reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
-        """As :func:`probe_reward`; no image is scored where the last trial holds.
+        """As :func:`probe_reward`; no image is scored where an earlier trial holds.
 
         Raises:
             InputError: see there.
         """
         holds_for = reward.flops_per_image, size
-        if self._last is not None and self._last[0] is reward and self._last[1] == holds_for:
-            return Probe(self._last[2], 0)
+        for tried, conditions, flop in self._last:
+            if tried is reward and conditions == holds_for:
+                return Probe(flop, 0)
         probe = probe_reward(reward, prompt, size)
-        self._last = reward, holds_for, probe.flop
+        self._last = [*self._last[1 - self.KEPT :], (reward, holds_for, probe.flop)]
         return probe
 
 
@@ -84,6 +95,8 @@ def time_prices(engine: Engine, size: int | None = None) -> Prices:
         images = engine.decode(latents, final=True).detach()
         marks.append(time.perf_counter())
         score_checked(engine.reward, images, [engine.prompts[0]] * size)
+        if engine.config.copy_guard is not None:
+            engine.config.copy_guard.check(images)
         marks.append(time.perf_counter())
         if engine.cheap_looks:
             engine.decode(latents, final=False)

@@ -22,8 +22,9 @@ from diffkit.segments import Plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable, spending_limit
 from ttsnap.search.config import SearchConfig
+from ttsnap.search.held_out import score_held_out, with_held_out
 from ttsnap.search.noise import Noise
-from ttsnap.search.prices import Trials, time_prices
+from ttsnap.search.prices import Trials, time_prices, with_guard
 from ttsnap.search.session import Engine, StageTrace, Winner
 from ttsnap.search.strategies.base import Strategy
 from ttsnap.search.strategies.pruning import Pruning
@@ -51,6 +52,7 @@ class Request:
         negative_prompts: one for all, or one for each prompt.
         search: a strategy, which needs a budget, in ``x`` or FLOP unless it is ``timed``; None prunes by
             ``config.schedule``.
+        held_out: rewards that score the winners and select nothing; their seconds are in no budget.
     """
 
     prompts: Sequence[str]
@@ -59,6 +61,7 @@ class Request:
     config: SearchConfig
     negative_prompts: str | Sequence[str] | None = None
     search: Strategy | None = None
+    held_out: Sequence[Reward] = ()
 
     @property
     def strategy(self) -> Strategy:
@@ -89,7 +92,11 @@ class Request:
         engine.ledger.without_pruning = PruningSchedule().cost(tried, engine.plan.calls)
         self._settle(engine.ledger, began)
         spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
-        return SearchResult(winners, engine.trace, engine.ledger, spent, engine.notes)
+        trace = engine.trace
+        if self.held_out:
+            winners = score_held_out(self.held_out, winners, self.prompts, engine.ledger)
+            trace = with_held_out(trace, winners)
+        return SearchResult(winners, trace, engine.ledger, spent, engine.notes)
 
     def prepare(self, pipe: Pipeline, call: Callable[..., Any], trials: Trials | None = None) -> None:
         """Everything that can be checked before a search, and its reward tried; nothing is denoised.
@@ -112,8 +119,12 @@ class Request:
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
         probe = (trials or Trials()).probe(self.reward, self.prompts[0], self.config.size(pipe))
         ledger.calibration_images += probe.images
+        for reward in self.held_out:
+            (trials or Trials()).probe(reward, self.prompts[0], self.config.size(pipe))
         conditioning = self._encode(pipe, ledger)
-        self._price(pipe, conditioning, ledger, probe.flop)
+        self._price(pipe, conditioning, ledger, with_guard(probe.flop, self.config.copy_guard))
+        if (guard := self.config.copy_guard) is not None:
+            ledger.guard = {"checks": 0, "flop_per_check": guard.flops_per_image}
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
         return Engine(
             pipe, self.reward, self.prompts, conditioning, denoising, steps, ledger, call, self.config, self.noise, n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffkit.conditioning import Conditioning
+from diffkit.copy_guard import is_guarded
 from diffkit.errors import ScoringError
 from diffkit.families import Pipeline, Size, family_of
 from diffkit.image_filters import FLAGGED
@@ -23,6 +24,8 @@ from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
 from ttsnap.search.config import SearchConfig
+from ttsnap.search.diversity import POOL, chosen
+from ttsnap.search.guarding import Guarded, drop_copies, too_few
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.selection import ranking
 from ttsnap.search.shown import blacken, flagged_rows, pictures
@@ -173,7 +176,26 @@ class Engine:
     def best(self, finished: Sequence[Winner]) -> list[Winner]:
         """The winners among finished candidates, as many as are asked for, best first."""
         order = self.rank([winner.score for winner in finished], [winner.flagged for winner in finished])
-        return [finished[position] for position in order[: self.winners]]
+        scores = {at: winner.score for at, winner in enumerate(finished)}
+        images = {at: winner.image for at, winner in enumerate(finished)}
+        flagged = [at for at, winner in enumerate(finished) if winner.flagged]
+        return [finished[at] for at in self._chosen(order, scores, images, flagged)]
+
+    def winning(self, look: Look, rows: Sequence[int]) -> list[int]:
+        """Those of the rows of a last look that win, as many as are asked for, best first."""
+        order = self.ranked(look, rows)
+        flagged = [row for row in order if look.flagged[row]]
+        return self._chosen(order, {row: look.scores[row] for row in order}, look.images, flagged)
+
+    def _chosen(
+        self, order: Sequence[int], scores: Mapping[int, float], images: Mapping[int, Tensor], flagged: Sequence[int]
+    ) -> list[int]:
+        return chosen(order[: self._kept], scores, images, flagged, count=self.winners, diversity=self.config.diversity)
+
+    @property
+    def _kept(self) -> int:
+        """How many finished images of each prompt stay in memory."""
+        return self.winners * (POOL if self.config.diversity else 1)
 
     def ranked(self, look: Look, rows: Sequence[int]) -> list[int]:
         """Those of the rows of a look that have a score, best first."""
@@ -197,7 +219,7 @@ class Engine:
 
     def judge(self, alive: Sequence[Candidate]) -> Look:
         """Score finished candidates; the images of each prompt's best stay in memory."""
-        return self._look(alive, keep=self.winners, final=True, log_snr=None)
+        return self._look(alive, keep=self._kept, final=True, log_snr=None)
 
     def finish(self, alive: Sequence[Candidate]) -> list[list[Winner]]:
         """Score finished candidates and return the winners of each prompt that has some, best first.
@@ -208,7 +230,7 @@ class Engine:
         look = self.judge(alive)
         winners = []
         for prompt in sorted({candidate.prompt for candidate in alive}):
-            best = self.ranked(look, self.rows(alive, prompt))[: self.winners]
+            best = self.winning(look, self.rows(alive, prompt))
             self.record(prompt, alive, look, [alive[row] for row in best], needed=self.winners)
             winners.append([winner_of(alive, look, row) for row in best])
         return winners
@@ -230,12 +252,10 @@ class Engine:
         step = alive[rows[0]].step - 1
         reasons = {alive[row].index: reason for row in rows if (reason := look.reasons[row]) is not None}
         if len(survivors) < needed:
-            first = next(iter(reasons.values()), "none was left")
-            raise ScoringError(
-                f"Only {sum(isfinite(look.scores[row]) for row in rows)} of {len(rows)} candidates of prompt {prompt} "
-                f"could be scored after step {step}, {needed} needed: {first}."
-            )
-        blacken(self.trace, prompt, [alive[row].index for row in rows if look.flagged[row]])
+            scored = sum(isfinite(look.scores[row]) for row in rows)
+            raise ScoringError(too_few(prompt, step, scored, len(rows), needed, reasons))
+        hidden = [row for row in rows if look.flagged[row] or is_guarded(look.reasons[row])]
+        blacken(self.trace, prompt, [alive[row].index for row in hidden])
         self.trace.append(
             StageTrace(
                 prompt=prompt,
@@ -248,6 +268,9 @@ class Engine:
                 reasons=reasons,
                 previews=[look.previews[row] for row in rows] if self.config.previews else [],
                 lookahead=look.lookahead,
+                similarities=[look.similarities[row] if isfinite(look.similarities[row]) else None for row in rows]
+                if look.similarities
+                else [],
             )
         )
 
@@ -271,32 +294,47 @@ class Engine:
     @torch.no_grad()
     def _look_at(self, alive: Sequence[Candidate], *, keep: int, final: bool, log_snr: float | None) -> Look:
         """Decode and score in micro-batches, in this process."""
-        look = Look([], [], {}, [], [])
+        similarities: list[float] = []
+        look = Look([], [], {}, [], [], similarities=similarities)
 
-        def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, list[float], list[str | None], list[bool]]:
+        def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, Guarded, list[bool]]:
             with self.ledger.clock("decoder" if final or not self.cheap_looks else "preview"):
                 latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
                 images = self.decode(latents, final=final)
             with self.ledger.clock("verifier"):
                 prompts = [self.prompts[candidate.prompt] for candidate in batch]
                 scores, reasons = score_checked(self.reward, images, prompts, log_snr)
+            verdicts = self._guarded(images, scores.tolist(), reasons)
             if not final:
-                return images, scores.tolist(), reasons, [False] * len(images)
+                return images, verdicts, [False] * len(images)
             with self.ledger.clock("decoder"):
                 flagged = flagged_rows(self.pipe, images, self.conditioning.prompt_embeds.dtype)
-            return images, scores.tolist(), reasons, flagged
+            return images, verdicts, flagged
 
-        for _, (images, scores, reasons, flagged) in self.looks.each(alive, judged):
+        for _, (images, verdicts, flagged) in self.looks.each(alive, judged):
             first = len(look.scores)
-            look.scores.extend(scores)
-            look.reasons.extend(FLAGGED if flag else reason for flag, reason in zip(flagged, reasons, strict=True))
+            look.scores.extend(verdicts.scores)
+            copies = [is_guarded(reason) for reason in verdicts.reasons]
+            look.reasons.extend(
+                FLAGGED if flag and not copy else reason
+                for flag, copy, reason in zip(flagged, copies, verdicts.reasons, strict=True)
+            )
             look.flagged.extend(flagged)
+            similarities.extend(verdicts.similarities)
             if self.config.previews:
-                look.previews.extend(pictures(self.pipe, images, flagged))
+                hidden = [flag or copy for flag, copy in zip(flagged, copies, strict=True)]
+                look.previews.extend(pictures(self.pipe, images, hidden))
             if keep:
                 look.images.update({first + row: image.cpu().clone() for row, image in enumerate(images)})
                 self._forget(look, alive, keep)
         return look
+
+    def _guarded(self, images: Tensor, scores: Sequence[float], reasons: Sequence[str | None]) -> Guarded:
+        """Scores and reasons as the copy guard leaves them."""
+        if self.config.copy_guard is None:
+            return drop_copies(None, images, scores, reasons)
+        with self.ledger.clock("guard"):
+            return drop_copies(self.config.copy_guard, images, scores, reasons)
 
     def _count_look(self, alive: Sequence[Candidate], cheap: bool) -> None:
         cost = Cost(0, 0, 1, 1) if cheap else Cost(0, 1, 1)
@@ -305,6 +343,8 @@ class Engine:
         self.ledger.decoded += len(alive) * cost.decoded
         self.ledger.previewed += len(alive) * cost.previewed
         self.ledger.verified += len(alive)
+        if self.ledger.guard is not None:
+            self.ledger.guard["checks"] += len(alive)
 
     def _forget(self, look: Look, alive: Sequence[Candidate], keep: int) -> None:
         """Drop the images that cannot win any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,6 +33,9 @@ class StageTrace:
         previews: the decoded estimates, one for each candidate, when asked for.
         lookahead: denoiser calls of each candidate that led from its latents to the estimate that was scored; 0 for the
             estimate x0 of the step itself, and for finished images.
+        similarities: with a copy guard, each candidate's highest similarity to a forbidden picture, None where it is
+            not known. Candidates that the guard drops have no score; ``reasons`` says which picture they are like.
+        held_out: in a prompt's last look, held-out reward -> winner -> score, None where it could not be scored.
     """
 
     prompt: int
@@ -45,11 +48,18 @@ class StageTrace:
     reasons: dict[int, str] = field(default_factory=dict)
     previews: list[Image] = field(default_factory=list)
     lookahead: int = 0
+    similarities: list[float | None] = field(default_factory=list)
+    held_out: dict[str, dict[int, float | None]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """Everything but the previews, and ``lookahead`` only where there is one, ready for JSON."""
-        left_out = {"previews"} if self.lookahead else {"previews", "lookahead"}
+        """Everything but the previews, and what only some searches have only where it is there, ready for JSON."""
+        rare = ("lookahead", "similarities", "held_out")
+        left_out = {"previews", *(name for name in rare if not getattr(self, name))}
         plain = {name: value for name, value in vars(self).items() if name not in left_out}
+        if self.held_out:
+            plain["held_out"] = {
+                name: {str(index): score for index, score in scores.items()} for name, scores in self.held_out.items()
+            }
         return {**plain, "reasons": {str(index): reason for index, reason in self.reasons.items()}}
 
 
@@ -57,7 +67,8 @@ class Winner(NamedTuple):
     """A finished candidate: its image (3, H, W) float32 in [0, 1] on the host, its score, and how to make it again.
 
     ``recipe`` is None when the seed alone, given to the stock pipeline, does. A ``flagged`` image is one that the
-    pipeline's safety checker would blacken; its score is that of the image itself.
+    pipeline's safety checker would blacken; its score is that of the image itself. ``similarity`` is the highest to a
+    forbidden picture, None without a copy guard; ``held_out`` the held-out rewards' scores, None without any.
     """
 
     candidate: Candidate
@@ -65,12 +76,15 @@ class Winner(NamedTuple):
     score: float
     recipe: Recipe | None = None
     flagged: bool = False
+    similarity: float | None = None
+    held_out: Mapping[str, float] | None = None
 
 
 class Look(NamedTuple):
     """Scores of candidates, NaN where there is none and why; previews and images, by row, of those that are kept.
 
-    ``flagged`` tells whose finished image the safety checker flags, ``lookahead`` by how many calls it looked ahead.
+    ``flagged`` tells whose finished image the safety checker flags, ``lookahead`` by how many calls it looked ahead,
+    ``similarities`` what a copy guard measured (empty without one).
     """
 
     scores: list[float]
@@ -79,6 +93,7 @@ class Look(NamedTuple):
     previews: list[Image]
     flagged: list[bool]
     lookahead: int = 0
+    similarities: Sequence[float] = ()
 
     @classmethod
     def joined(cls, looks: Sequence[Look]) -> Look:
@@ -94,9 +109,11 @@ class Look(NamedTuple):
             images,
             interleave([look.previews for look in looks]),
             interleave([look.flagged for look in looks]),
+            similarities=interleave([look.similarities for look in looks]),
         )
 
 
 def winner_of(alive: Sequence[Candidate], look: Look, row: int, recipe: Recipe | None = None) -> Winner:
     """A finished candidate whose image the look has kept."""
-    return Winner(alive[row], look.images[row], look.scores[row], recipe, look.flagged[row])
+    similarity = look.similarities[row] if look.similarities else None
+    return Winner(alive[row], look.images[row], look.scores[row], recipe, look.flagged[row], similarity)

@@ -84,7 +84,8 @@ class Neighbours:
             look = engine.judge(done)
             for prompt in range(prompts):
                 ranked = engine.ranked(look, engine.rows(done, prompt))
-                finalists = [winner_of(done, look, row, started[row][1]) for row in ranked[: engine.winners]]
+                winning = engine.winning(look, engine.rows(done, prompt))
+                finalists = [winner_of(done, look, row, started[row][1]) for row in winning]
                 engine.record(prompt, done, look, [winner.candidate for winner in finalists], needed=0 if number else 1)
                 winners[prompt] = engine.best([*winners[prompt], *finalists])
                 if ranked and (self.moving or not number):
