@@ -126,10 +126,9 @@ def main() -> None:
         "guard_share_of_seconds": sum(r["guard_seconds"] for r in free) / sum(r["seconds"] for r in free)
         if free else None,
         "undisturbed_searches": len(free),
-        "rows": rows,
     }  # fmt: skip
     content["guard"].pop("sha256")
-    print(json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1))
+    print(json.dumps(content, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
