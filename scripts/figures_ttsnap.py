@@ -313,7 +313,27 @@ def tensors() -> str:
     return table(["reward", "pruned by", *ways], rows)
 
 
+def lab_index() -> str:
+    """What the index rules that ship gain on prompts held out."""
+    found = read("lab_index")
+    if not found:
+        return MISSING
+
+    def cell(row: Mapping[str, float]) -> str:
+        return f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+
+    rows = [
+        [name, f"{row['equivalent']:.0f}x", cell(row), cell(row["schedule"]), row["kept"]]
+        for name, part in found.items()
+        for row in part["rows"]
+    ]
+    head = ["", "budget", "index under one total", "learned schedule", "the file holds"]
+    n = next(iter(found.values()))["prompts"]
+    note = f"Reward over best-of-N at the same budget, {n} prompts each, held out in five parts (replayed); 95 %."
+    return table(head, rows) + f"\n\n{note}"
+
+
 BLOCKS = (
     chain, copy_guard, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, rounds,
-    first_level, preview, fit, fit_budgets, tensors,
+    first_level, preview, fit, fit_budgets, tensors, lab_index,
 )  # fmt: skip

@@ -22,11 +22,12 @@ from memorization.mitigation.adversarial.surrogates import Acceptance, make_surr
 from memorization.mitigation.wanda_method import WandaSettings, _references
 from ttsnap import CollectSettings, TTSnapPipeline, collect
 from ttsnap.noise_aware.data import finals, usable
+from ttsnap.search.strategies.adaptive import AdaptiveSearch
 from ttsnap.search.strategies.index import IndexSearch
 from ttsnap.search.strategies.rounds import Rounds
 from ttsnap.trajectories.rescore import rescore
 
-NAMES = ["halving", "zero-order", "random", "fk", "rounds", "index"]
+NAMES = ["halving", "zero-order", "random", "fk", "rounds", "index", "adaptive"]
 OPTIONS = {"num_inference_steps": 6, "guidance_scale": 3.0}
 
 
@@ -86,7 +87,9 @@ def test_a_broken_image_never_wins(schedule):
 
 
 @pytest.mark.parametrize(
-    "strategy", ["halving", "zero-order", "random", "fk", Rounds(9.0, 2), IndexSearch(book())], ids=NAMES
+    "strategy",
+    ["halving", "zero-order", "random", "fk", Rounds(9.0, 2), IndexSearch(book()), AdaptiveSearch(book())],
+    ids=NAMES,
 )
 def test_no_strategy_takes_a_broken_image(strategy):
     out = search(0.7, seed=1, budget="8x", search=strategy)

@@ -21,12 +21,13 @@ from memorization.generation import Sampling, generate
 from memorization.text_embeddings import empty_text, encoded
 from ttsnap import TTSnapPipeline
 from ttsnap.cli.generate_run import generate as generate_run
+from ttsnap.search.strategies.adaptive import AdaptiveSearch
 from ttsnap.search.strategies.index import IndexSearch
 from ttsnap.search.strategies.rounds import Rounds
 
 PROMPT, SEEDS = "a dog", range(8)
 OPTIONS = {"num_inference_steps": 6, "guidance_scale": 3.0}
-NAMES = ["halving", "zero-order", "random", "fk", "rounds", "index"]
+NAMES = ["halving", "zero-order", "random", "fk", "rounds", "index", "adaptive"]
 SOME, MORE, ALL = -0.465, -0.44, -2.0  # thresholds of the checker: which images it flags
 
 
@@ -89,7 +90,9 @@ def test_where_all_are_flagged_the_best_is_black_as_in_the_stock_pipeline():
 
 
 @pytest.mark.parametrize(
-    "strategy", ["halving", "zero-order", "random", "fk", Rounds(6.7, 2), IndexSearch(book())], ids=NAMES
+    "strategy",
+    ["halving", "zero-order", "random", "fk", Rounds(6.7, 2), IndexSearch(book()), AdaptiveSearch(book())],
+    ids=NAMES,
 )
 def test_no_strategy_takes_a_flagged_image_before_another(strategy):
     options = {"seeds": None, "num_candidates": None, "micro_batch": 4, "budget": "8x", "search": strategy}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 from test_strategies import PROMPTS, STEPS, Counted
 from tiny import tiny_pipeline
+from tiny_index import LOOKS, book
 
 from diffkit.errors import InputError
 from diffkit.ledger import Cost
@@ -15,15 +15,6 @@ from diffkit.seeds import generators
 from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.score_model import ScoreModel
 from ttsnap.search.strategies.index import IndexSearch
-
-LOOKS = (1, 3)
-
-
-def book() -> IndexBook:
-    seen = np.array([0.3, 0.6, 1.0])
-    within = 0.01 * np.minimum(seen[:, None], seen[None])
-    model = ScoreModel(LOOKS, STEPS, np.array([-4.0, -4.0, 5.0]), 0.1 * np.eye(3), within, 4.0)
-    return IndexBook(model, np.array([2, 2, 2]) / STEPS, ((2.0, 0.05), (8.0, 0.01)))
 
 
 @functools.cache

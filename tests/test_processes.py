@@ -13,6 +13,7 @@ import pytest
 import torch
 from launch import Ended, Trouble, command, launch, launch_nodes
 from tiny import tiny_pipeline
+from tiny_index import book
 
 from diffkit.images import save_png
 from diffkit.lab import textures
@@ -55,6 +56,17 @@ def generate(model: Path, out: Path, *more: str, prompts: list[str] = PROMPTS) -
     ]
     cuts = ["--schedule", "0:0.5,2:0.5", "--winners", "2", "--device", "cpu", "--out", str(out)]
     return ("ttsnap", "generate", *prompts, *fixed, *cuts, "--micro-batch", "1", *more)
+
+
+def compare(model: Path, out: Path) -> tuple[str, ...]:
+    """Two prompts at a time share one budget."""
+    prompts, index = (out.parent / name for name in ("prompts.txt", "index.json"))
+    prompts.write_text("\n".join(PROMPTS))
+    index.write_text(book(5).to_json())
+    what = ["--prompts", str(prompts), "--reward", "test-launch-brightness", "--noise-aware", "none"]
+    searches = ["--searches", "best-of-n,adaptive", "--index", str(index), "--group", "2", "--budget", "3x"]
+    how = ["--steps", "5", "--seed", "7", "--micro-batch", "1", "--device", "cpu", "--out", str(out)]
+    return ("ttsnap", "compare", "--model", str(model), *what, *searches, *how)
 
 
 def collect(model: Path, out: Path) -> tuple[str, ...]:
@@ -196,6 +208,19 @@ def test_a_search_that_lost_a_process_goes_on_alone(kill, model, alone, tmp_path
     assert {key for key in content(out) if key.startswith("item")} == {"item 0000", "item 0001"}
     fine(launch(1, command, *generate(model, out), folder=tmp_path / "again"))
     assert content(out) == alone["generate"]
+
+
+def test_prompts_that_share_a_budget_are_searched_again_together(model, tmp_path):
+    for name in ("alone", "killed"):
+        (tmp_path / name).mkdir()
+    fine(launch(1, command, *compare(model, tmp_path / "alone" / "run"), folder=tmp_path / "l1"))
+    line = compare(model, tmp_path / "killed" / "run")
+    trouble = Trouble(0, "diffkit.runs", "Run.write", 4, kill=True)  # within the first group
+    assert launch(2, command, *line, folder=tmp_path / "l2", trouble=trouble).codes[0] == -9
+    done = [key for key in content(tmp_path / "killed" / "run") if key.startswith("item")]
+    assert done == ["item best-of-n/000000", "item best-of-n/000001", "item adaptive/000000"]
+    fine(launch(2, command, *line, folder=tmp_path / "l3"))
+    assert content(tmp_path / "killed" / "run") == content(tmp_path / "alone" / "run")
 
 
 def test_an_audit_that_lost_a_process_goes_on_alone(model, suspects, alone, tmp_path):

@@ -5,6 +5,7 @@ A new option fails `test_every_option_is_classified` until it stands in one of t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 from peft import LoraConfig, get_peft_model_state_dict
+from tiny_index import book
 from typer.testing import CliRunner
 
 from diffkit import cli
@@ -35,7 +37,7 @@ NO_RESULT: dict[str, dict[str, str]] = {
     "locality": {},
     "mitigate": {"save_pipeline": "a copy of the result"},
     "ttsnap collect": {},
-    "ttsnap compare": {"group": "prompts searched at once, which changes no prompt's result"},
+    "ttsnap compare": {"group": "prompts searched at once, which changes no result unless they share one budget"},
     "ttsnap distill": {"tracker": "where losses are logged"},
     "ttsnap generate": {},
 }
@@ -150,6 +152,7 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--candidates": (None, "candidates"), "--budget": ("5x", "budget"), "--schedule": ("1:0.5", "schedule"),
         "--enough": ("8", "enough"), "--rounds": ("2", "rounds"), "--steps": ("4", "steps"),
         "--guidance": ("2", "guidance"), "--negative": ("cat", "negative"), "--height": ("48", "height"),
+        "--search": (None, "search"), "--index": (None, "index"), "--group": (None, "group"),
         "--width": ("48", "width"), "--winners": ("2", "winners"), "--micro-batch": ("2", "micro_batch"),
     },
 }  # fmt: skip
@@ -253,6 +256,25 @@ def test_an_option_that_changes_results_changes_the_configuration(
         differences = differing_keys(base, configuration(name, *line))
         for option, (_, key) in given.items():
             assert any(each.startswith((f"{key} ", f"{key}.")) for each in differences), (option, differences)
+
+
+def test_a_group_that_shares_one_budget_changes_the_configuration(
+    configuration: Callable[..., Mapping[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{name}.json" for name in ("index", "other")]
+    for file, looks in zip(files, ((0, 1), (1,)), strict=True):
+        file.write_text(book(3, looks).to_json())
+    line = ("--searches", "adaptive", "--index", str(files[0]))
+    base, other = configuration("ttsnap compare", *line), configuration("ttsnap compare", *line, "--group", "2")
+    assert differing_keys(base, other) == ["group is 4 there and 2 here"]
+    rounds = {"--enough", "9"}  # do not go with a search
+    monkeypatch.setitem(BASE, "ttsnap generate", [word for word in BASE["ttsnap generate"] if word not in rounds])
+    options = {"--search": "adaptive", "--index": str(files[0]), "--group": "8"}
+    base = configuration("ttsnap generate", *itertools.chain(*options.items()))
+    for option, value, key in (("--search", "index", "search"), ("--index", str(files[1]), "sha256.index"),
+                               ("--group", "2", "group")):  # fmt: skip
+        other = configuration("ttsnap generate", *itertools.chain(*{**options, option: value}.items()))
+        assert any(each.startswith(f"{key} ") for each in differing_keys(base, other)), option
 
 
 @pytest.mark.parametrize("name", NO_RESULT)

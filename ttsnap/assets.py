@@ -1,4 +1,5 @@
-"""What ships for a model of the lab: a distilled reward, recorded rewards, and the schedules learned from them."""
+"""What ships for a model of the lab: a distilled reward, recorded rewards, and the schedules
+and index rules learned from them."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from pathlib import Path
 
 from diffkit.errors import InputError
 
-__all__ = ["NAMES", "NOISE_AWARE", "REWARDS", "SCHEDULE", "shipped"]
+__all__ = ["INDEX", "NAMES", "NOISE_AWARE", "REWARDS", "SCHEDULE", "shipped"]
 
 NAMES = ("lab", "lab-trio")  # one folder here for each model
-NOISE_AWARE, REWARDS, SCHEDULE = "noise_aware", "rewards.npz", "schedule.json"
+NOISE_AWARE, REWARDS, SCHEDULE, INDEX = "noise_aware", "rewards.npz", "schedule.json", "index.json"
 FOLDER = Path(__file__).parent
 
 
@@ -18,7 +19,7 @@ def shipped(name: str, part: str) -> Path:
 
     Args:
         name: of a model in ``NAMES``.
-        part: ``NOISE_AWARE`` (a folder), ``REWARDS`` or ``SCHEDULE``.
+        part: ``NOISE_AWARE`` (a folder), ``REWARDS``, ``SCHEDULE`` or ``INDEX``.
 
     Raises:
         InputError: this installation lacks it.

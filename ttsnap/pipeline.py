@@ -26,12 +26,13 @@ from diffkit.families import Autoencoder, Pipeline, family_of
 from diffkit.families.base import stock_default
 from diffkit.image_filters import has_safety_checker, unfiltered
 from diffkit.latents import decoded_latents
-from diffkit.ledger import Ledger
+from diffkit.ledger import Cost, Ledger
 from diffkit.loading import LOADING_ERRORS, first_line, model_class, quietly, resolve_model
 from diffkit.micro_batch import is_out_of_memory
 from diffkit.model_folder import ModelFolder
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
+from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
@@ -40,7 +41,7 @@ from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
-from ttsnap.search.registry import load_search
+from ttsnap.search.registry import INDEX_SEARCHES, load_search
 from ttsnap.search.request import Request, SearchResult
 from ttsnap.search.session import StageTrace, Winner
 from ttsnap.search.strategies.base import Strategy
@@ -71,6 +72,7 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         recipes: how the winners' noise came about where the seed alone does not say it (neighbours, steered particles).
         similarities: the winners' highest similarities to a forbidden picture; None without a copy guard.
         held_out: the winners' scores by each held-out reward, by its name; None without any.
+        spent: what each prompt cost.
 
     Example:
         >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
@@ -89,6 +91,7 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     recipes: list[Recipe | None] | None = None
     similarities: list[float] | None = None
     held_out: list[dict[str, float]] | None = None
+    spent: list[Cost] | None = None
 
 
 #: Attributes of a pipeline that one with replaced components keeps.
@@ -258,6 +261,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         copy_guard: CopyGuardLike | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
         search: str | Strategy | None = None,
+        index: IndexBook | str | Path | None = None,
         micro_batch: int | Literal["auto"] | None = None,
         previews: bool = False,
         share: bool = False,
@@ -292,7 +296,10 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
                 are dropped at every look, finished ones too; a prompt of which nothing is left is a ScoringError.
             preview_vae: another decoder of estimates for this call.
             search: another strategy than pruning by the schedule, by its name in ``ttsnap.search.registry.SEARCHES``:
-                ``lookahead``, ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in ``x`` or FLOP.
+                ``lookahead``, ``adaptive``, ``halving``, ``zero-order``, ``fk`` and so on; it needs a ``budget`` in
+                ``x`` or FLOP. In ``adaptive`` the prompts of this call share what they may cost together.
+            index: the fitted index rule that ``adaptive`` follows: ``lab``, ``lab-trio`` or the file that ``diffkit
+                ttsnap fit --rule index`` wrote.
             micro_batch: how many candidates run at once; 1 is the strict mode, in which winners are bit-equal to the
                 stock pipeline's images; ``auto`` begins with many and halves them when memory runs out.
             share: the processes of a launch search together: all call alike and get the same result, each denoises its
@@ -312,6 +319,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         if (controlled := control_size(self, family, extra)) is not None:
             height, width = height or controlled[0], width or controlled[1]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
+        if index is not None and not (isinstance(search, str) and search in INDEX_SEARCHES):
+            raise InputError(f"index is for the searches {', '.join(INDEX_SEARCHES.names())}; name one with search.")
         pruning = load_schedule(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
         guard = self.copy_guard if copy_guard is None else copy_guard
@@ -341,7 +350,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             Noise(generator, seed, seeds, first_prompt),
             config,
             negative_prompt,
-            None if search is None else load_search(search, pruning if pruning.steps else None),
+            None if search is None else load_search(search, pruning if pruning.steps else None, index=index),
             load_held_out(held_out_rewards, scorer),
         )
         if output_type not in OUTPUT_TYPES:
@@ -388,6 +397,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             rewards=[winner.score for winner in winners],
             trace=result.trace,
             ledger=result.ledger,
+            spent=result.spent,
             nsfw_content_detected=[winner.flagged for winner in winners] if checked else None,
             similarities=None
             if result.ledger.guard is None

@@ -33,7 +33,7 @@ from ttsnap.cli.collect import collect
 from ttsnap.cli.compare import compare
 from ttsnap.cli.distill import distill
 from ttsnap.cli.fit import fit
-from ttsnap.cli.options import CopyGuard, HeldOut, Negative, Steps
+from ttsnap.cli.options import CopyGuard, HeldOut, Index, Negative, Steps
 from ttsnap.cli.rescore import rescore
 from ttsnap.cli.simulate import simulate
 
@@ -75,6 +75,12 @@ def generate(
             "best-of-N."
         ),
     ] = "",
+    search: Annotated[
+        str | None,
+        typer.Option(help="Instead of pruning by --schedule: lookahead, adaptive, halving, fk ...; needs a --budget."),
+    ] = None,
+    index: Index = None,
+    group: Annotated[int, typer.Option(min=1, help="With --search adaptive: prompts that share one budget.")] = 8,
     enough: Annotated[
         float | None, typer.Option(help="Reward at which a prompt is done; the budget is then the most it may cost.")
     ] = None,
@@ -114,6 +120,7 @@ def generate(
     """
     from diffkit.micro_batch import read_micro_batch
     from ttsnap.cli.checksums import local_checksums
+    from ttsnap.schedules.load import index_path
 
     texts = _prompts(prompts, prompts_file)[:limit]
     config: dict[str, Any] = {
@@ -124,11 +131,13 @@ def generate(
     }  # fmt: skip
     optional = {
         "height": height, "width": width, "preview_vae": preview_vae, "copy_guard": copy_guard, "enough": enough,
-        "held_out": held_out, "diversity": diversity or None,
+        "held_out": held_out, "diversity": diversity or None, "search": search, "index": index,
     }  # fmt: skip
     config |= {name: value for name, value in optional.items() if value is not None}
     if enough is not None:
         config["rounds"] = rounds
+    if search == "adaptive":
+        config["group"] = group
     out = needed_folder(out, "A search", "runs/search")
     config["sha256"] = local_checksums(
         model,
@@ -136,6 +145,7 @@ def generate(
         copy_guard=copy_guard,
         reward=reward.partition(":")[2],
         schedule=schedule if schedule.endswith(".json") else None,
+        index=None if index is None else index_path(index),
         model_config=model_config,
     )
     options = ModelOptions(
@@ -177,10 +187,10 @@ def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
     from diffkit.ledger import parse_budget
     from diffkit.rewards import load_reward
     from diffkit.segments import plan
+    from ttsnap.cli.named_search import search_of
     from ttsnap.pipeline import TTSnapPipeline
     from ttsnap.schedules.load import load_schedule
     from ttsnap.search.held_out import load_held_out
-    from ttsnap.search.strategies.rounds import Rounds
 
     parallel.processes()  # before the model: it gives each process its device
     schedule = load_schedule(config["schedule"])
@@ -188,10 +198,7 @@ def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
         parse_budget(config["budget"])
         if config["candidates"] is not None:
             raise InputError("--budget chooses the number of candidates; leave out --candidates.")
-    if "enough" in config:
-        if config["budget"] is None:
-            raise InputError("--enough stops a search early; say the most it may cost with --budget, for example 64x.")
-        Rounds(config["enough"], config["rounds"], schedule)
+    search_of(config)
     reward = load_reward(config["reward"])
     load_held_out(read_names(config.get("held_out", "")), reward)
     pipe = TTSnapPipeline.from_pipe(
@@ -215,6 +222,8 @@ def _print_winners(items: list[dict[str, Any]], out: Path, format: str) -> None:
             rows.append([item["prompt"], None, None, None, None, item["error"]])
         for winner in item["winners"]:
             calls, full = item["ledger"]["calls"], item["ledger"]["without_pruning"]["calls"]
+            if "group" in item:  # the ledger is of all its prompts
+                calls, full = item["cost"]["calls"], item["candidates"] * (item["trace"][-1]["step"] + 1)
             cost = f"{calls} of {full} calls"
             dropped = [f"{item[name]} {name}" for name in ("flagged", "copies") if item.get(name)]
             tried = ", ".join([str(item["candidates"]), *dropped])

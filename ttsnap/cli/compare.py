@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +27,7 @@ from diffkit.options import (
     Seed,
     Variant,
 )
-from ttsnap.cli.options import CopyGuard, HeldOut, Negative, Steps
+from ttsnap.cli.options import CopyGuard, HeldOut, Index, Negative, Steps
 
 if TYPE_CHECKING:
     from ttsnap.evaluation.compare import Comparison
@@ -43,7 +42,9 @@ def compare(
     model: Model = "lab",
     searches: Annotated[
         str,
-        typer.Option(help="Names separated by commas, also lookahead, index and index-mean; name@0.5 sets DDIM's eta."),
+        typer.Option(
+            help="Names separated by commas, also lookahead, adaptive, index and index-mean; name@0.5 sets DDIM's eta."
+        ),
     ] = SEARCHES,
     budget: Annotated[str, typer.Option(help="For each prompt: 16x (as much as best-of-16) or 3.2TFLOP.")] = "16x",
     reward: Annotated[str, typer.Option(help="Registered name of the reward of finished images.")] = "lab",
@@ -58,7 +59,7 @@ def compare(
     lookahead_schedule: Annotated[
         str | None, typer.Option(help="For lookahead, such as 1:0.06+3 (its own without).")
     ] = None,
-    index: Annotated[Path | None, typer.Option(help="The file that fit --rule index wrote, for index.")] = None,
+    index: Index = None,
     steps: Steps = 20,
     guidance: Guidance = 3.0,
     negative: Negative = None,
@@ -67,7 +68,7 @@ def compare(
     ] = 0.0,
     preview_vae: PreviewVae = None,
     copy_guard: CopyGuard = None,
-    group: Annotated[int, typer.Option(min=1, help="Prompts searched at once; they share micro-batches.")] = 4,
+    group: Annotated[int, typer.Option(min=1, help="Prompts searched at once; in adaptive they share one budget.")] = 4,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Candidates run at once.")] = None,
     seed: Seed = 0,
     out: Out = None,
@@ -95,7 +96,7 @@ def compare(
     from ttsnap.evaluation.compare import CompareSettings
     from ttsnap.evaluation.compare import compare as carry_out
     from ttsnap.evaluation.contenders import paired_reward, read_contenders
-    from ttsnap.schedules.load import load_schedule
+    from ttsnap.schedules.load import index_path, load_schedule
 
     parse_budget(budget)
     texts = read_prompts(prompts, limit)
@@ -123,7 +124,8 @@ def compare(
         "negative": negative, "eta": eta, "seed": seed, "micro_batch": micro_batch, "preview_vae": preview_vae,
         "schedules": {key or "default": None if own is None else own.to_json() for key, own in schedules.items()},
         "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae,
-                                   copy_guard=copy_guard, index=index, model_config=config),
+                                   index=None if index is None else index_path(index), copy_guard=copy_guard,
+                                   model_config=config),
     }  # fmt: skip
     origin |= {name: text for name, text in (("held_out", held_out), ("copy_guard", copy_guard)) if text is not None}
     comparison = carry_out(

@@ -1,12 +1,14 @@
 """The searches of ``diffkit ttsnap generate`` in a run folder, by one process or by many.
 
 While there are as many prompts left as processes, each process searches a prompt of its own. The candidates of the
-prompts that are left over are dealt to all of them, anew after every cut. Neither changes who wins.
+prompts that are left over are dealt to all of them, anew after every cut. Neither changes who wins. Prompts that share
+a budget are searched together, in the place of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -22,22 +24,27 @@ from diffkit.option_values import read_names
 from diffkit.rewards.base import Reward, describe
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
+from ttsnap.cli.named_search import search_of
+from ttsnap.pipeline import TTSnapPipelineOutput
 from ttsnap.plots.search import contact_sheet, score_figure
 from ttsnap.schedules.load import load_schedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
 from ttsnap.search.noise import Noise
 from ttsnap.search.request import Request
-from ttsnap.search.strategies.rounds import Rounds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from diffkit.runs import Run
-    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
+    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.search.strategies.base import Strategy
     from ttsnap.search.trace import StageTrace
 
 __all__ = ["generate"]
+
+
+Unit = tuple[int, ...]  # consecutive prompts that are searched in one call
 
 
 class _Searched(NamedTuple):
@@ -67,16 +74,18 @@ def generate(
     }
     config = {**config, "dtype": dtype_name(pipe), **options_of(pipe)}
     added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
-    held_out = _prepare(pipe, prompts[0], config)
+    strategy = search_of(config)
+    held_out = _prepare(pipe, prompts[0], config, strategy)
     truncated = say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
     with open_shared(out, config=config, kind="ttsnap", provenance=provenance, added=added) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["error"] is not None], "prompts")
         done = parallel.broadcast(set() if run is None else set(run.done))
-        left = [index for index in range(len(prompts)) if _key(index) not in done]
-        for index, searched in _searches(pipe, prompts, left, config, held_out):
-            if run is not None:
-                _keep(run, _key(index), searched)
+        left = [unit for unit in _units(len(prompts), config.get("group", 1)) if not done.issuperset(map(_key, unit))]
+        for unit, searches in _searches(pipe, prompts, left, config, strategy, held_out):
+            for key, searched in zip(map(_key, unit), searches, strict=True):
+                if run is not None and key not in done:
+                    _keep(run, key, searched)
         if run is None:
             return None
         items = [run.done[_key(index)] for index in range(len(prompts))]
@@ -98,7 +107,14 @@ def _key(index: int) -> str:
     return f"{index:04d}"
 
 
-def _prepare(pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any]) -> tuple[Reward, ...]:
+def _units(prompts: int, size: int) -> list[Unit]:
+    """The prompts in groups of ``size``; the last one may be smaller."""
+    return [tuple(range(first, min(first + size, prompts))) for first in range(0, prompts, size)]
+
+
+def _prepare(
+    pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any], strategy: Strategy | None
+) -> tuple[Reward, ...]:
     """The held-out rewards, after the search is checked before a folder is made, and the rewards are tried."""
     held_out: tuple[Reward, ...] = ()
     if pipe.reward is not None:
@@ -118,53 +134,88 @@ def _prepare(pipe: TTSnapPipeline, prompt: str, config: Mapping[str, Any]) -> tu
             diversity=config.get("diversity", 0.0),
         )
         noise = Noise(seed=config["seed"])
-        pipe.prepare(
-            Request([prompt], pipe.reward, noise, search, config["negative"], _rounds(config), held_out=held_out)
-        )
+        pipe.prepare(Request([prompt], pipe.reward, noise, search, config["negative"], strategy, held_out=held_out))
     return held_out
 
 
 def _searches(
     pipe: TTSnapPipeline,
     prompts: Sequence[str],
-    left: Sequence[int],
+    left: Sequence[Unit],
     config: Mapping[str, Any],
+    strategy: Strategy | None,
     held_out: Sequence[Reward],
-) -> Iterator[tuple[int, _Searched]]:
-    """A prompt for each process while there are enough; the rest are searched by all together."""
+) -> Iterator[tuple[Unit, list[_Searched]]]:
+    """A unit for each process while there are enough; the rest are searched by all together."""
 
-    def search(index: int, *, share: bool) -> _Searched:
-        say(f"{index + 1} of {len(prompts)}: {prompts[index]}")
-        return _search(pipe, index, prompts[index], config, held_out, share=share)
+    def search(unit: Unit, *, share: bool) -> list[_Searched]:
+        for index in unit:
+            say(f"{index + 1} of {len(prompts)}: {prompts[index]}")
+        return _search(pipe, unit, prompts, config, strategy, held_out, share=share)
 
     size = parallel.processes()
     whole = len(left) - len(left) % size
     for first in range(0, whole, size):
         turn = left[first : first + size]
-        mine = [search(index, share=False) for index in parallel.shard(turn)]
+        mine = [search(unit, share=False) for unit in parallel.shard(turn)]
         yield from zip(turn, parallel.gather(mine), strict=True)
-    for index in left[whole:]:
-        yield index, search(index, share=True)
+    for unit in left[whole:]:
+        yield unit, search(unit, share=True)
 
 
 def _search(
-    pipe: TTSnapPipeline, index: int, prompt: str, config: Mapping[str, Any], held_out: Sequence[Reward], *, share: bool
-) -> _Searched:
-    """Search one prompt; one that cannot be scored has its reason in its item."""
-    item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": []}
+    pipe: TTSnapPipeline,
+    unit: Unit,
+    prompts: Sequence[str],
+    config: Mapping[str, Any],
+    strategy: Strategy | None,
+    held_out: Sequence[Reward],
+    *,
+    share: bool,
+) -> list[_Searched]:
+    """Search the prompts of a unit; one that cannot be scored has its reason in its item, the others go on alone."""
     try:
         result = pipe(
-            prompt, num_inference_steps=config["steps"], guidance_scale=config["guidance"],
+            [prompts[index] for index in unit], num_inference_steps=config["steps"], guidance_scale=config["guidance"],
             negative_prompt=config["negative"], height=config.get("height"), width=config.get("width"),
             num_images_per_prompt=config["winners"], seed=config["seed"],
-            first_prompt=index, num_candidates=config["candidates"], budget=config["budget"],
-            schedule=config["schedule"], search=_rounds(config), micro_batch=config["micro_batch"], previews=True,
+            first_prompt=unit[0], num_candidates=config["candidates"], budget=config["budget"],
+            schedule=config["schedule"], search=strategy, micro_batch=config["micro_batch"], previews=True,
             share=share, held_out_rewards=held_out, diversity=config.get("diversity", 0.0), return_dict=True,
         )  # fmt: skip
     except ScoringError as error:
-        return _Searched({**item, "error": str(error)}, [], {})
+        if len(unit) > 1:
+            alone = (_search(pipe, (index,), prompts, config, strategy, held_out, share=share) for index in unit)
+            return [searched for parts in alone for searched in parts]
+        return [_Searched({"prompt": prompts[unit[0]], "error": str(error), "winners": []}, [], {})]
     out = cast("TTSnapPipelineOutput", result)  # return_dict
-    item["winners"] = _winners(out)
+    parts = [_part(out, place, config["winners"]) for place in range(len(unit))]
+    searched = [_searched(prompts[index], part) for index, part in zip(unit, parts, strict=True)]
+    if "group" in config:
+        for each, part in zip(searched, parts, strict=True):
+            each.item["group"], each.item["cost"] = list(unit), (part.spent or [])[0]._asdict()
+    return searched
+
+
+def _part(out: TTSnapPipelineOutput, place: int, winners: int) -> TTSnapPipelineOutput:
+    """What a call has found for one of its prompts; the ledger is the call's."""
+    mine, flags = slice(place * winners, (place + 1) * winners), out.nsfw_content_detected
+    return TTSnapPipelineOutput(
+        images=cast("list[Image]", out.images)[mine],
+        seeds=out.seeds[mine],
+        rewards=out.rewards[mine],
+        trace=[replace(look, prompt=0) for look in out.trace if look.prompt == place],
+        ledger=out.ledger,
+        nsfw_content_detected=None if flags is None else flags[mine],
+        similarities=None if out.similarities is None else out.similarities[mine],
+        held_out=None if out.held_out is None else out.held_out[mine],
+        spent=None if out.spent is None else [out.spent[place]],
+    )
+
+
+def _searched(prompt: str, out: TTSnapPipelineOutput) -> _Searched:
+    """The item and the pictures of one prompt."""
+    item: dict[str, Any] = {"prompt": prompt, "error": None, "winners": _winners(out)}
     if out.nsfw_content_detected is not None:
         item["flagged"] = len(_dropped(out.trace, "flagged"))
     if out.similarities is not None:
@@ -217,11 +268,6 @@ def _remarks(out: TTSnapPipelineOutput) -> list[str]:
     elif flagged := _dropped(out.trace, "flagged"):
         remarks.append(f"the safety checker flags {len(flagged)} candidates; the best of the others were taken.")
     return remarks
-
-
-def _rounds(config: Mapping[str, Any]) -> Rounds | None:
-    """The search of ``--enough``; None without it."""
-    return Rounds(config["enough"], config["rounds"], config["schedule"]) if "enough" in config else None
 
 
 def _keep(run: Run, key: str, searched: _Searched) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "CallCost",
     "CopyGuard",
     "HeldOut",
+    "Index",
     "Negative",
     "RecordedRewards",
     "Steps",
@@ -33,3 +34,7 @@ TrajectoriesFolder = Annotated[Path, typer.Argument(help="A folder of `diffkit t
 RecordedRewards = Annotated[str, typer.Argument(help="An .npz, published YAML folders, a collected folder, or lab.")]
 CallCost = Annotated[float | None, typer.Option(min=0.0, help="Price of one denoiser call.")]
 VerifyCost = Annotated[float | None, typer.Option(min=0.0, help="Price of one look, decoding included.")]
+Index = Annotated[
+    str | None,
+    typer.Option(help="The rule that adaptive follows: lab, lab-trio, or a file of fit --rule index."),
+]

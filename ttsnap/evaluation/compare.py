@@ -26,7 +26,7 @@ from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from ttsnap.evaluation.compare_report import summarise_searches, table_rows, write_page
-from ttsnap.evaluation.contenders import Contender, paired_reward, read_contenders
+from ttsnap.evaluation.contenders import Contender, paired_reward, read_contenders, shares_budget
 from ttsnap.pipeline import TTSnapPipeline
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -48,7 +48,7 @@ class CompareSettings:
 
     Attributes:
         budget: for each prompt, ``16x`` or in FLOP.
-        group: prompts searched in one call; they share micro-batches.
+        group: prompts searched in one call; they share micro-batches, and in the search ``adaptive`` one total budget.
 
     Example:
         >>> CompareSettings(budget="4x", num_inference_steps=8).budget
@@ -66,7 +66,7 @@ class CompareSettings:
 
 @dataclass(frozen=True)
 class _Task:
-    """One strategy on some consecutive prompts."""
+    """One strategy on some consecutive prompts, which may share one budget: all are searched again or none."""
 
     contender: Contender
     first: int
@@ -259,7 +259,7 @@ def _origin(
     reward: Reward,
     schedule: PruningSchedule | None,
 ) -> dict[str, Any]:
-    """What changes results, as far as objects tell; the size of a group does not."""
+    """What changes results, as far as objects tell; the size of a group is added where prompts share a budget."""
     searches = ",".join(contender.label for contender in contenders)
     written = None if schedule is None else schedule.to_json()
     fixed = {name: value for name, value in asdict(settings).items() if name != "group"}
@@ -280,6 +280,8 @@ def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapp
         "group": settings.group,
     }
     config = {**origin, "dtype": dtype_name(pipe), **options_of(pipe)}
+    if any(map(shares_budget, contenders)):
+        config["group"] = settings.group
     with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["error"] is not None], "searches")

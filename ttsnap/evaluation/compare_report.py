@@ -243,6 +243,8 @@ def write_page(run: Run, rows: Sequence[dict[str, Any]], items: Sequence[dict[st
         f"Every strategy had {config['budget']} for each prompt, counted in FLOP of denoising, decoding and "
         f"scoring. Intervals are 95 %, by bootstrap over prompts of the differences to {BASELINE}."
     )
+    if "group" in config:
+        note += f" With an adaptive budget {config['group']} prompts at a time shared what they may cost together."
     sections = [
         Section("Strategies", (Paragraph(note), Table(headers, cells))),
         Section("Differences", (Plot.of(f"To {BASELINE}, on the same prompts", plot),)),

@@ -15,9 +15,10 @@ from diffkit.rewards.base import EstimateReward, Reward, RewardLike
 from ttsnap.noise_aware.reward import NoiseAwareReward
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.registry import load_search
+from ttsnap.search.strategies.adaptive import AdaptiveSearch
 from ttsnap.search.strategies.base import Strategy
 
-__all__ = ["Contender", "PairedReward", "paired_reward", "read_contenders"]
+__all__ = ["Contender", "PairedReward", "paired_reward", "read_contenders", "shares_budget"]
 
 
 class Contender(NamedTuple):
@@ -42,8 +43,8 @@ def read_contenders(
         schedules: for the strategies that prune by one, by name; "" is for those that are not named, but for
             ``lookahead``, which has one of its own.
         eta: of those that name none; FK steering without one takes 1, as it needs noise.
-        index: the file of an index rule, for ``index`` (the budget holds for each prompt) and ``index-mean`` (on the
-            mean over the prompts).
+        index: an index rule, for ``adaptive`` (the prompts of a group share one total), ``index`` (the budget holds
+            for each prompt) and ``index-mean`` (on the mean over the prompts, by a fitted price).
 
     Raises:
         InputError: an unknown name, none at all, the same twice, or an eta outside [0, 1].
@@ -58,21 +59,16 @@ def read_contenders(
         if not 0 <= own <= 1:
             raise InputError(f"eta must lie in [0, 1], got {own:g} for {label!r}.")
         schedule = schedules.get(name, None if name == "lookahead" else schedules.get(""))
-        contenders.append(Contender(label, _strategy(name, schedule, index), own))
+        contenders.append(Contender(label, load_search(name, schedule, index=index), own))
     labels = [contender.label for contender in contenders]
     if not contenders or len(set(labels)) < len(labels):
         raise InputError(f"--searches takes different names separated by commas, got {text!r}.")
     return contenders
 
 
-def _strategy(name: str, schedule: PruningSchedule | None, index: str | Path | None) -> Strategy:
-    if name not in ("index", "index-mean"):
-        return load_search(name, schedule)
-    from ttsnap.search.strategies.index import IndexSearch
-
-    if index is None:
-        raise InputError(f"The search {name!r} needs a fitted rule; give the file that fit --rule index wrote.")
-    return IndexSearch.from_file(index, hard=name == "index")
+def shares_budget(contender: Contender) -> bool:
+    """Whether the prompts of a group share one total, so that the group is part of the result."""
+    return isinstance(contender.strategy, AdaptiveSearch)
 
 
 def paired_reward(reward: RewardLike, noise_aware: EstimateReward | str | Path | None = None) -> Reward:

@@ -99,10 +99,12 @@ def index_curve(
     """
     if not budgets or any(later <= earlier for earlier, later in itertools.pairwise(budgets)):
         raise InputError(f"The budgets must rise, got {', '.join(f'{budget:g}' for budget in budgets) or 'none'}.")
-    if missing := set(book.model.steps) - set(tensor.recorded):
-        steps = ", ".join(map(str, tensor.recorded)) or "no step"
+    if missing := set(book.model.looks) - set(tensor.recorded_looks):
+        step, ahead = min(missing)
+        steps = ", ".join(f"{at}+{calls}" if calls else str(at) for at, calls in tensor.recorded_looks) or "no step"
         raise InputError(
-            f"The index rule looks at step {min(missing)}, but {tensor.name} was recorded at {steps} only."
+            f"The index rule looks at step {step}{f', {ahead} calls ahead' if ahead else ''}, but {tensor.name} was "
+            f"recorded at {steps} only."
         )
     pool, finished = tensor.final.shape[1], finished_cost(prices, tensor.calls)
     book = with_changed(book, costs=book.model.costs(prices))

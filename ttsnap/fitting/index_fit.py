@@ -14,11 +14,11 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.evaluation.budget_curves import finished_cost
 from ttsnap.evaluation.replay import draw_orders
-from ttsnap.reward_tensor import RewardTensor
+from ttsnap.reward_tensor import RewardTensor, written_pairs
 from ttsnap.schedules.index_book import CAP, CAUTION, Floats, IndexBook
 from ttsnap.schedules.index_rule import IndexRule, IndexState
 from ttsnap.schedules.index_total import SharedBudget
-from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel
+from ttsnap.schedules.score_model import INDEX_STEPS, ScoreModel, stage_scores
 
 __all__ = ["IndexReplay", "price_for_budget", "fit_index", "replay_index", "replay_total"]
 
@@ -95,7 +95,7 @@ def _replay(
     if tensor.calls != rule.model.calls:
         raise InputError(f"The index rule is for {rule.model.calls} calls, the rewards are of {tensor.calls}.")
     count, pool = tensor.final.shape
-    scores = np.concatenate([tensor.looks[:, :, list(rule.model.steps)], tensor.final[:, :, None]], axis=-1)
+    scores = stage_scores(tensor, rule.model.looks)
     orders = draw_orders(range(count), pool, resamples, seed=seed, stream=stream).reshape(-1, pool)
     prompt = np.repeat(np.arange(count), resamples)
     known = None if true_values is None else (true_values[0][prompt], true_values[1][prompt])
@@ -143,6 +143,7 @@ def fit_index(
     budgets: Sequence[float],
     *,
     steps: Sequence[int] | None = None,
+    lookahead: Sequence[int] = (),
     cap: float = CAP,
     caution: float = CAUTION,
     seed: int = 0,
@@ -154,14 +155,18 @@ def fit_index(
         prices: of a call, a decoding and a verification.
         budgets: mean cost of a prompt in the unit of the prices, rising.
         steps: of the looks; by default those of ``INDEX_STEPS``, stretched to the tensor's calls.
+        lookahead: calls by which each of them looks ahead; none for estimates only.
 
     Raises:
         InputError: looks that were not recorded, or a budget that does not pay for one candidate.
     """
     looks = default_steps(tensor) if steps is None else tuple(steps)
-    if missing := set(looks) - set(tensor.recorded):
-        raise InputError(f"The rewards were not recorded at step {min(missing)}; choose among {tensor.recorded}.")
-    model = ScoreModel.fit(tensor, looks)
+    ahead = tuple(lookahead) or (0,) * len(looks)
+    if missing := set(zip(looks, ahead, strict=True)) - set(tensor.recorded_looks):
+        step, calls = min(missing)
+        raise InputError(f"The rewards were not recorded at step {step}{f', {calls} calls ahead' if calls else ''}; "
+                         f"choose among {tensor.recorded}{_recorded_ahead(tensor)}.")  # fmt: skip
+    model = ScoreModel.fit(tensor, looks, ahead)
     costs = model.costs(prices)
     finished = finished_cost(prices, tensor.calls)
     rule = IndexRule(model, costs, 1.0, max(cap * budgets[0] / finished, float(costs.sum())), caution)
@@ -174,6 +179,10 @@ def fit_index(
         near = rule.price / 1.5
     info = {"reward": tensor.name, "prompts": len(tensor.final), "seed": seed}
     return IndexBook(model, costs, tuple(entries), cap, caution, info)
+
+
+def _recorded_ahead(tensor: RewardTensor) -> str:
+    return f" and, ahead, {written_pairs(tensor.lookahead)}" if tensor.lookahead else ""
 
 
 def default_steps(tensor: RewardTensor) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffkit.errors import InputError, unknown_name
+from ttsnap.assets import INDEX as INDEX_FILE
 from ttsnap.assets import NAMES, SCHEDULE, shipped
 from ttsnap.schedules.fitted_schedule import SCHEMA, Entry, Expected, FittedSchedule
 from ttsnap.schedules.index_book import KIND as INDEX
@@ -87,6 +88,33 @@ def load_schedule_or_index(text: str | Path | PruningSchedule | IndexBook | None
     return IndexBook.from_json(str(text)) if named and _kind(str(text)) == INDEX else load_schedule(text)
 
 
+def load_index(text: str | Path | IndexBook) -> IndexBook:
+    """An index rule as it is, from the file that ``fit --rule index`` wrote, or by its name.
+
+    The names are those of the rules in the package: ``lab`` and ``lab-trio`` were fitted on the labs' noise-aware
+    rewards.
+
+    Raises:
+        InputError: it is none of these.
+
+    Example:
+        >>> load_index("lab").model.calls
+        20
+    """
+    return text if isinstance(text, IndexBook) else IndexBook.from_json(index_path(text))
+
+
+def index_path(text: str | Path) -> Path:
+    """The file of an index rule: of one in the package by its name, else the path itself.
+
+    Example:
+        >>> index_path("lab").name, index_path("runs/index.json").parent.name
+        ('index.json', 'runs')
+    """
+    name = str(text).strip()
+    return shipped(name, INDEX_FILE) if name in NAMES else Path(text)
+
+
 def _kind(path: str) -> str | None:
     """What the file says it holds; None where it does not say, or is not readable."""
     try:
@@ -106,7 +134,7 @@ def _read(path: str | Path) -> PruningSchedule:
     """A file with ``{"steps": [...], "keep": [...]}``, perhaps with ``"lookahead"``, or one that fit wrote."""
     if _kind(str(path)) == INDEX:
         raise InputError(f"{str(path)!r} holds an index rule, no schedule of looks; simulate takes it as a schedule, "
-                         "compare as --index with the search index or index-mean.")  # fmt: skip
+                         "searches as index, with the search adaptive, index or index-mean.")  # fmt: skip
     try:
         return read_fitted(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:

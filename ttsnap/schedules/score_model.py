@@ -8,8 +8,8 @@ Gaussian, the spreads log-normal. All of it is estimated from a recorded reward 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from ttsnap.reward_tensor import RewardTensor
 
-__all__ = ["INDEX_STEPS", "ScoreModel", "index_offsets", "price_table"]
+__all__ = ["INDEX_STEPS", "ScoreModel", "index_offsets", "price_table", "stage_scores"]
 
 Floats = NDArray[np.float64]
 INDEX_STEPS = (3, 5, 7, 9, 11, 14)
@@ -34,11 +34,12 @@ class ScoreModel:
     """A Gaussian chain of K stages: the looks at ``steps``, then the final reward.
 
     Attributes:
-        steps: (K - 1,) step indices of the looks.
+        steps: (K - 1,) step indices of the looks, rising.
         calls: denoiser calls of one finished candidate.
         mean, between: (K,), (K, K) mean and covariance of the prompts' stage means.
         within: (K, K) covariance of a candidate's scores around them, of a prompt with the typical spread.
         dof: how many innovations the prior of a prompt's squared spread is worth.
+        lookahead: (K - 1,) denoiser calls by which each look looks ahead; empty where all are 0.
     """
 
     steps: tuple[int, ...]
@@ -47,16 +48,20 @@ class ScoreModel:
     between: Floats
     within: Floats
     dof: float
+    lookahead: tuple[int, ...] = field(default=(), kw_only=True)
 
     @classmethod
-    def fit(cls, tensor: RewardTensor, steps: Sequence[int] = INDEX_STEPS) -> ScoreModel:
+    def fit(cls, tensor: RewardTensor, steps: Sequence[int] = INDEX_STEPS, lookahead: Sequence[int] = ()) -> ScoreModel:
         """Estimate it from prompts with many candidates; candidates with a missing score are left out.
+
+        Args:
+            lookahead: calls by which each look looks ahead; none for estimates x0 only.
 
         Raises:
             InputError: fewer than 2 prompts with 2 whole candidates, or scores that do not vary.
         """
-        scores = np.concatenate([tensor.looks[:, :, list(steps)], tensor.final[:, :, None]], axis=-1)
-        whole = np.isfinite(scores).all(axis=-1)
+        scores = stage_scores(tensor, list(zip(steps, lookahead or [0] * len(steps), strict=True)))
+        whole = np.asarray(np.isfinite(scores).all(axis=-1))
         prompts = [rows[kept] for rows, kept in zip(scores, whole, strict=True) if kept.sum() >= 2]
         if len(prompts) < 2:
             raise InputError("A score model needs at least 2 prompts with 2 candidates scored at every look.")
@@ -73,12 +78,18 @@ class ScoreModel:
             spreads /= np.exp(np.log(spreads).mean())
         between = np.cov(means.T).reshape(stages, stages) + 1e-9 * np.diag(np.diag(within))
         dof = 1 + 2 / max(float(np.log(spreads).var()), 1e-3)
-        return cls(tuple(int(step) for step in steps), tensor.calls, means.mean(axis=0), between, within, dof)
+        return cls(tuple(int(step) for step in steps), tensor.calls, means.mean(axis=0), between, within, dof,
+                   lookahead=tuple(lookahead) if any(lookahead) else ())  # fmt: skip
 
     @property
     def stages(self) -> int:
         """K."""
         return len(self.mean)
+
+    @property
+    def looks(self) -> list[tuple[int, int]]:
+        """(step, calls ahead) of each look."""
+        return list(zip(self.steps, self.lookahead or (0,) * len(self.steps), strict=True))
 
     @cached_property
     def innovation(self) -> Floats:
@@ -114,27 +125,39 @@ class ScoreModel:
     def costs(self, prices: Prices) -> Floats:
         """(K,) cost of each stage, its calls and its look, in finished best-of-N candidates.
 
+        Looks are decoded by a preview decoder where the prices have one.
+
         Raises:
             InputError: a price is unknown.
         """
         if prices.call is None or prices.decode is None or prices.verify is None:
             raise InputError("The index rule needs the prices of a call, a decoding and a verification.")
-        look = prices.decode + prices.verify
         bounds = np.array([0, *(step + 1 for step in self.steps), self.calls])
-        return np.asarray((np.diff(bounds) * prices.call + look) / (self.calls * prices.call + look))
+        calls = np.diff(bounds) + np.array([*(ahead for _, ahead in self.looks), 0])
+        decodes = np.full(self.stages, prices.decode if prices.preview is None else prices.preview)
+        decodes[-1] = prices.decode
+        finished = self.calls * prices.call + prices.decode + prices.verify
+        return np.asarray((calls * prices.call + decodes + prices.verify) / finished)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
             "steps": list(self.steps), "calls": self.calls, "mean": self.mean.tolist(),
             "between": self.between.tolist(), "within": self.within.tolist(), "dof": self.dof,
+            **({"lookahead": list(self.lookahead)} if self.lookahead else {}),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ScoreModel:
         """The inverse of :meth:`to_dict`."""
         mean, between, within = (np.array(content[name], dtype=np.float64) for name in ("mean", "between", "within"))
-        return cls(tuple(content["steps"]), int(content["calls"]), mean, between, within, float(content["dof"]))
+        return cls(tuple(content["steps"]), int(content["calls"]), mean, between, within, float(content["dof"]),
+                   lookahead=tuple(content.get("lookahead", ())))  # fmt: skip
+
+
+def stage_scores(tensor: RewardTensor, looks: Sequence[tuple[int, int]]) -> Floats:
+    """(P, N, K) scores of looks, each a step and the calls by which it looks ahead, and the final rewards."""
+    return np.stack([*(tensor.look(*look) for look in looks), tensor.final], axis=-1)
 
 
 def index_offsets(foretold: Floats, costs: Floats, prices: Floats) -> Floats:
@@ -183,6 +206,12 @@ def _root(lead: Floats, value: Floats) -> float:
 
 def price_table(model: ScoreModel, costs: Floats) -> tuple[Floats, Floats]:
     """Logarithms of prices, evenly spaced, and the offsets (prices, K + 1) at the typical spread."""
+    return _price_table(model, tuple(costs.tolist()))
+
+
+@lru_cache(maxsize=8)
+def _price_table(model: ScoreModel, costs: tuple[float, ...]) -> tuple[Floats, Floats]:
+    """Every call of a search asks for it, and all calls with one model and the same prices get the same."""
     scale = float(np.sqrt(model.within[-1, -1]))
     grid = np.log(scale) + np.linspace(np.log(1e-4), np.log(50.0), 70)
-    return grid, index_offsets(model.foretold, costs, np.exp(grid))
+    return grid, index_offsets(model.foretold, np.array(costs), np.exp(grid))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from PIL.Image import Image
@@ -13,7 +13,7 @@ from diffkit.parallel import interleave
 from diffkit.segments import Candidate
 from ttsnap.search.noise import Recipe
 
-__all__ = ["Look", "StageTrace", "Winner", "winner_of"]
+__all__ = ["Look", "StageTrace", "Winner", "merged_looks", "winner_of"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,39 @@ def winner_of(alive: Sequence[Candidate], look: Look, row: int, recipe: Recipe |
     """A finished candidate whose image the look has kept."""
     similarity = look.similarities[row] if look.similarities else None
     return Winner(alive[row], look.images[row], look.scores[row], recipe, look.flagged[row], similarity)
+
+
+def merged_looks(trace: Sequence[StageTrace], winners: Mapping[int, int]) -> list[StageTrace]:
+    """One look for each prompt and step, its candidates by index, of a trace that looked at them one by one.
+
+    Those that were looked at again survived a look; the winner survived the last one.
+
+    Args:
+        winners: prompt -> candidate.
+    """
+    places: dict[tuple[int, int], list[StageTrace]] = {}
+    for look in trace:
+        places.setdefault((look.step, look.prompt), []).append(look)
+    merged: list[StageTrace] = []
+    following: dict[int, list[int]] = {prompt: [winner] for prompt, winner in winners.items()}
+    for _, looks in sorted(places.items(), reverse=True):
+        survivors = following[looks[0].prompt]
+        merged.append(_merged(looks, survivors))
+        following[looks[0].prompt] = merged[-1].candidates
+    return sorted(merged, key=lambda look: (look.step, look.prompt))
+
+
+def _merged(looks: Sequence[StageTrace], survivors: Sequence[int]) -> StageTrace:
+    """All candidates of looks of one prompt after the same step."""
+    rows = [(index, look, row) for look in looks for row, index in enumerate(look.candidates)]
+    rows.sort(key=lambda each: each[0])
+    return replace(
+        looks[0],
+        candidates=[index for index, _, _ in rows],
+        seeds=[look.seeds[row] for _, look, row in rows],
+        scores=[look.scores[row] for _, look, row in rows],
+        survivors=list(survivors),
+        reasons={index: reason for look in looks for index, reason in look.reasons.items()},
+        previews=[look.previews[row] for _, look, row in rows if look.previews],
+        similarities=[look.similarities[row] for _, look, row in rows if look.similarities],
+    )

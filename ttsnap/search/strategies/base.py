@@ -44,8 +44,9 @@ class Strategy(Protocol):
         Looks are recorded in ``engine.trace``, the cost in ``engine.ledger`` and, for each prompt, ``engine.spent``.
 
         Args:
-            limit: what each prompt may cost, in the unit of ``engine.prices`` (FLOP unless it is ``timed``); never
-                overrun. Infinite where ``engine.num_candidates`` fixes the number of candidates.
+            limit: what each prompt may cost, or on the mean over the prompts where they share it, in the unit of
+                ``engine.prices`` (FLOP unless it is ``timed``); never overrun. Infinite where
+                ``engine.num_candidates`` fixes the number of candidates.
 
         Raises:
             InputError: the limit does not pay for one candidate.
