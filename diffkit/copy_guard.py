@@ -84,7 +84,7 @@ def load_copy_guard(guard: CopyGuardLike, pipe: Pipeline) -> CopyGuard:
         >>> cat, gray = load_image(folder / "cat.png", (64, 64)), torch.full((3, 64, 64), 0.5)
         >>> for check in guard.check(torch.stack([cat, gray])):
         ...     print(check.reason)
-        like cat.png: similarity 1.000 by tiled, threshold 0.750
+        like cat.png: similarity 0.989 by tiled, threshold 0.750
         None
     """
     if not isinstance(guard, str | Path):

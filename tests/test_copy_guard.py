@@ -25,6 +25,7 @@ from ttsnap import TTSnapPipeline
 from ttsnap.cli.generate_run import generate as generate_run
 from ttsnap.search.strategies.index import IndexSearch
 from ttsnap.search.strategies.rounds import Rounds
+from ttsnap.search.trace import Look
 
 BRIGHTEST, SECOND = 4, 5
 
@@ -226,3 +227,12 @@ def test_verdicts_are_those_of_the_detector_pair_by_pair():
     expected = detector.similarity(images, pictures).amax(1) >= detector.threshold
     assert [check.reason is not None for check in verdicts] == expected.tolist()
     assert 0 < sum(expected.tolist()) < len(images)
+
+
+def test_looks_of_several_processes_join_with_their_similarities():
+    looks = [
+        Look([1.0, 3.0], [None, None], {}, [], [False] * 2, similarities=[0.1, 0.3]),
+        Look([2.0], [None], {}, [], [False], similarities=[0.2]),
+    ]
+    joined = Look.joined(looks)
+    assert (joined.scores, list(joined.similarities)) == ([1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
