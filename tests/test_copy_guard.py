@@ -23,6 +23,7 @@ from memorization.copies.calibrate import blur, crop
 from memorization.copies.guard import SimilarityGuard
 from ttsnap import TTSnapPipeline
 from ttsnap.cli.generate_run import generate as generate_run
+from ttsnap.search.strategies.adaptive import AdaptiveSearch
 from ttsnap.search.strategies.index import IndexSearch
 from ttsnap.search.strategies.rounds import Rounds
 from ttsnap.search.trace import Look
@@ -138,7 +139,9 @@ def test_copies_are_dropped_at_the_looks_and_their_previews_are_black():
 
 
 @pytest.mark.parametrize(
-    "strategy", ["halving", "zero-order", "random", "fk", Rounds(6.7, 2), IndexSearch(book())], ids=NAMES
+    "strategy",
+    ["halving", "zero-order", "random", "fk", Rounds(6.7, 2), IndexSearch(book()), AdaptiveSearch(book())],
+    ids=NAMES,
 )
 def test_no_strategy_takes_a_copy(strategy):
     options = {"seeds": None, "num_candidates": None, "micro_batch": 4, "seed": 1, "search": strategy}

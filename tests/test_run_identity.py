@@ -136,6 +136,7 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--noise-aware": ("lab-noise-aware", "noise_aware"),
         "--schedule": ("0:0.5", "schedules.default"), "--plain-schedule": ("0:0.5", "schedules.ttsp"),
         "--lookahead-schedule": ("0:0.5+1", "schedules.lookahead"),
+        "--held-out": ("test-identity-red", "held_out"), "--copy-guard": (None, "copy_guard"),
         "--index": ("index.json", "sha256.index"), "--steps": ("4", "steps"), "--guidance": ("2", "guidance"),
         "--negative": ("cat", "negative"), "--eta": (None, "eta"), "--micro-batch": ("2", "micro_batch"),
     },
@@ -152,7 +153,8 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--candidates": (None, "candidates"), "--budget": ("5x", "budget"), "--schedule": ("1:0.5", "schedule"),
         "--enough": ("8", "enough"), "--rounds": ("2", "rounds"), "--steps": ("4", "steps"),
         "--guidance": ("2", "guidance"), "--negative": ("cat", "negative"), "--height": ("48", "height"),
-        "--search": (None, "search"), "--index": (None, "index"), "--group": (None, "group"),
+        "--held-out": ("test-identity-red", "held_out"), "--copy-guard": (None, "copy_guard"),
+        "--diversity": ("0.5", "diversity"), "--search": (None, "search"), "--index": (None, "index"), "--group": (None, "group"),
         "--width": ("48", "width"), "--winners": ("2", "winners"), "--micro-batch": ("2", "micro_batch"),
     },
 }  # fmt: skip
