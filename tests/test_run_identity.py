@@ -154,7 +154,8 @@ IDENTITY: dict[str, dict[str, tuple[str | None, str]]] = {
         "--enough": ("8", "enough"), "--rounds": ("2", "rounds"), "--steps": ("4", "steps"),
         "--guidance": ("2", "guidance"), "--negative": ("cat", "negative"), "--height": ("48", "height"),
         "--held-out": ("test-identity-red", "held_out"), "--copy-guard": (None, "copy_guard"),
-        "--diversity": ("0.5", "diversity"), "--search": (None, "search"), "--index": (None, "index"), "--group": (None, "group"),
+        "--diversity": ("0.5", "diversity"),
+        "--search": (None, "search"), "--index": (None, "index"), "--group": (None, "group"),
         "--width": ("48", "width"), "--winners": ("2", "winners"), "--micro-batch": ("2", "micro_batch"),
     },
 }  # fmt: skip
