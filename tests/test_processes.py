@@ -54,7 +54,7 @@ def generate(model: Path, out: Path, *more: str, prompts: list[str] = PROMPTS) -
         "--seed",
         "7",
     ]
-    cuts = ["--schedule", "0:0.5,2:0.5", "--winners", "2", "--device", "cpu", "--out", str(out)]
+    cuts = ["--schedule", "0:0.5+2,2:0.5", "--winners", "2", "--device", "cpu", "--out", str(out)]
     return ("ttsnap", "generate", *prompts, *fixed, *cuts, "--micro-batch", "1", *more)
 
 
