@@ -81,7 +81,7 @@ def extrapolated(x0: Tensor, before: Tensor, levels: Sequence[Coefficients]) -> 
         >>> scalars = [(0.6, 0.8), (0.8, 0.6), (0.96, 0.28)]
         >>> levels = [Coefficients(torch.tensor(signal), torch.tensor(noise)) for signal, noise in scalars]
         >>> extrapolated(torch.tensor([1.0]), torch.tensor([0.0]), levels)
-        tensor([1.8219])
+        tensor([1.8208])
     """
     first, second, third = ((level.signal / level.noise).log() for level in levels)
     return x0.float() + (third - second) / (2 * (second - first)) * (x0.float() - before.float())
