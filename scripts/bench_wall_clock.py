@@ -8,7 +8,8 @@
 
 One process, one machine, the searches of each prompt one after the other: TTSnap and lookahead at some shares of
 best-of-N's cost, and with ``--enough`` in rounds that end once the winner's reward is enough, beside best-of-N in
-rounds that end at the first of these rewards. Parts that were measured apart are joined by prompt.
+rounds that end at the first of these rewards. Parts that were measured apart are joined by prompt. The file is
+written after each caption.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def measure(given: argparse.Namespace) -> Runs:
     for index, caption in list(enumerate(captions))[given.first :]:
         for name, options in searches.items():
             runs[name].append(search(pipe, caption, index, micro_batch=given.micro_batch, **options))
+        if given.json:
+            given.json.write_text(json.dumps(figures(runs, given.preview_vae)) + "\n")
     return runs
 
 
