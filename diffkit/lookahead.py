@@ -1,10 +1,11 @@
 """Lookahead: how a suspended denoising will end, by a few big steps of the pipeline's own denoiser.
 
 After some step a candidate has latents and an estimate of the clean ones. The estimate leads, for nothing, straight to
-the noise level of a later step. From there k calls, at steps spaced equally in index over what is left, lead to a
-better estimate. The stock pipeline runs them, with its own conditioning and guidance; only what ``scheduler.step`` does
-is replaced, by the deterministic step of DPM-Solver++(2M), which learns from the estimate before how estimates change.
-The candidate stays where it was.
+the noise level of a later step. From there k calls, at steps spaced equally in index, lead to a better estimate. The
+last call covers two parts of what is left, the others one each: where little noise is left, estimates hardly change.
+The stock pipeline runs them, with its own conditioning and guidance; only what ``scheduler.step`` does is replaced, by
+the deterministic step of DPM-Solver++(2M), which learns from the estimate before how estimates change. The candidate
+stays where it was.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["big_steps", "ddim_step", "extrapolated", "look_ahead"]
 
 
 def big_steps(start: int, stop: int, calls: int) -> list[int]:
-    """Indices of the steps at which the denoiser is called, spaced equally over what is left after ``start``.
+    """Indices of the steps at which the denoiser is called: equally spaced, with twice the space behind the last.
 
     The step ``start`` itself is not among them, unless there are as many calls as steps.
 
@@ -39,14 +40,14 @@ def big_steps(start: int, stop: int, calls: int) -> list[int]:
 
     Example:
         >>> big_steps(2, 20, 3), big_steps(2, 20, 1), big_steps(17, 20, 3)
-        ([6, 11, 15], [11], [17, 18, 19])
+        ([5, 9, 12], [8], [17, 18, 19])
     """
     left = stop - start
     if not 1 <= calls <= left:
         raise InputError(f"Cannot look ahead by {calls} calls: at least 1 and at most the {left} that are left.")
     if calls == left:
         return list(range(start, stop))
-    return [start + part * left // (calls + 1) for part in range(1, calls + 1)]
+    return [start + part * left // min(calls + 2, left) for part in range(1, calls + 1)]
 
 
 def ddim_step(latents: Tensor, x0: Tensor, now: Coefficients, then: Coefficients) -> Tensor:

@@ -7,8 +7,8 @@
 Each command is killed at random, started again with the same words until it ends, and then the next one begins. Most
 kills come a moment after the journal has grown by a random number of items, inside an open run; others at any moment.
 After every kill the journal must hold every key that it held before, each once. When the line has ended, results must
-be those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints one JSON object;
-exits with 1 on any difference. A kill that comes after the end of a command is not counted.
+be those of an undisturbed line, byte for byte, and the remaining kills fall on a fresh line. Prints one JSON object,
+writes it after each line; exits with 1 on any difference. A kill that comes after the end of a command is not counted.
 """
 
 from __future__ import annotations
@@ -149,6 +149,16 @@ class Disturber:
                 {"command": folder.name, "second": round(killed, 1), "before": before, "finished": len(keys)}
             )
 
+    def report(self, lines: int) -> dict[str, Any]:
+        """What was done so far, and every difference."""
+        return {
+            "kills": len(self.moments),
+            "inside an open run": sum(moment["finished"] > moment["before"] for moment in self.moments),
+            "lines_compared": lines,
+            "moments": self.moments,
+            "differences": self.wrong,
+        }
+
     def _moment(self, duration: float, finished: int, items: int) -> Moment:
         if finished >= items or self.chance.random() < 0.25:
             return Moment(self.chance.uniform(0.1, 1.0) * duration)
@@ -173,6 +183,11 @@ def main() -> None:
             run(line, folder)
             durations[name] = time.monotonic() - began
             expected[name], items[name] = contents(folder), len(finished_keys(folder))
+        undisturbed = {
+            "files_compared": sum(len(files) for files in expected.values()),
+            "seconds_undisturbed": {name: round(seconds, 1) for name, seconds in durations.items()},
+            "attacks that ended early": {name: ended(expected[name]) for name in expected},
+        }
         disturber, lines = Disturber(given.kills, given.seed), 0
         while disturber.left > 0 or not lines:
             base = Path(scratch) / f"line-{lines}"
@@ -183,20 +198,10 @@ def main() -> None:
                 differ = [file for file in names if expected[name].get(file) != result.get(file)]
                 disturber.wrong += [f"{name}/{file} differs" for file in sorted(differ)]
             lines += 1
-    report = {
-        "kills": len(disturber.moments),
-        "inside an open run": sum(moment["finished"] > moment["before"] for moment in disturber.moments),
-        "lines_compared": lines,
-        "files_compared": sum(len(files) for files in expected.values()),
-        "seconds_undisturbed": {name: round(seconds, 1) for name, seconds in durations.items()},
-        "attacks that ended early": {name: ended(expected[name]) for name in expected},
-        "moments": disturber.moments,
-        "differences": disturber.wrong,
-    }
-    text = json.dumps(report, indent=1)
+            text = json.dumps(disturber.report(lines) | undisturbed, indent=1)
+            if given.json:
+                given.json.write_text(text + "\n")
     print(text)
-    if given.json:
-        given.json.write_text(text + "\n")
     sys.exit(1 if disturber.wrong else 0)
 
 

@@ -204,22 +204,23 @@ def test_lookahead_judges_the_images_ahead_by_the_plain_reward_and_takes_no_othe
     result, _ = found("lookahead")
     assert [(look.step, look.lookahead) for look in result.trace[::2]] == [(0, 2), (STEPS - 1, 0)]
     assert min(score for look in result.trace for score in look.scores) > 0  # of estimates the reward takes 9 away
-    assert result.notes["schedule"] == "0:0.05+2"
-    assert counted().search("lookahead", prompts=PROMPTS[:1], winners=2).notes["schedule"] == "0:0.25+2"
+    assert result.notes["schedule"] == "0:0.1429+2"
+    assert counted().search("lookahead", prompts=PROMPTS[:1], winners=2).notes["schedule"] == "0:0.3333+2"
     assert counted().search("lookahead", "1x", prompts=PROMPTS[:1]).notes["schedule"] == ""
-    with pytest.raises(InputError, match="needs a schedule that looks ahead, such as 1:0.06"):
+    with pytest.raises(InputError, match="needs a schedule that looks ahead, such as 0:0.07"):
         load_search("lookahead", SCHEDULE)
 
 
-@given(st.integers(1, 300), st.lists(st.integers(0, 2), max_size=1))
-def test_drafts_take_at_most_half_of_the_calls(calls, blind):
-    schedule = drafts(calls, blind=blind)
+@given(st.integers(1, 300), st.integers(1, 500), st.integers(1, 4), st.lists(st.integers(0, 2), max_size=1))
+def test_drafts_take_at_most_half_of_the_calls_and_leave_what_is_asked_for(calls, candidates, finished, blind):
+    schedule = drafts(calls, candidates, finished=finished, blind=blind)
     schedule.validate(calls)
     assert blind or bool(schedule.steps) == (calls >= 4)
     assert not set(schedule.steps) & set(blind)
     for step, ahead in zip(schedule.steps, schedule.calls_ahead, strict=True):
         assert 2 <= step + 1 + ahead <= calls / 2
-    assert [str(drafts(steps)) for steps in (50, 20, 8)] == ["4:0.25+2,7:0.2+3", "1:0.25+2,2:0.2+3", "0:0.25+2,1:0.2+2"]
+        assert schedule.survivors(candidates) == [min(candidates, max(finished, round(candidates**0.5 / 2 + 1e-9), 1))]
+    assert [str(drafts(steps, 56)) for steps in (50, 20, 8)] == ["1:0.0714+3", "0:0.0714+3", "0:0.0714+3"]
 
 
 def test_names():

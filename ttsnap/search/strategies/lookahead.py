@@ -9,44 +9,41 @@ drafts by caches and layer skipping.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffkit.errors import InputError
 from ttsnap.schedules.pruning_schedule import PruningSchedule
-from ttsnap.search.budget import affordable
+from ttsnap.search.budget import affordable, most_within, planned_cost
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.base import Strategy
 from ttsnap.search.strategies.pruning import Pruning
 
 __all__ = ["LookaheadSearch", "drafts", "lookahead"]
 
-SHARES = ((0.25, 0.2), (0.35, 0.35), (0.5, 0.5), (0.7, 0.7))  # the first leaves about four fifths to the drafts
 
+def drafts(calls: int, candidates: int, *, finished: int = 1, blind: Sequence[int] = ()) -> PruningSchedule:
+    """After a twentieth of the calls a look ahead by three, which keeps half the square root of the candidates.
 
-def drafts(calls: int, *, shares: tuple[float, float] = SHARES[0], blind: Sequence[int] = ()) -> PruningSchedule:
-    """After a tenth of the calls a look ahead by two, after three twentieths one by three, at the best of the first.
-
-    A draft takes at most half of the calls. Where that leaves no second look, the first keeps what both would; where it
-    leaves none, it is best-of-N.
+    A draft takes at most half of the calls; where that leaves nothing to look ahead by, it is best-of-N.
 
     Args:
         calls: T, denoiser calls of one finished candidate.
-        shares: to keep at the looks.
+        candidates: drafts.
+        finished: how many to keep at least.
         blind: steps after which there is no look, see :class:`diffkit.segments.Plan`.
 
     Example:
-        >>> str(drafts(20)), str(drafts(50)), str(drafts(4)), str(drafts(2))
-        ('1:0.25+2,2:0.2+3', '4:0.25+2,7:0.2+3', '0:0.05+1', '')
+        >>> str(drafts(20, 56)), str(drafts(50, 56)), str(drafts(4, 5)), str(drafts(2, 5))
+        ('0:0.0714+3', '1:0.0714+3', '0:0.2+1', '')
     """
-    before = max(1, round(calls / 10), *(step + 2 for step in blind))
-    later = max(before + 1, round(3 * calls / 20))
-    ahead = [min(most, calls // 2 - behind) for behind, most in ((before, 2), (later, 3))]
-    if ahead[0] < 1:
+    behind = max(1, round(calls / 20), *(step + 2 for step in blind))
+    ahead = min(3, calls // 2 - behind)
+    if ahead < 1:
         return PruningSchedule()
-    if ahead[1] < 2:
-        return PruningSchedule((before - 1,), (round(shares[0] * shares[1], 4),), lookahead=(ahead[0],))
-    return PruningSchedule((before - 1, later - 1), shares, lookahead=tuple(ahead))
+    kept = min(candidates, max(finished, 1, math.floor(math.sqrt(candidates) / 2 + 0.5)))
+    return PruningSchedule((behind - 1,), (round(kept / candidates, 4),), lookahead=(ahead,))
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class LookaheadSearch:
     """Prune by the plain reward of images that lie a few big steps ahead.
 
     Attributes:
-        schedule: when to look and how far ahead; None is :func:`drafts`, with the smallest shares that leave as many
-            candidates as images are asked for.
+        schedule: when to look and how far ahead; None is :func:`drafts`, or best-of-N where that finishes as many.
+            Looks that are not ahead score with the noise level where the reward knows it.
     """
 
     schedule: PruningSchedule | None = None
@@ -68,7 +65,7 @@ class LookaheadSearch:
         Raises:
             InputError: see there.
         """
-        self._pruning(self.schedule or drafts(engine.plan.calls, blind=engine.plan.blind)).check(engine)
+        self._pruning(self.schedule or self._drafts(engine, engine.num_candidates or 2)).check(engine)
 
     def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
         """Draft as many candidates as ``limit`` pays for, and finish the best."""
@@ -76,18 +73,19 @@ class LookaheadSearch:
         return self._pruning(schedule).run(engine, limit)
 
     def _pruning(self, schedule: PruningSchedule) -> Pruning:
-        return Pruning(self.name, schedule, "plain")
+        return Pruning(self.name, schedule, "either")
+
+    def _drafts(self, engine: Engine, candidates: int) -> PruningSchedule:
+        return drafts(engine.plan.calls, candidates, finished=engine.winners, blind=engine.plan.blind)
 
     def _default(self, engine: Engine, limit: float) -> PruningSchedule:
-        """Drafts, or best-of-N where the limit does not pay for drafts and the winners."""
-        for shares in SHARES:
-            schedule = drafts(engine.plan.calls, shares=shares, blind=engine.plan.blind)
-            try:
-                affordable(engine, limit, schedule, at_least=engine.winners)
-            except InputError:
-                continue
-            return schedule
-        return PruningSchedule()
+        """Drafts, or best-of-N where the limit pays for no more drafts than finished candidates."""
+        if engine.num_candidates is not None:
+            return self._drafts(engine, engine.num_candidates)
+        whole = affordable(engine, limit, PruningSchedule(), at_least=engine.winners)
+        if planned_cost(engine, self._drafts(engine, whole + 1), whole + 1) > limit:
+            return PruningSchedule()
+        return self._drafts(engine, most_within(limit, lambda n: planned_cost(engine, self._drafts(engine, n), n)))
 
 
 def lookahead(schedule: PruningSchedule | None = None) -> Strategy:
@@ -101,7 +99,7 @@ def lookahead(schedule: PruningSchedule | None = None) -> Strategy:
     """
     if schedule is not None and schedule.steps and not schedule.looks_ahead:
         raise InputError(
-            f"The search 'lookahead' needs a schedule that looks ahead, such as 1:0.06+3, got {str(schedule)!r}; with "
+            f"The search 'lookahead' needs a schedule that looks ahead, such as 0:0.07+3, got {str(schedule)!r}; with "
             f"schedule='' it takes its own."
         )
     return LookaheadSearch(schedule)
