@@ -6,7 +6,7 @@ On ``lab-trio`` (20 steps of DDIM, guidance 3) and training captions. Candidates
 first and the second step looked ahead of in several ways, each by the same number of calls. Rank correlation (Kendall's
 tau) of the reward of the image ahead with that of the finished image, mean over captions, with an interval over
 captions, paired with the way that the package takes: that goes from the estimate that is there to the first big step,
-at steps spaced equally in index, by DPM-Solver++(2M).
+at steps spaced equally in index with twice the space behind the last, by DPM-Solver++(2M).
 """
 
 from __future__ import annotations
@@ -47,25 +47,27 @@ class Way(NamedTuple):
     free_start: bool  # the estimate that is there leads to the first big step, without a call
 
 
-PACKAGE = Way(True, "index", True)
-WAYS = [Way(*way) for way in itertools.product((True, False), ("index", "log-SNR"), (True, False))]
+TWICE, EQUAL, LOG_SNR = "index, twice behind the last", "index", "log-SNR"
+PACKAGE = Way(True, TWICE, True)
+WAYS = [Way(*way) for way in itertools.product((True, False), (TWICE, EQUAL, LOG_SNR), (True, False))]
 
 
 class Lab:
-    """The lab's pipeline, and candidates of one caption at a time."""
+    """A pipeline of the lab, and candidates of one caption at a time."""
 
-    def __init__(self) -> None:
-        self.pipe = load_pipeline("lab-trio", dtype="float32", device="cpu")
+    def __init__(self, model: str = "lab-trio", device: str = "cpu") -> None:
+        self.pipe = load_pipeline(model, dtype="float32", device=device)
         self.pipe.scheduler.set_timesteps(STEPS)
         self.levels = [latent_coefficients(self.pipe.scheduler, step) for step in range(STEPS)]
         self.log_snr = [float((level.signal / level.noise).log()) for level in self.levels]
 
-    def noise(self, prompt: int, candidates: int) -> Tensor:
+    def noise(self, prompt: int, candidates: int, seed: int = SEED) -> Tensor:
         """Initial noise of each candidate, as a search draws it."""
         config = self.pipe.unet.config
         shape = (1, config.in_channels, config.sample_size, config.sample_size)
-        seeds = [candidate_seed(SEED, prompt, index) for index in range(candidates)]
-        return torch.cat([torch.randn(shape, generator=generator) for generator in generators(seeds)])
+        seeds = [candidate_seed(seed, prompt, index) for index in range(candidates)]
+        drawn = [torch.randn(shape, generator=generator) for generator in generators(seeds)]
+        return torch.cat(drawn).to(self.pipe.device)
 
     def estimate(self, latents: Tensor, step: int, text: Tensor) -> Tensor:
         """x0 by one call with guidance."""
@@ -79,8 +81,9 @@ class Lab:
     def big_steps(self, start: int, calls: int, way: Way) -> list[int]:
         """Where the denoiser is called, after ``start`` where that costs no call, else from there on."""
         parts = calls + way.free_start
-        if way.spacing == "index":
-            steps = [start + part * (STEPS - start) // parts for part in range(parts)]
+        if way.spacing != LOG_SNR:
+            whole = parts + (way.spacing == TWICE)
+            steps = [start + part * (STEPS - start) // whole for part in range(parts)]
         else:
             end = 2 * self.log_snr[-1] - self.log_snr[-2]
             steps = []

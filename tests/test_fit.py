@@ -214,3 +214,14 @@ def test_best_of_n_between_whole_numbers():
     one, two = expected_best_of_n(final, 1), expected_best_of_n(final, 2)
     assert best_of_n_at(final, 1.25) == pytest.approx(0.75 * one + 0.25 * two)
     assert best_of_n_at(final, 9.0) == pytest.approx([4.0, 3.0])
+
+
+def test_at_a_budget_at_which_pruning_lost_on_held_out_prompts_it_is_best_of_n():
+    """Rewards with a ceiling, and looks that say little: the smallest budget buys too few candidates."""
+    rng = np.random.default_rng(9)
+    final = np.minimum(rng.standard_normal((24, 60)), 0.6)
+    looks = final[..., None] + 1.5 * rng.standard_normal((24, 60, CALLS))
+    fitted = quick(RewardTensor(looks, final, "ceiling"), (20.0, 40.0, 80.0, 120.0))
+    assert fitted.expected[0].reward < fitted.expected[0].best_of_n - 0.005
+    assert fitted.entries[0].schedule == BEST_OF_N
+    assert fitted.entries[1].schedule.steps

@@ -26,6 +26,7 @@ from ttsnap import PruningSchedule, TTSnapPipeline, fit, load_tensor, simulate
 from ttsnap.evaluation.accounting import allot
 from ttsnap.evaluation.replay import replay
 from ttsnap.fitting.index_check import fit_guarded
+from ttsnap.fitting.local_search import Bench, search_budget
 from ttsnap.reward_tensor import RewardTensor, save_npz
 from ttsnap.schedules.index_book import IndexBook
 from ttsnap.trajectories.collect import collect
@@ -190,6 +191,17 @@ def test_fit_keeps_best_of_n_where_nothing_ahead_tells():
     tensor = ahead_tells()
     noise = np.random.default_rng(3).standard_normal(tensor.final.shape)
     assert quick(replace(tensor, lookahead={(1, 2): noise})).entries == ()
+
+
+def test_fit_begins_with_an_estimate_before_a_look_ahead_too():
+    """The estimate at step 0 tells half, what lies ahead of step 3 everything."""
+    tensor = ahead_tells()
+    rng = np.random.default_rng(5)
+    looks = tensor.looks.copy()
+    looks[:, :, 0] = tensor.final + 0.7 * rng.standard_normal(tensor.final.shape)
+    tensor = replace(tensor, looks=looks, lookahead={(3, 2): tensor.final})
+    bench = Bench.of(tensor, tensor.prices, resamples=6, seed=0)
+    assert search_budget(bench, 40.0, rng, tries=0).looks == ((0, 0), (3, 2))
 
 
 def test_the_schedule_in_an_index_rules_place_may_look_ahead(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from diffkit.errors import InputError
 
-__all__ = ["INDEX", "NAMES", "NOISE_AWARE", "REWARDS", "SCHEDULE", "shipped"]
+__all__ = ["INDEX", "LOOKAHEAD", "NAMES", "NOISE_AWARE", "REWARDS", "SCHEDULE", "shipped"]
 
 NAMES = ("lab", "lab-trio")  # one folder here for each model
-NOISE_AWARE, REWARDS, SCHEDULE, INDEX = "noise_aware", "rewards.npz", "schedule.json", "index.json"
+NOISE_AWARE, REWARDS = "noise_aware", "rewards.npz"
+SCHEDULE, LOOKAHEAD, INDEX = "schedule.json", "lookahead.json", "index.json"
 FOLDER = Path(__file__).parent
 
 
@@ -19,7 +20,7 @@ def shipped(name: str, part: str) -> Path:
 
     Args:
         name: of a model in ``NAMES``.
-        part: ``NOISE_AWARE`` (a folder), ``REWARDS``, ``SCHEDULE`` or ``INDEX``.
+        part: ``NOISE_AWARE`` (a folder), ``REWARDS``, ``SCHEDULE``, ``LOOKAHEAD`` or ``INDEX``.
 
     Raises:
         InputError: this installation lacks it.

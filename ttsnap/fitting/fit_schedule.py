@@ -2,7 +2,7 @@
 
 A local search (``local_search.py``) fits one schedule for each budget under the exact ledger. The gain that is
 reported comes from prompts the search has not seen (cross-validation over prompts); when the 95 % interval of that
-gain does not lie above zero, the result is best-of-N and says why.
+gain does not lie above zero, the result is best-of-N and says why. So it is at each budget at which pruning lost there.
 """
 
 from __future__ import annotations
@@ -134,16 +134,21 @@ def _expected(budgets: list[float], plain: Floats, held: Floats, single: Floats)
 def _guarded(
     result: FittedSchedule, bench: Bench, budgets: list[float], schedules: list[PruningSchedule]
 ) -> FittedSchedule:
-    """With the schedules that were found, or without any when they do not beat best-of-N on held-out prompts."""
+    """With the schedules that were found, or without any when they do not beat best-of-N on held-out prompts.
+
+    At a budget at which they lost to it there, best-of-N stands instead.
+    """
     if result.low is None or result.low <= 0:
         shown = "is not defined" if result.gain is None else f"is {result.gain:.1f} %"
         if result.low is not None and result.high is not None:
             shown += f" (95 % interval {result.low:.1f} to {result.high:.1f})"
         return replace(result, reason=f"best-of-N: the gain of pruning on held-out prompts {shown}, not above 0.")
     finished = finished_cost(bench.prices, bench.tensor.calls)
+    held = [row.reward >= row.best_of_n for row in result.expected]
+    guarded = [schedule if won else BEST_OF_N for schedule, won in zip(schedules, held, strict=True)]
     entries = tuple(
         Entry(budget, budget / finished, bench.counts(schedule, budget)[0], schedule)
-        for budget, schedule in zip(budgets, schedules, strict=True)
+        for budget, schedule in zip(budgets, guarded, strict=True)
     )
     middle = entries[len(entries) // 2].schedule
     return replace(result, steps=middle.steps, keep=middle.keep, lookahead=middle.lookahead, entries=entries)

@@ -32,7 +32,7 @@ STARTS = (
 )  # fmt: skip
 """Where the search begins, step indices of 20 calls; they are stretched to the tensor's number of calls."""
 DRAFTS = (0.06, 0.12, 0.25, 0.5)
-"""Shares of further beginnings, which look once: ahead, where that was recorded."""
+"""Shares of further beginnings, which look ahead where that was recorded: once, or after a look at x0 that halves."""
 Look = tuple[int, int]  # step, and the calls by which it looks ahead
 
 
@@ -141,8 +141,11 @@ def _schedule(looks: Sequence[Look], keep: Sequence[float]) -> PruningSchedule:
 
 def _starts(allowed: Sequence[Look], calls: int) -> list[PruningSchedule]:
     """The starts on this tensor's looks; those of which two looks fall together are left out."""
-    fitting = [_schedule([look], [share]) for look in allowed if look[1] for share in DRAFTS]
     estimated = [step for step, ahead in allowed if not ahead]
+    fitting = []
+    for look, share in itertools.product([look for look in allowed if look[1]], DRAFTS):
+        fitting.append(_schedule([look], [share]))
+        fitting += [_schedule([(step, 0), look], [0.5, share]) for step in estimated if step < look[0]]
     for text in STARTS if estimated else ():
         schedule = PruningSchedule.parse(text)
         steps = [min(estimated, key=lambda step: abs(step - ((old + 1) * calls / 20 - 1))) for old in schedule.steps]

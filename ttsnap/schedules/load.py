@@ -9,7 +9,7 @@ from typing import Any
 
 from diffkit.errors import InputError, unknown_name
 from ttsnap.assets import INDEX as INDEX_FILE
-from ttsnap.assets import NAMES, SCHEDULE, shipped
+from ttsnap.assets import LOOKAHEAD, NAMES, SCHEDULE, shipped
 from ttsnap.schedules.fitted_schedule import SCHEMA, Entry, Expected, FittedSchedule
 from ttsnap.schedules.index_book import KIND as INDEX
 from ttsnap.schedules.index_book import IndexBook
@@ -52,7 +52,8 @@ def _plain(content: Mapping[str, Any]) -> PruningSchedule:
 def load_schedule(text: str | Path | PruningSchedule | None) -> PruningSchedule:
     """A schedule as it is, from its written form, from a JSON file or by its name; None is best-of-N.
 
-    The names are those of the schedules in the package: ``lab`` was fitted on the lab's own rewards.
+    The names are those of the schedules in the package: ``lab`` was fitted on the lab's own rewards, ``lab-lookahead``
+    on those of images ahead too, and likewise for ``lab-trio``.
 
     Raises:
         InputError: it is none of these.
@@ -125,9 +126,11 @@ def _kind(path: str) -> str | None:
 
 
 def _shipped(name: str) -> PruningSchedule:
-    if name.strip() not in NAMES:
-        raise unknown_name("schedule", name, NAMES)
-    return _read(shipped(name.strip(), SCHEDULE))
+    parts = dict.fromkeys(NAMES, SCHEDULE) | {f"{name}-lookahead": LOOKAHEAD for name in NAMES}
+    part = parts.get(name.strip())
+    if part is None:
+        raise unknown_name("schedule", name, list(parts))
+    return _read(shipped(name.strip().removesuffix("-lookahead"), part))
 
 
 def _read(path: str | Path) -> PruningSchedule:
