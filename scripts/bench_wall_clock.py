@@ -1,8 +1,8 @@
 """Seconds at which pruned and lookahead searches on the lab reach the mean reward of best-of-N, against its seconds.
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
-    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares 0.5 --ahead 0.25,0.3 --enough 0.97 \\
-        --prompts 64 --scenes 81 [--json docs/figures/wall_clock_trio.json]
+    python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares "" --ahead 0.25 --enough 0.97,0.98 \\
+        --ahead-rounds 5,8 --prompts 24 --scenes 81 [--json docs/figures/wall_clock_trio.json]
     python scripts/bench_wall_clock.py ... --first 64 --json part2.json    # the next 64 captions
     python scripts/bench_wall_clock.py --merge part1.json,part2.json [--json F]
 
@@ -30,7 +30,6 @@ from ttsnap import Rounds, TTSnapPipeline
 from ttsnap.pipeline import TTSnapPipelineOutput
 
 CAPTIONS = {"lab": world.held_out_scenes, "lab-trio": trio.held_out_trios}
-AHEAD = "1:0.25+2,2:0.2+3"
 Runs = dict[str, list[tuple[float, float]]]
 
 
@@ -44,8 +43,9 @@ def search(pipe: TTSnapPipeline, caption: str, index: int, **options: Any) -> tu
 def ways(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Name of a search -> its options; best-of-N first."""
     n, preview, pruned = given.n, {"preview_vae": given.preview_vae}, given.schedule or given.model
+    ahead = f"{given.model}-lookahead"
     searches: dict[str, dict[str, Any]] = {f"best of {n}": {"num_candidates": n}}
-    for name, shares, schedule in (("TTSnap", given.shares, pruned), ("lookahead", given.ahead, AHEAD)):
+    for name, shares, schedule in (("TTSnap", given.shares, pruned), ("lookahead", given.ahead, ahead)):
         for budget in (f"{float(share) * n:g}x" for share in shares.split(",") if share):
             searches[f"{name} {budget}"] = {"budget": budget, "schedule": schedule, **preview}
     enough = [float(reward) for reward in given.enough.split(",") if reward]
@@ -53,7 +53,7 @@ def ways(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
         rounds = Rounds(reward, given.rounds, pruned)
         searches[f"TTSnap until {reward:g}"] = {"budget": f"{n}x", "search": rounds, **preview}
         for count in (int(count) for count in given.ahead_rounds.split(",") if count):
-            rounds = Rounds(reward, count, AHEAD)
+            rounds = Rounds(reward, count, ahead)
             searches[f"lookahead until {reward:g}, {n / count:g}x a round"] = {
                 "budget": f"{n}x",
                 "search": rounds,
@@ -126,10 +126,11 @@ def main() -> None:
     parser.add_argument("--schedule", help="of TTSnap, by name, file or written out; the model's own by default")
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--preview-vae", help="decoder of the estimates, e.g. lab")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--merge", help="files of parts, separated by commas")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     if given.merge:
         measured = merged([Path(part) for part in given.merge.split(",")])
     else:
