@@ -23,7 +23,7 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler
 from diffkit.parameterization import Coefficients, is_flow, x0_of_output
-from diffkit.scheduler_window import Window, window
+from diffkit.scheduler_window import Window, exclusive, window
 from diffkit.segments import Candidate, Denoising, check_suspendable, quiet, run_loop, scheduled
 from diffkit.solvers import latent_coefficients
 
@@ -121,7 +121,7 @@ def look_ahead(
         steps = big_steps(start, len(pipe.scheduler.timesteps), calls)
         before, now, then = (latent_coefficients(pipe.scheduler, step) for step in (start - 1, start, steps[0]))
     estimates: list[Tensor] = []
-    with quiet(pipe):
+    with exclusive(pipe), quiet(pipe):
         for first in range(0, len(candidates), denoising.micro_batch):
             batch = candidates[first : first + denoising.micro_batch]
             if steps[0] > start:
@@ -130,7 +130,7 @@ def look_ahead(
             report = functools.partial(_report, on_step, len(batch), padding)
             rows = [*batch, *[batch[-1]] * padding]
             estimate = torch.cat([row.x0 for row in rows if row.x0 is not None]).to(pipe._execution_device)
-            with _jumping(pipe.scheduler, steps, (estimate, before), report):
+            with _jumping(pipe, steps, (estimate, before), report):
                 latents, _ = run_loop(pipe, rows, conditioning, denoising, call or pipe)
             estimates += [latents[row : row + 1].clone() for row in range(len(batch))]
     return estimates
@@ -151,14 +151,14 @@ def _report(on_step: Callable[[int, int], None] | None, real: int, padding: int,
 
 @contextmanager
 def _jumping(
-    scheduler: Scheduler,
+    pipe: Pipeline,
     steps: Sequence[int],
     estimate: tuple[Tensor, Coefficients],
     report: Callable[[Tensor], None],
 ) -> Iterator[None]:
     """The scheduler shows the big steps only, and its ``step`` leads from each to the next, from the last to x0."""
-    with window(scheduler, steps[0], None, {}, report) as view:
-        scheduler.__class__ = _jumping_class(type(scheduler), view, steps, estimate)
+    with window(pipe, steps[0], None, {}, report) as view:
+        view.scheduler.__class__ = _jumping_class(type(view.scheduler), view, steps, estimate)
         yield
 
 
@@ -167,15 +167,18 @@ def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: 
 
     def timesteps(self: Any) -> Any:
         shown = windowed.timesteps.fget(self)
-        return shown if view.inside else shown[[step - steps[0] for step in steps]]
+        return shown if view.inside or not view.open else shown[[step - steps[0] for step in steps]]
 
     def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self._step_index = steps[position]
+        if view.open:
+            self._step_index = steps[position]
         return windowed.scale_model_input(self, *args, **kwargs)
 
     @functools.wraps(windowed.step)  # pipelines look at the signature to see what they may hand over
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal position, estimate
+        if not view.open:
+            return windowed.step(self, model_output, timestep, sample, *args, **kwargs)
         with view.full_view():
             now = latent_coefficients(self, steps[position])
             x0 = result = _clean_estimate(self, model_output, sample, now)
@@ -184,6 +187,7 @@ def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: 
                 then = latent_coefficients(self, steps[position])
                 result = ddim_step(sample, extrapolated(x0, estimate[0], (estimate[1], now, then)), now, then)
             estimate = x0, now
+        view.steps += 1
         view.report(x0)
         return (result.to(sample.dtype), x0)
 

@@ -1,35 +1,92 @@
-"""Show a pipeline's loop only the steps [start, stop) of its scheduler."""
+"""Show a pipeline's loop only the steps [start, stop) of its scheduler.
+
+The pipeline works with a copy of its scheduler meanwhile, so that other pipelines which share the scheduler, in other
+threads too, never see a part of it. One pipeline is for one thread at a time; a second one waits.
+"""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from diffkit.families import Scheduler
+from diffkit.errors import InputError
+from diffkit.families import Pipeline, Scheduler
 from diffkit.solvers import Solver, State, StepCall, solver_of
 
-__all__ = ["Window", "restored", "window"]
+__all__ = ["Window", "exclusive", "scheduler_copy", "window"]
+
+_LOCKS: WeakKeyDictionary[Pipeline, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def exclusive(pipe: Pipeline) -> Iterator[None]:
+    """The pipeline for this thread alone: another one waits here until the block has ended.
+
+    Example:
+        >>> from diffkit import load_pipeline
+        >>> pipe = load_pipeline("lab")
+        >>> with exclusive(pipe), exclusive(pipe):
+        ...     print("the same thread may enter again")
+        the same thread may enter again
+    """
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(pipe, threading.RLock())
+    with lock:
+        yield
 
 
 class Window:
-    """State shared by the windowed scheduler and the segment that runs it."""
+    """State shared by the windowed scheduler and the segment that runs it.
 
-    def __init__(self, scheduler: Scheduler, solver: Solver, report: Callable[[Tensor], None]) -> None:
-        self.scheduler, self.solver = scheduler, solver
+    Attributes:
+        scheduler: the pipeline's copy of its scheduler.
+        steps: how many steps it has made.
+        x0: the estimate that the last of them has left.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, start: int, stop: int | None, state: State, report: Callable[[Tensor], None]
+    ) -> None:
+        self.scheduler, self.base = scheduler, type(scheduler)
+        self.solver: Solver = solver_of(scheduler)
+        self.start, self.stop, self.carried = start, stop, state
         self.report = report
+        self.steps = 0
         self.x0: Tensor | None = None
         self.inside = 0  # depth of calls in which the scheduler itself must see all its timesteps
+        self.open, self.thread = True, threading.get_ident()
 
     def state(self) -> State:
         """What the solver carries now."""
         return {name: getattr(self.scheduler, name, None) for name in self.solver.carries}
 
+    def close(self) -> None:
+        """Show all steps again; so does whatever was made of the copy meanwhile."""
+        self.open, self.start, self.stop, self.carried = False, 0, None, {}
+        self.scheduler.__class__ = self.base
+
+    def check_thread(self) -> None:
+        """Refuse another thread than the one that runs the segment.
+
+        Raises:
+            InputError: see there.
+        """
+        if self.open and threading.get_ident() != self.thread:
+            raise InputError(
+                f"This {self.base.__name__} is in the middle of a search in another thread; give this pipeline a "
+                f"scheduler of its own: pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)."
+            )
+
     @contextmanager
     def full_view(self) -> Iterator[None]:
+        self.check_thread()
         self.inside += 1
         try:
             yield
@@ -39,36 +96,84 @@ class Window:
 
 @contextmanager
 def window(
-    scheduler: Scheduler, start: int, stop: int | None, state: State, report: Callable[[Tensor], None]
+    pipe: Pipeline, start: int, stop: int | None, state: State, report: Callable[[Tensor], None]
 ) -> Iterator[Window]:
-    """The scheduler shows steps [start, stop) only; class and attributes are as before afterwards, come what may.
+    """The pipeline's scheduler shows steps [start, stop) only; afterwards the pipeline has its own again, untouched.
 
     Args:
         stop: None shows all that are left.
+        state: what the solver carries at ``start``.
         report: called with x0, shaped as the latents, after each step.
+
+    Raises:
+        InputError: the pipeline is inside of a window already.
     """
-    base: Any = type(scheduler)
-    view = Window(scheduler, solver_of(scheduler), report)
-    with restored(scheduler):
-        scheduler.__class__ = _windowed(base, view, start, stop, state)
+    with scheduler_copy(pipe) as scheduler:
+        view = Window(scheduler, start, stop, state, report)
+        scheduler.__class__ = _windowed(view)
         try:
             yield view
         finally:
-            scheduler.__class__ = base
+            view.close()
 
 
-def _windowed(base: Any, view: Window, start: int, stop: int | None, state: State) -> type:
-    """The subclass of the scheduler's class for one segment."""
+@contextmanager
+def scheduler_copy(pipe: Pipeline) -> Iterator[Scheduler]:
+    """The pipeline with a copy of its scheduler, to change at will; it has its own again afterwards, come what may.
+
+    Lists are copied too, because some solvers change theirs in place.
+
+    Raises:
+        InputError: the scheduler is inside of a window.
+    """
+    with exclusive(pipe):
+        own: Any = pipe.scheduler
+        _mend(own)
+        copied: Any = type(own).__new__(type(own))
+        copied.__dict__.update(
+            (name, list(value) if isinstance(value, list) else value) for name, value in own.__dict__.items()
+        )
+        attributes = pipe.__dict__  # by assignment diffusers would note another scheduler in the configuration
+        attributes["scheduler"] = copied
+        try:
+            yield copied
+        finally:
+            if attributes["scheduler"] is copied:
+                attributes["scheduler"] = own
+
+
+def _mend(scheduler: Any) -> None:
+    """Give a copy that was taken inside of a window its own class again.
+
+    Raises:
+        InputError: the window is open still.
+    """
+    view: Window | None = getattr(type(scheduler), "_window", None)
+    if view is None:
+        return
+    view.check_thread()
+    if view.open:
+        raise InputError(
+            f"This {view.base.__name__} is in the middle of a denoising, which called the pipeline again; use another "
+            f"pipeline inside of it, with a scheduler of its own."
+        )
+    scheduler.__class__ = view.base
+
+
+def _windowed(view: Window) -> type:
+    """The subclass of the scheduler's class for one segment; once the window is closed it is as its base."""
+    base: Any = view.base
 
     def timesteps(self: Any) -> Any:
+        view.check_thread()
         full = self.__dict__["timesteps"]
-        return full if view.inside else full[start:stop]
+        return full if view.inside else full[view.start : view.stop]
 
     def set_timesteps_attribute(self: Any, value: Any) -> None:
         self.__dict__["timesteps"] = value
 
     def init_noise_sigma(self: Any) -> Any:
-        if start:
+        if view.start:
             return 1.0
         if "init_noise_sigma" in self.__dict__:
             return self.__dict__["init_noise_sigma"]
@@ -79,8 +184,8 @@ def _windowed(base: Any, view: Window, start: int, stop: int | None, state: Stat
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         with view.full_view():
             base.set_timesteps(self, *args, **kwargs)
-        if start:
-            self.__dict__.update(state)
+        if view.start:
+            self.__dict__.update(view.carried)
 
     def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
         with view.full_view():
@@ -90,18 +195,22 @@ def _windowed(base: Any, view: Window, start: int, stop: int | None, state: Stat
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         with view.full_view():
             result = base.step(self, model_output, timestep, sample, *args, **kwargs)
+            if not view.open:
+                return result
             values = result if isinstance(result, tuple) else tuple(result.values())
             view.x0 = view.solver.x0(self, StepCall(model_output, timestep, sample, values))
+        view.steps += 1
         view.report(view.x0)
         return result
 
     def set_begin_index(self: Any, begin_index: int = 0) -> None:
-        base.set_begin_index(self, begin_index + start)
+        base.set_begin_index(self, begin_index + view.start)
 
     members: dict[str, Any] = {
         "timesteps": property(timesteps, set_timesteps_attribute),
         "set_timesteps": set_timesteps,
         "step": step,
+        "_window": view,
         "__module__": base.__module__,
     }
     if hasattr(view.scheduler, "init_noise_sigma"):
@@ -111,14 +220,3 @@ def _windowed(base: Any, view: Window, start: int, stop: int | None, state: Stat
     if hasattr(base, "set_begin_index"):
         members["set_begin_index"] = set_begin_index
     return type(base.__name__, (base,), members)
-
-
-@contextmanager
-def restored(scheduler: Scheduler) -> Iterator[None]:
-    """Put the scheduler's attributes back: some solvers change their lists in place, hence the copies."""
-    before = {name: list(value) if isinstance(value, list) else value for name, value in scheduler.__dict__.items()}
-    try:
-        yield
-    finally:
-        scheduler.__dict__.clear()
-        scheduler.__dict__.update(before)

@@ -1,9 +1,9 @@
 """Suspend and resume the denoising of a stock pipeline: run candidates through steps [a, b) of T.
 
-Nothing of a pipeline is written again here. The unmodified pipeline is called with its own scheduler object, whose
-class is swapped for the time of the call: the swapped class shows only ``timesteps[a:b]`` to the pipeline's loop,
-starts from an initial sigma of 1 when a > 0, puts the solver's state back after ``set_timesteps`` (which resets it),
-and records x0. Inside ``step`` the full timesteps are visible, because multistep solvers consult their number.
+Nothing of a pipeline is written again here. The unmodified pipeline is called with a copy of its scheduler, whose class
+shows only ``timesteps[a:b]`` to the pipeline's loop, starts from an initial sigma of 1 when a > 0, puts the solver's
+state back after ``set_timesteps`` (which resets it), and records x0. Inside ``step`` the full timesteps are visible,
+because multistep solvers consult their number.
 
 Steps are calls of the denoiser, counted from 0: most schedulers make ``num_inference_steps`` of them, PNDM makes more.
 """
@@ -24,7 +24,7 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, pipe_denoiser, stock_class
 from diffkit.families.base import keywords_of
-from diffkit.scheduler_window import restored, window
+from diffkit.scheduler_window import exclusive, scheduler_copy, window
 from diffkit.solvers import (
     State,
     blind_steps,
@@ -191,9 +191,9 @@ def scheduled(pipe: Pipeline, num_inference_steps: int, size: tuple[int, int] | 
     """
     family = family_of(pipe)
     pixels = family.default_size(pipe) if size is None else Size(*size)
-    with restored(pipe.scheduler):
+    with scheduler_copy(pipe) as scheduler:
         try:
-            pipe.scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
+            scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
         except (ValueError, IndexError, TypeError) as error:
             raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
         yield
@@ -238,7 +238,7 @@ def run_segment(
         raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
     done: list[Candidate] = []
     size = denoising.micro_batch
-    with quiet(pipe):
+    with exclusive(pipe), quiet(pipe):
         for first in range(0, len(candidates), size):
             batch = candidates[first : first + size]
             taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
@@ -275,7 +275,7 @@ def _run_batch(
     start, stop = steps
     rows = [*batch, *[batch[-1]] * taps.padding]
     state = gather_states([row.state for row in rows], pipe._execution_device) if start else {}
-    with window(pipe.scheduler, start, stop, state, functools.partial(taps.report, itertools.count(start))) as windowed:
+    with window(pipe, start, stop, state, functools.partial(taps.report, itertools.count(start))) as windowed:
         result, generators = run_loop(pipe, rows, conditioning, denoising, call)
         states = split_state(windowed.state(), len(batch))
     if windowed.x0 is None:

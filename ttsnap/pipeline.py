@@ -32,6 +32,7 @@ from diffkit.micro_batch import is_out_of_memory
 from diffkit.model_folder import ModelFolder
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
+from diffkit.scheduler_window import exclusive
 from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -355,7 +356,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
-        with unfiltered(self) if output_type == "latent" else nullcontext():  # what is not decoded is not checked
+        with exclusive(self), unfiltered(self) if output_type == "latent" else nullcontext():  # latents are not checked
             result = self.carry_out(request)
         output = self._output(result, output_type)
         return output if return_dict else (output.images, output.nsfw_content_detected)
@@ -366,7 +367,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         Raises:
             InputError: bad input, a strategy that cannot work here, or a budget that pays for nothing.
         """
-        request.prepare(self, self._stock_call, self._trials)
+        with exclusive(self):
+            request.prepare(self, self._stock_call, self._trials)
 
     @torch.no_grad()
     def carry_out(self, request: Request) -> SearchResult:
@@ -376,8 +378,9 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             InputError: bad input, before anything is denoised.
             ScoringError: too few candidates could be scored.
         """
-        result = request.carry_out(self, self._stock_call, self._trials)
-        self.maybe_free_model_hooks()
+        with exclusive(self):
+            result = request.carry_out(self, self._stock_call, self._trials)
+            self.maybe_free_model_hooks()
         return result
 
     def _scorer(self, reward: RewardLike | None) -> Reward:
