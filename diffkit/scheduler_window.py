@@ -129,7 +129,8 @@ def scheduler_copy(pipe: Pipeline) -> Iterator[Scheduler]:
     with exclusive(pipe):
         own: Any = pipe.scheduler
         _mend(own)
-        copied: Any = type(own).__new__(type(own))
+        kind: Any = type(own)
+        copied = kind.__new__(kind)
         copied.__dict__.update(
             (name, list(value) if isinstance(value, list) else value) for name, value in own.__dict__.items()
         )
