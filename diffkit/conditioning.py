@@ -12,6 +12,7 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Call, Family, Pipeline, Size, family_of
 from diffkit.families.base import size_of_latents, stock_default
+from diffkit.given_embeds import GivenEmbeds, given_rows, has_embeds, refuse_missing_encoders
 from diffkit.prompt_embeds import MASK, Embeds
 
 __all__ = [
@@ -72,6 +73,7 @@ def encode_prompts(
     guidance: bool = True,
     clip_skip: int | None = None,
     options: Mapping[str, object] | None = None,
+    embeds: GivenEmbeds | None = None,
 ) -> Conditioning:
     """Embeddings of ``prompts`` by the pipeline's own ``encode_prompt``; each distinct prompt is encoded once, alone.
 
@@ -84,11 +86,13 @@ def encode_prompts(
         clip_skip: how many last layers of the text encoder to leave out; for prompts only, as in diffusers.
         options: further keywords of the family's call that shape the encoding: ``prompt_2``, ``negative_prompt_2``
             (one for all or one for each prompt), ``max_sequence_length`` and so on.
+        embeds: prompts, negative prompts or both that are encoded already, under the pipeline's own keywords; their
+            texts are not read.
 
     Raises:
-        InputError: no prompts, something that is no string, or lists of different lengths.
+        InputError: no prompts, something that is no string, lists of different lengths, or no text encoder.
     """
-    family, given = family_of(pipe), dict(options or {})
+    family, given, embeds = family_of(pipe), dict(options or {}), embeds or {}
     if isinstance(prompts, str) or not prompts or any(not isinstance(prompt, str) for prompt in prompts):
         raise InputError("Expected a non-empty list of prompts, each a string.")
     texts, negatives = _columns(given, prompts), _columns(given, prompts, "negative_")
@@ -97,13 +101,44 @@ def encode_prompts(
     given = {name: given.get(name, stock_default(family, name)) for name in shaping}
     given["lora_scale"] = _lora_scale(options or {})
     skip = given.get("clip_skip") if clip_skip is None else clip_skip
-    positive = _encode(pipe, family, texts, {**given, "clip_skip": skip})
+    given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    if has_embeds(embeds):
+        positive = _given(pipe, family, embeds, given)
+    else:
+        positive = _encode(pipe, family, texts, {**given, "clip_skip": skip})
     if not guidance:
         return Conditioning(positive)
+    if has_embeds(embeds, "negative_"):
+        return _paired(positive, _given(pipe, family, embeds, given, "negative_"))
     if negative_prompts is None and family.zeros_for_none and pipe.config.get("force_zeros_for_empty_prompt"):
         return Conditioning(positive, positive._each(torch.zeros_like))
     negatives["prompt"] = _listed("negative prompts", negative_prompts or "", len(prompts))
-    return Conditioning(positive, _encode(pipe, family, negatives, {**given, "clip_skip": None}, negative=True))
+    return _paired(positive, _encode(pipe, family, negatives, {**given, "clip_skip": None}, negative=True))
+
+
+def _given(
+    pipe: Pipeline, family: Family, embeds: GivenEmbeds, options: Mapping[str, object], prefix: str = ""
+) -> Embeds:
+    """Rows of texts that are encoded already."""
+    rows = given_rows(pipe, family, embeds, options, prefix)
+    return Embeds.cat([_embeds(family, pipe.encode_prompt(**row)) for row in rows])
+
+
+def _paired(positive: Embeds, negative: Embeds) -> Conditioning:
+    """Both, which most pipelines put into one batch.
+
+    Raises:
+        InputError: there is not one negative prompt for each prompt, or of another length where all have the same.
+    """
+    if len(negative) != len(positive):
+        raise InputError(f"Got {len(negative)} encoded negative prompts for {len(positive)} prompts; give one each.")
+    shapes = [tuple(part.prompt_embeds.shape[1:]) for part in (positive, negative)]
+    if positive.layout == "fixed" and shapes[0] != shapes[1]:
+        raise InputError(
+            f"The prompts are encoded in {shapes[0]} numbers each and the negative prompts in {shapes[1]}; encode both "
+            f"alike, and give prompt_embeds and negative_prompt_embeds."
+        )
+    return Conditioning(positive, negative)
 
 
 def _lora_scale(options: Mapping[str, object]) -> object:
@@ -137,14 +172,9 @@ def _encode(
     negative: bool = False,
 ) -> Embeds:
     """Rows of texts, each through ``encode_prompt`` by itself; equal rows once."""
+    refuse_missing_encoders(pipe, family)
     accepted = inspect.signature(pipe.encode_prompt).parameters
-    encoder_options = {
-        "device": pipe._execution_device,
-        "num_images_per_prompt": 1,
-        "do_classifier_free_guidance": False,
-        **options,
-    }
-    shared = {name: value for name, value in encoder_options.items() if name in accepted}
+    shared = {name: value for name, value in options.items() if name in accepted}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     encoded: dict[tuple[str | None, ...], Embeds] = {}
     for row in rows:

@@ -345,7 +345,7 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
         ("flux", {"sigmas": [1.0, 0.5]}, "takes no sigmas"),
         ("flux", {"height": 36}, "multiple of 8"),
         ("qwen-image", {"prompt_2": "cat"}, "QwenImagePipeline takes no prompt_2; its own keywords are"),
-        ("sd1", {"prompt_embeds": object()}, "give the prompts as text"),
+        ("sd1", {"prompt_embeds": object()}, "Give prompt or prompt_embeds, not both"),
         ("sdxl", {"callback_on_step_end": print}, "in parts"),
     ],
 )

@@ -42,6 +42,7 @@ from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
+from ttsnap.search.prompts import check_words, read_prompts, take_embeds
 from ttsnap.search.registry import INDEX_SEARCHES, load_search
 from ttsnap.search.request import Request, SearchResult
 from ttsnap.search.session import StageTrace, Winner
@@ -240,7 +241,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
@@ -259,6 +260,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         budget: str | None = None,
         reward: RewardLike | None = None,
         held_out_rewards: RewardLike | Sequence[RewardLike] | None = None,
+        reward_prompts: str | Sequence[str] | None = None,
         copy_guard: CopyGuardLike | None = None,
         preview_vae: Autoencoder | str | Path | None = None,
         search: str | Strategy | None = None,
@@ -291,6 +293,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             reward: another reward for this call.
             held_out_rewards: one or several that score the winners and are never used to select: where the reward
                 rises and these do not, the search has exploited the reward.
+            reward_prompts: what rewards read instead of the prompt, one text or one for each prompt. Needed beside
+                ``prompt_embeds`` by rewards that read words; without it a function is given empty texts.
             copy_guard: a folder of pictures that no winner may copy, ``"forbidden"``, with options behind it,
                 ``"forbidden:detector=sscd:threshold=0.7"``, or what :func:`diffkit.copy_guard.load_copy_guard` has
                 loaded once for many calls; None is the pipeline's own. Candidates that are like one of the pictures
@@ -309,14 +313,17 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             return_dict: False gives ``(images, nsfw_content_detected)``, as in diffusers.
             keywords: further keyword arguments of the family's own call: ``prompt_2``, ``true_cfg_scale``,
-                ``clip_skip``, ``cross_attention_kwargs`` and so on; None is the stock pipeline's default.
+                ``clip_skip``, ``cross_attention_kwargs`` and so on; None is the stock pipeline's default. Instead of
+                a prompt, ``prompt_embeds`` and what the family takes beside it, one row for each prompt.
 
         Raises:
             InputError: bad input, before anything is computed.
             ScoringError: too few candidates could be scored, or the copy guard left too few.
         """
         family = family_of(self)
+        embeds = take_embeds(family, keywords)
         extra, encoding = sort_keywords(family, keywords)
+        prompts = read_prompts(family, prompt, negative_prompt, embeds, encoding, reward_prompts)
         if (controlled := control_size(self, family, extra)) is not None:
             height, width = height or controlled[0], width or controlled[1]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
@@ -345,14 +352,18 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             encoding=encoding,
         )
         scorer = self._scorer(reward)
+        held_out = load_held_out(held_out_rewards, scorer)
+        check_words([scorer, *held_out], embeds, reward_prompts)
         request = Request(
-            [prompt] if isinstance(prompt, str) else list(prompt),
+            prompts.texts,
             scorer,
             Noise(generator, seed, seeds, first_prompt),
             config,
             negative_prompt,
             None if search is None else load_search(search, pruning if pruning.steps else None, index=index),
-            load_held_out(held_out_rewards, scorer),
+            held_out,
+            embeds,
+            prompts.words,
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")

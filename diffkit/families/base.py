@@ -184,6 +184,7 @@ class Family:
         layout: see :class:`diffkit.prompt_embeds.Embeds`.
         encode_negative: (pipeline, [text], keywords that shape the encoding) -> what ``encode_prompt`` would return
             for it as a negative prompt, where that is not what it returns for a prompt.
+        spare_encoders: text encoders without which the pipeline encodes prompts too.
         zeros_for_none: whether zeros stand for a negative prompt that is not given, where the model's configuration
             says ``force_zeros_for_empty_prompt``.
         control: keyword of the one image that a ControlNet follows; None where there is no ControlNet.
@@ -220,6 +221,7 @@ class Family:
     encoding: frozenset[str] = frozenset()
     layout: Literal["fixed", "masked", "listed"] = "fixed"
     encode_negative: Callable[[Pipeline, list[str] | None, Mapping[str, object]], tuple[Any, ...]] | None = None
+    spare_encoders: frozenset[str] = frozenset()
     zeros_for_none: bool = False
     control: str | None = None
     fixed: Mapping[str, object] = field(default_factory=dict)

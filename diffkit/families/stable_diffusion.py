@@ -85,6 +85,7 @@ SDXL = Family(
     to_denoiser=_to_denoiser_xl,
     to_vae=_to_vae_xl,
     encoding=frozenset({"clip_skip", "prompt_2", "negative_prompt_2"}),
+    spare_encoders=frozenset({"text_encoder"}),
     zeros_for_none=True,
     upcasts=True,
     refusals=_refusals_xl,

@@ -53,6 +53,7 @@ STABLE_DIFFUSION_3 = Family(
     encoding=frozenset(
         {"clip_skip", "max_sequence_length", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"}
     ),
+    spare_encoders=frozenset({"text_encoder_3"}),
     refusals=_refusals,
     refused="skip-layer guidance, mu",
 )

@@ -56,6 +56,7 @@ class Aesthetic(NetworkReward):
     name = "aesthetic"
     licence = "head Apache-2.0 (its repository); CLIP's code MIT, for its weights see their card"
     network: AestheticNetwork
+    reads_prompts = False
 
     def __init__(self, network: AestheticNetwork, *rest: Any, **options: Any) -> None:
         super().__init__(network, *rest, **options)

@@ -35,6 +35,8 @@ class Reward(Protocol):
         higher_is_better: direction of the score.
         range: lowest and highest possible score, infinite where there is none.
         flops_per_image: floating-point operations of one score, or None when unknown.
+
+    One that says ``reads_prompts = True`` is never asked without words.
     """
 
     name: str

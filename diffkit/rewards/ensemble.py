@@ -62,6 +62,11 @@ class Ensemble:
         self.flops_per_image: float | None = None if None in flops else sum(cost for cost in flops if cost is not None)
 
     @property
+    def reads_prompts(self) -> bool:
+        """Whether one of them does."""
+        return any(getattr(reward, "reads_prompts", False) for reward in self.rewards)
+
+    @property
     def licence(self) -> str:
         """Of each reward that states one."""
         licences = {reward.name: str(getattr(reward, "licence", "not stated")) for reward in self.rewards}

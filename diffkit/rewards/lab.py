@@ -25,6 +25,7 @@ class LabReward:
     name = "lab"
     higher_is_better = True
     range = (0.0, 1.0)
+    reads_prompts = True
 
     def __init__(self, folder: Path | None = None) -> None:
         self.model, self.tokenizer = CrossAttentionReward.from_pretrained(folder or assets.reward_path())

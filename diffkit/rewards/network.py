@@ -71,6 +71,7 @@ class NetworkReward:
     range: tuple[float, float] = (float("-inf"), float("inf"))
     licence: ClassVar[str]
     lora_targets: list[str] | None = None
+    reads_prompts = True
 
     def __init__(
         self,

@@ -114,6 +114,7 @@ class NoiseAwareReward:
         self.network.requires_grad_(False)
         self.name = f"{base.name}-noise-aware"
         self.higher_is_better, self.range = base.higher_is_better, base.range
+        self.reads_prompts = bool(getattr(base, "reads_prompts", False))
         self.flops_per_image: float | None = self._count_flops()
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -19,8 +19,6 @@ REFUSED = {
     "output_type": "say it by itself",
 }
 REFUSED_PARTS = {
-    "embeds": "give the prompts as text, they are encoded once",
-    "attention_mask": "give the prompts as text, they are encoded once",
     "ip_adapter": "image prompts are not carried through a search",
     "callback": "a search calls the pipeline several times, in parts",
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffkit import parallel
 from diffkit.conditioning import Conditioning, encode_prompts, latent_shape
 from diffkit.errors import InputError
-from diffkit.families import Pipeline
+from diffkit.families import Pipeline, family_of
 from diffkit.flops import pipeline_flops
+from diffkit.given_embeds import given_count, has_embeds
 from diffkit.image_filters import check_safety_checker
 from diffkit.ledger import Cost, Ledger
 from diffkit.rewards.base import Reward
@@ -53,6 +54,8 @@ class Request:
         search: a strategy, which needs a budget, in ``x`` or FLOP unless it is ``timed``; None prunes by
             ``config.schedule``.
         held_out: rewards that score the winners and select nothing; their seconds are in no budget.
+        embeds: prompts, negative prompts or both that are encoded already, under the pipeline's own keywords.
+        words: what rewards read, one for each prompt; the prompts themselves when None.
     """
 
     prompts: Sequence[str]
@@ -62,6 +65,13 @@ class Request:
     negative_prompts: str | Sequence[str] | None = None
     search: Strategy | None = None
     held_out: Sequence[Reward] = ()
+    embeds: Mapping[str, object] = field(default_factory=dict)
+    words: Sequence[str] | None = None
+
+    @property
+    def reward_prompts(self) -> Sequence[str]:
+        """What rewards read."""
+        return self.prompts if self.words is None else self.words
 
     @property
     def strategy(self) -> Strategy:
@@ -94,7 +104,7 @@ class Request:
         spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
         trace = engine.trace
         if self.held_out:
-            winners = score_held_out(self.held_out, winners, self.prompts, engine.ledger)
+            winners = score_held_out(self.held_out, winners, self.reward_prompts, engine.ledger)
             trace = with_held_out(trace, winners)
         return SearchResult(winners, trace, engine.ledger, spent, engine.notes)
 
@@ -117,17 +127,18 @@ class Request:
         check_safety_checker(pipe)
         n = self._num_candidates()
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
-        probe = (trials or Trials()).probe(self.reward, self.prompts[0], self.config.size(pipe))
+        probe = (trials or Trials()).probe(self.reward, self.reward_prompts[0], self.config.size(pipe))
         ledger.calibration_images += probe.images
         for reward in self.held_out:
-            (trials or Trials()).probe(reward, self.prompts[0], self.config.size(pipe))
+            (trials or Trials()).probe(reward, self.reward_prompts[0], self.config.size(pipe))
         conditioning = self._encode(pipe, ledger)
         self._price(pipe, conditioning, ledger, with_guard(probe.flop, self.config.copy_guard))
         if (guard := self.config.copy_guard) is not None:
             ledger.guard = {"checks": 0, "flop_per_check": guard.flops_per_image}
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
+        words = self.reward_prompts
         return Engine(
-            pipe, self.reward, self.prompts, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
+            pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
         )
 
     def _plan(self, pipe: Pipeline) -> Plan:
@@ -136,6 +147,10 @@ class Request:
             raise InputError("Expected a prompt or a non-empty list of prompts, each a string.")
         if not isinstance(self.negative_prompts, str | None) and len(self.negative_prompts) != len(self.prompts):
             raise InputError(f"Got {len(self.negative_prompts)} negative prompts for {len(self.prompts)} prompts.")
+        family = family_of(pipe)
+        for prefix in ("", "negative_"):
+            if has_embeds(self.embeds, prefix):
+                given_count(family, self.embeds, prefix)
         steps, budget = self.config.plan(pipe), self.config.parsed_budget
         if self.search is not None and budget is None:
             raise InputError("A search by name spends a budget; give one, for example budget='16x'.")
@@ -203,17 +218,22 @@ class Request:
             ledger.budget |= {"spent": spent, "unspent": limit - spent}
 
     def _guided(self, pipe: Pipeline) -> bool:
-        return self.config.is_guided(pipe, self.negative_prompts)
+        """Whether a denoiser call carries two rows; some families guide only where there is a negative prompt."""
+        given = self.embeds if has_embeds(self.embeds, "negative_") else self.negative_prompts
+        return self.config.is_guided(pipe, given)
 
     def _encode(self, pipe: Pipeline, ledger: Ledger) -> Conditioning:
         guided, negatives = self._guided(pipe), self.negative_prompts
-        ledger.encoded = len(set(self.prompts))
-        if guided:
+        if not has_embeds(self.embeds):
+            ledger.encoded = len(set(self.prompts))
+        if guided and not has_embeds(self.embeds, "negative_"):
             ledger.encoded += 1 if isinstance(negatives, str | None) else len(set(negatives))
         options = {**self.config.extra, **self.config.encoding}
         with ledger.clock("text_encoder"), FlopCounterMode(display=False) as counter:
-            conditioning = encode_prompts(pipe, self.prompts, negatives, guidance=guided, options=options)
-        ledger.flops = replace(ledger.flops, encode=counter.get_total_flops() / ledger.encoded)
+            conditioning = encode_prompts(
+                pipe, self.prompts, negatives, guidance=guided, options=options, embeds=self.embeds
+            )
+        ledger.flops = replace(ledger.flops, encode=counter.get_total_flops() / max(ledger.encoded, 1))
         return conditioning
 
     def _price(self, pipe: Pipeline, conditioning: Conditioning, ledger: Ledger, verify: float | None) -> None:
