@@ -34,6 +34,7 @@ from diffkit.solvers import (
     solver_of,
     split_state,
 )
+from diffkit.step_noise import refuse_unseeded_noise
 
 __all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "quiet", "run_loop", "run_segment"]
 
@@ -167,13 +168,15 @@ def plan(
         extra: further keyword arguments of the pipeline, as :func:`check_suspendable` takes them.
 
     Raises:
-        InputError: the scheduler cannot be suspended, takes no such number of steps, or divides by zero.
+        InputError: the scheduler cannot be suspended, takes no such number of steps, divides by zero, or draws noise
+            that no seed can draw again.
     """
     check_suspendable(pipe, extra, size)
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
     with scheduled(pipe, num_inference_steps, size):
         sigmas = noise_levels(pipe.scheduler)
+    refuse_unseeded_noise(pipe)
     blind = blind_steps(pipe.scheduler, sigmas)
     refuse_division_by_zero(pipe.scheduler, blind)
     return Plan(len(sigmas), tuple(sigmas), blind)
@@ -194,7 +197,7 @@ def scheduled(pipe: Pipeline, num_inference_steps: int, size: tuple[int, int] | 
     with scheduler_copy(pipe) as scheduler:
         try:
             scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, TypeError, AssertionError) as error:
             raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
         yield
 

@@ -18,6 +18,7 @@ from diffkit.image_filters import unfiltered
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
+from diffkit.step_noise import refuse_unseeded_noise
 from memorization.text_embeddings import Embedded, as_embeds
 
 if TYPE_CHECKING:
@@ -67,7 +68,12 @@ def _scales(pipe: DiffusionPipeline, sampling: Sampling) -> dict[str, float]:
 def call_arguments(
     pipe: DiffusionPipeline, embeds: Embeds, negative: Embeds, seeds: Sequence[int], sampling: Sampling
 ) -> dict[str, Any]:
-    """Keyword arguments of the pipeline's own call for rows of embeddings, one CPU generator each."""
+    """Keyword arguments of the pipeline's own call for rows of embeddings, one CPU generator each.
+
+    Raises:
+        InputError: the scheduler would draw noise from none of these generators.
+    """
+    refuse_unseeded_noise(pipe)
     guided = is_guided(pipe, sampling)
     scales = _scales(pipe, sampling) or {"guidance_scale": sampling.guidance_scale}
     size = {} if sampling.size is None else {"height": sampling.size[0], "width": sampling.size[1]}

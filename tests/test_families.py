@@ -19,6 +19,7 @@ import diffkit.flops
 from diffkit.conditioning import encode_prompts, initial_latents, latent_shape, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided, pipe_denoiser
+from diffkit.families.base import FLOW_SHIFTED
 from diffkit.gradient_checkpointing import gradient_checkpointing
 from diffkit.latents import decode_latents, encode_images
 from diffkit.lookahead import look_ahead
@@ -26,6 +27,8 @@ from diffkit.parameterization import is_flow
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.step_noise import hands_generator, refuse_unseeded_noise
+from memorization.generation import Sampling, call_arguments
 from ttsnap import TTSnapPipeline
 from ttsnap.search.pipeline_kwargs import sort_keywords
 from ttsnap.trajectories.collect import collect
@@ -178,8 +181,10 @@ def test_x0_is_right_and_so_are_the_denoisers_call_and_the_noise_levels(name):
     seen: list[tuple[Any, ...]] = []
     own = pipe.scheduler.step
 
+    @functools.wraps(own)  # pipelines look at the signature to see what they may hand over
     def step(output, timestep, sample, *args, **kwargs):
         seen.append((output.float(), timestep, sample.float()))
+        assert (kwargs.get("generator") is not None) == hands_generator(type(pipe))
         return own(output, timestep, sample, *args, **kwargs)
 
     pipe.scheduler.step = step
@@ -364,6 +369,28 @@ def test_pipelines_and_schedulers_that_draw_noise_of_their_own_are_refused():
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
     with pytest.raises(InputError, match="set it to False"):
         search(pipe, "flux")
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana", "aura-flow"])  # whose loops can run such a scheduler
+def test_noise_that_no_seed_draws_again_is_refused(name):
+    """Where the family's loop hands the scheduler its generators, the winner is the stock image."""
+    pipe = family_pipeline(name)
+    shifted = family_of(pipe).schedulers == FLOW_SHIFTED
+    flow = {**FLOW_SIGMAS, **({"use_dynamic_shifting": True, "time_shift_type": "exponential"} if shifted else {})}
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(**flow, algorithm_type="sde-dpmsolver++")
+    if hands_generator(type(pipe)):
+        out = search(pipe, name)
+        assert np.array_equal(pixels(out.images[0]), pixels(stock(pipe, name, out.seeds[0], output="pil")[0]))
+        return
+    with pytest.raises(InputError, match="adds noise .* hands it no generator"):
+        search(pipe, name)
+    conditioning, _ = parts(pipe, name)
+    with pytest.raises(InputError, match="adds noise"):
+        call_arguments(pipe, conditioning.positive, conditioning.positive, [SEED], Sampling())
+    before = torch.get_rng_state()
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(**flow)
+    refuse_unseeded_noise(pipe)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_cache_of_the_denoiser_is_refused():
