@@ -47,7 +47,7 @@ def refuse_unseeded_noise(pipe: Pipeline) -> None:
 
 
 @functools.cache
-def hands_generator(pipeline: type) -> bool:
+def hands_generator(pipeline: Any) -> bool:
     """Whether the denoising loop of a pipeline class hands ``scheduler.step`` a generator.
 
     Read from the source of the first ``__call__`` of its ancestors that calls ``self.scheduler.step``; False where
@@ -113,7 +113,7 @@ def draws_unseeded_noise(scheduler: Scheduler, settings: Mapping[str, object]) -
             trial.set_timesteps(**settings)
         except (ValueError, IndexError, TypeError, AssertionError):  # the pipeline's own call will say so
             return False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _Draws() as draws:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _Draws() as draws:  # type: ignore[no-untyped-call]
             latents = torch.zeros(1, 4, 2, 2)
             for timestep in trial.timesteps.cpu():
                 if hasattr(trial, "scale_model_input"):
