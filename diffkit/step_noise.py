@@ -12,7 +12,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,8 +32,8 @@ def refuse_unseeded_noise(pipe: Pipeline) -> None:
     Raises:
         InputError: its loop hands the scheduler no generator, and the scheduler adds noise.
     """
-    scheduler, family = pipe.scheduler, family_of(pipe)
-    if hands_generator(type(pipe)) and "generator" in inspect.signature(scheduler.step).parameters:
+    scheduler, family, kind = pipe.scheduler, family_of(pipe), cast("Any", type(pipe))
+    if hands_generator(kind) and "generator" in inspect.signature(scheduler.step).parameters:
         return
     settings = family.steps(pipe, TRIAL_STEPS, family.default_size(pipe))
     if draws_unseeded_noise(scheduler, settings):
