@@ -6,9 +6,8 @@ additions of matrix products, convolutions and attention), measured once for eac
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.conditioning import Embeds, denoiser_call
+from diffkit.counting_copy import counting_copy, original_module
 from diffkit.families import Autoencoder, Pipeline, Size, family_of, pipe_denoiser
 from diffkit.families.base import size_of_latents
 from diffkit.ledger import Prices
@@ -46,6 +46,7 @@ def count_flops(
         on_trial: called before ``call`` runs on real numbers, which it does, where this is given, for a module whose
             shapes depend on numbers (a mask that says how many tokens there are).
     """
+    module = original_module(module)
     measured = _MEASURED.setdefault(module, {})
     key = (*key, _structure(module))
     if key not in measured:
@@ -72,7 +73,7 @@ def _count_shapes(call: Callable[[], object], on_trial: Callable[[], object] | N
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), _no_autocast_cache():
             return _count(call)
     except (DataDependentOutputException, DynamicOutputShapeException):
         if on_trial is None:
@@ -81,6 +82,17 @@ def _count_shapes(call: Callable[[], object], on_trial: Callable[[], object] | N
         return _count(call)
     except (RuntimeError, NotImplementedError, TypeError):
         return None
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Weights that are cast meanwhile are not kept: the next call of the module would get them, without their data."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def _is_small(module: nn.Module) -> bool:
@@ -137,16 +149,13 @@ def _plain(value: object) -> object:
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _twin(module: Any) -> Any:
-    """A copy that shares the weights, so that a module keeps nothing of a call that only counts."""
+def _twin(module: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+    """What is called to count: a copy, or the module itself where it must run on numbers and is not small."""
     from torch._guards import active_fake_mode
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     if active_fake_mode() is None and not _is_small(module):
         return module
-    weights = itertools.chain(module.parameters(), module.buffers())
-    with unset_fake_temporarily():
-        return copy.deepcopy(module, {id(weight): weight for weight in weights})
+    return counting_copy(module, device, dtype)
 
 
 def pipeline_flops(
@@ -192,7 +201,7 @@ def _call_flops(
     on_trial: Callable[[], object] | None,
 ) -> float | None:
     """FLOP of one call of the denoiser for the rows of ``texts``, its ControlNet's included."""
-    family, denoiser = family_of(pipe), pipe_denoiser(pipe)
+    family, denoiser = family_of(pipe), original_module(pipe_denoiser(pipe))
     texts = texts.to(denoiser.device, denoiser.dtype)
     latents = torch.zeros(len(texts), *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
     call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), texts, size=size)
@@ -201,11 +210,11 @@ def _call_flops(
     key = ("call", *call.size, *shapes)
 
     def forward() -> object:
-        module = _twin(denoiser)
+        module = _twin(denoiser, denoiser.device, denoiser.dtype)
         return type(module).forward(module, *positional, **named)
 
     def control() -> object:
-        module = _twin(pipe.controlnet)
+        module = _twin(original_module(pipe.controlnet), denoiser.device, denoiser.dtype)
         image = torch.zeros(len(texts), 3, *call.size, device=denoiser.device, dtype=denoiser.dtype)
         many = len(module.nets) if hasattr(module, "nets") else 0
         images, scale = ([image] * many, [1.0] * many) if many else (image, 1.0)
@@ -226,7 +235,12 @@ def _decode_flops(
     latents = torch.zeros(1, *latent_shape, device=vae.device, dtype=vae.dtype)
     pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
     unscaled = family.to_vae(pipe, latents, vae, pixels)
-    return count_flops(vae, ("decode", *unscaled.shape), lambda: _twin(vae).decode(unscaled))
+
+    def decode() -> object:
+        module = _twin(original_module(vae), vae.device, vae.dtype)
+        return type(module).decode(module, unscaled)
+
+    return count_flops(vae, ("decode", *unscaled.shape), decode)
 
 
 def _encode_flops(encoder: Any, length: int) -> float | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Size, family_of, pipe_denoiser, stock_class
+from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
 from diffkit.scheduler_window import exclusive, scheduler_copy, window
 from diffkit.solvers import (
@@ -34,6 +34,7 @@ from diffkit.solvers import (
     solver_of,
     split_state,
 )
+from diffkit.step_caches import refuse_step_caches
 from diffkit.step_noise import refuse_unseeded_noise
 
 __all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "quiet", "run_loop", "run_segment"]
@@ -147,11 +148,7 @@ def check_suspendable(
     reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else Size(*size))
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
-    if getattr(pipe_denoiser(pipe), "is_cache_enabled", False):
-        raise InputError(
-            f"The denoiser of this {type(pipe).__name__} has a cache (enable_cache), whose contents would pass from "
-            f"candidate to candidate; call pipe.{family.denoiser}.disable_cache() first."
-        )
+    refuse_step_caches(pipe)
     solver_of(pipe.scheduler)
 
 

@@ -18,6 +18,7 @@ from diffkit.image_filters import unfiltered
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
+from diffkit.step_caches import refuse_step_caches
 from diffkit.step_noise import refuse_unseeded_noise
 from memorization.text_embeddings import Embedded, as_embeds
 
@@ -122,7 +123,11 @@ def generate(
         seeds: n seeds.
         sampling: steps, guidance, and the constant batch size; the last batch is filled up by repetition.
         detector: listens to the denoiser, if given.
+
+    Raises:
+        InputError: the denoiser has a step cache, by which a row would depend on the others.
     """
+    refuse_step_caches(pipe)
     size = sampling.micro_batch
     rows_of = as_embeds(prompt_embeds)
     negative = as_embeds(negative_prompt_embeds).to(pipe.device, pipe.dtype).expand(size)

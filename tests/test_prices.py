@@ -181,3 +181,73 @@ def test_counting_draws_no_numbers(training):
     layer, state = nn.Sequential(nn.Linear(5, 7), nn.Dropout()).train(training), torch.get_rng_state()
     assert count_flops(layer, ("key",), lambda: layer(torch.ones(3, 5))) == 2 * 3 * 5 * 7
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def listened(pipe: Any) -> list[str]:
+    """Who hears of calls: a part of the denoiser, the denoiser itself, the decoder."""
+    heard: list[str] = []
+    for part in (pipe.unet.mid_block, pipe.unet, pipe.vae.decoder):
+        part.register_forward_hook(lambda module, inputs, output: heard.append(type(module).__name__))
+    return heard
+
+
+def compiled(name: str) -> Any:
+    def change(pipe: Any) -> None:
+        setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+
+    return change
+
+
+def compiled_parts(pipe: Any) -> None:
+    """Regional compilation of the denoiser, a compiled method, and a compiled part of the autoencoder."""
+    pipe.unet._repeated_blocks = ["BasicTransformerBlock"]
+    pipe.unet.compile_repeated_blocks(backend="eager")
+    pipe.vae.decoder = torch.compile(pipe.vae.decoder, backend="eager")
+    pipe.vae.decode = torch.compile(pipe.vae.decode, backend="eager")
+
+
+def stored_small(pipe: Any) -> None:
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+
+def streamed(pipe: Any) -> None:
+    host = torch.device("cpu")
+    pipe.unet.enable_group_offload(onload_device=host, offload_device=host, offload_type="leaf_level")
+
+
+def own_hooks(pipe: Any) -> None:
+    listened(pipe)
+
+
+UNSEEN = [compiled("unet"), compiled("vae"), compiled_parts, stored_small, streamed, own_hooks]
+
+
+@pytest.mark.parametrize("change", UNSEEN, ids=["unet", "vae", "parts", "stored", "streamed", "hooks"])
+def test_compilation_and_hooks_do_not_change_prices(change):
+    plain, pipe = prices(searcher()), searcher()
+    change(pipe)
+    with torch.compiler.set_stance("force_eager"):  # compilation itself takes long
+        assert prices(pipe) == plain
+        out = pipe("a dog", budget="2x", num_inference_steps=STEPS, seed=0)
+    assert out.ledger.calls == 2 * STEPS
+
+
+@pytest.mark.parametrize("small", [SMALL_NETWORK, 0])
+def test_counting_is_heard_by_no_hook(small, monkeypatch):
+    monkeypatch.setattr(diffkit.flops, "SMALL", small)
+    pipe = searcher()
+    heard = listened(pipe)
+    out = pipe("a dog", num_candidates=1, num_inference_steps=STEPS, seed=0)
+    assert heard == ["UNetMidBlock2DCrossAttn", "UNet2DConditionModel"] * out.ledger.calls + ["DecoderTiny"]
+
+
+def test_the_first_call_may_be_in_autocast(monkeypatch):
+    monkeypatch.setattr(diffkit.flops, "SMALL", 0)
+    stock, pipe = tiny_pipeline(), searcher()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = pipe("a dog", num_candidates=1, num_inference_steps=STEPS, seeds=[3], output_type="pt")
+        torch.clear_autocast_cache()
+        generator = torch.Generator().manual_seed(3)
+        expected = stock("a dog", num_inference_steps=STEPS, generator=generator, output_type="pt")
+    assert torch.equal(out.images, expected.images)
+    assert out.ledger.flops == prices(searcher())
