@@ -303,15 +303,20 @@ def run_loop(
 ) -> tuple[Tensor, list[torch.Generator]]:
     """One call of the stock pipeline over the steps that its scheduler shows.
 
+    Several candidates that share one generator draw from it together, as a batch of the pipeline does.
+
     Returns:
         The latents that its loop ends with, on the host, and copies of the rows' generators, advanced.
     """
     generators = [row.generator.clone_state() for row in rows]
+    together = len({(row.prompt, row.index) for row in rows}) > 1 and len({id(row.generator) for row in rows}) == 1
+    if together:
+        generators = generators[:1] * len(rows)
     given = [row.latents for row in rows if row.latents is not None]
     latents = call(
         **conditioning.rows([row.prompt for row in rows]).kwargs(),
         latents=torch.cat(given) if given else None,
-        generator=generators,
+        generator=generators[0] if together else generators,
         output_type="latent",
         return_dict=False,
         **_arguments(pipe, denoising),

@@ -39,7 +39,7 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
 from ttsnap.search.noise import Noise, Recipe
-from ttsnap.search.pipeline_kwargs import control_size, search_class, sort_keywords
+from ttsnap.search.pipeline_kwargs import check_sides, control_size, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
 from ttsnap.search.prompts import check_words, read_prompts, take_embeds
@@ -279,10 +279,11 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             num_images_per_prompt: how many winners.
             diversity: of several winners, in [0, 1]: how much it counts that they differ; 0 takes the best by reward.
                 See :mod:`ttsnap.search.diversity`.
-            generator: one, which draws the candidates' seeds, or a list with one for each candidate of each prompt
-                (prompt by prompt; they are not advanced).
+            generator: one, or a list with one for each prompt, which draw their candidates' seeds; with one candidate
+                they make the noise themselves, so that the image is the stock pipeline's, and they are as advanced
+                afterwards. Or a list with one for each candidate, prompt by prompt, which are not advanced.
             seed: the run's seed; candidate i of prompt p takes ``diffkit.seeds.candidate_seed(seed, p, i)``.
-            seeds: the candidates' own seeds, the same for every prompt.
+            seeds: the candidates' own seeds, the same for every prompt; a list, or an array of integers.
             first_prompt: p of the first prompt, when a long list is searched in several calls with one ``seed``.
             num_candidates: how many seeds to try for each prompt, 16 by default.
             schedule: when to look and what share to keep, e.g. ``"2:0.4,6:0.4,11:0.5"``, or the path of a JSON file;
@@ -324,6 +325,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         embeds = take_embeds(family, keywords)
         extra, encoding = sort_keywords(family, keywords)
         prompts = read_prompts(family, prompt, negative_prompt, embeds, encoding, reward_prompts)
+        check_sides(family, height, width)
         if (controlled := control_size(self, family, extra)) is not None:
             height, width = height or controlled[0], width or controlled[1]
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps

@@ -171,6 +171,7 @@ class Family:
         guidance_batched: whether a guided step is one call of the denoiser on the rows [negative; positive].
         default_size: (pipeline) -> pixels when the call names none.
         multiple: (pipeline) -> what height and width must be multiples of.
+        sides_together: whether its pipeline ignores a height without a width, and a width without a height.
         noise_shape: (pipeline, size) -> shape of one row of initial noise as the pipeline draws it.
         noise_dtype: the precision in which the pipeline draws noise and carries latents; the prompts' own where None.
         pack: (pipeline, drawn noise) -> latents as the loop carries them.
@@ -209,6 +210,7 @@ class Family:
     guidance_batched: bool = True
     default_size: Callable[[Pipeline], Size] = _default_size
     multiple: Callable[[Pipeline], int] = lambda pipe: 8
+    sides_together: bool = False
     noise_shape: Callable[[Pipeline, Size], tuple[int, ...]] = _noise_shape
     noise_dtype: torch.dtype | None = None
     pack: Callable[[Pipeline, Tensor], Tensor] = _as_drawn

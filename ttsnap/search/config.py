@@ -11,6 +11,7 @@ from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_guided
 from diffkit.ledger import Budget, parse_budget
 from diffkit.micro_batch import auto_size
+from diffkit.seeds import plain_integers
 from diffkit.segments import Denoising, Plan, plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
@@ -56,6 +57,10 @@ class SearchConfig:
     share: bool = False
     extra: Mapping[str, object] = field(default_factory=dict)
     encoding: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Integers of numpy are as good as Python's."""
+        plain_integers(self, "num_inference_steps", "num_candidates", "winners", "height", "width", "micro_batch")
 
     @property
     def parsed_budget(self) -> Budget | None:

@@ -14,7 +14,7 @@ from diffkit import parallel
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, family_of
-from diffkit.seeds import MAX_SEED, candidate_seed, check_seed, generators
+from diffkit.seeds import MAX_SEED, candidate_seed, check_seed, check_seeds, generators
 from diffkit.segments import Candidate, Denoising, run_segment
 
 __all__ = ["Noise", "Recipe", "mix", "replay"]
@@ -24,8 +24,11 @@ __all__ = ["Noise", "Recipe", "mix", "replay"]
 class Noise:
     """At most one of its attributes is given; a run's seed is drawn from torch's global generator when none is.
 
+    With one candidate for each prompt, generators are used as the stock pipeline uses them; see :meth:`candidates`.
+
     Attributes:
-        generator: one that draws the candidates' seeds, or a list with one for each candidate, prompt by prompt.
+        generator: one that draws the seeds of all candidates; a list with one for each prompt, which draws the seeds
+            of its candidates; or a list with one for each candidate, prompt by prompt.
         seed: of the run; see :func:`diffkit.seeds.candidate_seed`.
         seeds: of the candidates, the same for every prompt.
         first_prompt: the first prompt's number in the run, when a long list of prompts is searched in parts.
@@ -36,28 +39,52 @@ class Noise:
     seeds: Sequence[int] | None = None
     first_prompt: int = 0
 
-    def fixed_count(self, prompts: int) -> int | None:
-        """How many candidates for each prompt the seeds or generators stand for; None for any number.
+    def __post_init__(self) -> None:
+        """Seeds as plain integers, also from numpy.
 
         Raises:
-            InputError: more than one source of noise, no valid or distinct seeds, or generators that do not divide.
+            InputError: more than one source of noise, or no valid or distinct seeds.
         """
         if sum(given is not None for given in (self.generator, self.seed, self.seeds)) > 1:
             raise InputError("Give only one of generator, seed and seeds.")
         if self.seed is not None:
-            check_seed(self.seed)
+            object.__setattr__(self, "seed", check_seed(self.seed))
         if self.seeds is not None:
-            if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-                raise InputError("seeds must be a non-empty list without repetitions.")
-            for position, seed in enumerate(self.seeds):
-                check_seed(seed, f"seeds[{position}]")
+            object.__setattr__(self, "seeds", check_seeds(self.seeds))
+
+    def fixed_count(self, prompts: int) -> int | None:
+        """How many candidates for each prompt the seeds or generators stand for; None for any number.
+
+        Raises:
+            InputError: generators that do not divide, or one of them twice.
+        """
+        if self.seeds is not None:
             return len(self.seeds)
+        listed = self._listed
+        if listed is None:
+            return None
+        if not listed or len(listed) % prompts or any(not isinstance(item, torch.Generator) for item in listed):
+            raise InputError(
+                f"generator must be a torch.Generator, or a list with one for each of the {prompts} prompts or for "
+                f"each candidate of each prompt."
+            )
+        if len({id(generator) for generator in listed}) < len(listed):
+            raise InputError("generator lists the same torch.Generator twice; give each candidate one of its own.")
+        return None if len(listed) == prompts else len(listed) // prompts
+
+    @property
+    def _listed(self) -> list[torch.Generator] | None:
+        """The user's list of generators; None where there is none."""
         if self.generator is None or isinstance(self.generator, torch.Generator):
             return None
-        listed = list(self.generator)
-        if not listed or len(listed) % prompts or any(not isinstance(item, torch.Generator) for item in listed):
-            raise InputError(f"generator must be a torch.Generator or a list with one for each candidate of {prompts}.")
-        return len(listed) // prompts
+        try:
+            return list(self.generator)
+        except TypeError:
+            return []
+
+    def draws_together(self, prompts: int, n: int | None) -> bool:
+        """Whether the noise of several prompts comes from one generator as in a batch of the stock pipeline."""
+        return n == 1 and prompts > 1 and isinstance(self.generator, torch.Generator)
 
     def agreed(self) -> Noise:
         """The same for all processes of a launch, which call it alike: a run's seed is the first one's draw.
@@ -69,11 +96,20 @@ class Noise:
         return self
 
     def candidates(self, prompts: int, n: int) -> list[Candidate]:
-        """``n`` fresh candidates for each prompt, prompt by prompt."""
-        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+        """``n`` fresh candidates for each prompt, prompt by prompt.
+
+        One candidate draws from the user's generator itself, and all prompts' from the same one where there is only
+        one, so that the images are the stock pipeline's. Several candidates draw from seeds that it has drawn.
+        """
+        listed = self._listed
+        if listed is None and n == 1 and isinstance(self.generator, torch.Generator):
+            together = self.generator.clone_state()
+            seed = _seed_of(together) if prompts == 1 else None
+            return [Candidate(0, prompt, together, seed) for prompt in range(prompts)]
+        if listed is not None and len(listed) == prompts * n:
             return [
                 Candidate(index % n, index // n, generator.clone_state(), _seed_of(generator))
-                for index, generator in enumerate(self.generator)
+                for index, generator in enumerate(listed)
             ]
         seeds = self._seeds(prompts, n)
         return [
@@ -81,13 +117,23 @@ class Noise:
             for index, (seed, generator) in enumerate(zip(seeds, generators(seeds), strict=True))
         ]
 
+    def advance(self, finished: Sequence[Candidate]) -> None:
+        """Leave the user's generators where the stock pipeline would, where one candidate of each prompt drew from it.
+
+        Args:
+            finished: one of each prompt.
+        """
+        own = [self.generator] if isinstance(self.generator, torch.Generator) else self._listed or []
+        for generator, candidate in zip(own, finished, strict=False):
+            generator.set_state(candidate.generator.get_state())
+
     def _seeds(self, prompts: int, n: int) -> list[int]:
         if self.seeds is not None:
             return [*self.seeds] * prompts
         if isinstance(self.generator, torch.Generator):
-            device = self.generator.device
-            drawn = torch.randint(MAX_SEED, (prompts * n,), generator=self.generator, device=device)
-            return [int(seed) for seed in drawn]
+            return _drawn_seeds(self.generator, prompts * n)
+        if self._listed is not None:
+            return [seed for generator in self._listed for seed in _drawn_seeds(generator, n)]
         run_seed = _drawn_seed() if self.seed is None else self.seed
         numbers = range(self.first_prompt, self.first_prompt + prompts)
         return [candidate_seed(run_seed, prompt, index) for prompt in numbers for index in range(n)]
@@ -95,6 +141,12 @@ class Noise:
 
 def _drawn_seed() -> int:
     return int(torch.randint(2**31, ()))
+
+
+def _drawn_seeds(generator: torch.Generator, n: int) -> list[int]:
+    """Seeds that a generator draws, all exact in a float64."""
+    drawn = torch.randint(2**53, (n,), generator=generator, device=generator.device)
+    return [int(seed) for seed in drawn]
 
 
 def _seed_of(generator: torch.Generator) -> int | None:

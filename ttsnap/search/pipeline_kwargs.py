@@ -10,7 +10,7 @@ from diffkit.errors import InputError
 from diffkit.families import Family, Pipeline, stock_class
 from diffkit.families.base import keywords_of
 
-__all__ = ["Keywords", "control_size", "search_class", "sort_keywords"]
+__all__ = ["Keywords", "check_sides", "control_size", "search_class", "sort_keywords"]
 
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
@@ -52,6 +52,16 @@ def control_size(pipe: Pipeline, family: Family, extra: Mapping[str, object]) ->
         raise InputError(f"A ControlNet follows one image, the same for every prompt; give it as {family.control}=.")
     height, width = pipe.control_image_processor.get_default_height_width(image)
     return int(height), int(width)
+
+
+def check_sides(family: Family, height: int | None, width: int | None) -> None:
+    """Refuse one side of the image alone where the stock pipeline would ignore it.
+
+    Raises:
+        InputError: see there.
+    """
+    if family.sides_together and (height is None) != (width is None):
+        raise InputError(f"{family.pipeline} ignores a height or width that stands alone; give both.")
 
 
 def sort_keywords(family: Family, given: Mapping[str, object]) -> Keywords:

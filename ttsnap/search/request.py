@@ -100,6 +100,8 @@ class Request:
             winners = self.strategy.run(engine, limit)
         tried = len({(look.prompt, index) for look in engine.trace for index in look.candidates})
         engine.ledger.without_pruning = PruningSchedule().cost(tried, engine.plan.calls)
+        if tried == len(self.prompts):
+            engine.noise.advance([best[0].candidate for best in winners])
         self._settle(engine.ledger, began)
         spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
         trace = engine.trace
@@ -136,6 +138,8 @@ class Request:
         if (guard := self.config.copy_guard) is not None:
             ledger.guard = {"checks": 0, "flop_per_check": guard.flops_per_image}
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
+        if self.noise.draws_together(len(self.prompts), n):
+            denoising = replace(denoising, micro_batch=len(self.prompts))
         words = self.reward_prompts
         return Engine(
             pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
@@ -176,6 +180,11 @@ class Request:
             raise InputError(f"num_candidates must be a whole number of at least 1, got {n!r}.")
         if fixed is not None and fixed != n:
             raise InputError(f"num_candidates is {n}, but there are seeds or generators for {fixed}.")
+        if self.noise.draws_together(len(self.prompts), n) and (self.config.micro_batch or self.config.share):
+            raise InputError(
+                f"One generator draws the noise of {len(self.prompts)} prompts in one batch, as in the stock pipeline: "
+                f"leave out micro_batch and share, or give a list with one generator for each prompt."
+            )
         return n
 
     def _limit(self, engine: Engine, began: float) -> float:

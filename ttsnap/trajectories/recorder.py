@@ -20,7 +20,7 @@ from diffkit.latents import decode_latents
 from diffkit.micro_batch import MicroBatch
 from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
-from diffkit.seeds import candidate_seed, check_seed, generators
+from diffkit.seeds import candidate_seed, check_seed, generators, plain_integers
 from diffkit.segments import Candidate, Denoising, Plan
 from ttsnap.trajectories.recorded_lookahead import check_lookahead, denoise_looking_ahead
 
@@ -57,6 +57,10 @@ class CollectSettings:
     previews: bool = True
     seed: int = 0
     lookahead: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Integers of numpy are as good as Python's."""
+        plain_integers(self, "num_inference_steps", "candidates", "height", "width", "micro_batch", "seed")
 
     def resolved(self, steps: Plan) -> CollectSettings:
         """The same with the recorded steps written out.
