@@ -64,7 +64,7 @@ def check_seeds(seeds: Iterable[int], name: str = "seeds") -> list[int]:
         [0, 1, 2]
     """
     try:
-        listed = [] if isinstance(seeds, str) else list(seeds)
+        listed = list(seeds)
     except TypeError:
         raise InputError(f"{name} must be a list of integers such as [{seeds!r}], got {seeds!r}.") from None
     checked = [check_seed(seed, f"{name}[{position}]") for position, seed in enumerate(listed)]

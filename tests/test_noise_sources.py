@@ -92,7 +92,7 @@ def test_seeds_of_numpy_and_torch_are_plain_integers():
     ("options", "sentence"),
     [
         ({"seeds": 5}, r"seeds must be a list of integers such as \[5\]"),
-        ({"seeds": "12"}, "non-empty list"),
+        ({"seeds": "12"}, r"seeds\[0\] must be an integer"),
         ({"seeds": np.zeros(0, dtype=int)}, "non-empty list"),
         ({"seeds": [1.0]}, r"seeds\[0\] must be an integer"),
         ({"seeds": np.array([True])}, r"seeds\[0\] must be an integer"),
