@@ -33,10 +33,13 @@ class Conditioning:
     Attributes:
         positive: n rows.
         negative: n rows, or None without guidance.
+        own: further keyword arguments of each prompt's own, such as the image that it follows; nothing where all
+            prompts have the same. Rows of different prompts then run in different calls.
     """
 
     positive: Embeds
     negative: Embeds | None = None
+    own: Sequence[Mapping[str, object]] = ()
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -53,15 +56,19 @@ class Conditioning:
 
     def rows(self, indices: Sequence[int]) -> Conditioning:
         """The rows at ``indices``, in that order; an index may come back several times."""
-        return Conditioning(self.positive.rows(indices), None if self.negative is None else self.negative.rows(indices))
+        negative = None if self.negative is None else self.negative.rows(indices)
+        own = [self.own[index] for index in indices] if self.own else ()
+        return Conditioning(self.positive.rows(indices), negative, own)
 
     def repeat(self, n: int) -> Conditioning:
         """Every row ``n`` times, copies next to each other."""
-        return Conditioning(self.positive.repeat(n), None if self.negative is None else self.negative.repeat(n))
+        negative = None if self.negative is None else self.negative.repeat(n)
+        return Conditioning(self.positive.repeat(n), negative, [own for own in self.own for _ in range(n)])
 
-    def kwargs(self) -> dict[str, Tensor | list[Tensor]]:
-        """The keyword arguments that hand the embeddings to the pipeline."""
-        return {**self.positive.kwargs(), **({} if self.negative is None else self.negative.kwargs("negative_"))}
+    def kwargs(self) -> dict[str, object]:
+        """The keyword arguments that hand the embeddings to the pipeline, and what is the first row's own."""
+        negative = {} if self.negative is None else self.negative.kwargs("negative_")
+        return {**self.positive.kwargs(), **negative, **(self.own[0] if self.own else {})}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ additions of matrix products, convolutions and attention), measured once for eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -168,6 +168,7 @@ def pipeline_flops(
     preview: Autoencoder | None = None,
     size: tuple[int, int] | None = None,
     encode: float | None = None,
+    images: Sequence[Tensor] = (),
     on_trial: Callable[[], object] | None = None,
 ) -> Prices:
     """FLOP of a denoiser call, a decoding and a text encoding of this pipeline, and of the given verification.
@@ -180,12 +181,13 @@ def pipeline_flops(
         preview: the decoder of estimates, where it is not the pipeline's own.
         size: (height, width) in pixels of packed latents; the model's own size or a square when None.
         encode: FLOP of encoding one text where they were counted; else those of the one text encoder.
+        images: encoded image prompts of one candidate, one tensor for each IP-Adapter.
         on_trial: called when the denoiser must run on real numbers to be counted; without it its price is unknown then.
     """
     rows = [0] * (2 if guidance else 1)
     texts = (embeds if isinstance(embeds, Embeds) else Embeds(embeds)).rows(rows)
     return Prices(
-        call=_call_flops(pipe, latent_shape, texts, size, on_trial),
+        call=_call_flops(pipe, latent_shape, texts, size, images, on_trial),
         decode=_decode_flops(pipe, pipe.vae, latent_shape, size),
         verify=verify,
         encode=_encode_flops(pipe.text_encoder, texts.prompt_embeds.shape[1]) if encode is None else encode,
@@ -198,6 +200,7 @@ def _call_flops(
     latent_shape: tuple[int, ...],
     texts: Embeds,
     size: tuple[int, int] | None,
+    images: Sequence[Tensor],
     on_trial: Callable[[], object] | None,
 ) -> float | None:
     """FLOP of one call of the denoiser for the rows of ``texts``, its ControlNet's included."""
@@ -206,12 +209,13 @@ def _call_flops(
     latents = torch.zeros(len(texts), *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
     call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), texts, size=size)
     positional, named = family.inputs(pipe, call)
-    shapes = [tuple(value.shape) for value in (latents, texts.prompt_embeds, *texts.companions.values())]
+    shapes = [tuple(value.shape) for value in (latents, texts.prompt_embeds, *texts.companions.values(), *images)]
+    seen = _with_images(named, [image.to(denoiser.device, denoiser.dtype) for image in images])
     key = ("call", *call.size, *shapes)
 
     def forward() -> object:
         module = _twin(denoiser, denoiser.device, denoiser.dtype)
-        return type(module).forward(module, *positional, **named)
+        return type(module).forward(module, *positional, **seen)
 
     def control() -> object:
         module = _twin(original_module(pipe.controlnet), denoiser.device, denoiser.dtype)
@@ -225,6 +229,13 @@ def _call_flops(
     if family.control is not None:
         flops.append(count_flops(pipe.controlnet, key, control))
     return None if None in flops else sum(value for value in flops if value is not None)
+
+
+def _with_images(named: Mapping[str, object], images: Sequence[Tensor]) -> Mapping[str, object]:
+    """The denoiser's keyword arguments with image prompts."""
+    added = named.get("added_cond_kwargs")
+    told = {**(added if isinstance(added, dict) else {}), "image_embeds": images}
+    return {**named, "added_cond_kwargs": told} if images else named
 
 
 def _decode_flops(

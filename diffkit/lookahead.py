@@ -24,7 +24,7 @@ from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler
 from diffkit.parameterization import Coefficients, is_flow, x0_of_output
 from diffkit.scheduler_window import Window, exclusive, window
-from diffkit.segments import Candidate, Denoising, check_suspendable, quiet, run_loop, scheduled
+from diffkit.segments import Candidate, Denoising, check_suspendable, micro_batches, quiet, run_loop, scheduled
 from diffkit.solvers import latent_coefficients
 
 __all__ = ["big_steps", "ddim_step", "extrapolated", "look_ahead"]
@@ -122,8 +122,7 @@ def look_ahead(
         before, now, then = (latent_coefficients(pipe.scheduler, step) for step in (start - 1, start, steps[0]))
     estimates: list[Tensor] = []
     with exclusive(pipe), quiet(pipe):
-        for first in range(0, len(candidates), denoising.micro_batch):
-            batch = candidates[first : first + denoising.micro_batch]
+        for batch in micro_batches(candidates, denoising, conditioning):
             if steps[0] > start:
                 batch = [_moved(candidate, now, then) for candidate in batch]
             padding = denoising.rows(len(batch)) - len(batch)

@@ -37,7 +37,17 @@ from diffkit.solvers import (
 from diffkit.step_caches import refuse_step_caches
 from diffkit.step_noise import refuse_unseeded_noise
 
-__all__ = ["Candidate", "Denoising", "Plan", "check_suspendable", "plan", "quiet", "run_loop", "run_segment"]
+__all__ = [
+    "Candidate",
+    "Denoising",
+    "Plan",
+    "check_suspendable",
+    "micro_batches",
+    "plan",
+    "quiet",
+    "run_loop",
+    "run_segment",
+]
 
 
 @dataclass(frozen=True)
@@ -237,13 +247,23 @@ def run_segment(
     if len({candidate.latents is None for candidate in candidates}) > 1:
         raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
     done: list[Candidate] = []
-    size = denoising.micro_batch
     with exclusive(pipe), quiet(pipe):
-        for first in range(0, len(candidates), size):
-            batch = candidates[first : first + size]
+        for batch in micro_batches(candidates, denoising, conditioning):
             taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
             done += _run_batch(pipe, batch, conditioning, denoising, (start, stop), call or pipe, taps)
     return done
+
+
+def micro_batches(
+    candidates: Sequence[Candidate], denoising: Denoising, conditioning: Conditioning
+) -> Iterator[Sequence[Candidate]]:
+    """Candidates that run at once, in order; of one prompt only where prompts have keyword arguments of their own."""
+    groups: Iterable[Sequence[Candidate]] = [candidates]
+    if conditioning.own:
+        groups = [list(group) for _, group in itertools.groupby(candidates, key=lambda candidate: candidate.prompt)]
+    for group in groups:
+        for first in range(0, len(group), denoising.micro_batch):
+            yield group[first : first + denoising.micro_batch]
 
 
 @dataclass(frozen=True)

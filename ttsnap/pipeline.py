@@ -38,8 +38,9 @@ from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
+from ttsnap.search.image_inputs import control_images
 from ttsnap.search.noise import Noise, Recipe
-from ttsnap.search.pipeline_kwargs import check_sides, control_size, search_class, sort_keywords
+from ttsnap.search.pipeline_kwargs import as_stock_orders, check_sides, search_class, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
 from ttsnap.search.prompts import check_words, read_prompts, take_embeds
@@ -238,13 +239,14 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         call: Callable[..., Any] = super().__call__
         return call
 
+    @as_stock_orders
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
+        *,
         height: int | None = None,
         width: int | None = None,
-        *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
@@ -273,6 +275,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         **keywords: object,
     ) -> TTSnapPipelineOutput | tuple[object, list[bool] | None]:
         """Search the best images of each prompt.
+
+        Positional arguments stand in the order of the family's stock pipeline.
 
         Args:
             num_inference_steps, guidance_scale, height, width: as in the stock pipeline, with its own defaults.
@@ -326,8 +330,13 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         extra, encoding = sort_keywords(family, keywords)
         prompts = read_prompts(family, prompt, negative_prompt, embeds, encoding, reward_prompts)
         check_sides(family, height, width)
-        if (controlled := control_size(self, family, extra)) is not None:
-            height, width = height or controlled[0], width or controlled[1]
+        own: list[dict[str, object]] = []
+        if family.control is not None:
+            count, given = len(prompts.texts), extra.pop(family.control, None)
+            images, (height, width) = control_images(self, family, given, count, (height, width))
+            own = [{family.control: image} for image in images]
+        if len(own) == 1:
+            extra |= own.pop()
         steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         if index is not None and not (isinstance(search, str) and search in INDEX_SEARCHES):
             raise InputError(f"index is for the searches {', '.join(INDEX_SEARCHES.names())}; name one with search.")
@@ -366,6 +375,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             held_out,
             embeds,
             prompts.words,
+            own,
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")

@@ -188,6 +188,7 @@ class Family:
         spare_encoders: text encoders without which the pipeline encodes prompts too.
         zeros_for_none: whether zeros stand for a negative prompt that is not given, where the model's configuration
             says ``force_zeros_for_empty_prompt``.
+        image_prompts: whether its denoiser reads image prompts (IP-Adapter) from ``added_cond_kwargs``.
         control: keyword of the one image that a ControlNet follows; None where there is no ControlNet.
         fixed: keywords of the call that are always given beside the encoded prompts.
         text_attention: whether detectors can read how the image attends to the text: cross-attention named ``attn2``,
@@ -225,6 +226,7 @@ class Family:
     encode_negative: Callable[[Pipeline, list[str] | None, Mapping[str, object]], tuple[Any, ...]] | None = None
     spare_encoders: frozenset[str] = frozenset()
     zeros_for_none: bool = False
+    image_prompts: bool = False
     control: str | None = None
     fixed: Mapping[str, object] = field(default_factory=dict)
     text_attention: bool = False

@@ -32,6 +32,7 @@ STABLE_DIFFUSION = Family(
     sides_together=True,
     text_attention=True,
     end_token="tokenizer",
+    image_prompts=True,
     encoding=frozenset({"clip_skip"}),
 )
 
@@ -83,6 +84,7 @@ SDXL = Family(
     guided=_guided,
     text_attention=True,
     end_token="tokenizer",
+    image_prompts=True,
     to_denoiser=_to_denoiser_xl,
     to_vae=_to_vae_xl,
     encoding=frozenset({"clip_skip", "prompt_2", "negative_prompt_2"}),
@@ -95,8 +97,12 @@ SDXL = Family(
 
 
 def _refusals_control(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
-    whole = {"control_guidance_start": ([0.0], 0.0), "control_guidance_end": ([1.0], 1.0)}
-    if any(name in options and options[name] not in values for name, values in whole.items()):
+    whole = {"control_guidance_start": 0.0, "control_guidance_end": 1.0}
+    listed = {name: options.get(name, value) for name, value in whole.items()}
+    if any(
+        value != whole[name] and (not isinstance(value, list) or set(value) != {whole[name]})
+        for name, value in listed.items()
+    ):
         return (
             "a ControlNet that works for a part of the steps counts the loop's own; leave control_guidance_start at 0 "
             "and control_guidance_end at 1"

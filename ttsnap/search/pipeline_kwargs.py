@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from diffkit.errors import InputError
-from diffkit.families import Family, Pipeline, stock_class
+from diffkit.families import Family, Pipeline, family_of, stock_class
 from diffkit.families.base import keywords_of
 
-__all__ = ["Keywords", "check_sides", "control_size", "search_class", "sort_keywords"]
+__all__ = ["Keywords", "as_stock_orders", "check_sides", "search_class", "sort_keywords"]
 
+R = TypeVar("R")
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
     "timesteps": "the steps to look at are planned from num_inference_steps",
@@ -19,7 +20,6 @@ REFUSED = {
     "output_type": "say it by itself",
 }
 REFUSED_PARTS = {
-    "ip_adapter": "image prompts are not carried through a search",
     "callback": "a search calls the pipeline several times, in parts",
 }
 
@@ -39,19 +39,22 @@ def search_class(mixin: Any, stock: Any) -> Any:
     return type(f"TTSnap{stock.__name__}", (mixin, stock), {"__module__": mixin.__module__, "__doc__": mixin.__doc__})
 
 
-def control_size(pipe: Pipeline, family: Family, extra: Mapping[str, object]) -> tuple[int, int] | None:
-    """(height, width) in pixels of the image that a ControlNet follows; None without a ControlNet.
+def as_stock_orders(call: Callable[..., R]) -> Callable[..., R]:
+    """A call whose positional arguments stand in the order of the stock pipeline: ``prompt, image, height``."""
 
-    Raises:
-        InputError: a ControlNet has no image, or a list of images.
-    """
-    if family.control is None:
-        return None
-    image = extra.get(family.control)
-    if image is None or isinstance(image, list | tuple):
-        raise InputError(f"A ControlNet follows one image, the same for every prompt; give it as {family.control}=.")
-    height, width = pipe.control_image_processor.get_default_height_width(image)
-    return int(height), int(width)
+    @functools.wraps(call)
+    def ordered(pipe: Pipeline, *positional: object, **keywords: object) -> R:
+        family = family_of(pipe)
+        names = list(keywords_of(stock_class(family)))[: len(positional)]
+        if len(positional) > len(names):
+            raise InputError(
+                f"{family.pipeline} takes at most {len(names)} positional arguments, got {len(positional)}."
+            )
+        if doubled := [name for name in names if name in keywords]:
+            raise InputError(f"{doubled[0]} is given twice, by its position and by its name.")
+        return call(pipe, **dict(zip(names, positional, strict=True)), **keywords)
+
+    return ordered
 
 
 def check_sides(family: Family, height: int | None, width: int | None) -> None:
@@ -77,6 +80,8 @@ def sort_keywords(family: Family, given: Mapping[str, object]) -> Keywords:
             raise InputError(f"{family.pipeline} takes no {name}; its own keywords are: {', '.join(accepted)}.")
         if value is None:
             continue
+        if "ip_adapter" in name and not family.image_prompts:
+            raise InputError(f"A search takes no {name}: image prompts of {family.name} are not carried.")
         reason = REFUSED.get(name) or next((why for part, why in REFUSED_PARTS.items() if part in name), None)
         if reason is not None:
             raise InputError(f"A search takes no {name}: {reason}.")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit import parallel
@@ -24,6 +25,7 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable, spending_limit
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import score_held_out, with_held_out
+from ttsnap.search.image_inputs import IP_IMAGE, image_prompts, with_image_prompts
 from ttsnap.search.noise import Noise
 from ttsnap.search.prices import Trials, time_prices, with_guard
 from ttsnap.search.session import Engine, StageTrace, Winner
@@ -55,6 +57,7 @@ class Request:
             ``config.schedule``.
         held_out: rewards that score the winners and select nothing; their seconds are in no budget.
         embeds: prompts, negative prompts or both that are encoded already, under the pipeline's own keywords.
+        own: further keyword arguments of each prompt's own; nothing where all have the same.
         words: what rewards read, one for each prompt; the prompts themselves when None.
     """
 
@@ -67,6 +70,7 @@ class Request:
     held_out: Sequence[Reward] = ()
     embeds: Mapping[str, object] = field(default_factory=dict)
     words: Sequence[str] | None = None
+    own: Sequence[Mapping[str, object]] = ()
 
     @property
     def reward_prompts(self) -> Sequence[str]:
@@ -133,13 +137,15 @@ class Request:
         ledger.calibration_images += probe.images
         for reward in self.held_out:
             (trials or Trials()).probe(reward, self.reward_prompts[0], self.config.size(pipe))
-        conditioning = self._encode(pipe, ledger)
-        self._price(pipe, conditioning, ledger, with_guard(probe.flop, self.config.copy_guard))
+        conditioning, images = self._encode(pipe, ledger)
+        self._price(pipe, conditioning, images, ledger, with_guard(probe.flop, self.config.copy_guard))
         if (guard := self.config.copy_guard) is not None:
             ledger.guard = {"checks": 0, "flop_per_check": guard.flops_per_image}
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
         if self.noise.draws_together(len(self.prompts), n):
             denoising = replace(denoising, micro_batch=len(self.prompts))
+            self._refuse_apart(images)
+        conditioning, denoising = with_image_prompts(conditioning, denoising, images)
         words = self.reward_prompts
         return Engine(
             pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
@@ -187,6 +193,18 @@ class Request:
             )
         return n
 
+    def _refuse_apart(self, images: Sequence[object]) -> None:
+        """Refuse to draw together what is denoised apart.
+
+        Raises:
+            InputError: prompts have images of their own.
+        """
+        if self.own or len(images) > 1:
+            raise InputError(
+                "One generator draws the noise of all prompts in one batch, and prompts with images of their own are "
+                "denoised apart; give a list with one generator for each prompt."
+            )
+
     def _limit(self, engine: Engine, began: float) -> float:
         """What each prompt may cost, in the unit of ``engine.prices``; infinite for a fixed number of candidates."""
         budget = self.config.parsed_budget
@@ -231,7 +249,8 @@ class Request:
         given = self.embeds if has_embeds(self.embeds, "negative_") else self.negative_prompts
         return self.config.is_guided(pipe, given)
 
-    def _encode(self, pipe: Pipeline, ledger: Ledger) -> Conditioning:
+    def _encode(self, pipe: Pipeline, ledger: Ledger) -> tuple[Conditioning, list[list[Tensor]]]:
+        """Texts and image prompts, each encoded once."""
         guided, negatives = self._guided(pipe), self.negative_prompts
         if not has_embeds(self.embeds):
             ledger.encoded = len(set(self.prompts))
@@ -242,10 +261,19 @@ class Request:
             conditioning = encode_prompts(
                 pipe, self.prompts, negatives, guidance=guided, options=options, embeds=self.embeds
             )
+            images = image_prompts(pipe, self.config.extra, len(self.prompts), guided=guided)
+            ledger.encoded += len(images) if IP_IMAGE in self.config.extra else 0
         ledger.flops = replace(ledger.flops, encode=counter.get_total_flops() / max(ledger.encoded, 1))
-        return conditioning
+        return replace(conditioning, own=self.own), images
 
-    def _price(self, pipe: Pipeline, conditioning: Conditioning, ledger: Ledger, verify: float | None) -> None:
+    def _price(
+        self,
+        pipe: Pipeline,
+        conditioning: Conditioning,
+        images: Sequence[Sequence[Tensor]],
+        ledger: Ledger,
+        verify: float | None,
+    ) -> None:
         """Write the prices of a unit of work into the ledger."""
         size = self.config.size(pipe)
 
@@ -261,5 +289,6 @@ class Request:
             preview=self.config.preview_vae,
             size=size,
             encode=ledger.flops.encode,
+            images=images[0] if images else (),
             on_trial=count_trial,
         )
