@@ -22,10 +22,10 @@ from torch import Tensor
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler
+from diffkit.noise_levels import has_unit_signal, latent_coefficients
 from diffkit.parameterization import Coefficients, is_flow, x0_of_output
 from diffkit.scheduler_window import Window, exclusive, window
-from diffkit.segments import Candidate, Denoising, check_suspendable, micro_batches, quiet, run_loop, scheduled
-from diffkit.solvers import latent_coefficients
+from diffkit.segments import Candidate, Denoising, check_pipeline, micro_batches, quiet, run_loop, scheduled
 
 __all__ = ["big_steps", "ddim_step", "extrapolated", "look_ahead"]
 
@@ -71,7 +71,8 @@ def extrapolated(x0: Tensor, before: Tensor, levels: Sequence[Coefficients]) -> 
     """The estimate that leads from a noise level to the next in second order, float32: DPM-Solver++(2M).
 
     ``x0 + h' / (2 h) (x0 - before)``, h and h' the last and the next difference of ``log(signal / noise)`` (Lu et al.
-    2022, algorithm 2). After pure noise, whose logarithm is infinite, it is ``x0``.
+    2022, algorithm 2). It is ``x0`` after pure noise, whose logarithm is infinite, and after two estimates at the same
+    level, as Heun's method makes them.
 
     Args:
         x0: estimate at the second of the levels.
@@ -85,6 +86,8 @@ def extrapolated(x0: Tensor, before: Tensor, levels: Sequence[Coefficients]) -> 
         tensor([1.8208])
     """
     first, second, third = ((level.signal / level.noise).log() for level in levels)
+    if second == first:
+        return x0.float()
     return x0.float() + (third - second) / (2 * (second - first)) * (x0.float() - before.float())
 
 
@@ -110,7 +113,7 @@ def look_ahead(
     Raises:
         InputError: the candidates are not in mid-denoising, or fewer calls than that are left.
     """
-    check_suspendable(pipe, denoising.extra, denoising.size)
+    check_pipeline(pipe, denoising.extra, denoising.size)
     behind = {candidate.step for candidate in candidates}
     if len(behind) > 1 or 0 in behind:
         raise InputError(f"Candidates look ahead after the same step; these have {sorted(behind)} calls behind them.")
@@ -168,10 +171,15 @@ def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: 
         shown = windowed.timesteps.fget(self)
         return shown if view.inside or not view.open else shown[[step - steps[0] for step in steps]]
 
-    def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if view.open:
-            self._step_index = steps[position]
-        return windowed.scale_model_input(self, *args, **kwargs)
+    def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not view.open:
+            scaled: Tensor = windowed.scale_model_input(self, sample, *args, **kwargs)
+            return scaled
+        if not has_unit_signal(self):
+            return sample
+        with view.full_view():
+            sigma = latent_coefficients(self, steps[position]).noise
+        return sample / ((sigma**2 + 1) ** 0.5)
 
     @functools.wraps(windowed.step)  # pipelines look at the signature to see what they may hand over
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,9 @@ import json
 from typing import Any, NamedTuple
 
 from diffkit.errors import InputError, unknown_name
-from diffkit.families import Pipeline
+from diffkit.families import Pipeline, Scheduler
+from diffkit.families.base import DIFFUSION, FLOW_NOISY
+from diffkit.parameterization import is_flow
 
 __all__ = ["SHORT_NAMES", "SchedulerChoice", "put_scheduler", "read_scheduler"]
 
@@ -24,12 +26,17 @@ SHORT_NAMES: dict[str, tuple[str, dict[str, object]]] = {
         {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
     ),
     "dpmpp-2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "dpmpp-2s": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow-heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "flow-lcm": ("FlowMatchLCMScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 
@@ -83,6 +90,22 @@ def _value(text: str) -> object:
     return value
 
 
+def _fitting(own: Scheduler) -> set[Any]:
+    """Classes that take the settings of a model's scheduler: its own, those it names, and those of its kind.
+
+    diffusers names none for the schedulers of LCM, of TCD and of flows.
+    """
+    import diffusers
+
+    named = {type(own), *own.compatibles}
+    names = {kind.__name__ for kind in named}
+    if not is_flow(own) and names & set(DIFFUSION):
+        names |= set(DIFFUSION)
+    elif type(own).__name__.startswith("FlowMatch"):
+        names |= {name for name in FLOW_NOISY if name.startswith("FlowMatch")}
+    return named | {getattr(diffusers, name) for name in names if hasattr(diffusers, name)}
+
+
 def put_scheduler(pipe: Pipeline, text: str) -> None:
     """Give a pipeline another scheduler, with the settings of its own where both have them, as in diffusers.
 
@@ -90,7 +113,7 @@ def put_scheduler(pipe: Pipeline, text: str) -> None:
         InputError: see :func:`read_scheduler`; the scheduler does not fit the model, or refuses a setting.
     """
     choice, own = read_scheduler(text), pipe.scheduler
-    fitting = {type(own), *own.compatibles}
+    fitting = _fitting(own)
     if choice.kind not in fitting:
         names = ", ".join(sorted(kind.__name__ for kind in fitting))
         raise InputError(

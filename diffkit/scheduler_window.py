@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler
-from diffkit.solvers import Solver, State, StepCall, solver_of
+from diffkit.solvers import UNCUT, Solver, State, StepCall, solver_of
 
 __all__ = ["Window", "exclusive", "scheduler_copy", "window"]
 
@@ -52,11 +52,15 @@ class Window:
     """
 
     def __init__(
-        self, scheduler: Scheduler, start: int, stop: int | None, state: State, report: Callable[[Tensor], None]
+        self,
+        scheduler: Scheduler,
+        solver: Solver,
+        steps: tuple[int, int | None],
+        state: State,
+        report: Callable[[Tensor], None],
     ) -> None:
-        self.scheduler, self.base = scheduler, type(scheduler)
-        self.solver: Solver = solver_of(scheduler)
-        self.start, self.stop, self.carried = start, stop, state
+        self.scheduler, self.base, self.solver = scheduler, type(scheduler), solver
+        (self.start, self.stop), self.carried = steps, state
         self.report = report
         self.steps = 0
         self.x0: Tensor | None = None
@@ -96,7 +100,12 @@ class Window:
 
 @contextmanager
 def window(
-    pipe: Pipeline, start: int, stop: int | None, state: State, report: Callable[[Tensor], None]
+    pipe: Pipeline,
+    start: int,
+    stop: int | None,
+    state: State,
+    report: Callable[[Tensor], None],
+    solver: Solver | None = None,
 ) -> Iterator[Window]:
     """The pipeline's scheduler shows steps [start, stop) only; afterwards the pipeline has its own again, untouched.
 
@@ -104,12 +113,14 @@ def window(
         stop: None shows all that are left.
         state: what the solver carries at ``start``.
         report: called with x0, shaped as the latents, after each step.
+        solver: how the scheduler is suspended, by default as :func:`diffkit.solvers.solver_of` says; with
+            :data:`diffkit.solvers.UNCUT` it shows all steps, which are reported only.
 
     Raises:
-        InputError: the pipeline is inside of a window already.
+        InputError: the pipeline is inside of a window already, or the scheduler cannot be suspended.
     """
     with scheduler_copy(pipe) as scheduler:
-        view = Window(scheduler, start, stop, state, report)
+        view = Window(scheduler, solver or solver_of(scheduler), (start, stop), state, report)
         scheduler.__class__ = _windowed(view)
         try:
             yield view
@@ -207,6 +218,8 @@ def _windowed(view: Window) -> type:
     def set_begin_index(self: Any, begin_index: int = 0) -> None:
         base.set_begin_index(self, begin_index + view.start)
 
+    if view.solver is UNCUT:
+        return type(base.__name__, (base,), {"step": step, "_window": view, "__module__": base.__module__})
     members: dict[str, Any] = {
         "timesteps": property(timesteps, set_timesteps_attribute),
         "set_timesteps": set_timesteps,

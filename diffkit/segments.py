@@ -5,17 +5,19 @@ shows only ``timesteps[a:b]`` to the pipeline's loop, starts from an initial sig
 state back after ``set_timesteps`` (which resets it), and records x0. Inside ``step`` the full timesteps are visible,
 because multistep solvers consult their number.
 
-Steps are calls of the denoiser, counted from 0: most schedulers make ``num_inference_steps`` of them, PNDM makes more.
+Steps are calls of the denoiser, counted from 0: most schedulers make ``num_inference_steps`` of them, PNDM makes more,
+and those that call it twice a step (Heun, KDPM2) make one less than twice as many. A denoising can be cut after each.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,16 +26,9 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
+from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
 from diffkit.scheduler_window import exclusive, scheduler_copy, window
-from diffkit.solvers import (
-    State,
-    blind_steps,
-    gather_states,
-    noise_levels,
-    refuse_division_by_zero,
-    solver_of,
-    split_state,
-)
+from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
 from diffkit.step_caches import refuse_step_caches
 from diffkit.step_noise import refuse_unseeded_noise
 
@@ -41,12 +36,13 @@ __all__ = [
     "Candidate",
     "Denoising",
     "Plan",
-    "check_suspendable",
+    "check_pipeline",
     "micro_batches",
     "plan",
     "quiet",
     "run_loop",
     "run_segment",
+    "scheduled",
 ]
 
 
@@ -80,20 +76,25 @@ class Candidate:
 class Plan:
     """The steps of one denoising: ``calls`` denoiser calls, and the noise level that goes into each (see solvers).
 
-    After ``blind`` steps there is no estimate of the clean latents: the model predicts epsilon at pure noise.
+    After ``blind`` steps there is no estimate of the clean latents: the model predicts epsilon at pure noise. ``uncut``
+    says why it cannot be cut at all, None where it can; of a scheduler that is not known the noise levels are NaN.
     """
 
     calls: int
     sigmas: tuple[float, ...]
     blind: tuple[int, ...] = ()
+    uncut: str | None = None
 
     def check_looks(self, steps: Iterable[int]) -> None:
-        """Refuse to look at estimates after blind steps.
+        """Refuse to look at estimates after blind steps, and anything but whole images where it cannot be cut.
 
         Raises:
-            InputError: one of ``steps`` is blind.
+            InputError: one of ``steps`` is blind, or there are steps and the denoising cannot be cut.
         """
-        refused = sorted(set(steps) & set(self.blind))
+        looks = set(steps)
+        if looks and self.uncut is not None:
+            raise InputError(self.uncut)
+        refused = sorted(looks & set(self.blind))
         if refused:
             raise InputError(
                 f"There is no estimate to look at after step {refused[0]}: it begins from pure noise (zero terminal "
@@ -142,24 +143,23 @@ class Denoising:
         return self.micro_batch if self.padding == "full" else min(self.micro_batch, 1 << (rest - 1).bit_length())
 
 
-def check_suspendable(
+def check_pipeline(
     pipe: Pipeline, extra: Mapping[str, object] | None = None, size: tuple[int, int] | None = None
 ) -> None:
-    """Whether the pipeline's denoising can be cut at all.
+    """Whether the pipeline's denoising can be run here, whatever its scheduler.
 
     Args:
         extra: further keyword arguments of the pipeline.
         size: (height, width) in pixels; the model's own when None.
 
     Raises:
-        InputError: unknown family or scheduler, something that counts the loop's own index, or a cache of the denoiser.
+        InputError: unknown family, something that counts the loop's own index, or a cache of the denoiser.
     """
     family = family_of(pipe)
     reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else Size(*size))
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
     refuse_step_caches(pipe)
-    solver_of(pipe.scheduler)
 
 
 def plan(
@@ -172,21 +172,22 @@ def plan(
 
     Args:
         size: (height, width) in pixels, on which the noise levels of some families depend; the model's own when None.
-        extra: further keyword arguments of the pipeline, as :func:`check_suspendable` takes them.
+        extra: further keyword arguments of the pipeline, as :func:`check_pipeline` takes them.
 
     Raises:
-        InputError: the scheduler cannot be suspended, takes no such number of steps, divides by zero, or draws noise
-            that no seed can draw again.
+        InputError: the pipeline cannot be run here, its scheduler takes no such number of steps, divides by zero, or
+            draws noise that no seed can draw again.
     """
-    check_suspendable(pipe, extra, size)
+    check_pipeline(pipe, extra, size)
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
+    known = type(pipe.scheduler).__name__ in SOLVERS
     with scheduled(pipe, num_inference_steps, size):
-        sigmas = noise_levels(pipe.scheduler)
+        sigmas = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
     refuse_unseeded_noise(pipe)
-    blind = blind_steps(pipe.scheduler, sigmas)
+    blind = blind_steps(pipe.scheduler, sigmas) if known else ()
     refuse_division_by_zero(pipe.scheduler, blind)
-    return Plan(len(sigmas), tuple(sigmas), blind)
+    return Plan(len(sigmas), tuple(sigmas), blind, cut_refusal(pipe.scheduler))
 
 
 @contextmanager
@@ -205,7 +206,8 @@ def scheduled(pipe: Pipeline, num_inference_steps: int, size: tuple[int, int] | 
         try:
             scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
         except (ValueError, IndexError, TypeError, AssertionError) as error:
-            raise InputError(f"{type(pipe.scheduler).__name__} refuses {num_inference_steps} steps: {error}") from error
+            name, reason = type(pipe.scheduler).__name__, str(error) or "its settings do not fit this pipeline"
+            raise InputError(f"{name} refuses {num_inference_steps} steps: {reason}") from error
         yield
 
 
@@ -236,9 +238,10 @@ def run_segment(
             micro-batch's candidates, on the pipeline's device; it must not change it.
 
     Raises:
-        InputError: the pipeline or its scheduler cannot be suspended, or a candidate is not at ``start``.
+        InputError: the pipeline or its scheduler cannot be suspended, or a candidate is not at ``start``. A denoising
+            that is not cut, from 0 to its end, may have any scheduler, unless there is ``on_estimate``.
     """
-    check_suspendable(pipe, denoising.extra, denoising.size)
+    check_pipeline(pipe, denoising.extra, denoising.size)
     if not 0 <= start < stop:
         raise InputError(f"Expected steps 0 <= start < stop, got start {start} and stop {stop}.")
     for candidate in candidates:
@@ -246,11 +249,12 @@ def run_segment(
             raise InputError(f"Candidate {candidate.index} is at step {candidate.step}, not {start}.")
     if len({candidate.latents is None for candidate in candidates}) > 1:
         raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
+    part = _Part(start, stop, _solver(pipe, denoising, (start, stop), estimates=on_estimate is not None))
     done: list[Candidate] = []
     with exclusive(pipe), quiet(pipe):
         for batch in micro_batches(candidates, denoising, conditioning):
             taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
-            done += _run_batch(pipe, batch, conditioning, denoising, (start, stop), call or pipe, taps)
+            done += _run_batch(pipe, batch, conditioning, denoising, part, call or pipe, taps)
     return done
 
 
@@ -264,6 +268,29 @@ def micro_batches(
     for group in groups:
         for first in range(0, len(group), denoising.micro_batch):
             yield group[first : first + denoising.micro_batch]
+
+
+class _Part(NamedTuple):
+    """Steps [start, stop) of a denoising, and how its scheduler is suspended before and after them."""
+
+    start: int
+    stop: int
+    solver: Solver
+
+
+def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, estimates: bool) -> Solver:
+    """How the scheduler is suspended; it need not be where the steps are all and nobody asks for estimates.
+
+    Raises:
+        InputError: the scheduler cannot be suspended.
+    """
+    start, stop = steps
+    if cut_refusal(pipe.scheduler) is not None and start == 0 and not estimates:
+        with scheduled(pipe, denoising.num_inference_steps, denoising.size):
+            calls = len(pipe.scheduler.timesteps)
+        if stop == calls:
+            return UNCUT
+    return solver_of(pipe.scheduler)
 
 
 @dataclass(frozen=True)
@@ -288,14 +315,15 @@ def _run_batch(
     batch: Sequence[Candidate],
     conditioning: Conditioning,
     denoising: Denoising,
-    steps: tuple[int, int],
+    part: _Part,
     call: Callable[..., tuple[Tensor, object]],
     taps: _Taps,
 ) -> list[Candidate]:
-    start, stop = steps
+    start, stop, solver = part
     rows = [*batch, *[batch[-1]] * taps.padding]
     state = gather_states([row.state for row in rows], pipe._execution_device) if start else {}
-    with window(pipe, start, stop, state, functools.partial(taps.report, itertools.count(start))) as windowed:
+    report = functools.partial(taps.report, itertools.count(start))
+    with window(pipe, start, stop, state, report, solver) as windowed:
         result, generators = run_loop(pipe, rows, conditioning, denoising, call)
         states = split_state(windowed.state(), len(batch))
     if windowed.x0 is None:

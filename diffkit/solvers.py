@@ -4,32 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.parameterization import (
-    PURE_NOISE,
-    Coefficients,
-    coefficients,
-    is_flow,
-    noise_over_signal,
-    predicted_x0,
-    x0_of_velocity,
-)
+from diffkit.noise_levels import latent_coefficients
+from diffkit.parameterization import is_flow, predicted_x0, x0_of_output, x0_of_velocity
 
 __all__ = [
     "SOLVERS",
+    "UNCUT",
     "Solver",
     "State",
     "StepCall",
-    "blind_steps",
+    "cut_refusal",
+    "draws_noise",
     "gather_states",
-    "latent_coefficients",
-    "noise_levels",
-    "refuse_division_by_zero",
     "solver_of",
     "split_state",
 ]
@@ -53,15 +46,21 @@ class Solver:
 
     Attributes:
         carries: attributes that a suspended denoising takes along and puts back.
-        x0: (scheduler after the step, the step's call) -> estimate of the clean latents, shaped as they are.
+        x0: (scheduler after the call, the call) -> estimate of the clean latents, shaped as they are.
         refusal: (scheduler) -> why this configuration cannot be suspended, or None.
-        unit_signal: whether it carries latents as ``x0 + sigma epsilon`` and scales them for the denoiser.
+        noise: when it adds noise while it denoises; ``eta``: with an eta above 0, ``sde``: by such an algorithm_type.
+        method: what it is, in words, for the table of schedulers only.
+        calls_per_step: how often it calls the denoiser in a step; the last step of those that do so twice takes one.
+        refused: the settings that ``refusal`` refuses, for the table of schedulers only.
     """
 
     carries: tuple[str, ...]
     x0: Callable[[Scheduler, StepCall], Tensor]
     refusal: Callable[[Scheduler], str | None] = lambda scheduler: None
-    unit_signal: bool = False
+    noise: Literal["never", "always", "eta", "sde"] = "never"
+    method: str = ""
+    calls_per_step: int = 1
+    refused: str = ""
 
 
 def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
@@ -69,9 +68,17 @@ def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
     return call.result[1]
 
 
-def _x0_of_output(scheduler: Scheduler, call: StepCall) -> Tensor:
-    """Tweedie's estimate from the model's output, float32."""
+def _x0_at_timestep(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """Tweedie's estimate from the model's output, float32, where levels are those of the timesteps."""
     return predicted_x0(scheduler, call.model_output, call.sample, call.timestep)
+
+
+def _x0_at_sigma(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """Tweedie's estimate at the sigma from before the step, float32, with the scheduler's thresholding."""
+    at = latent_coefficients(scheduler, scheduler.step_index - 1)
+    x0 = x0_of_output(scheduler, call.model_output, call.sample, at)
+    thresholded: Tensor = scheduler._threshold_sample(x0) if scheduler.config.get("thresholding") else x0
+    return thresholded
 
 
 def _x0_of_dpm(scheduler: Scheduler, call: StepCall) -> Tensor:
@@ -79,14 +86,14 @@ def _x0_of_dpm(scheduler: Scheduler, call: StepCall) -> Tensor:
     if scheduler.config.algorithm_type.endswith("++"):
         last: Tensor = scheduler.model_outputs[-1]
         return last
-    return _x0_of_output(scheduler, call)
+    return _x0_at_sigma(scheduler, call)
 
 
 def _x0_of_unipc(scheduler: Scheduler, call: StepCall) -> Tensor:
     if scheduler.predict_x0:
         last: Tensor = scheduler.model_outputs[-1]
         return last
-    return _x0_of_output(scheduler, call)
+    return _x0_at_sigma(scheduler, call)
 
 
 def _refuse_inner_solver(scheduler: Scheduler) -> str | None:
@@ -106,23 +113,77 @@ def _refuse_odd_flow(scheduler: Scheduler) -> str | None:
         return "stochastic_sampling draws noise from no generator of a candidate's own; set it to False"
     if scheduler.config.get("invert_sigmas"):
         return "invert_sigmas counts noise backwards; set it to False"
+    if scheduler.config.get("scale_factors"):
+        return "scale_factors change the size of the latents from step to step; set it to None"
     return None
 
 
+_INDEX = ("_step_index",)
+_TWICE = ("_step_index", "sample")
 _PNDM = ("ets", "counter", "cur_model_output", "cur_sample")
+_HEUN = ("_step_index", "prev_derivative", "dt", "sample")
+_MULTISTEP = ("_step_index", "model_outputs", "lower_order_nums")
+_SINGLESTEP = ("_step_index", "model_outputs", "sample")
 _UNIPC = ("_step_index", "model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order")
 SOLVERS: dict[str, Solver] = {
-    "DDIMScheduler": Solver((), _x0_returned),
-    "EulerDiscreteScheduler": Solver(("_step_index",), _x0_returned, unit_signal=True),
-    "EulerAncestralDiscreteScheduler": Solver(("_step_index",), _x0_returned, unit_signal=True),
-    "DPMSolverMultistepScheduler": Solver(("_step_index", "model_outputs", "lower_order_nums"), _x0_of_dpm),
-    "UniPCMultistepScheduler": Solver(_UNIPC, _x0_of_unipc, _refuse_inner_solver),
-    "PNDMScheduler": Solver(_PNDM, _x0_of_output),
-    "FlowMatchEulerDiscreteScheduler": Solver(("_step_index",), _x0_of_flow, _refuse_odd_flow),
+    "DDIMScheduler": Solver((), _x0_returned, noise="eta", method="DDIM"),
+    "DDPMScheduler": Solver((), _x0_returned, noise="always", method="ancestral sampling of DDPM"),
+    "EulerDiscreteScheduler": Solver(_INDEX, _x0_returned, method="Euler"),
+    "EulerAncestralDiscreteScheduler": Solver(_INDEX, _x0_returned, noise="always", method="Euler, ancestral"),
+    "LMSDiscreteScheduler": Solver(("_step_index", "derivatives"), _x0_returned, method="linear multistep"),
+    "HeunDiscreteScheduler": Solver(_HEUN, _x0_returned, method="Heun", calls_per_step=2),
+    "KDPM2DiscreteScheduler": Solver(_TWICE, _x0_returned, method="DPM2, midpoint", calls_per_step=2),
+    "KDPM2AncestralDiscreteScheduler": Solver(
+        _TWICE, _x0_returned, noise="always", method="DPM2, midpoint, ancestral", calls_per_step=2
+    ),
+    "DPMSolverMultistepScheduler": Solver(_MULTISTEP, _x0_of_dpm, noise="sde", method="DPM-Solver(++), multistep"),
+    "DPMSolverSinglestepScheduler": Solver(_SINGLESTEP, _x0_of_dpm, noise="sde", method="DPM-Solver(++), singlestep"),
+    "DEISMultistepScheduler": Solver(_MULTISTEP, _x0_at_sigma, method="DEIS, multistep"),
+    "UniPCMultistepScheduler": Solver(
+        _UNIPC, _x0_of_unipc, _refuse_inner_solver, method="UniPC, multistep", refused="solver_p"
+    ),
+    "PNDMScheduler": Solver(_PNDM, _x0_at_timestep, method="PNDM"),
+    "LCMScheduler": Solver(_INDEX, _x0_returned, noise="always", method="consistency sampling of LCM"),
+    "TCDScheduler": Solver(_INDEX, _x0_at_timestep, noise="eta", method="strategic sampling of TCD"),
+    "FlowMatchEulerDiscreteScheduler": Solver(
+        _INDEX, _x0_of_flow, _refuse_odd_flow, method="Euler", refused="invert_sigmas, stochastic_sampling"
+    ),
+    "FlowMatchHeunDiscreteScheduler": Solver(_HEUN, _x0_of_flow, method="Heun", calls_per_step=2),
+    "FlowMatchLCMScheduler": Solver(
+        _INDEX,
+        _x0_of_flow,
+        _refuse_odd_flow,
+        noise="always",
+        method="consistency sampling of LCM",
+        refused="invert_sigmas, scale_factors",
+    ),
 }
 
 
-DIVIDING = ("DDIMScheduler", "PNDMScheduler")  # by a signal that may be 0; others keep it above
+def _ends_with(scheduler: Scheduler, call: StepCall) -> Tensor:
+    """What the last step ends with are the clean latents."""
+    return call.result[0]
+
+
+#: Any scheduler, of a denoising that is not cut: its steps are counted, and its estimate is that of the last one only.
+UNCUT = Solver((), _ends_with)
+
+
+def cut_refusal(scheduler: Scheduler) -> str | None:
+    """Why a denoising by this scheduler cannot be suspended, a sentence; None where it can."""
+    name = type(scheduler).__name__
+    if name not in SOLVERS:
+        fitting = [other for other in SOLVERS if other.startswith("FlowMatch") == is_flow(scheduler)]
+        example, short = ("FlowMatchEulerDiscrete", "flow-euler") if is_flow(scheduler) else ("DDIM", "ddim")
+        return (
+            f"The scheduler {name} cannot be suspended in mid-denoising; give schedule='' to try whole images only, or "
+            f"set pipe.scheduler to one of: {', '.join(fitting)}, for example "
+            f"{example}Scheduler.from_config(pipe.scheduler.config), on the command line --scheduler {short}."
+        )
+    reason = SOLVERS[name].refusal(scheduler)
+    return (
+        None if reason is None else f"This {name} cannot be suspended in mid-denoising: {reason} (or by --scheduler)."
+    )
 
 
 def solver_of(scheduler: Scheduler) -> Solver:
@@ -131,78 +192,24 @@ def solver_of(scheduler: Scheduler) -> Solver:
     Raises:
         InputError: the scheduler, or its configuration, cannot be suspended; the message says which one can.
     """
-    name = type(scheduler).__name__
-    if name not in SOLVERS:
-        raise InputError(
-            f"The scheduler {name} cannot be suspended in mid-denoising; set pipe.scheduler to one of: "
-            f"{', '.join(SOLVERS)}, for example DDIMScheduler.from_config(pipe.scheduler.config), on the command line "
-            f"--scheduler ddim."
-        )
-    reason = SOLVERS[name].refusal(scheduler)
-    if reason is not None:
-        raise InputError(f"This {name} cannot be suspended in mid-denoising: {reason} (or by --scheduler).")
-    return SOLVERS[name]
+    if (reason := cut_refusal(scheduler)) is not None:
+        raise InputError(reason)
+    return SOLVERS[type(scheduler).__name__]
 
 
-def noise_levels(scheduler: Scheduler) -> list[float]:
-    """Noise over signal of the latents that go into each step of the present timesteps, falling from step to step.
-
-    As :func:`diffkit.parameterization.noise_over_signal`, by the scheduler's own ``sigmas`` where it keeps them. Pure
-    noise counts as :data:`diffkit.parameterization.PURE_NOISE`: it has no finite ratio.
-    """
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
-        levels = noise_over_signal(scheduler, scheduler.timesteps.long().cpu()).tolist()
-    elif is_flow(scheduler):
-        levels = [level / (1 - level) if level < 1 else PURE_NOISE for level in map(float, sigmas[:-1])]
-    else:
-        levels = [float(sigma) for sigma in sigmas[:-1]]
-    return [min(level, PURE_NOISE) for level in levels]
-
-
-def latent_coefficients(scheduler: Scheduler, step: int) -> Coefficients:
-    """Signal and noise, scalars, of the latents that go into a step of the present timesteps, as the loop carries them.
-
-    ``x = signal x0 + noise epsilon``, by the scheduler's own ``sigmas`` where it keeps them; the signal is 1 where it
-    scales latents for the denoiser.
-    """
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) != len(scheduler.timesteps) + 1:
-        return coefficients(scheduler, scheduler.timesteps[step].cpu())
-    sigma = torch.as_tensor(sigmas[step]).float().cpu()
-    if is_flow(scheduler):
-        return Coefficients(1 - sigma, sigma)
-    if solver_of(scheduler).unit_signal:
-        return Coefficients(torch.ones_like(sigma), sigma)
-    norm = (1 + sigma.square()).sqrt()
-    return Coefficients(1 / norm, sigma / norm)
-
-
-def blind_steps(scheduler: Scheduler, levels: Sequence[float]) -> tuple[int, ...]:
-    """Steps whose estimate of the clean latents is undefined: of predicted epsilon at pure noise.
+def draws_noise(scheduler: Scheduler, eta: float = 0.0) -> bool:
+    """Whether a scheduler that can be suspended adds noise while it denoises.
 
     Args:
-        levels: as :func:`noise_levels` returns them.
-    """
-    if is_flow(scheduler) or scheduler.config.get("prediction_type") != "epsilon":
-        return ()
-    return tuple(step for step, level in enumerate(levels) if level >= PURE_NOISE)
-
-
-def refuse_division_by_zero(scheduler: Scheduler, blind: Sequence[int]) -> None:
-    """Refuse a generation in which the scheduler divides by a signal of 0: all its images are NaN.
+        eta: DDIM's and TCD's share of noise.
 
     Raises:
-        InputError: epsilon is predicted, and the first step begins from pure noise.
+        InputError: see :func:`solver_of`.
     """
-    config = scheduler.config
-    clipped = config.get("clip_sample") or config.get("thresholding")
-    if blind and type(scheduler).__name__ in DIVIDING and not clipped:
-        raise InputError(
-            f"This {type(scheduler).__name__} begins from pure noise (zero terminal SNR), and the model predicts "
-            f"epsilon: its first step divides by zero and every image is NaN; set rescale_betas_zero_snr to False, "
-            f"timestep_spacing to leading, or prediction_type to v_prediction if the model was trained so."
-        )
+    noise = solver_of(scheduler).noise
+    if noise == "sde":
+        return str(scheduler.config.get("algorithm_type")).startswith("sde")
+    return eta > 0 if noise == "eta" else noise == "always"
 
 
 def split_state(state: State, rows: int) -> list[State]:

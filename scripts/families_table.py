@@ -1,7 +1,7 @@
-"""Write the table of families, which the code itself states, into docs/families.md.
+"""Write the tables of families and of schedulers, which the code itself states, into docs/families.md.
 
-python scripts/families_table.py            # rewrite the block between the markers
-python scripts/families_table.py --check    # exit 1 when it is out of date
+python scripts/families_table.py            # rewrite the blocks between the markers
+python scripts/families_table.py --check    # exit 1 when they are out of date
 """
 
 from __future__ import annotations
@@ -12,14 +12,31 @@ import sys
 from pathlib import Path
 
 from diffkit.families import FAMILIES, REFUSED_PIPELINES, Family
+from diffkit.families.base import DIFFUSION, FLOW, FLOW_NOISY
+from diffkit.scheduler_choice import SHORT_NAMES
+from diffkit.solvers import SOLVERS, Solver
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 HEAD = ("family", "pipeline class", "denoiser", "predicts", "schedulers", "text that is carried", "guidance", "refused")
+SCHEDULERS = (
+    "scheduler",
+    "`--scheduler`",
+    "method",
+    "models",
+    "calls in T steps",
+    "adds noise",
+    "refused settings",
+)
+GROUPS = {DIFFUSION: "all of diffusion", FLOW_NOISY: "all of flows", FLOW: "all of flows but FlowMatchLCM"}
+NOISE = {"never": "no", "always": "yes", "eta": "with `eta`", "sde": "with `algorithm_type=sde-dpmsolver++`"}
+#: PNDM repeats its second call; with a Runge-Kutta start, the first three steps take four calls each.
+CALLS = {"PNDMScheduler": "T + 1; T + 9 without `skip_prk_steps`"}
 
 
 def row(family: Family) -> tuple[str, ...]:
     """One line of the table."""
-    schedulers = ", ".join(name.removesuffix("Scheduler").replace("Discrete", "") for name in family.schedulers)
+    each = ", ".join(short(name) for name in family.schedulers)
+    schedulers = GROUPS.get(family.schedulers, each)
     carried = ", ".join(f"`{name}`" for name in ("prompt_embeds", *family.companions))
     if family.layout != "fixed":
         carried += ", texts of their own length"
@@ -35,12 +52,43 @@ def row(family: Family) -> tuple[str, ...]:
     )
 
 
+def short(name: str) -> str:
+    """A scheduler's class without the words that all have."""
+    return name.removesuffix("Scheduler").replace("Discrete", "")
+
+
+def scheduler_row(name: str, solver: Solver) -> tuple[str, ...]:
+    """One line of the table of schedulers."""
+    kinds = [kind for kind, names in (("diffusion", DIFFUSION), ("flow", FLOW_NOISY)) if name in names]
+    options = [option for option, (kind, settings) in SHORT_NAMES.items() if kind == name and len(settings) <= 2]
+    calls = CALLS.get(name, "T" if solver.calls_per_step == 1 else "2 T - 1")
+    refused = ", ".join(f"`{setting}`" for setting in solver.refused.split(", ") if setting)
+    return (
+        f"`{name}`",
+        ", ".join(f"`{option}`" for option in options),
+        solver.method,
+        ", ".join(kinds),
+        calls,
+        NOISE[solver.noise],
+        refused or "none",
+    )
+
+
+def scheduler_table() -> str:
+    """All schedulers whose denoising can be cut."""
+    return lines(SCHEDULERS, [scheduler_row(name, solver) for name, solver in SOLVERS.items()])
+
+
+def lines(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, tuple("---" for _ in head), *rows])
+
+
 def table() -> str:
     """All families, and the pipelines that are refused by name."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *(row(family) for family in FAMILIES)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     refused = [f"- `{name}`: {reason}." for name, reason in REFUSED_PIPELINES.items()]
-    return "\n".join([*lines, "", "Refused by name:", "", *refused])
+    families = lines(HEAD, [row(family) for family in FAMILIES])
+    return "\n".join([families, "", "Refused by name:", "", *refused])
 
 
 def main() -> None:
@@ -48,14 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    before = PAGE.read_text(encoding="utf-8")
-    block = table()
-    after = re.sub(
-        r"(<!-- families -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{block}\n{found[2]}",
-        before,
-        flags=re.DOTALL,
-    )
+    before = after = PAGE.read_text(encoding="utf-8")
+    for name, block in (("families", table()), ("schedulers", scheduler_table())):
+        after = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, block=block: f"{found[1]}{block}\n{found[2]}",
+            after,
+            flags=re.DOTALL,
+        )
     if check and before != after:
         sys.exit(f"{PAGE.name} is out of date: run 'python scripts/families_table.py'")
     if before != after:

@@ -27,10 +27,10 @@ from diffkit.lab.trio import training_trios
 from diffkit.latents import decode_latents
 from diffkit.loading import load_pipeline
 from diffkit.lookahead import ddim_step, extrapolated
+from diffkit.noise_levels import latent_coefficients
 from diffkit.parameterization import Coefficients, x0_of_output
 from diffkit.rewards import load_reward
 from diffkit.seeds import candidate_seed, generators
-from diffkit.solvers import latent_coefficients
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import kendall
 

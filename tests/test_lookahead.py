@@ -49,11 +49,13 @@ def test_a_step_between_noise_levels_is_eulers():
     torch.testing.assert_close(karras, x0 + 0.7 * noise + (0.2 - 0.7) * noise)
 
 
-def test_an_extrapolated_estimate_after_pure_noise_is_the_estimate():
+def test_an_extrapolated_estimate_after_pure_noise_or_at_one_level_is_the_estimate():
     x0, before = torch.ones(2), torch.zeros(2)
     levels = [Coefficients(torch.tensor(signal), torch.tensor(1 - signal)) for signal in (0.0, 0.3, 0.6)]
     assert torch.equal(extrapolated(x0, before, levels), x0)
-    assert (extrapolated(x0, before, [levels[1], levels[1], levels[2]]) > 1).all()
+    levels[0] = Coefficients(torch.tensor(0.1), torch.tensor(0.9))
+    assert (extrapolated(x0, before, levels) > 1).all()
+    assert torch.equal(extrapolated(x0, before, [levels[1], levels[1], levels[2]]), x0)  # as Heun's method makes them
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
-from tiny import tiny_pipeline
+from diffusers import (
+    DDIMParallelScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from tiny import NOISE, tiny_pipeline
 from tiny_families import family_pipeline
 from typer.testing import CliRunner
 
@@ -70,9 +75,23 @@ def test_a_flow_model_keeps_a_flow_scheduler():
     assert pipe.scheduler.config.shift == 2
 
 
+def test_schedulers_of_a_kind_replace_each_other():
+    """diffusers names no compatible ones for LCM, TCD and flows."""
+    pipe = tiny_pipeline()
+    for name, kind in (("lcm", "LCMScheduler"), ("tcd", "TCDScheduler"), ("dpmpp-2s", "DPMSolverSinglestepScheduler")):
+        put_scheduler(pipe, name)
+        assert type(pipe.scheduler).__name__ == kind
+        assert pipe.scheduler.config.beta_start == NOISE["beta_start"]
+    flow = family_pipeline("sd3")
+    put_scheduler(flow, "flow-heun")
+    assert (type(flow.scheduler).__name__, flow.scheduler.config.shift) == ("FlowMatchHeunDiscreteScheduler", 3.0)
+    with pytest.raises(InputError, match="choose one of: FlowMatch"):
+        put_scheduler(flow, "lcm")
+
+
 def test_a_scheduler_that_cannot_be_suspended_names_the_option():
     pipe = tiny_pipeline()
-    put_scheduler(pipe, "heun")
+    pipe.scheduler = DDIMParallelScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(InputError, match="--scheduler ddim"):
         solver_of(pipe.scheduler)
 

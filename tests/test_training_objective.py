@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import NOISE
 
+from diffkit.noise_levels import noise_levels
 from diffkit.parameterization import PURE_NOISE, predicted_x0
-from diffkit.solvers import noise_levels
 from diffkit.training_objective import draw_timesteps, noised
 
 CLEAN, NOISY = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)), torch.randn(3, 4, 5, 5)

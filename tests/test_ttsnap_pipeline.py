@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, HeunDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DDIMParallelScheduler, DiffusionPipeline, StableDiffusionPipeline
 from tiny import NOISE, tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
@@ -401,9 +401,9 @@ def test_bad_input_gets_a_sentence_before_anything_runs(options, sentence):
 
 def test_refuses_other_schedulers_and_pipelines():
     pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
-    pipe.scheduler = HeunDiscreteScheduler(**NOISE)
-    with pytest.raises(InputError, match="cannot be suspended"):
-        pipe(PROMPT, **OPTIONS)
+    pipe.scheduler = DDIMParallelScheduler(**NOISE)
+    with pytest.raises(InputError, match=r"DDIMParallelScheduler cannot be suspended.*schedule='' to try whole images"):
+        pipe(PROMPT, **OPTIONS, schedule="1:0.5")
     with pytest.raises(InputError, match="give reward="):
         TTSnapPipeline.from_pipe(tiny_pipeline())(PROMPT, **OPTIONS)
 

@@ -17,6 +17,7 @@ from diffkit.prompt_embeds import Embeds
 __all__ = [
     "DIFFUSION",
     "FLOW",
+    "FLOW_NOISY",
     "FLOW_SHIFTED",
     "Autoencoder",
     "Call",
@@ -44,14 +45,33 @@ Autoencoder: TypeAlias = Any  # a diffusers.AutoencoderKL or AutoencoderTiny
 
 DIFFUSION = (
     "DDIMScheduler",
+    "DDPMScheduler",
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
     "PNDMScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
 )
-FLOW = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
-FLOW_SHIFTED = FLOW[:2]  # where the pipeline tells the scheduler how far to shift the noise levels
+FLOW = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+#: Where the pipeline's loop hands its generator over, from which the noise of this one comes.
+FLOW_NOISY = (*FLOW, "FlowMatchLCMScheduler")
+#: Where the pipeline gives the scheduler its noise levels, or how far to shift them.
+FLOW_SHIFTED = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
 
 
 class Size(NamedTuple):
@@ -159,8 +179,8 @@ class Family:
         name: used in messages.
         pipeline: name of the stock class; its subclasses belong to the family too.
         denoiser: the pipeline's attribute that holds the denoiser.
-        schedulers: those that its pipeline works with and a search can cut; of the flow ones, UniPC and DPM++ with
-            ``use_flow_sigmas``.
+        schedulers: those that its pipeline works with and a search can cut; of a flow model, those that are not named
+            after flows with ``use_flow_sigmas``.
         encoded: the keywords of what ``encode_prompt`` returns for the positive prompt, by position; None for what is
             not carried. The keyword of the negative prompt is the same after ``negative_``.
         inputs: (pipeline, call) -> the denoiser's arguments, just as the pipeline's loop gives them.

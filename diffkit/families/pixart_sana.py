@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline, Size
+from diffkit.families.base import FLOW_NOISY, Call, Family, Inputs, Pipeline, Size
 
 __all__ = ["PIXART_SIGMA", "SANA"]
 
@@ -95,7 +95,7 @@ SANA = Family(
     denoiser="transformer",
     encoded=ENCODED,
     inputs=_inputs_sana,
-    schedulers=FLOW,
+    schedulers=FLOW_NOISY,
     output=lambda output, call: _first_half(output, call).float(),
     default_size=lambda pipe: Size(1024, 1024),
     multiple=lambda pipe: 32,

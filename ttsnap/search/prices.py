@@ -85,11 +85,12 @@ def time_prices(engine: Engine, size: int | None = None) -> Prices:
     """
     denoising = engine.denoising if size is None else replace(engine.denoising, micro_batch=size)
     size = denoising.micro_batch
+    calls = 1 if engine.plan.uncut is None else engine.plan.calls
     batch = [Candidate(index, 0, generator) for index, generator in enumerate(generators(range(size)))]
     took: list[float] = []
     for _ in range(2):
         marks = [time.perf_counter()]
-        done = run_segment(engine.pipe, batch, engine.conditioning, denoising, 0, 1, call=engine.call)
+        done = run_segment(engine.pipe, batch, engine.conditioning, denoising, 0, calls, call=engine.call)
         marks.append(time.perf_counter())
         latents = torch.cat([candidate.x0 for candidate in done if candidate.x0 is not None])
         images = engine.decode(latents, final=True).detach()
@@ -102,7 +103,8 @@ def time_prices(engine: Engine, size: int | None = None) -> Prices:
             engine.decode(latents, final=False)
             marks.append(time.perf_counter())
         took = [(after - before) / size for before, after in itertools.pairwise(marks)]
-        engine.ledger.calibration_calls += size
+        took[0] /= calls
+        engine.ledger.calibration_calls += size * calls
         engine.ledger.calibration_images += size
     call, decode, verify, *preview = took
     return Prices(call, decode, verify, preview=preview[0] if preview else None)

@@ -260,7 +260,7 @@ class Engine:
             StageTrace(
                 prompt=prompt,
                 step=step,
-                sigma=self.plan.sigmas[step],
+                sigma=self.plan.sigmas[step] if isfinite(self.plan.sigmas[step]) else None,
                 candidates=[alive[row].index for row in rows],
                 seeds=[alive[row].seed for row in rows],
                 scores=[look.scores[row] if isfinite(look.scores[row]) else None for row in rows],

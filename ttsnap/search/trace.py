@@ -23,7 +23,8 @@ class StageTrace:
     Attributes:
         prompt: index of the prompt.
         step: index of the step after which the look came; the last step for the final scores.
-        sigma: noise level, noise over signal, of the latents that went into that step.
+        sigma: noise level, noise over signal, of the latents that went into that step; None where the scheduler is not
+            known, with which only whole images are tried.
         candidates: indices of the candidates looked at.
         seeds: their seeds, None for a generator of the user's that was not fresh.
         scores: their scores, None where the image could not be scored.
@@ -40,7 +41,7 @@ class StageTrace:
 
     prompt: int
     step: int
-    sigma: float
+    sigma: float | None
     candidates: list[int]
     seeds: list[int | None]
     scores: list[float | None]

@@ -21,6 +21,7 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.seeds import candidate_seed, generators
 from diffkit.segments import Candidate
+from diffkit.solvers import draws_noise
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable
 from ttsnap.search.noise import Recipe
@@ -108,11 +109,7 @@ class Particles:
 
 def is_stochastic(engine: Engine) -> bool:
     """Whether the sampler adds noise while it denoises."""
-    scheduler = engine.pipe.scheduler
-    name = type(scheduler).__name__
-    if name == "DDIMScheduler":
-        return engine.denoising.eta > 0
-    return name == "EulerAncestralDiscreteScheduler" or str(scheduler.config.get("algorithm_type")).startswith("sde")
+    return draws_noise(engine.pipe.scheduler, engine.denoising.eta)
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class FKSteering:
         """Refuse a deterministic sampler, and looks where there is nothing to see.
 
         Raises:
-            InputError: the sampler adds no noise, or a look comes after a blind step.
+            InputError: the sampler adds no noise or cannot be cut, or a look comes after a blind step.
         """
         if not is_stochastic(engine):
             raise InputError(

@@ -45,7 +45,7 @@ class Halving:
         best: tuple[PruningSchedule, int] | None = None
         for looks in range(int(math.log2(engine.plan.calls)) + 1):
             schedule = halving_schedule(looks, engine.plan.calls)
-            if set(schedule.steps) & set(engine.plan.blind):
+            if schedule.steps and (engine.plan.uncut or set(schedule.steps) & set(engine.plan.blind)):
                 break
             try:
                 n = affordable(engine, limit, schedule, at_least=engine.winners)
