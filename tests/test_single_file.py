@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from diffkit.cli import app
 from diffkit.errors import InputError
 from diffkit.loading import check_model, load_pipeline, model_checksum
+from ttsnap import TTSnapPipeline
 
 #: Names in diffusers -> in the checkpoints of the latent-diffusion repository, for one layer a block.
 UNET = [
@@ -88,6 +89,16 @@ def test_it_is_loaded_with_the_settings_of_a_folder_and_its_own_weights(checkpoi
             torch.testing.assert_close(loaded[name], value, msg=f"{part}.{name} differs")
     assert type(pipe.scheduler) is type(wanted.scheduler)
     assert model_checksum(file, config=family) not in (None, model_checksum(file))
+
+
+def test_a_search_pipeline_loads_it_too(checkpoint):
+    pipe = TTSnapPipeline.from_single_file(checkpoint[0], config=checkpoint[1], reward=lambda images, prompts: [0.0])
+    stock = load_pipeline(checkpoint[0], config=checkpoint[1], device="cpu", dtype="float32")
+    for name, weight in stock.unet.state_dict().items():
+        assert torch.equal(pipe.unet.state_dict()[name], weight)
+    assert isinstance(pipe, TTSnapPipeline)
+    with pytest.raises(InputError, match="holds no settings and tokenizers"):
+        TTSnapPipeline.from_single_file(checkpoint[0])
 
 
 def test_without_settings_it_says_what_to_give(checkpoint):

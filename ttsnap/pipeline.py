@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL.Image import Image
 from torch import Tensor
@@ -23,11 +24,10 @@ from torch import Tensor
 from diffkit.copy_guard import CopyGuard, CopyGuardLike, load_copy_guard
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
-from diffkit.families.base import stock_default
 from diffkit.image_filters import has_safety_checker, unfiltered
 from diffkit.latents import decoded_latents
 from diffkit.ledger import Cost, Ledger
-from diffkit.loading import LOADING_ERRORS, first_line, model_class, quietly, resolve_model
+from diffkit.loading import LOADING_ERRORS, first_line, load_pipeline, model_class, quietly, resolve_model
 from diffkit.micro_batch import is_out_of_memory
 from diffkit.model_folder import ModelFolder
 from diffkit.rewards import load_reward
@@ -40,13 +40,22 @@ from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
 from ttsnap.search.image_inputs import control_images
 from ttsnap.search.noise import Noise, Recipe
-from ttsnap.search.pipeline_kwargs import as_stock_orders, check_sides, search_class, sort_keywords
+from ttsnap.search.pipeline_class import (
+    PickledPart,
+    call_default,
+    call_keywords,
+    made_again,
+    search_class,
+    stock_ancestor,
+)
+from ttsnap.search.pipeline_kwargs import check_sides, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
 from ttsnap.search.prompts import check_words, read_prompts, take_embeds
 from ttsnap.search.registry import INDEX_SEARCHES, load_search
 from ttsnap.search.request import Request, SearchResult
 from ttsnap.search.session import StageTrace, Winner
+from ttsnap.search.stock_tuple import StockTuple
 from ttsnap.search.strategies.base import Strategy
 
 __all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
@@ -120,6 +129,20 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     schedule: PruningSchedule | None = None
     copy_guard: CopyGuard | None = None
     _trials: Trials | None = None
+    _no_reward: str | None = None
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """An object of a stock class too.
+
+        Raises:
+            InputError: of this class alone, which does not say which stock class is meant.
+        """
+        if not issubclass(cls, DiffusionPipeline):
+            raise InputError(
+                f"A {cls.__name__} is made of a stock pipeline: {cls.__name__}.from_pipe(StableDiffusionPipeline("
+                f"**components), reward=...), or the class of its family; or {cls.__name__}.from_pretrained(...)."
+            )
+        return cast("Self", super().__new__(cls))
 
     @classmethod
     def from_pretrained(
@@ -167,6 +190,36 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         pipe.preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
         pipe.copy_guard = None if copy_guard is None else load_copy_guard(copy_guard, pipe)
         return pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        reward: RewardLike | None = None,
+        schedule: PruningSchedule | str | Path | None = None,
+        preview_vae: Autoencoder | str | Path | None = None,
+        copy_guard: CopyGuardLike | None = None,
+        **components: Any,
+    ) -> Self:
+        """Load a checkpoint in one ``.safetensors`` file, such as the model sites share.
+
+        Args:
+            config: a folder or hub id with the settings and tokenizers of its family; by default the hub id that
+                diffusers knows for it.
+            reward, schedule, preview_vae, copy_guard: as in :meth:`from_pretrained`.
+            components: to replace, as in diffusers.
+
+        Raises:
+            InputError: no such file, another format, or a model of no known family.
+        """
+        precision = str(dtype).removeprefix("torch.")
+        stock = load_pipeline(path, dtype=precision, device="cpu", config=config)
+        return cls.from_pipe(
+            stock, reward=reward, schedule=schedule, preview_vae=preview_vae, copy_guard=copy_guard, **components
+        )
 
     @classmethod
     def from_pipe(
@@ -228,10 +281,30 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a stock folder, which diffusers loads without this package; the reward is not part of it."""
-        stock: Any = next(base for base in type(self).__mro__ if not issubclass(base, TTSnapPipeline))
+        stock = self._stock_class
         own: Any = stock.__new__(stock)
         vars(own).update(vars(self))
         own.save_pretrained(save_directory, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """As the stock pipeline pickles: its parts and its class's name. The reward too, where it can be pickled."""
+        made_of = vars(type(self)).get("_made_of")
+        parts = {**vars(self), "reward": PickledPart(self.reward), "_trials": Trials()}
+        return made_again, (type(self) if made_of is None else None, made_of), parts
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        """Fill an empty pipeline with what :meth:`__reduce_ex__` has written."""
+        kept = parts["reward"]
+        self.__dict__.update({**parts, "reward": kept.part, "_no_reward": kept.why})
+
+    def __repr__(self) -> str:
+        """As the stock pipeline's, with the name of this class before it."""
+        return f"TTSnapPipeline of {super().__repr__()}"
+
+    @property
+    def _stock_class(self) -> Any:
+        """The stock class, or a class derived from it, that this pipeline would be of without the search."""
+        return stock_ancestor(type(self), TTSnapPipeline)
 
     @property
     def _stock_call(self) -> Callable[..., Any]:
@@ -239,7 +312,6 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         call: Callable[..., Any] = super().__call__
         return call
 
-    @as_stock_orders
     @torch.no_grad()
     def __call__(
         self,
@@ -273,7 +345,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
         **keywords: object,
-    ) -> TTSnapPipelineOutput | tuple[object, list[bool] | None]:
+    ) -> TTSnapPipelineOutput | StockTuple:
         """Search the best images of each prompt.
 
         Positional arguments stand in the order of the family's stock pipeline.
@@ -316,7 +388,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
                 part of the candidates, dealt anew after every cut.
             previews: keep the decoded estimates of every look in the trace.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
-            return_dict: False gives ``(images, nsfw_content_detected)``, as in diffusers.
+            return_dict: False gives the family's own tuple: ``(images, nsfw_content_detected)`` where its pipeline can
+                have a safety checker, else ``(images,)``. The whole output is the tuple's attribute ``search``.
             keywords: further keyword arguments of the family's own call: ``prompt_2``, ``true_cfg_scale``,
                 ``clip_skip``, ``cross_attention_kwargs`` and so on; None is the stock pipeline's default. Instead of
                 a prompt, ``prompt_embeds`` and what the family takes beside it, one row for each prompt.
@@ -327,7 +400,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         """
         family = family_of(self)
         embeds = take_embeds(family, keywords)
-        extra, encoding = sort_keywords(family, keywords)
+        stock = self._stock_class
+        extra, encoding = sort_keywords(family, keywords, call_keywords(stock))
         prompts = read_prompts(family, prompt, negative_prompt, embeds, encoding, reward_prompts)
         check_sides(family, height, width)
         own: list[dict[str, object]] = []
@@ -337,7 +411,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             own = [{family.control: image} for image in images]
         if len(own) == 1:
             extra |= own.pop()
-        steps = stock_default(family, "num_inference_steps") if num_inference_steps is None else num_inference_steps
+        steps = call_default(stock, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         if index is not None and not (isinstance(search, str) and search in INDEX_SEARCHES):
             raise InputError(f"index is for the searches {', '.join(INDEX_SEARCHES.names())}; name one with search.")
         pruning = load_schedule(self.schedule if schedule is None else schedule)
@@ -345,7 +419,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         guard = self.copy_guard if copy_guard is None else copy_guard
         config = SearchConfig(
             num_inference_steps=steps,
-            guidance_scale=stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale,
+            guidance_scale=call_default(stock, "guidance_scale") if guidance_scale is None else guidance_scale,
             schedule=pruning,
             num_candidates=num_candidates,
             budget=budget,
@@ -382,7 +456,10 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         with exclusive(self), unfiltered(self) if output_type == "latent" else nullcontext():  # latents are not checked
             result = self.carry_out(request)
         output = self._output(result, output_type)
-        return output if return_dict else (output.images, output.nsfw_content_detected)
+        if return_dict:
+            return output
+        checked = "safety_checker" in self.components
+        return StockTuple((output.images, output.nsfw_content_detected) if checked else (output.images,), output)
 
     def prepare(self, request: Request) -> None:
         """Check a search and count its prices, so that :meth:`carry_out` need not; nothing is denoised.
@@ -410,7 +487,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         if reward is not None:
             return load_reward(reward)
         if self.reward is None:
-            raise InputError("There is no reward to choose by; give reward=, for example reward='lab'.")
+            left_out = f" (the one it had could not be pickled: {self._no_reward})" if self._no_reward else ""
+            raise InputError(f"There is no reward to choose by{left_out}; give reward=, for example reward='lab'.")
         return self.reward
 
     def _output(self, result: SearchResult, output_type: str) -> TTSnapPipelineOutput:

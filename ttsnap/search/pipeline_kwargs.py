@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.families import Family, Pipeline, family_of, stock_class
+from diffkit.families import Family, stock_class
 from diffkit.families.base import keywords_of
 
-__all__ = ["Keywords", "as_stock_orders", "check_sides", "search_class", "sort_keywords"]
+__all__ = ["Keywords", "check_sides", "sort_keywords"]
 
-R = TypeVar("R")
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
     "timesteps": "the steps to look at are planned from num_inference_steps",
@@ -31,32 +29,6 @@ class Keywords(NamedTuple):
     encoding: dict[str, object]
 
 
-@functools.cache
-def search_class(mixin: Any, stock: Any) -> Any:
-    """The class that is both: ``mixin`` first, whose call searches, then the stock pipeline's class."""
-    if issubclass(stock, mixin):
-        return stock
-    return type(f"TTSnap{stock.__name__}", (mixin, stock), {"__module__": mixin.__module__, "__doc__": mixin.__doc__})
-
-
-def as_stock_orders(call: Callable[..., R]) -> Callable[..., R]:
-    """A call whose positional arguments stand in the order of the stock pipeline: ``prompt, image, height``."""
-
-    @functools.wraps(call)
-    def ordered(pipe: Pipeline, *positional: object, **keywords: object) -> R:
-        family = family_of(pipe)
-        names = list(keywords_of(stock_class(family)))[: len(positional)]
-        if len(positional) > len(names):
-            raise InputError(
-                f"{family.pipeline} takes at most {len(names)} positional arguments, got {len(positional)}."
-            )
-        if doubled := [name for name in names if name in keywords]:
-            raise InputError(f"{doubled[0]} is given twice, by its position and by its name.")
-        return call(pipe, **dict(zip(names, positional, strict=True)), **keywords)
-
-    return ordered
-
-
 def check_sides(family: Family, height: int | None, width: int | None) -> None:
     """Refuse one side of the image alone where the stock pipeline would ignore it.
 
@@ -67,13 +39,18 @@ def check_sides(family: Family, height: int | None, width: int | None) -> None:
         raise InputError(f"{family.pipeline} ignores a height or width that stands alone; give both.")
 
 
-def sort_keywords(family: Family, given: Mapping[str, object]) -> Keywords:
+def sort_keywords(
+    family: Family, given: Mapping[str, object], accepted: Mapping[str, object] | None = None
+) -> Keywords:
     """Sort the further keyword arguments of a search; what is None counts as not given.
+
+    Args:
+        accepted: the keywords of the pipeline's call; the family's own when None.
 
     Raises:
         InputError: the family's pipeline knows no such keyword, or a search cannot carry it.
     """
-    accepted = keywords_of(stock_class(family))
+    accepted = keywords_of(stock_class(family)) if accepted is None else accepted
     sorted_ = Keywords({}, {})
     for name, value in given.items():
         if name not in accepted and name not in family.encoding:
