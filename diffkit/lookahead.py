@@ -112,6 +112,7 @@ def look_ahead(
 
     Raises:
         InputError: the candidates are not in mid-denoising, or fewer calls than that are left.
+        DenoisingInterrupted: ``pipe._interrupt`` was set before the last call.
     """
     check_pipeline(pipe, denoising.extra, denoising.size)
     behind = {candidate.step for candidate in candidates}
@@ -132,8 +133,9 @@ def look_ahead(
             report = functools.partial(_report, on_step, len(batch), padding)
             rows = [*batch, *[batch[-1]] * padding]
             estimate = torch.cat([row.x0 for row in rows if row.x0 is not None]).to(pipe._execution_device)
-            with _jumping(pipe, steps, (estimate, before), report):
+            with _jumping(pipe, steps, (estimate, before), report) as view:
                 latents, _ = run_loop(pipe, rows, conditioning, denoising, call or pipe)
+                view.check_complete(pipe)
             estimates += [latents[row : row + 1].clone() for row in range(len(batch))]
     return estimates
 
@@ -157,11 +159,11 @@ def _jumping(
     steps: Sequence[int],
     estimate: tuple[Tensor, Coefficients],
     report: Callable[[Tensor], None],
-) -> Iterator[None]:
+) -> Iterator[Window]:
     """The scheduler shows the big steps only, and its ``step`` leads from each to the next, from the last to x0."""
     with window(pipe, steps[0], None, {}, report) as view:
         view.scheduler.__class__ = _jumping_class(type(view.scheduler), view, steps, estimate)
-        yield
+        yield view
 
 
 def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: tuple[Tensor, Coefficients]) -> type:

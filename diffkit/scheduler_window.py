@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler
+from diffkit.interruption import DenoisingInterrupted
 from diffkit.solvers import UNCUT, Solver, State, StepCall, solver_of
 
 __all__ = ["Window", "exclusive", "scheduler_copy", "window"]
@@ -75,6 +76,15 @@ class Window:
         """Show all steps again; so does whatever was made of the copy meanwhile."""
         self.open, self.start, self.stop, self.carried = False, 0, None, {}
         self.scheduler.__class__ = self.base
+
+    def check_complete(self, pipe: Pipeline) -> None:
+        """Refuse what a loop has left that made fewer steps than it was shown.
+
+        Raises:
+            DenoisingInterrupted: see there.
+        """
+        if self.steps < len(self.scheduler.timesteps):
+            raise DenoisingInterrupted(pipe)
 
     def check_thread(self) -> None:
         """Refuse another thread than the one that runs the segment.

@@ -26,6 +26,7 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
+from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
 from diffkit.scheduler_window import exclusive, scheduler_copy, window
 from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
@@ -240,6 +241,7 @@ def run_segment(
     Raises:
         InputError: the pipeline or its scheduler cannot be suspended, or a candidate is not at ``start``. A denoising
             that is not cut, from 0 to its end, may have any scheduler, unless there is ``on_estimate``.
+        DenoisingInterrupted: ``pipe._interrupt`` was set before all were at ``stop``.
     """
     check_pipeline(pipe, denoising.extra, denoising.size)
     if not 0 <= start < stop:
@@ -253,6 +255,8 @@ def run_segment(
     done: list[Candidate] = []
     with exclusive(pipe), quiet(pipe):
         for batch in micro_batches(candidates, denoising, conditioning):
+            if done and is_interrupted(pipe):
+                raise DenoisingInterrupted(pipe)
             taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
             done += _run_batch(pipe, batch, conditioning, denoising, part, call or pipe, taps)
     return done
@@ -325,6 +329,7 @@ def _run_batch(
     report = functools.partial(taps.report, itertools.count(start))
     with window(pipe, start, stop, state, report, solver) as windowed:
         result, generators = run_loop(pipe, rows, conditioning, denoising, call)
+        windowed.check_complete(pipe)
         states = split_state(windowed.state(), len(batch))
     if windowed.x0 is None:
         raise InputError(f"The denoising has only {start} steps; there is no step {start} to run.")

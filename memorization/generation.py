@@ -15,6 +15,7 @@ from diffkit.families import default_size, family_of
 from diffkit.families.base import stock_default
 from diffkit.finite import NOT_FINITE, finite_rows
 from diffkit.image_filters import unfiltered
+from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.latents import decode_latents, encode_images
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
@@ -89,16 +90,30 @@ def call_arguments(
     }
 
 
-def stopping(pipe: DiffusionPipeline, steps: int | None) -> dict[str, Any]:
-    """Keyword arguments that end a generation after ``steps`` steps, where the pipeline takes a step callback."""
+def generated_latents(pipe: DiffusionPipeline, arguments: dict[str, Any], steps: int | None = None) -> Tensor:
+    """Latents of one call of the pipeline.
+
+    Args:
+        arguments: of the call, as :func:`call_arguments` gives them.
+        steps: the generation ends after so many, where the pipeline takes a step callback.
+
+    Raises:
+        DenoisingInterrupted: somebody else has stopped it.
+    """
+    reached = False
 
     def stop(pipe: DiffusionPipeline, index: int, _timestep: Tensor, _kwargs: dict[str, Any]) -> dict[str, Any]:
+        nonlocal reached
         if steps is not None and index + 1 >= steps:
-            pipe._interrupt = True  # the pipeline's own switch; its next call resets it
+            reached = pipe._interrupt = True  # the pipeline's own switch; its next call resets it
         return {}
 
     keywords = inspect.signature(type(pipe).__call__).parameters
-    return {"callback_on_step_end": stop} if "callback_on_step_end" in keywords else {}
+    callback = {"callback_on_step_end": stop} if "callback_on_step_end" in keywords else {}
+    latents: Tensor = pipe(**arguments, output_type="latent", **callback).images
+    if is_interrupted(pipe) and not reached:
+        raise DenoisingInterrupted(pipe)
+    return latents
 
 
 @torch.no_grad()
@@ -126,6 +141,7 @@ def generate(
 
     Raises:
         InputError: the denoiser has a step cache, by which a row would depend on the others.
+        DenoisingInterrupted: ``pipe._interrupt`` was set meanwhile.
     """
     refuse_step_caches(pipe)
     size = sampling.micro_batch
@@ -149,6 +165,8 @@ def _call(
 ) -> tuple[Tensor, Tensor | None]:
     with unfiltered(pipe), nullcontext([]) if detector is None else detector.record(pipe) as recorded:
         images = pipe(**arguments, output_type="pt").images.float().cpu()
+    if is_interrupted(pipe):
+        raise DenoisingInterrupted(pipe)
     if detector is None:
         return images, None
     return images, detector.score(recorded)

@@ -8,8 +8,8 @@ winner's image is the one that the stock pipeline makes from its seed alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -21,6 +21,7 @@ from diffusers.utils import BaseOutput
 from PIL.Image import Image
 from torch import Tensor
 
+from diffkit.conditioning import latent_shape
 from diffkit.copy_guard import CopyGuard, CopyGuardLike, load_copy_guard
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, family_of
@@ -39,6 +40,7 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
 from ttsnap.search.image_inputs import control_images
+from ttsnap.search.interruption import places, with_gaps
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.pipeline_class import (
     PickledPart,
@@ -85,6 +87,10 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         similarities: the winners' highest similarities to a forbidden picture; None without a copy guard.
         held_out: the winners' scores by each held-out reward, by its name; None without any.
         spent: what each prompt cost.
+        interrupted: whether the search was stopped by ``pipe._interrupt = True``, from a hook, a thread or a user
+            interface. What was finished is here as always. An image that is missing is None, or NaN in an array or
+            tensor, and its reward NaN; in its place ``seeds`` has the best seed so far (by the last look; without one,
+            the first), which the stock pipeline draws, or None. The ledger has the calls that ran.
 
     Example:
         >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
@@ -94,7 +100,7 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         (True, 8, [3])
     """
 
-    images: list[Image] | np.ndarray[Any, Any] | Tensor
+    images: list[Image] | list[Image | None] | np.ndarray[Any, Any] | Tensor
     seeds: list[int | None]
     rewards: list[float]
     trace: list[StageTrace]
@@ -104,6 +110,7 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     similarities: list[float] | None = None
     held_out: list[dict[str, float]] | None = None
     spent: list[Cost] | None = None
+    interrupted: bool = False
 
 
 #: Attributes of a pipeline that one with replaced components keeps.
@@ -130,6 +137,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     copy_guard: CopyGuard | None = None
     _trials: Trials | None = None
     _no_reward: str | None = None
+    _searches: int = 0
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         """An object of a stock class too.
@@ -276,6 +284,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         else:
             pipe = target.__new__(target)
             vars(pipe).update(vars(pipeline))
+            vars(pipe).pop("_searches", None)  # those of the other one
         pipe._trials = Trials()
         return cast("Self", pipe)
 
@@ -289,7 +298,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """As the stock pipeline pickles: its parts and its class's name. The reward too, where it can be pickled."""
         made_of = vars(type(self)).get("_made_of")
-        parts = {**vars(self), "reward": PickledPart(self.reward), "_trials": Trials()}
+        parts = {**vars(self), "reward": PickledPart(self.reward), "_trials": Trials(), "_searches": 0}
         return made_again, (type(self) if made_of is None else None, made_of), parts
 
     def __setstate__(self, parts: dict[str, Any]) -> None:
@@ -305,6 +314,29 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     def _stock_class(self) -> Any:
         """The stock class, or a class derived from it, that this pipeline would be of without the search."""
         return stock_ancestor(type(self), TTSnapPipeline)
+
+    @property
+    def _interrupt(self) -> bool:
+        """diffusers' switch to stop. Every part of a search is a stock call, which begins with False; here a stop holds
+        until the search has ended."""
+        return bool(vars(self).get("_interrupt", False))
+
+    @_interrupt.setter
+    def _interrupt(self, stop: bool) -> None:
+        if stop or not self._searches:
+            self.__dict__["_interrupt"] = bool(stop)
+
+    @contextmanager
+    def _searching(self) -> Iterator[None]:
+        """The pipeline for this search alone, which nobody has stopped yet."""
+        with exclusive(self):
+            if not self._searches:
+                self._interrupt = False
+            self.__dict__["_searches"] = self._searches + 1
+            try:
+                yield
+            finally:
+                self.__dict__["_searches"] = self._searches - 1
 
     @property
     def _stock_call(self) -> Callable[..., Any]:
@@ -455,7 +487,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
         with exclusive(self), unfiltered(self) if output_type == "latent" else nullcontext():  # latents are not checked
             result = self.carry_out(request)
-        output = self._output(result, output_type)
+        output = self._output(result, output_type, config)
         if return_dict:
             return output
         checked = "safety_checker" in self.components
@@ -478,7 +510,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             InputError: bad input, before anything is denoised.
             ScoringError: too few candidates could be scored.
         """
-        with exclusive(self):
+        with self._searching():
             result = request.carry_out(self, self._stock_call, self._trials)
             self.maybe_free_model_hooks()
         return result
@@ -491,22 +523,30 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             raise InputError(f"There is no reward to choose by{left_out}; give reward=, for example reward='lab'.")
         return self.reward
 
-    def _output(self, result: SearchResult, output_type: str) -> TTSnapPipelineOutput:
-        winners = [winner for prompt in result.winners for winner in prompt]
+    def _output(self, result: SearchResult, output_type: str, config: SearchConfig) -> TTSnapPipelineOutput:
+        listed = places(result.winners, result.leading, config.winners)
+        winners = [place.winner for place in listed]
+        drawn = [winner for winner in winners if winner is not None]
+        images = self._images(drawn, result.ledger, output_type) if drawn else _no_images(output_type)
+        size = config.size(self)
+        shapes = {"np": (*size, 3), "pt": (3, *size), "latent": latent_shape(self, size)}
         checked = has_safety_checker(self) and output_type != "latent"
         return TTSnapPipelineOutput(
-            images=self._images(winners, result.ledger, output_type),
-            seeds=[winner.candidate.seed for winner in winners],
-            recipes=[winner.recipe for winner in winners],
-            rewards=[winner.score for winner in winners],
+            images=with_gaps(images, listed, shapes.get(output_type, ())),
+            seeds=[place.seed for place in listed],
+            recipes=[None if winner is None else winner.recipe for winner in winners],
+            rewards=[math.nan if winner is None else winner.score for winner in winners],
             trace=result.trace,
             ledger=result.ledger,
             spent=result.spent,
-            nsfw_content_detected=[winner.flagged for winner in winners] if checked else None,
+            nsfw_content_detected=[winner is not None and winner.flagged for winner in winners] if checked else None,
             similarities=None
             if result.ledger.guard is None
-            else [math.nan if winner.similarity is None else winner.similarity for winner in winners],
-            held_out=[dict(winner.held_out) for winner in winners if winner.held_out is not None] or None,
+            else [math.nan if winner is None or winner.similarity is None else winner.similarity for winner in winners],
+            held_out=[dict((winner and winner.held_out) or {}) for winner in winners]
+            if any(winner.held_out is not None for winner in drawn)
+            else None,
+            interrupted=result.interrupted,
         )
 
     def _images(
@@ -530,3 +570,9 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             return images.to(self._execution_device, self.vae.dtype)
         shown = self.image_processor.postprocess(images, output_type, [False] * len(images))
         return shown
+
+
+def _no_images(output_type: str) -> list[Image] | np.ndarray[Any, Any] | Tensor:
+    if output_type == "pil":
+        return []
+    return np.zeros(0, np.float32) if output_type == "np" else torch.zeros(0)

@@ -14,7 +14,7 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.families import Pipeline
 from memorization.detection.base import Need
 from memorization.detection.denoiser_queries import DenoiserBatch, batches, in_batches
-from memorization.generation import call_arguments, is_guided, stopping
+from memorization.generation import call_arguments, generated_latents, is_guided
 from memorization.text_embeddings import Embedded
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def denoise(pipe: Pipeline, batch: DenoiserBatch, sampling: Sampling, *, steps: 
     (B, C, h, w), or packed as the pipeline's loop has them.
     """
     arguments = call_arguments(pipe, batch.conditional, batch.unconditional, batch.seeds, sampling)
-    latents: Tensor = pipe(**arguments, output_type="latent", **stopping(pipe, steps)).images
-    return latents
+    return generated_latents(pipe, arguments, steps)
 
 
 def require_guidance(name: str, pipe: Pipeline, sampling: Sampling) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from diffkit.errors import InputError
 from diffkit.families import family_of
 from diffkit.prompt_embeds import Embeds
-from memorization.generation import Sampling, call_arguments, is_guided, stopping
+from memorization.generation import Sampling, call_arguments, generated_latents, is_guided
 from memorization.mitigation.layers import Mask
 from memorization.text_embeddings import Embedded, as_embeds, empty_text
 
@@ -163,7 +163,7 @@ def _denoise(
         sampling = sampling._replace(guidance_scale=min(guidance, 1.0))
     unconditional = negative.to(pipe.device, pipe.dtype).expand(len(rows))
     arguments = call_arguments(pipe, rows.to(pipe.device, pipe.dtype), unconditional, [seed] * len(rows), sampling)
-    pipe(**arguments, output_type="latent", **stopping(pipe, timesteps))
+    generated_latents(pipe, arguments, timesteps)
 
 
 def root_mean_square(norms: Norms) -> Norms:

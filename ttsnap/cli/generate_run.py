@@ -18,6 +18,7 @@ from diffkit.console import is_quiet, say
 from diffkit.copy_guard import is_guarded
 from diffkit.errors import ScoringError
 from diffkit.image_filters import FLAGGED
+from diffkit.interruption import DenoisingInterrupted
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.option_values import read_names
@@ -189,6 +190,8 @@ def _search(
             return [searched for parts in alone for searched in parts]
         return [_Searched({"prompt": prompts[unit[0]], "error": str(error), "winners": []}, [], {})]
     out = cast("TTSnapPipelineOutput", result)  # return_dict
+    if out.interrupted:
+        raise DenoisingInterrupted(pipe, "the run can be resumed by the same command")
     parts = [_part(out, place, config["winners"]) for place in range(len(unit))]
     searched = [_searched(prompts[index], part) for index, part in zip(unit, parts, strict=True)]
     if "group" in config:

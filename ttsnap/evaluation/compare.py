@@ -18,6 +18,7 @@ from diffkit.copy_guard import CopyGuardLike
 from diffkit.errors import ScoringError
 from diffkit.families import Autoencoder, Pipeline
 from diffkit.image_filters import unfiltered
+from diffkit.interruption import DenoisingInterrupted
 from diffkit.lab import judge
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
@@ -113,6 +114,8 @@ class _Bench:
                 base = {"search": task.contender.label, "index": task.first, "prompt": self.prompts[task.first]}
                 return [({**base, "error": str(error)}, None)]
             return [self.run(_Task(task.contender, at, at + 1))[0] for at in range(task.first, task.stop)]
+        if result.interrupted:
+            raise DenoisingInterrupted(self.pipe, "the run can be resumed by the same command")
         return [self._item(result, task, place) for place in range(task.stop - task.first)]
 
     def _item(self, result: SearchResult, task: _Task, place: int) -> tuple[dict[str, Any], Tensor]:

@@ -47,7 +47,7 @@ def score_held_out(
     """The winners of each prompt with the held-out rewards' scores, NaN where one cannot score an image."""
     scored = [list(best) for best in winners]
     with ledger.clock("held_out"):
-        for best in scored:
+        for best in filter(None, scored):
             images = torch.stack([winner.image for winner in best])
             texts = [prompts[winner.candidate.prompt] for winner in best]
             columns = {reward.name: score_checked(reward, images, texts).values.tolist() for reward in rewards}
@@ -62,7 +62,7 @@ def with_held_out(trace: Sequence[StageTrace], winners: Sequence[Sequence[Winner
     """The trace with the held-out scores of each prompt's winners in the prompt's last look."""
     last = {look.prompt: place for place, look in enumerate(trace)}
     noted = list(trace)
-    for best in winners:
+    for best in filter(None, winners):
         place = last[best[0].candidate.prompt]
         scores: dict[str, dict[int, float | None]] = {}
         for winner in best:

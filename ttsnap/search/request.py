@@ -18,7 +18,8 @@ from diffkit.families import Pipeline, family_of
 from diffkit.flops import pipeline_flops
 from diffkit.given_embeds import given_count, has_embeds
 from diffkit.image_filters import check_safety_checker
-from diffkit.ledger import Cost, Ledger
+from diffkit.interruption import DenoisingInterrupted
+from diffkit.ledger import NOTHING, Cost, Ledger
 from diffkit.rewards.base import Reward
 from diffkit.segments import Plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -38,13 +39,19 @@ DEFAULT_CANDIDATES = 16
 
 
 class SearchResult(NamedTuple):
-    """Winners of each prompt, best first; all looks; what it cost, in all and for each prompt; further facts."""
+    """Winners of each prompt, best first; all looks; what it cost, in all and for each prompt; further facts.
+
+    An ``interrupted`` search has the images that were finished; ``leading`` are each prompt's seeds, the best so far
+    first, which the stock pipeline draws.
+    """
 
     winners: list[list[Winner]]
     trace: list[StageTrace]
     ledger: Ledger
     spent: list[Cost]
     notes: dict[str, object]
+    interrupted: bool = False
+    leading: Sequence[list[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -98,21 +105,33 @@ class Request:
         self.strategy.check(engine)
         if self.config.share:
             engine.noise = self.noise.agreed()
-        limit = self._limit(engine, began)
-        with engine.pipe.progress_bar(total=self._most_calls(engine, limit)) as bar:
-            engine.advance, engine.expect = bar.update, bar.reset
-            winners = self.strategy.run(engine, limit)
+        interrupted = False
+        try:
+            winners = self._run(engine, began)
+        except DenoisingInterrupted:
+            interrupted, winners = True, engine.stopped()
         tried = len({(look.prompt, index) for look in engine.trace for index in look.candidates})
         engine.ledger.without_pruning = PruningSchedule().cost(tried, engine.plan.calls)
-        if tried == len(self.prompts):
+        if tried == len(self.prompts) and not interrupted:
             engine.noise.advance([best[0].candidate for best in winners])
         self._settle(engine.ledger, began)
-        spent = [engine.spent[prompt] for prompt in range(len(self.prompts))]
+        spent = [engine.spent.get(prompt, NOTHING) for prompt in range(len(self.prompts))]
         trace = engine.trace
         if self.held_out:
             winners = score_held_out(self.held_out, winners, self.reward_prompts, engine.ledger)
             trace = with_held_out(trace, winners)
-        return SearchResult(winners, trace, engine.ledger, spent, engine.notes)
+        leading = [
+            engine.progress.seeds(prompt, higher_is_better=self.reward.higher_is_better) if interrupted else []
+            for prompt in range(len(self.prompts))
+        ]
+        return SearchResult(winners, trace, engine.ledger, spent, engine.notes, interrupted, leading)
+
+    def _run(self, engine: Engine, began: float) -> list[list[Winner]]:
+        """The strategy's winners, with a progress bar."""
+        limit = self._limit(engine, began)
+        with engine.pipe.progress_bar(total=self._most_calls(engine, limit)) as bar:
+            engine.advance, engine.expect = bar.update, bar.reset
+            return self.strategy.run(engine, limit)
 
     def prepare(self, pipe: Pipeline, call: Callable[..., Any], trials: Trials | None = None) -> None:
         """Everything that can be checked before a search, and its reward tried; nothing is denoised.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from diffkit.copy_guard import is_guarded
 from diffkit.errors import ScoringError
 from diffkit.families import Pipeline, Size, family_of
 from diffkit.image_filters import FLAGGED
+from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.latents import decode_latents
 from diffkit.ledger import NOTHING, Cost, Ledger, Prices
 from diffkit.lookahead import look_ahead
@@ -26,6 +27,7 @@ from diffkit.segments import Candidate, Denoising, Plan, run_segment
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.diversity import POOL, chosen
 from ttsnap.search.guarding import Guarded, drop_copies, too_few
+from ttsnap.search.interruption import Progress
 from ttsnap.search.noise import Noise, Recipe
 from ttsnap.search.selection import ranking
 from ttsnap.search.shown import blacken, flagged_rows, pictures
@@ -36,6 +38,17 @@ __all__ = ["Engine", "Look", "StageTrace", "Winner"]
 R = TypeVar("R")
 OnStep = Callable[[int, int], None]  # takes the rows run for candidates and for padding, after each step
 Work = Callable[[Sequence[Candidate], Denoising, OnStep], list[R]]  # a result for each candidate of a micro-batch
+
+
+@dataclass
+class _Share(Generic[R]):
+    """What one process has done of a stretch of denoising: results, rows run, and calls by prompt."""
+
+    done: list[R] = field(default_factory=list)
+    calls: int = 0
+    padding: int = 0
+    charged: dict[int, int] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 @dataclass
@@ -54,6 +67,7 @@ class Engine:
         trace: every look so far.
         spent: what each prompt has cost so far.
         notes: what else a strategy reports, ready for JSON.
+        progress: what there is when the search is stopped.
     """
 
     pipe: Pipeline
@@ -73,6 +87,7 @@ class Engine:
     trace: list[StageTrace] = field(default_factory=list)
     spent: dict[int, Cost] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         """Micro-batches of their own for denoising and for looks, which need different amounts of memory."""
@@ -109,16 +124,23 @@ class Engine:
         return family.pack(self.pipe, noise), generator
 
     def denoise(self, alive: list[Candidate], start: int, stop: int) -> list[Candidate]:
-        """Run candidates from call ``start`` to before call ``stop``; nothing is done where they are the same."""
+        """Run candidates from call ``start`` to before call ``stop``; nothing is done where they are the same.
+
+        Raises:
+            DenoisingInterrupted: the pipeline was told to stop.
+        """
         if start == stop:
             return alive
+        if start == 0:
+            self.progress.begin(alive)
 
         def segment(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Candidate]:
             return run_segment(
                 self.pipe, batch, self.conditioning, denoising, start, stop, call=self.call, on_step=count
             )
 
-        return self._run(alive, segment, stop - start)
+        keep = self.progress.unjudged.extend if stop == self.plan.calls else None
+        return self._run(alive, segment, keep)
 
     def look_ahead(self, alive: Sequence[Candidate], calls: int) -> list[Tensor]:
         """Estimates of candidates' clean latents after so many calls more; the candidates stay where they are."""
@@ -126,48 +148,75 @@ class Engine:
         def ahead(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Tensor]:
             return look_ahead(self.pipe, batch, self.conditioning, denoising, calls, call=self.call, on_step=count)
 
-        return self._run(alive, ahead, calls)
+        return self._run(alive, ahead)
 
-    def _run(self, alive: Sequence[Candidate], work: Work[R], calls: int) -> list[R]:
-        """Denoise in micro-batches, each process its part, and charge so many calls to each candidate."""
-        counts = [0, 0]
+    def _run(
+        self, alive: Sequence[Candidate], work: Work[R], keep: Callable[[list[R]], object] | None = None
+    ) -> list[R]:
+        """Denoise in micro-batches, each process its part, and charge to each prompt the calls that ran.
+
+        Args:
+            keep: takes what was done before the pipeline was told to stop.
+
+        Raises:
+            DenoisingInterrupted: see there; of every process when it was one of them.
+        """
+        mine = _Share[R]()
         with self.ledger.clock("denoiser"):
-            mine: list[R] = []
-            for _, part in self.batches.each(
-                self._dealt(alive), lambda batch, size: self._counted(batch, size, work, counts)
-            ):
-                mine += part
-            shares = everyone((mine, counts)) if self.config.share else [(mine, counts)]
-        run, padding = (sum(each[kind] for _, each in shares) for kind in (0, 1))
+            try:
+                self._check_running()
+                for _, part in self.batches.each(
+                    self._dealt(alive), lambda batch, size: self._counted(batch, size, work, mine)
+                ):
+                    mine.done += part
+                    if len(mine.done) < len(self._dealt(alive)):
+                        self._check_running()
+            except DenoisingInterrupted:
+                mine.interrupted = True
+            shares = everyone(mine) if self.config.share else [mine]
+        run = sum(share.calls for share in shares)
         self.ledger.calls += run
-        self.ledger.padding_calls += padding
-        self.advance(run - counts[0])
-        for candidate in alive:
-            self._charge(candidate.prompt, Cost(calls, 0, 0))
-        return interleave([share for share, _ in shares])
+        self.ledger.padding_calls += sum(share.padding for share in shares)
+        self.advance(run - mine.calls)
+        for share in shares:
+            for prompt, calls in share.charged.items():
+                self._charge(prompt, Cost(calls, 0, 0))
+        if any(share.interrupted for share in shares):
+            if keep is not None:
+                keep([result for share in shares for result in share.done])
+            raise DenoisingInterrupted(self.pipe)
+        return interleave([share.done for share in shares])
+
+    def _check_running(self) -> None:
+        if is_interrupted(self.pipe):
+            raise DenoisingInterrupted(self.pipe)
 
     def _dealt(self, alive: Sequence[Candidate]) -> list[Candidate]:
         """This process's part of the candidates."""
         return shard(alive) if self.config.share else list(alive)
 
-    def _counted(self, batch: Sequence[Candidate], size: int, work: Work[R], counts: list[int]) -> list[R]:
+    def _counted(self, batch: Sequence[Candidate], size: int, work: Work[R], share: _Share[R]) -> list[R]:
         """Run one micro-batch; steps done in vain, before memory ran out, are counted as padding."""
-        rows = [0, 0]
+        rows, steps = [0, 0], 0
 
         def count(real: int, padding: int) -> None:
+            nonlocal steps
+            steps += 1
             rows[0] += real
             rows[1] += padding
             self.advance(real)
 
         try:
-            done = work(batch, replace(self.denoising, micro_batch=size), count)
-        except RuntimeError:
+            return work(batch, replace(self.denoising, micro_batch=size), count)
+        except (RuntimeError, MemoryError):
             self.advance(-rows[0])
-            counts[1] += sum(rows)
+            rows, steps = [0, sum(rows)], 0
             raise
-        counts[0] += rows[0]
-        counts[1] += rows[1]
-        return done
+        finally:
+            share.calls += rows[0]
+            share.padding += rows[1]
+            for candidate in batch:
+                share.charged[candidate.prompt] = share.charged.get(candidate.prompt, 0) + steps
 
     def rank(self, scores: Sequence[float], flagged: Sequence[bool] | None = None) -> list[int]:
         """Positions of the finite scores, best first, those that the safety checker flags after all others."""
@@ -219,7 +268,24 @@ class Engine:
 
     def judge(self, alive: Sequence[Candidate]) -> Look:
         """Score finished candidates; the images of each prompt's best stay in memory."""
-        return self._look(alive, keep=self._kept, final=True, log_snr=None)
+        look = self._look(alive, keep=self._kept, final=True, log_snr=None)
+        for prompt in {candidate.prompt for candidate in alive}:
+            best = [
+                winner_of(alive, look, row, self.progress.recipes.get((prompt, alive[row].index)))
+                for row in self.winning(look, self.rows(alive, prompt))
+            ]
+            self.progress.finished[prompt] = self.best([*self.progress.finished.get(prompt, []), *best])
+        return look
+
+    def stopped(self) -> list[list[Winner]]:
+        """What there is of each prompt when the search was told to stop: its finished images, the best first."""
+        alive, self.progress.unjudged = self.progress.unjudged, []
+        if alive:
+            look = self.judge(alive)
+            for prompt in sorted({candidate.prompt for candidate in alive}):
+                best = self.winning(look, self.rows(alive, prompt))
+                self.record(prompt, alive, look, [alive[row] for row in best], needed=0)
+        return [self.progress.finished.get(prompt, []) for prompt in range(len(self.prompts))]
 
     def finish(self, alive: Sequence[Candidate]) -> list[list[Winner]]:
         """Score finished candidates and return the winners of each prompt that has some, best first.
@@ -254,6 +320,8 @@ class Engine:
         if len(survivors) < needed:
             scored = sum(isfinite(look.scores[row]) for row in rows)
             raise ScoringError(too_few(prompt, step, scored, len(rows), needed, reasons))
+        scores, flags = [look.scores[row] for row in rows], [look.flagged[row] for row in rows]
+        self.progress.look([alive[row] for row in rows], scores, flags)
         hidden = [row for row in rows if look.flagged[row] or is_guarded(look.reasons[row])]
         blacken(self.trace, prompt, [alive[row].index for row in hidden])
         self.trace.append(

@@ -202,6 +202,7 @@ class Flock:
                 following.append(copy)
                 recipes[prompt, slot] = recipe
         self.recipes = recipes
+        self.engine.progress.recipes = {slot: recipe for slot, recipe in recipes.items() if recipe.reseeded}
         return following
 
     def _draw(self, prompt: int, step: int) -> float:

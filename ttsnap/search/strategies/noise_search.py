@@ -102,6 +102,7 @@ class Neighbours:
         if pivot is not None:
             noise = mix(pivot.noise, noise, self.distance)
             recipe = replace(recipe, seeds=(*pivot.recipe.seeds, fresh.seed))
+            engine.progress.recipes[fresh.prompt, fresh.index] = recipe
         return replace(fresh, generator=generator, latents=noise), recipe
 
 
