@@ -109,6 +109,37 @@ def test_no_strategy_takes_a_flagged_image_before_another(strategy):
     assert every.nsfw_content_detected == [True]
 
 
+def test_a_flagged_winner_is_replaced_by_candidates_that_looks_had_dropped():
+    """The reward prefers flagged images at the look, so that only such ones reach the end."""
+    flags = stock(SOME)[1]
+    order = [*(seed for seed in SEEDS if flags[seed]), flags.index(False)]
+    keep = f"1:{1.01 / len(order):.3f}"
+
+    def judge(taken, prompts):
+        return torch.arange(len(taken), 0, -1).float()  # in the order of the seeds
+
+    options = {"seeds": order, "num_candidates": len(order), "micro_batch": 1, "reward": judge}
+    out = search(SOME, **{**options, "micro_batch": len(order)}, schedule=keep)
+    assert out.nsfw_content_detected == [False]
+    assert out.seeds == order[-1:]
+    last = out.trace[-1]
+    assert [last.candidates[at] for at in range(len(order) - 1)] == sorted(last.reasons)
+    assert last.survivors == [len(order) - 1]
+    assert out.ledger.calls == len(order) * OPTIONS["num_inference_steps"]
+    assert out.spent[0].calls == out.ledger.calls
+    assert out.ledger.decoded == 2 * len(order)
+
+
+def test_replacing_flagged_winners_ends_when_nothing_is_left_or_the_budget_is_spent():
+    every = search(ALL, num_candidates=3, seeds=(1, 2, 3), schedule="2:0.34")
+    assert every.nsfw_content_detected == [True]
+    assert every.ledger.calls == 3 * OPTIONS["num_inference_steps"]
+    budget = {"seeds": None, "num_candidates": None, "seed": 1, "schedule": "2:0.34"}
+    for amount in ("2x", "3x", "4.3x"):
+        paid = search(ALL, **budget, budget=amount)
+        assert paid.ledger.budget["unspent"] >= 0
+
+
 def test_latents_are_not_checked_as_in_the_stock_pipeline():
     out = search(ALL, output_type="latent")
     assert out.nsfw_content_detected is None

@@ -82,7 +82,8 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
         trace: every look at every prompt's candidates, in order.
         ledger: the counted cost, and what it would have been without pruning.
         nsfw_content_detected: as in diffusers; None without a safety checker. An image that is flagged wins only where
-            all candidates are; it is then black, and its reward is that of the image under the black.
+            all candidates are, or a budget pays for finishing no other; it is then black, and its reward is that of the
+            image under the black.
         recipes: how the winners' noise came about where the seed alone does not say it (neighbours, steered particles).
         similarities: the winners' highest similarities to a forbidden picture; None without a copy guard.
         held_out: the winners' scores by each held-out reward, by its name; None without any.

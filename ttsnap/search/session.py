@@ -287,13 +287,16 @@ class Engine:
                 self.record(prompt, alive, look, [alive[row] for row in best], needed=0)
         return [self.progress.finished.get(prompt, []) for prompt in range(len(self.prompts))]
 
-    def finish(self, alive: Sequence[Candidate]) -> list[list[Winner]]:
+    def finish(self, alive: Sequence[Candidate], look: Look | None = None) -> list[list[Winner]]:
         """Score finished candidates and return the winners of each prompt that has some, best first.
+
+        Args:
+            look: at them, where they were judged already.
 
         Raises:
             ScoringError: too few candidates of a prompt could be scored.
         """
-        look = self.judge(alive)
+        look = self.judge(alive) if look is None else look
         winners = []
         for prompt in sorted({candidate.prompt for candidate in alive}):
             best = self.winning(look, self.rows(alive, prompt))

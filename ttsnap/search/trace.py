@@ -113,6 +113,18 @@ class Look(NamedTuple):
             similarities=interleave([look.similarities for look in looks]),
         )
 
+    def followed_by(self, other: Look) -> Look:
+        """This look and a later one as one look, at the candidates of both."""
+        images = {len(self.scores) + row: image for row, image in other.images.items()}
+        return self._replace(
+            scores=[*self.scores, *other.scores],
+            reasons=[*self.reasons, *other.reasons],
+            images={**self.images, **images},
+            previews=[*self.previews, *other.previews],
+            flagged=[*self.flagged, *other.flagged],
+            similarities=[*self.similarities, *other.similarities],
+        )
+
 
 def winner_of(alive: Sequence[Candidate], look: Look, row: int, recipe: Recipe | None = None) -> Winner:
     """A finished candidate whose image the look has kept."""

@@ -6,6 +6,7 @@ Best-of-N is the same without looks. It is also what a call without a named sear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +16,7 @@ from diffkit.rewards.base import EstimateReward
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable, planned_cost, resolved
+from ttsnap.search.reserves import Reserves
 from ttsnap.search.selection import top_k
 from ttsnap.search.session import Engine, Winner
 from ttsnap.search.strategies.base import Plain, Strategy
@@ -24,8 +26,15 @@ __all__ = ["PUBLISHED", "Pruning", "best_of_n", "prune", "ttsnap", "ttsp"]
 PUBLISHED = PruningSchedule((2, 6, 11), (0.4, 0.4, 0.5))
 
 
-def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candidate]) -> list[list[Winner]]:
+def prune(
+    engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candidate], *, limit: float = math.inf
+) -> list[list[Winner]]:
     """Winners of each prompt that has candidates, best first; all that have some have the same number.
+
+    Where the safety checker flags winners, dropped candidates are finished in their place.
+
+    Args:
+        limit: of each prompt, in the unit of ``engine.prices``; infinite where there is none.
 
     Raises:
         ScoringError: too few candidates of a prompt could be scored.
@@ -34,6 +43,8 @@ def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candid
     n = len(candidates) // len(prompts)
     stages = schedule.stages(n, engine.plan.calls)
     alive = list(candidates)
+    spare = limit if math.isinf(limit) else limit - planned_cost(engine, schedule, n)
+    reserves = Reserves(engine, spare)
     for stage, target in zip(stages[:-1], schedule.survivors(n), strict=True):
         alive = engine.denoise(alive, stage.start, stage.stop)
         look = engine.estimate(alive, lookahead=stage.lookahead)
@@ -44,9 +55,11 @@ def prune(engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candid
             kept = top_k(scores, target, higher_is_better=engine.reward.higher_is_better)
             survivors = [alive[rows[position]] for position in kept]
             engine.record(prompt, alive, look, survivors, needed=engine.winners)
+            reserves.keep(prompt, alive, look, survivors)
             passed += survivors
         alive = passed
-    return engine.finish(engine.denoise(alive, stages[-1].start, stages[-1].stop))
+    done = engine.denoise(alive, stages[-1].start, stages[-1].stop)
+    return engine.finish(*reserves.replace_flagged(done, engine.judge(done)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Pruning:
         engine.expect(schedule.cost(n, engine.plan.calls).calls * prompts)
         if engine.ledger.budget is not None:
             engine.ledger.budget["planned"] = planned_cost(engine, schedule, n) * prompts
-        return prune(engine, schedule, engine.noise.candidates(prompts, n))
+        return prune(engine, schedule, engine.noise.candidates(prompts, n), limit=limit)
 
 
 def best_of_n(schedule: PruningSchedule | None = None) -> Strategy:

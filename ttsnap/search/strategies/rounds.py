@@ -84,7 +84,7 @@ class Rounds:
             if not batch:
                 break
             try:
-                round_of_winners = prune(engine, schedule, batch)
+                round_of_winners = prune(engine, schedule, batch, limit=share)
             except ScoringError:
                 if not all(winners):
                     raise

@@ -62,7 +62,7 @@ class Halving:
         """Halve."""
         schedule, n = self.schedule(engine, limit)
         engine.notes["schedule"] = str(schedule)
-        return prune(engine, schedule, engine.noise.candidates(len(engine.prompts), n))
+        return prune(engine, schedule, engine.noise.candidates(len(engine.prompts), n), limit=limit)
 
 
 def halving(schedule: PruningSchedule | None = None) -> Strategy:
