@@ -65,6 +65,10 @@ class Conditioning:
         negative = None if self.negative is None else self.negative.repeat(n)
         return Conditioning(self.positive.repeat(n), negative, [own for own in self.own for _ in range(n)])
 
+    def width(self, row: int) -> tuple[int, int]:
+        """Tokens of a row's texts where only rows of as many go together; else 0."""
+        return self.positive.width(row), 0 if self.negative is None else self.negative.width(row)
+
     def kwargs(self) -> dict[str, object]:
         """The keyword arguments that hand the embeddings to the pipeline, and what is the first row's own."""
         negative = {} if self.negative is None else self.negative.kwargs("negative_")
@@ -140,7 +144,7 @@ def _paired(positive: Embeds, negative: Embeds) -> Conditioning:
     if len(negative) != len(positive):
         raise InputError(f"Got {len(negative)} encoded negative prompts for {len(positive)} prompts; give one each.")
     shapes = [tuple(part.prompt_embeds.shape[1:]) for part in (positive, negative)]
-    if positive.layout == "fixed" and shapes[0] != shapes[1]:
+    if not positive.varies and shapes[0] != shapes[1]:
         raise InputError(
             f"The prompts are encoded in {shapes[0]} numbers each and the negative prompts in {shapes[1]}; encode both "
             f"alike, and give prompt_embeds and negative_prompt_embeds."
@@ -199,9 +203,11 @@ def _embeds(family: Family, outputs: Sequence[Tensor | list[Tensor] | None]) -> 
     named = {name: value for name, value in zip(family.encoded, outputs, strict=False) if name is not None}
     if family.layout == "listed":
         named = {name: value[0][None] for name, value in named.items() if value is not None}
+    if family.layout == "layered":
+        named = {name: value.transpose(0, 1) if value.ndim > 3 else value for name, value in named.items()}
     sequence, *rest = [(name, value) for name, value in named.items() if isinstance(value, Tensor)]
     companions = dict(rest)
-    if family.layout != "fixed":
+    if family.layout not in ("fixed", "layered"):
         ones = torch.ones(sequence[1].shape[:2], dtype=torch.long, device=sequence[1].device)
         companions.setdefault(MASK, ones)
     return Embeds(sequence[1], companions, family.layout)
@@ -257,12 +263,19 @@ def predict_noise(
         size: (height, width) in pixels of packed latents; the model's own size or a square when None.
 
     Raises:
-        InputError: as :func:`denoiser_call`.
+        InputError: as :func:`denoiser_call`; or a gradient is asked for that the family's denoiser does not give.
     """
     family = family_of(pipe)
+    if family.no_gradient is not None and torch.is_grad_enabled() and _wants_gradient(latents, embeds):
+        raise InputError(f"{family.name} cannot be attacked or trained by its gradient: {family.no_gradient}.")
     call = denoiser_call(pipe, latents, timesteps, embeds, guidance_scale=guidance_scale, size=size)
     positional, named = family.inputs(pipe, call)
     return family.output(getattr(pipe, family.denoiser)(*positional, **named, return_dict=False), call)
+
+
+def _wants_gradient(latents: Tensor, embeds: Embeds | Tensor) -> bool:
+    tensors = [embeds] if isinstance(embeds, Tensor) else [embeds.prompt_embeds, *embeds.companions.values()]
+    return any(value.requires_grad for value in [latents, *tensors])
 
 
 def initial_latents(

@@ -20,7 +20,9 @@ TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 
 
 def embeds_keywords(family: Family) -> frozenset[str]:
-    """The keywords by which a family's pipeline takes encoded prompts and negative prompts."""
+    """The keywords of encoded prompts and negative prompts; none for a family whose encodings are not taken."""
+    if family.layout == "layered":
+        return frozenset()
     names = [name for name in family.encoded if name is not None]
     return frozenset([*names, *("negative_" + name for name in names)])
 

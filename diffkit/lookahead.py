@@ -134,7 +134,7 @@ def look_ahead(
             rows = [*batch, *[batch[-1]] * padding]
             estimate = torch.cat([row.x0 for row in rows if row.x0 is not None]).to(pipe._execution_device)
             with _jumping(pipe, steps, (estimate, before), report) as view:
-                latents, _ = run_loop(pipe, rows, conditioning, denoising, call or pipe)
+                latents, _ = run_loop(pipe, rows, conditioning, denoising, call or pipe, view)
                 view.check_complete(pipe)
             estimates += [latents[row : row + 1].clone() for row in range(len(batch))]
     return estimates
@@ -197,8 +197,9 @@ def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: 
                 result = ddim_step(sample, extrapolated(x0, estimate[0], (estimate[1], now, then)), now, then)
             estimate = x0, now
         view.steps += 1
+        view.latents = result.to(sample.dtype)
         view.report(x0)
-        return (result.to(sample.dtype), x0)
+        return (view.latents, x0)
 
     members: dict[str, Any] = {
         "timesteps": property(timesteps, windowed.timesteps.fset),

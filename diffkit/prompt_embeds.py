@@ -12,7 +12,9 @@ from torch.nn.functional import pad
 
 from diffkit.errors import InputError
 
-__all__ = ["MASK", "Embeds"]
+__all__ = ["MASK", "Embeds", "Layout"]
+
+Layout = Literal["fixed", "masked", "listed", "alone", "layered"]
 
 MASK = "prompt_embeds_mask"  # (n, L), the companion that tells real tokens from fill
 
@@ -27,12 +29,14 @@ class Embeds:
             positive prompt: ``pooled_prompt_embeds`` (n, P), ``prompt_attention_mask`` (n, L) and so on.
         layout: "fixed" where every text has L tokens; "masked" where texts differ in length and the companion ``MASK``
             says which tokens are real, so that rows alone are as short as they were encoded; "listed" is the same for
-            a pipeline that takes a list of (L_i, D).
+            a pipeline that takes a list of (L_i, D), "alone" for one that takes neither a mask nor a list, so that only
+            texts of one length go together; "layered" is "fixed" for HiDream, whose call has the hidden layers of a
+            text encoder before the rows.
     """
 
     prompt_embeds: Tensor
     companions: Mapping[str, Tensor] = field(default_factory=dict)
-    layout: Literal["fixed", "masked", "listed"] = "fixed"
+    layout: Layout = "fixed"
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
@@ -41,7 +45,7 @@ class Embeds:
         """The rows at ``indices``, in that order; an index may come back several times."""
         picked = torch.as_tensor(list(indices), dtype=torch.long)
         chosen = self._each(lambda value: value[picked.to(value.device)])
-        if self.layout == "fixed":
+        if not self.varies:
             return chosen
         longest = int(chosen.companions[MASK].sum(1).max())
         return replace(
@@ -50,9 +54,18 @@ class Embeds:
             companions={**chosen.companions, MASK: chosen.companions[MASK][:, :longest]},
         )
 
+    @property
+    def varies(self) -> bool:
+        """Whether texts differ in length, which ``MASK`` tells."""
+        return self.layout not in ("fixed", "layered")
+
+    def width(self, row: int) -> int:
+        """Tokens of a row where only rows of as many go together; else 0."""
+        return int(self.companions[MASK][row].sum()) if self.layout == "alone" else 0
+
     def texts(self) -> list[Tensor]:
         """The sequence of each row without fill, each (L_i, D)."""
-        if self.layout == "fixed":
+        if not self.varies:
             return list(self.prompt_embeds)
         lengths = self.companions[MASK].sum(1).tolist()
         return [row[: int(length)] for row, length in zip(self.prompt_embeds, lengths, strict=True)]
@@ -99,6 +112,11 @@ class Embeds:
         if self.layout == "listed":
             return {prefix + "prompt_embeds": self.texts()}
         named = {"prompt_embeds": self.prompt_embeds, **self.companions}
+        if self.layout == "alone":
+            del named[MASK]
+        if self.layout == "layered":
+            named["prompt_embeds_t5"] = named.pop("prompt_embeds")
+            named["prompt_embeds_llama3"] = named["prompt_embeds_llama3"].transpose(0, 1)
         return {prefix + name: value for name, value in named.items()}
 
     @staticmethod

@@ -50,6 +50,7 @@ class Window:
         scheduler: the pipeline's copy of its scheduler.
         steps: how many steps it has made.
         x0: the estimate that the last of them has left.
+        latents: what the last of them has left, as the loop carries them.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Window:
         self.report = report
         self.steps = 0
         self.x0: Tensor | None = None
+        self.latents: Tensor | None = None
         self.inside = 0  # depth of calls in which the scheduler itself must see all its timesteps
         self.open, self.thread = True, threading.get_ident()
 
@@ -220,6 +222,7 @@ def _windowed(view: Window) -> type:
             if not view.open:
                 return result
             values = result if isinstance(result, tuple) else tuple(result.values())
+            view.latents = values[0]
             view.x0 = view.solver.x0(self, StepCall(model_output, timestep, sample, values))
         view.steps += 1
         view.report(view.x0)

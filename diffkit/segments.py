@@ -28,7 +28,7 @@ from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
 from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
-from diffkit.scheduler_window import exclusive, scheduler_copy, window
+from diffkit.scheduler_window import Window, exclusive, scheduler_copy, window
 from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
 from diffkit.step_caches import refuse_step_caches
 from diffkit.step_noise import refuse_unseeded_noise
@@ -265,11 +265,17 @@ def run_segment(
 def micro_batches(
     candidates: Sequence[Candidate], denoising: Denoising, conditioning: Conditioning
 ) -> Iterator[Sequence[Candidate]]:
-    """Candidates that run at once, in order; of one prompt only where prompts have keyword arguments of their own."""
-    groups: Iterable[Sequence[Candidate]] = [candidates]
-    if conditioning.own:
-        groups = [list(group) for _, group in itertools.groupby(candidates, key=lambda candidate: candidate.prompt)]
-    for group in groups:
+    """Candidates that run at once, in order.
+
+    Of one prompt only where prompts have keyword arguments of their own; of texts of one length only where the pipeline
+    takes no others together.
+    """
+
+    def alike(candidate: Candidate) -> tuple[object, ...]:
+        return candidate.prompt if conditioning.own else None, conditioning.width(candidate.prompt)
+
+    for _, members in itertools.groupby(candidates, alike):
+        group = list(members)
         for first in range(0, len(group), denoising.micro_batch):
             yield group[first : first + denoising.micro_batch]
 
@@ -328,7 +334,7 @@ def _run_batch(
     state = gather_states([row.state for row in rows], pipe._execution_device) if start else {}
     report = functools.partial(taps.report, itertools.count(start))
     with window(pipe, start, stop, state, report, solver) as windowed:
-        result, generators = run_loop(pipe, rows, conditioning, denoising, call)
+        result, generators = run_loop(pipe, rows, conditioning, denoising, call, windowed)
         windowed.check_complete(pipe)
         states = split_state(windowed.state(), len(batch))
     if windowed.x0 is None:
@@ -353,10 +359,14 @@ def run_loop(
     conditioning: Conditioning,
     denoising: Denoising,
     call: Callable[..., tuple[Tensor, object]],
+    view: Window,
 ) -> tuple[Tensor, list[torch.Generator]]:
     """One call of the stock pipeline over the steps that its scheduler shows.
 
     Several candidates that share one generator draw from it together, as a batch of the pipeline does.
+
+    Args:
+        view: what shows them.
 
     Returns:
         The latents that its loop ends with, on the host, and copies of the rows' generators, advanced.
@@ -366,15 +376,18 @@ def run_loop(
     if together:
         generators = generators[:1] * len(rows)
     given = [row.latents for row in rows if row.latents is not None]
+    family, size = family_of(pipe), denoising.size
+    pixels = family.default_size(pipe) if size is None else Size(*size)
     latents = call(
         **conditioning.rows([row.prompt for row in rows]).kwargs(),
-        latents=torch.cat(given) if given else None,
+        latents=family.resumed(pipe, torch.cat(given), pixels) if given else None,
         generator=generators[0] if together else generators,
         output_type="latent",
         return_dict=False,
         **_arguments(pipe, denoising),
     )[0]
-    return latents.cpu(), generators
+    carried = latents if family.shown is None or view.latents is None else view.latents
+    return carried.cpu(), generators
 
 
 def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:

@@ -67,7 +67,7 @@ def unaccompanied(pipe: Pipeline, sequences: Tensor) -> Embeds:
         InputError: texts of this family differ in length, so that sequences alone cannot be compared.
     """
     empty = encoded(pipe, [""])
-    if empty.layout != "fixed":
+    if empty.varies:
         raise InputError(f"Prompts of {type(pipe).__name__} differ in length; sequences of one length are needed here.")
     masks = {name: torch.ones_like(value) for name, value in empty.companions.items() if name.endswith("mask")}
     return empty.replace(**masks).expand(len(sequences)).replace(sequences)

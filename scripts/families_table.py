@@ -38,7 +38,7 @@ def row(family: Family) -> tuple[str, ...]:
     each = ", ".join(short(name) for name in family.schedulers)
     schedulers = GROUPS.get(family.schedulers, each)
     carried = ", ".join(f"`{name}`" for name in ("prompt_embeds", *family.companions))
-    if family.layout != "fixed":
+    if family.layout not in ("fixed", "layered"):
         carried += ", texts of their own length"
     return (
         family.name,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.hooks import FirstBlockCacheConfig, apply_group_offloading
+from diffusers.utils import is_sentencepiece_available
 from peft import LoraConfig, inject_adapter_in_model
 from tiny_families import FAMILY_ROWS, family_pipeline
 
@@ -64,7 +65,21 @@ def call_options(name: str, how: str = "guided") -> dict[str, Any]:
 
 def stock(pipe: Any, name: str, seed: int = SEED, how: str = "guided", output: str = "latent", prompt: str = PROMPT):
     options = {**call_options(name, how), "generator": generators([seed])[0], "output_type": output}
-    return pipe(prompt, **options)[0]
+    return pipe(prompt=prompt, **options)[0]
+
+
+def ended(pipe: Any, name: str, how: str = "guided"):
+    """The latents that the loop of the stock pipeline ends with, which some families do not hand out."""
+    given = stock(pipe, name, how=how)
+    if family_of(pipe).shown is None:
+        return given
+    own, results = pipe.scheduler.step, []
+    pipe.scheduler.step = lambda *args, **kwargs: results.append(own(*args, **kwargs)) or results[-1]
+    try:
+        stock(pipe, name, how=how)
+    finally:
+        del pipe.scheduler.step
+    return results[-1][0]
 
 
 def parts(pipe: Any, name: str, how: str = "guided", micro_batch: int = 1):
@@ -82,10 +97,10 @@ def parts(pipe: Any, name: str, how: str = "guided", micro_batch: int = 1):
 def search(pipe: Any, name: str, how: str = "guided", prompt: Any = PROMPT, **options: Any):
     wanted = {"num_candidates": 3, "schedule": "1:0.4", "seed": 5, "micro_batch": 1}
     options = {**call_options(name, how), **wanted, **options}
-    return TTSnapPipeline.from_pipe(pipe, reward=brightness)(prompt, **options)
+    return TTSnapPipeline.from_pipe(pipe, reward=brightness)(prompt=prompt, **options)
 
 
-LOOKAHEAD = {"search": "lookahead", "budget": "3x", "schedule": "", "num_candidates": None}
+LOOKAHEAD = {"schedule": "1:0.4+1"}
 
 
 def pixels(image: Any) -> np.ndarray:
@@ -93,7 +108,8 @@ def pixels(image: Any) -> np.ndarray:
 
 
 def test_every_family_has_a_row():
-    assert {family.name for family in FAMILIES} == {family_of(pipeline(name)).name for name in NAMES}
+    unbuilt = set() if is_sentencepiece_available() else {"Kolors"}
+    assert {family.name for family in FAMILIES} - unbuilt == {family_of(pipeline(name)).name for name in NAMES}
 
 
 FLOW_SIGMAS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -120,7 +136,7 @@ def test_schedulers_of_the_table_can_be_cut(name):
         alive = [Candidate(0, 0, generators([SEED])[0])]
         for start, stop in itertools.pairwise([0, 1, 3, calls]):
             alive = run_segment(pipe, alive, conditioning, denoising, start, stop)
-        assert torch.equal(alive[0].latents, stock(pipe, name)), scheduler
+        assert torch.equal(alive[0].latents, ended(pipe, name)), scheduler
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +150,7 @@ def test_the_winner_is_the_stock_image_of_its_seed(name, how, options):
     assert [look.lookahead for look in strict.trace] == [int(options is LOOKAHEAD), 0]
     assert padded.seeds == strict.seeds
     assert np.abs(pixels(padded.images[0]) - reference).max() <= 1
-    assert strict.ledger.rows_per_call == (2 if how == "guided" else 1)
+    assert strict.ledger.rows_per_call == (FAMILY_ROWS[name].passes if how == "guided" else 1)
     assert None not in (strict.ledger.flops.call, strict.ledger.flops.decode, strict.ledger.flops.encode)
 
 
@@ -146,14 +162,14 @@ def test_prices_are_the_same_counted_on_shapes_alone(name, monkeypatch):
     shapes = search(family_pipeline(name), name, num_candidates=1).ledger
     assert shapes.flops == quick.flops
     assert None not in (shapes.flops.call, shapes.flops.decode, shapes.flops.encode)
-    assert (shapes.calibration_calls, quick.calibration_calls) == (int(name == "lumina2"), 0)
+    assert (shapes.calibration_calls, quick.calibration_calls) == (int(name in ("lumina2", "hidream")), 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_suspended_and_resumed_at_every_step(name):
     pipe = pipeline(name)
     conditioning, denoising = parts(pipe, name)
-    uncut = stock(pipe, name)
+    uncut = ended(pipe, name)
     for cuts in [[], *([cut] for cut in range(1, STEPS)), list(range(1, STEPS))]:
         alive = [Candidate(0, 0, generators([SEED])[0])]
         for start, stop in itertools.pairwise([0, *cuts, STEPS]):
@@ -205,6 +221,8 @@ def test_x0_is_right_and_so_are_the_denoisers_call_and_the_noise_levels(name):
         level = levels[index]
         if is_flow(pipe.scheduler):
             sigma = float(timestep) / 1000 if "FlowMatch" in type(pipe.scheduler).__name__ else level / (1 + level)
+            if name == "cogview4":  # whose timesteps are not shifted, its noise levels are, for 16 tokens of 256
+                sigma = 0.4375 / (0.4375 + 1 / sigma - 1)
             expected = sample - sigma * output
             assert level == pytest.approx(min(sigma / (1 - sigma), 1000) if sigma < 1 else 1000, rel=1e-2)
         else:
@@ -217,7 +235,7 @@ def test_x0_is_right_and_so_are_the_denoisers_call_and_the_noise_levels(name):
         scale = expected.abs().max()
         assert (estimates[index] - expected).abs().max() < 2e-3 * scale, index
     output, timestep, sample = seen[1]
-    given = sample / (levels[1] ** 2 + 1) ** 0.5 if name == "sdxl" else sample
+    given = sample / (levels[1] ** 2 + 1) ** 0.5 if name in ("sdxl", "kolors") else sample
     with torch.no_grad():
         again = predict_noise(
             pipe, given, timestep, conditioning.rows([0]).positive, guidance_scale=denoising.guidance_scale,
@@ -227,7 +245,15 @@ def test_x0_is_right_and_so_are_the_denoisers_call_and_the_noise_levels(name):
         torch.testing.assert_close(again.float(), output, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_that_leaves_experts_out_is_refused():
+    pipe = pipeline("hidream")
+    text = parts(pipe, "hidream")[0].rows([0]).positive
+    latents = initial_latents(pipe, generators([SEED]), (32, 32))
+    with pytest.raises(InputError, match="its experts hand no gradient"):
+        predict_noise(pipe, latents, torch.tensor(500.0), text.replace(text.prompt_embeds.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "hidream"])
 def test_prediction_is_differentiable_in_the_text(name):
     pipe = pipeline(name)
     conditioning, denoising = parts(pipe, name)
@@ -255,7 +281,7 @@ def test_prediction_is_differentiable_in_the_text(name):
 def test_images_are_decoded_as_by_the_pipeline_and_encoded_back(name):
     pipe = pipeline(name)
     _, denoising = parts(pipe, name)
-    latents = stock(pipe, name)
+    latents = ended(pipe, name)
     with torch.no_grad():
         decoded = decode_latents(pipe, latents, size=denoising.size)
     assert torch.equal(decoded.clamp(0, 1), stock(pipe, name, output="pt").float())
@@ -329,6 +355,13 @@ def test_model_cpu_offload(name):
     assert search(pipe, name).seeds == out.seeds
 
 
+@pytest.mark.parametrize("name", ["flux", "flux2-klein"])
+def test_latents_of_winners_are_those_that_the_stock_pipeline_hands_out(name):
+    pipe = pipeline(name)
+    winner = search(pipe, name, num_candidates=2, output_type="latent")
+    assert torch.equal(winner.images, stock(pipe, name, winner.seeds[0]))
+
+
 def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
     pipe = pipeline("flux")
     found = TTSnapPipeline.from_pipe(pipe, reward=brightness)
@@ -349,8 +382,14 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
         ("sdxl-controlnet", {"image": None}, "A ControlNet follows an image; give it as image="),
         ("lumina2", {"cfg_trunc_ratio": 0.5}, "cannot be cut: truncated guidance"),
         ("pixart-sigma", {"use_resolution_binning": True}, "no size bins for a sample_size of 8"),
+        ("pixart-alpha", {"num_inference_steps": 1, "schedule": ""}, "takes x0 from a single step"),
         ("sana", {"use_resolution_binning": True}, "would denoise at 1024x1024"),
         ("flux", {"ip_adapter_image": object()}, "takes no ip_adapter_image: image prompts of FLUX.1 are not"),
+        ("flux2", {"image": object()}, "cannot be cut: reference images"),
+        ("flux2", {"caption_upsample_temperature": 0.1}, "rewrite the prompt anew"),
+        ("flux2-klein", {"negative_prompt": "cat"}, "Flux2KleinPipeline takes no negative_prompt"),
+        ("hidream", {"height": 64}, "would denoise at 40x16"),
+        ("hidream", {"prompt_embeds_t5": object()}, "takes no prompt_embeds_t5: give the prompts as text"),
         ("flux", {"eta": 0.5}, "takes no eta"),
         ("flux", {"sigmas": [1.0, 0.5]}, "takes no sigmas"),
         ("flux", {"height": 36}, "multiple of 8"),
@@ -370,6 +409,10 @@ def test_pipelines_and_schedulers_that_draw_noise_of_their_own_are_refused():
 
     with pytest.raises(InputError, match="draws noise when it encodes the control image"):
         family_of(FluxControlNetPipeline())
+    with pytest.raises(InputError, match="it makes videos"):
+        family_of(diffusers.LTXPipeline.__new__(diffusers.LTXPipeline))
+    with pytest.raises(InputError, match="use SanaPipeline"):
+        family_of(diffusers.SanaSprintPipeline.__new__(diffusers.SanaSprintPipeline))
     pipe = family_pipeline("flux")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
     with pytest.raises(InputError, match="set it to False"):

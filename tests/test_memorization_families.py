@@ -44,7 +44,8 @@ from memorization.text_embeddings import empty_text, encoded
 
 SIZES: dict[str, tuple[int, int] | None] = {"sdxl": (64, 64), "sd3": (64, 64), "flux": (32, 32)}
 FAMILIES = list(SIZES)
-OTHERS = ("sd2-v", "chroma", "pixart-sigma", "sana", "lumina2", "z-image", "qwen-image", "aura-flow")
+OTHERS = ("sd2-v", "chroma", "pixart-sigma", "sana", "lumina2", "z-image", "qwen-image", "aura-flow", "flux2",
+          "flux2-klein", "pixart-alpha", "cogview4")  # fmt: skip
 
 
 def image_of(name: str, seed: int = 0) -> Tensor:
@@ -84,9 +85,14 @@ class TestAttack:
         before, after = losses(pipe, image, found.embeds)
         assert after < before or name == "aura-flow"  # whose tiny random blocks hardly hear the text
         assert not torch.equal(found.embeddings[0], found.embeddings[1])
-        sampling = Sampling(1, 3.0, 2, size)
+        sampling = Sampling(2 if name == "pixart-alpha" else 1, 3.0, 2, size)
         made = generate(pipe, found.embeds, empty_text(pipe), [1, 2], sampling=sampling).images
         assert made.shape == (2, 3, *size)
+
+    def test_a_family_without_a_gradient_is_refused(self) -> None:
+        pipe = family_pipeline("hidream")
+        with pytest.raises(InputError, match=r"HiDream-I1 cannot be attacked .* hand no gradient"):
+            Dori(budgets=(0, 1), micro_batch=1, draws=1)(pipe, [Target(torch.rand(3, 32, 32), encoded(pipe, ["a"]), 0)])
 
     @pytest.mark.parametrize("name", FAMILIES)
     def test_the_gradient_is_that_of_finite_differences(self, name: str) -> None:
@@ -175,6 +181,8 @@ FIT = {
     "sdxl": set(detectors.names()),
     "sd3": set(detectors.names()) - {"attention_entropy", "bright_ending"},
     "flux": {"seed_agreement", "attention_entropy", "attention_entropy_one_step"},
+    "flux2": {"seed_agreement"},
+    "hidream": {"seed_agreement", "noise_magnitude", "anisotropy"},
     "chroma": {"seed_agreement", "noise_magnitude", "anisotropy", "sharpness"},
     "aura-flow": {"seed_agreement", "noise_magnitude", "anisotropy", "sharpness", "curvature_difference"},
 }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,18 +17,27 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
     ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
@@ -39,6 +53,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.utils import is_sentencepiece_available
 from PIL import Image
 from tiny import NOISE, tiny_pipeline, tiny_tokenizer
 from transformers import (
@@ -48,10 +63,18 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    GlmConfig,
+    GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -87,6 +110,22 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     tokenizer.chat_template = turns + "<|im_start|>assistant\n"
     return tokenizer
+
+
+def fast_tokenizer(*begin: str) -> PreTrainedTokenizerFast:
+    """Single bytes, fill on the left, texts that begin with the given marks."""
+    from tokenizers import Tokenizer, models
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.processors import TemplateProcessing
+
+    pieces = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", *begin]
+    words = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, []))
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    words.post_processor = TemplateProcessing(
+        single=f"{' '.join(begin)} $A", special_tokens=[(mark, pieces.index(mark)) for mark in begin]
+    )
+    marks = {"pad_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", model_max_length=128, **marks)
 
 
 def clip(tokenizer: Any, *, width: int = 16, projection: int | None = None) -> Any:
@@ -154,6 +193,48 @@ def sdxl() -> StableDiffusionXLPipeline:
     )  # fmt: skip
 
 
+@functools.cache
+def sentencepiece_model() -> Path:
+    """The file of a model of single letters; Kolors reads no other tokenizer."""
+    from sentencepiece import SentencePieceTrainer
+
+    written = Path(tempfile.mkdtemp()) / "tokenizer"
+    atexit.register(shutil.rmtree, written.parent, ignore_errors=True)
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a dog", "abcdefghijklmnopqrstuvwxyz"]), model_prefix=str(written), vocab_size=100,
+        hard_vocab_limit=False, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return written.with_suffix(".model")
+
+
+def kolors() -> Any:
+    from diffusers import KolorsPipeline
+    from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    words = ChatGLMTokenizer(str(sentencepiece_model()))
+    config = ChatGLMConfig(
+        num_layers=2, padded_vocab_size=words.vocab_size, hidden_size=16, ffn_hidden_size=16, kv_channels=8,
+        num_attention_heads=2, seq_length=256, multi_query_attention=True, multi_query_group_num=1, add_qkv_bias=True,
+        original_rope=True,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=16, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, encoder_hid_dim=16, encoder_hid_dim_type="text_proj", attention_head_dim=(2, 4),
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=6 * 8 + 16,
+    )  # fmt: skip
+    encoder = ChatGLMModel(config)  # which leaves its weights as memory has them
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            weight.fill_(1.0) if "norm" in name else weight.normal_(std=0.2)
+    return KolorsPipeline(
+        vae=kl(), unet=unet, text_encoder=encoder, tokenizer=words,
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
+    )  # fmt: skip
+
+
 def stable_diffusion_3() -> StableDiffusion3Pipeline:
     tokenizer, t5_words = tiny_tokenizer(), t5_tokenizer()
     transformer = SD3Transformer2DModel(
@@ -181,6 +262,56 @@ def flux() -> FluxPipeline:
     )  # fmt: skip
 
 
+def flux2_vae() -> AutoencoderKLFlux2:
+    """Factor 4, with statistics of its own."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vae = AutoencoderKLFlux2(
+        **blocks, block_out_channels=(8,) * 3, layers_per_block=1, latent_channels=2, norm_num_groups=4, sample_size=64
+    )
+    vae.bn.running_mean.normal_(std=0.2)
+    vae.bn.running_var.uniform_(0.5, 1.5)
+    return vivid(vae, vae.decoder.conv_out)
+
+
+def flux2_transformer(guidance_embeds: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+
+
+def flux2() -> Flux2Pipeline:
+    words = qwen_tokenizer()  # a PixtralProcessor adds only what reads images
+    words.chat_template = "{% for m in messages %}{{ m.content[0].text }}<|im_end|>{% endfor %}"
+    text = {
+        "model_type": "mistral", "vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 30, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 512,
+    }  # fmt: skip
+    vision = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    config = Mistral3Config(text_config=text, vision_config=vision)
+    return Flux2Pipeline(
+        vae=flux2_vae(), transformer=flux2_transformer(True), tokenizer=words,
+        text_encoder=Mistral3ForConditionalGeneration(config), scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+    )  # fmt: skip
+
+
+def flux2_klein() -> Flux2KleinPipeline:
+    words = qwen_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=27, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+    )  # fmt: skip
+    return Flux2KleinPipeline(
+        vae=flux2_vae(), transformer=flux2_transformer(False), tokenizer=words, text_encoder=Qwen3ForCausalLM(config),
+        scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC),
+    )  # fmt: skip
+
+
 def chroma() -> ChromaPipeline:
     t5_words = t5_tokenizer()
     transformer = ChromaTransformer2DModel(
@@ -202,6 +333,20 @@ def pixart_sigma() -> PixArtSigmaPipeline:
         activation_fn="gelu-approximate", norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
     )  # fmt: skip
     return PixArtSigmaPipeline(
+        vae=kl(), transformer=transformer, tokenizer=t5_words, text_encoder=t5(t5_words),
+        scheduler=DPMSolverMultistepScheduler(**NOISE),
+    )  # fmt: skip
+
+
+def pixart_alpha() -> PixArtAlphaPipeline:
+    """Of the size at which the pipeline tells the denoiser the image's size and aspect ratio."""
+    t5_words = t5_tokenizer()
+    transformer = PixArtTransformer2DModel(
+        sample_size=128, num_layers=2, patch_size=2, attention_head_dim=12, num_attention_heads=2, caption_channels=16,
+        in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, use_additional_conditions=True,
+        activation_fn="gelu-approximate", norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+    )  # fmt: skip
+    return PixArtAlphaPipeline(
         vae=kl(), transformer=transformer, tokenizer=t5_words, text_encoder=t5(t5_words),
         scheduler=DPMSolverMultistepScheduler(**NOISE),
     )  # fmt: skip
@@ -305,6 +450,47 @@ def aura_flow() -> AuraFlowPipeline:
     )  # fmt: skip
 
 
+def cogview4() -> CogView4Pipeline:
+    words = fast_tokenizer("[gMASK]", "<sop>")
+    transformer = CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        text_embed_dim=16, time_embed_dim=8, condition_dim=4, pos_embed_max_size=16, sample_size=8,
+        rope_axes_dim=(16, 16),
+    )  # fmt: skip
+    config = GlmConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=512, pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    return CogView4Pipeline(
+        vae=kl(), transformer=transformer, tokenizer=words, text_encoder=GlmModel(config),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
+    )  # fmt: skip
+
+
+def hidream() -> HiDreamImagePipeline:
+    tokenizer, t5_words, words = tiny_tokenizer(), t5_tokenizer(), fast_tokenizer("<|begin_of_text|>")
+    tokenizer.model_max_length = 128
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=2, caption_channels=[16, 16], text_emb_dim=32, axes_dims_rope=(4, 2, 2),
+        max_resolution=(8, 8), llama_layers=[0, 1],
+    )  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512, attn_implementation="eager",
+    )  # fmt: skip
+    pipe = HiDreamImagePipeline(
+        vae=kl(4, shift=0.1), transformer=transformer, tokenizer=tokenizer, tokenizer_2=tokenizer,
+        tokenizer_3=t5_words, tokenizer_4=words, text_encoder=clip(tokenizer, projection=16),
+        text_encoder_2=clip(tokenizer, projection=16), text_encoder_3=t5(t5_words),
+        text_encoder_4=LlamaForCausalLM(config), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )  # fmt: skip
+    pipe.default_sample_size = 8  # all images have this area
+    return pipe
+
+
 def with_control(pipe: Any, cls: Any) -> Any:
     """The same pipeline, led by a ControlNet with weights of its own."""
     control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16))
@@ -334,18 +520,20 @@ class Row:
         options: of every call, beside the number of steps.
         guided: of calls with guidance.
         unguided: of calls without.
-        negative: whether a negative prompt can be given.
+        passes: rows of the denoiser for one image with guidance.
     """
 
     build: Callable[[], Any]
     options: dict[str, Any] = field(default_factory=dict)
     guided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 3.0, "negative_prompt": "cat"})
     unguided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    passes: int = 2
 
 
 CONTROL = {"image": Image.linear_gradient("L").resize((64, 64)).convert("RGB")}
 SMALL = {"height": 32, "width": 32}
 TRUE = {"true_cfg_scale": 3.0, "negative_prompt": "cat"}
+FLUX2_OPTIONS = {**SMALL, "max_sequence_length": 24}
 FAMILY_ROWS: dict[str, Row] = {
     "sd1": Row(lambda: tiny_pipeline("ddim")),
     "sd2-v": Row(stable_diffusion_v),
@@ -354,9 +542,15 @@ FAMILY_ROWS: dict[str, Row] = {
     "sdxl-controlnet": Row(lambda: with_control(sdxl(), StableDiffusionXLControlNetPipeline), CONTROL),
     "sd3": Row(stable_diffusion_3, {"max_sequence_length": 8}),
     "flux": Row(flux, {**SMALL, "max_sequence_length": 8}, TRUE, {"guidance_scale": 2.5}),
+    "flux2": Row(flux2, FLUX2_OPTIONS, {"guidance_scale": 3.0}, {"guidance_scale": 1.5}, passes=1),
+    "flux2-klein": Row(flux2_klein, FLUX2_OPTIONS, {"guidance_scale": 3.0}),
     "chroma": Row(chroma, {**SMALL, "max_sequence_length": 8}),
     "pixart-sigma": Row(
         pixart_sigma, {"use_resolution_binning": False, "max_sequence_length": 8, "clean_caption": False}
+    ),
+    "pixart-alpha": Row(
+        pixart_alpha,
+        {**SMALL, "use_resolution_binning": False, "max_sequence_length": 8, "clean_caption": False},
     ),
     "sana": Row(
         sana,
@@ -365,8 +559,13 @@ FAMILY_ROWS: dict[str, Row] = {
     "lumina2": Row(lumina2, {**SMALL, "max_sequence_length": 16, "system_prompt": "be"}),
     "z-image": Row(z_image, {**SMALL, "max_sequence_length": 64}, unguided={"guidance_scale": 0.0}),
     "qwen-image": Row(qwen_image, SMALL, TRUE, {}),
+    "cogview4": Row(cogview4, SMALL),
+    "hidream": Row(hidream, {**SMALL, "max_sequence_length": 16}),
     "aura-flow": Row(aura_flow, {**SMALL, "max_sequence_length": 8}),
 }
+
+if is_sentencepiece_available():
+    FAMILY_ROWS["kolors"] = Row(kolors)
 
 
 def family_pipeline(name: str, seed: int = 0) -> Any:

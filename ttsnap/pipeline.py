@@ -24,7 +24,7 @@ from torch import Tensor
 from diffkit.conditioning import latent_shape
 from diffkit.copy_guard import CopyGuard, CopyGuardLike, load_copy_guard
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline, family_of
+from diffkit.families import Autoencoder, Pipeline, Size, family_of
 from diffkit.image_filters import has_safety_checker, unfiltered
 from diffkit.latents import decoded_latents
 from diffkit.ledger import Cost, Ledger
@@ -550,6 +550,11 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             interrupted=result.interrupted,
         )
 
+    def _shown_latents(self, latents: Tensor, winner: Winner) -> Tensor:
+        """Latents as the stock pipeline hands them out, of images as large as the winner's."""
+        shown = family_of(self).shown
+        return latents if shown is None else shown(self, latents, Size(*map(int, winner.image.shape[-2:])))
+
     def _images(
         self, winners: Sequence[Winner], ledger: Ledger, output_type: str
     ) -> list[Image] | np.ndarray[Any, Any] | Tensor:
@@ -557,7 +562,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         shown: list[Image] | np.ndarray[Any, Any] | Tensor
         latents = [winner.candidate.latents for winner in winners if winner.candidate.latents is not None]
         if output_type == "latent":
-            return torch.cat(latents).to(self._execution_device)
+            return self._shown_latents(torch.cat(latents).to(self._execution_device), winners[0])
         if getattr(self, "watermark", None) is not None:  # it goes on values that are not clipped yet
             size = (int(winners[0].image.shape[-2]), int(winners[0].image.shape[-1]))
             marked = [self.watermark.apply_watermark(decoded_latents(self, row, size=size)) for row in latents]

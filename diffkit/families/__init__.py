@@ -17,11 +17,20 @@ from diffkit.families.base import (
     stock_class,
     stock_default,
 )
+from diffkit.families.cogview4 import COGVIEW4
 from diffkit.families.flux import CHROMA, FLUX
+from diffkit.families.flux2 import FLUX2, FLUX2_KLEIN
+from diffkit.families.hidream import HIDREAM
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
-from diffkit.families.pixart_sana import PIXART_SIGMA, SANA
+from diffkit.families.pixart_sana import PIXART_ALPHA, PIXART_SIGMA, SANA
 from diffkit.families.qwen_image import QWEN_IMAGE
-from diffkit.families.stable_diffusion import SDXL, SDXL_CONTROLNET, STABLE_DIFFUSION, STABLE_DIFFUSION_CONTROLNET
+from diffkit.families.stable_diffusion import (
+    KOLORS,
+    SDXL,
+    SDXL_CONTROLNET,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_CONTROLNET,
+)
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 
 __all__ = [
@@ -46,23 +55,32 @@ FAMILIES: tuple[Family, ...] = (
     STABLE_DIFFUSION_CONTROLNET,
     SDXL,
     SDXL_CONTROLNET,
+    KOLORS,
     STABLE_DIFFUSION_3,
     FLUX,
+    FLUX2,
+    FLUX2_KLEIN,
     CHROMA,
+    PIXART_ALPHA,
     PIXART_SIGMA,
     SANA,
     LUMINA2,
     Z_IMAGE,
     QWEN_IMAGE,
     AURA_FLOW,
+    COGVIEW4,
+    HIDREAM,
 )
 
 _DRAWN = "it draws noise when it encodes the control image, anew in every part of a denoising"
+_VIDEO = "it makes videos, and a search scores images; use a pipeline of images"
 REFUSED_PIPELINES = {
     "StableDiffusion3ControlNetPipeline": _DRAWN,
     "StableDiffusion3ControlNetInpaintingPipeline": _DRAWN,
     "FluxControlNetPipeline": _DRAWN,
     "FluxControlPipeline": _DRAWN,
+    "SanaSprintPipeline": "its loop hands out its last estimate, not the latents of its steps; use SanaPipeline",
+    **dict.fromkeys(("WanPipeline", "LTXPipeline", "CogVideoXPipeline", "HunyuanVideoPipeline"), _VIDEO),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.prompt_embeds import Embeds
+from diffkit.prompt_embeds import Embeds, Layout
 
 __all__ = [
     "DIFFUSION",
@@ -138,6 +138,10 @@ def _as_drawn(pipe: Pipeline, latents: Tensor) -> Tensor:
     return latents
 
 
+def _as_carried(pipe: Pipeline, latents: Tensor, size: Size) -> Tensor:
+    return latents
+
+
 def _plain_steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
     return {"num_inference_steps": steps}
 
@@ -195,6 +199,9 @@ class Family:
         noise_shape: (pipeline, size) -> shape of one row of initial noise as the pipeline draws it.
         noise_dtype: the precision in which the pipeline draws noise and carries latents; the prompts' own where None.
         pack: (pipeline, drawn noise) -> latents as the loop carries them.
+        resumed: (pipeline, latents as the loop carries them, size) -> what the call takes as ``latents``.
+        shown: (pipeline, latents as the loop carries them, size) -> what the call returns as latents; None where it
+            returns those of its loop.
         latents_are_map: whether these are pictures (B, C, h, w), not packed into tokens (B, tokens, C).
         to_denoiser: (pipeline, latents as the VAE encodes them, VAE) -> latents as the loop carries them.
         to_vae: (pipeline, latents, VAE, size) -> the inverse, by the very expression of the pipeline's own decoding.
@@ -215,6 +222,7 @@ class Family:
             or joint attention with ``add_k_proj``.
         end_token: the tokenizer whose end token stands exactly once in the carried sequence; None where there is no
             single one.
+        no_gradient: why the denoiser's gradient in the text is not that of its prediction; None where it is.
         refusals: (pipeline, further keyword arguments, size) -> why its denoising cannot be cut, or None.
         refused: what is refused, in words, for the table of families only.
     """
@@ -235,6 +243,8 @@ class Family:
     noise_shape: Callable[[Pipeline, Size], tuple[int, ...]] = _noise_shape
     noise_dtype: torch.dtype | None = None
     pack: Callable[[Pipeline, Tensor], Tensor] = _as_drawn
+    resumed: Callable[[Pipeline, Tensor, Size], Tensor] = _as_carried
+    shown: Callable[[Pipeline, Tensor, Size], Tensor] | None = None
     latents_are_map: bool = True
     to_denoiser: Callable[[Pipeline, Tensor, Autoencoder], Tensor] = scaled
     to_vae: Callable[[Pipeline, Tensor, Autoencoder, Size], Tensor] = unscaled
@@ -242,7 +252,7 @@ class Family:
     upcasts: bool = False
     steps: Callable[[Pipeline, int, Size], dict[str, object]] = _plain_steps
     encoding: frozenset[str] = frozenset()
-    layout: Literal["fixed", "masked", "listed"] = "fixed"
+    layout: Layout = "fixed"
     encode_negative: Callable[[Pipeline, list[str] | None, Mapping[str, object]], tuple[Any, ...]] | None = None
     spare_encoders: frozenset[str] = frozenset()
     zeros_for_none: bool = False
@@ -251,6 +261,7 @@ class Family:
     fixed: Mapping[str, object] = field(default_factory=dict)
     text_attention: bool = False
     end_token: Literal["tokenizer", "tokenizer_2"] | None = None
+    no_gradient: str | None = None
     refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
     refused: str = "nothing"
 

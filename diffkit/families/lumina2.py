@@ -11,10 +11,10 @@ from torch import Tensor
 from diffkit.families.base import FLOW, FLOW_SHIFTED, Call, Family, Inputs, Pipeline, Size, shifted, unshifted
 from diffkit.families.flow import linear_sigmas, patches, shift_of_tokens
 
-__all__ = ["LUMINA2", "Z_IMAGE"]
+__all__ = ["LUMINA2", "Z_IMAGE", "even_noise_shape"]
 
 
-def _noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
+def even_noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
     """(C, h, w), whose sides are even."""
     cell = pipe.vae_scale_factor * 2
     return (pipe.transformer.config.in_channels, 2 * (size.height // cell), 2 * (size.width // cell))
@@ -59,7 +59,7 @@ LUMINA2 = Family(
     guidance="classifier-free, a second pass, normalized",
     guidance_batched=False,
     multiple=lambda pipe: int(pipe.vae_scale_factor * 2),
-    noise_shape=_noise_shape,
+    noise_shape=even_noise_shape,
     to_denoiser=shifted,
     to_vae=unshifted,
     # The pipeline takes the number of channels for the number of tokens, and so must we.
@@ -102,7 +102,7 @@ Z_IMAGE = Family(
     guidance_batched=False,  # the batch is [positive; negative]
     default_size=lambda pipe: Size(1024, 1024),
     multiple=lambda pipe: int(pipe.vae_scale_factor * 2),
-    noise_shape=_noise_shape,
+    noise_shape=even_noise_shape,
     to_denoiser=shifted,
     to_vae=unshifted,
     steps=_steps_z,

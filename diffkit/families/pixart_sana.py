@@ -1,9 +1,10 @@
-"""PixArt-Sigma and Sana: transformers with one T5 or Gemma encoder, sizes that may be moved to fixed shapes."""
+"""PixArt-Alpha, PixArt-Sigma and Sana: one T5 or Gemma encoder, sizes that may be moved to fixed shapes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffkit.families.base import FLOW_NOISY, Call, Family, Inputs, Pipeline, Size
 
-__all__ = ["PIXART_SIGMA", "SANA"]
+__all__ = ["PIXART_ALPHA", "PIXART_SIGMA", "SANA"]
 
 ENCODED = ("prompt_embeds", "prompt_attention_mask", None, None)
 
@@ -67,6 +68,31 @@ PIXART_SIGMA = Family(
     fixed={"use_resolution_binning": False, "negative_prompt": None},
     refusals=lambda pipe, options, size: _refuse_binning(pipe, options, size, PIXART_BINS),
     refused="sizes that resolution binning would change",
+)
+
+
+def _inputs_alpha(pipe: Pipeline, call: Call) -> Inputs:
+    """With the size and the aspect ratio, where the model was trained at 1024 pixels."""
+    positional, named = _inputs_pixart(pipe, call)
+    if pipe.transformer.config.sample_size != 128:
+        return Inputs(positional, named)
+    rows, like = len(call.latents), call.embeds.prompt_embeds
+    conditions = {
+        "resolution": torch.tensor([call.size.height, call.size.width]).repeat(rows, 1).to(like),
+        "aspect_ratio": torch.tensor([call.size.height / call.size.width]).repeat(rows, 1).to(like),
+    }
+    return Inputs(positional, {**named, "added_cond_kwargs": conditions})
+
+
+def _steps_alpha(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    """Of a single step the pipeline takes the estimate that ``scheduler.step`` returns, which not every one does."""
+    if steps == 1 and type(pipe.scheduler).__name__ in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        raise ValueError("the pipeline takes x0 from a single step, and this scheduler returns none; use DDIMScheduler")
+    return {"num_inference_steps": steps}
+
+
+PIXART_ALPHA = replace(
+    PIXART_SIGMA, name="PixArt-Alpha", pipeline="PixArtAlphaPipeline", inputs=_inputs_alpha, steps=_steps_alpha
 )
 
 

@@ -1,4 +1,4 @@
-"""Families with a U-Net: Stable Diffusion 1 and 2, SDXL, each alone or with ControlNet."""
+"""Families with a U-Net: Stable Diffusion 1 and 2, SDXL, each alone or with ControlNet, and Kolors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Size
+from diffkit.families.base import Autoencoder, Call, Family, Inputs, Pipeline, Size, scaled, unscaled
 
-__all__ = ["SDXL", "SDXL_CONTROLNET", "STABLE_DIFFUSION", "STABLE_DIFFUSION_CONTROLNET"]
+__all__ = ["KOLORS", "SDXL", "SDXL_CONTROLNET", "STABLE_DIFFUSION", "STABLE_DIFFUSION_CONTROLNET"]
 
 
 def _guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
@@ -93,6 +93,22 @@ SDXL = Family(
     upcasts=True,
     refusals=_refusals_xl,
     refused="denoising_end",
+)
+
+
+# Its pipeline encodes 256 tokens whatever max_sequence_length says.
+KOLORS = replace(
+    SDXL,
+    name="Kolors",
+    pipeline="KolorsPipeline",
+    text_attention=False,
+    end_token=None,
+    to_denoiser=scaled,
+    to_vae=unscaled,
+    encoding=frozenset(),
+    spare_encoders=frozenset(),
+    zeros_for_none=False,
+    image_prompts=False,
 )
 
 

@@ -139,7 +139,7 @@ def _rows_of(family: Family, outputs: Sequence[Any]) -> Embeds:
     if family.layout == "listed":
         named = {name: torch.stack(list(value)) for name, value in named.items()}
     sequence = named.pop("prompt_embeds")
-    if family.layout != "fixed":
+    if family.layout not in ("fixed", "layered"):
         named.setdefault(MASK, torch.ones(sequence.shape[:2], dtype=torch.long, device=sequence.device))
     return Embeds(sequence, named, family.layout)
 

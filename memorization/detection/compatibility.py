@@ -1,8 +1,9 @@
 """Which detectors a model's family supports: others are refused before anything runs, with the reason.
 
-A detector lists its requirements in ``needs``. Those that every family meets (a gradient, a trajectory) are not checked
-here; the rest are:
+A detector lists its requirements in ``needs``. What every family meets (a trajectory) is not checked here;
+the rest are:
 
+- "gradient": HiDream's experts hand none on.
 - "unconditional": a prediction without the caption, as in classifier-free guidance. FLUX.1 was distilled from a model
   that had one; it takes the guidance scale as input and has no such prediction.
 - "attention": probabilities of image queries over text tokens: the cross-attention of Stable Diffusion and SDXL, the
@@ -63,6 +64,7 @@ CAPABILITIES: Mapping[Need, tuple[Callable[[Pipeline, Family], bool], str]] = {
         lambda pipe, family: is_flow(pipe.scheduler) or hasattr(pipe.scheduler, "alphas_cumprod"),
         "no alphas_cumprod in its scheduler",
     ),
+    "gradient": (lambda pipe, family: family.no_gradient is None, "experts that hand no gradient on"),
     "map": (lambda pipe, family: family.latents_are_map, "packed latents, which are no map"),
 }
 

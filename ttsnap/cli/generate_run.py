@@ -177,9 +177,9 @@ def _search(
     """Search the prompts of a unit; one that cannot be scored has its reason in its item, the others go on alone."""
     try:
         result = pipe(
-            [prompts[index] for index in unit], num_inference_steps=config["steps"], guidance_scale=config["guidance"],
-            negative_prompt=config["negative"], height=config.get("height"), width=config.get("width"),
-            num_images_per_prompt=config["winners"], seed=config["seed"],
+            prompt=[prompts[index] for index in unit], num_inference_steps=config["steps"],
+            guidance_scale=config["guidance"], negative_prompt=config["negative"], height=config.get("height"),
+            width=config.get("width"), num_images_per_prompt=config["winners"], seed=config["seed"],
             first_prompt=unit[0], num_candidates=config["candidates"], budget=config["budget"],
             schedule=config["schedule"], search=strategy, micro_batch=config["micro_batch"], previews=True,
             share=share, held_out_rewards=held_out, diversity=config.get("diversity", 0.0), return_dict=True,

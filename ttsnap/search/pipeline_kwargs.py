@@ -18,6 +18,7 @@ REFUSED = {
     "output_type": "say it by itself",
 }
 REFUSED_PARTS = {
+    "prompt_embeds": "give the prompts as text, they are encoded once",
     "callback": "a search calls the pipeline several times, in parts",
 }
 

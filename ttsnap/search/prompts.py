@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.families import Family
+from diffkit.families import Family, stock_class
+from diffkit.families.base import keywords_of
 from diffkit.given_embeds import GivenEmbeds, embeds_keywords, given_count, has_embeds
 from diffkit.rewards.base import Reward
 
@@ -43,8 +44,11 @@ def read_prompts(
         reward_prompts: what rewards read, one for all or one for each prompt; the prompts themselves when None.
 
     Raises:
-        InputError: neither text nor embeddings, both, or different numbers of them.
+        InputError: neither text nor embeddings, both, different numbers of them, or a negative prompt where the
+            family takes none.
     """
+    if negative_prompt is not None and "negative_prompt" not in keywords_of(stock_class(family)):
+        raise InputError(f"{family.pipeline} takes no negative_prompt; leave it out.")
     texts = {name: value for name, value in encoding.items() if "prompt_" in name}
     texts |= {"prompt": prompt, "negative_prompt": negative_prompt}
     for prefix in ("", "negative_"):

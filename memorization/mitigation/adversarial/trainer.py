@@ -116,7 +116,9 @@ class Trainer:
         self.memorized = data.memorized[own].to(pipe.device)
         self.surrogates = [part.to(pipe.device) for part in data.surrogates[own]]
         self.centres = torch.stack([part.mean(0) for part in self.surrogates])
-        if data.captions.layout != "fixed":
+        if self.family.no_gradient is not None:
+            raise InputError(f"{self.family.name} cannot be fine-tuned here: {self.family.no_gradient}.")
+        if data.captions.varies:
             raise InputError(
                 f"Prompts of {self.family.name} differ in length; adversarial fine-tuning needs equal lengths."
             )
