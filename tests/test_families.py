@@ -415,7 +415,7 @@ def test_pipelines_and_schedulers_that_draw_noise_of_their_own_are_refused():
         family_of(diffusers.SanaSprintPipeline.__new__(diffusers.SanaSprintPipeline))
     pipe = family_pipeline("flux")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
-    with pytest.raises(InputError, match="set it to False"):
+    with pytest.raises(InputError, match="without its sde, ancestral or stochastic sampling"):
         search(pipe, "flux")
 
 
