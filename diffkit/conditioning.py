@@ -203,10 +203,10 @@ def _embeds(family: Family, outputs: Sequence[Tensor | list[Tensor] | None]) -> 
     named = {name: value for name, value in zip(family.encoded, outputs, strict=False) if name is not None}
     if family.layout == "listed":
         named = {name: value[0][None] for name, value in named.items() if value is not None}
-    if family.layout == "layered":
-        named = {name: value.transpose(0, 1) if value.ndim > 3 else value for name, value in named.items()}
     sequence, *rest = [(name, value) for name, value in named.items() if isinstance(value, Tensor)]
     companions = dict(rest)
+    if family.layout == "layered":
+        companions = {name: value.transpose(0, 1) if value.ndim > 3 else value for name, value in rest}
     if family.layout not in ("fixed", "layered"):
         ones = torch.ones(sequence[1].shape[:2], dtype=torch.long, device=sequence[1].device)
         companions.setdefault(MASK, ones)
