@@ -121,7 +121,7 @@ def look_ahead(
     if not candidates:
         return []
     start = candidates[0].step
-    with scheduled(pipe, denoising.num_inference_steps, denoising.size):
+    with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra):
         steps = big_steps(start, len(pipe.scheduler.timesteps), calls)
         before, now, then = (latent_coefficients(pipe.scheduler, step) for step in (start - 1, start, steps[0]))
     estimates: list[Tensor] = []

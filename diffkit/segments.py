@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from diffkit.conditioning import Conditioning
+from diffkit.custom_steps import step_settings, steps_in_words
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import keywords_of
@@ -183,7 +184,7 @@ def plan(
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
     known = type(pipe.scheduler).__name__ in SOLVERS
-    with scheduled(pipe, num_inference_steps, size):
+    with scheduled(pipe, num_inference_steps, size, extra):
         sigmas = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
     refuse_unseeded_noise(pipe)
     blind = blind_steps(pipe.scheduler, sigmas) if known else ()
@@ -192,23 +193,28 @@ def plan(
 
 
 @contextmanager
-def scheduled(pipe: Pipeline, num_inference_steps: int, size: tuple[int, int] | None = None) -> Iterator[None]:
+def scheduled(
+    pipe: Pipeline,
+    num_inference_steps: int,
+    size: tuple[int, int] | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> Iterator[None]:
     """The pipeline's scheduler with the timesteps of a denoising; it is as it was afterwards.
 
     Args:
-        size: as :func:`plan` takes it.
+        size, extra: as :func:`plan` takes them.
 
     Raises:
-        InputError: the scheduler takes no such number of steps.
+        InputError: the scheduler takes no such number of steps, or no such timesteps or sigmas.
     """
-    family = family_of(pipe)
-    pixels = family.default_size(pipe) if size is None else Size(*size)
+    pixels = family_of(pipe).default_size(pipe) if size is None else Size(*size)
+    settings = step_settings(pipe, num_inference_steps, pixels, extra)
     with scheduler_copy(pipe) as scheduler:
         try:
-            scheduler.set_timesteps(**family.steps(pipe, num_inference_steps, pixels))
+            scheduler.set_timesteps(**settings)
         except (ValueError, IndexError, TypeError, AssertionError) as error:
             name, reason = type(pipe.scheduler).__name__, str(error) or "its settings do not fit this pipeline"
-            raise InputError(f"{name} refuses {num_inference_steps} steps: {reason}") from error
+            raise InputError(f"{name} refuses {steps_in_words(num_inference_steps, extra)}: {reason}") from error
         yield
 
 

@@ -391,7 +391,7 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
         ("hidream", {"height": 64}, "would denoise at 40x16"),
         ("hidream", {"prompt_embeds_t5": object()}, "takes no prompt_embeds_t5: give the prompts as text"),
         ("flux", {"eta": 0.5}, "takes no eta"),
-        ("flux", {"sigmas": [1.0, 0.5]}, "takes no sigmas"),
+        ("flux", {"sigmas": 0.5}, "sigmas must be a list of numbers"),
         ("flux", {"height": 36}, "multiple of 8"),
         ("qwen-image", {"prompt_2": "cat"}, "QwenImagePipeline takes no prompt_2; its own keywords are"),
         ("sd1", {"prompt_embeds": object()}, "Give prompt or prompt_embeds, not both"),

@@ -64,6 +64,12 @@ def _inputs(pipe: Pipeline, call: Call) -> Inputs:
     return Inputs((), named | {"guidance": guidance, "encoder_hidden_states": call.embeds.prompt_embeds})
 
 
+def _refuse_idle_sigmas(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+    if options.get("sigmas") is not None and pipe.scheduler.config.get("use_flow_sigmas"):
+        return "the pipeline ignores sigmas where its scheduler says use_flow_sigmas; leave them out"
+    return None
+
+
 FLUX = Family(
     name="FLUX.1",
     pipeline="FluxPipeline",
@@ -85,6 +91,8 @@ FLUX = Family(
     to_vae=unpacked,
     steps=_steps,
     encoding=frozenset({"max_sequence_length", "prompt_2", "negative_prompt_2"}),
+    refusals=_refuse_idle_sigmas,
+    refused="sigmas with use_flow_sigmas",
 )
 
 

@@ -13,8 +13,6 @@ __all__ = ["Keywords", "check_sides", "sort_keywords"]
 
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
-    "timesteps": "the steps to look at are planned from num_inference_steps",
-    "sigmas": "the steps to look at are planned from num_inference_steps",
     "output_type": "say it by itself",
 }
 REFUSED_PARTS = {
