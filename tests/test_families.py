@@ -395,7 +395,7 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
         ("flux", {"height": 36}, "multiple of 8"),
         ("qwen-image", {"prompt_2": "cat"}, "QwenImagePipeline takes no prompt_2; its own keywords are"),
         ("sd1", {"prompt_embeds": object()}, "Give prompt or prompt_embeds, not both"),
-        ("sdxl", {"callback_on_step_end": print}, "in parts"),
+        ("sdxl", {"callback_on_step_end": print}, "give num_candidates=1 and schedule='', or callback_on_look"),
     ],
 )
 def test_what_cannot_be_carried_is_refused(name, options, sentence):

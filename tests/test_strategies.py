@@ -55,14 +55,14 @@ class Counted:
     def __init__(self) -> None:
         stock = tiny_pipeline("euler-ancestral")
         self.pipe = TTSnapPipeline.from_pipe(stock, reward=Brightness())
-        self.rows, self.images, self.previews = [], [], []
+        self.rows, self.images, self.previews, self.looks = [], [], [], []
         self.preview = tiny_vae()
         stock.unet.register_forward_hook(lambda module, args, output: self.rows.append(len(args[0])))
         stock.vae.decoder.register_forward_hook(lambda module, args, output: self.images.append(len(args[0])))
         self.preview.decoder.register_forward_hook(lambda module, args, output: self.previews.append(len(args[0])))
 
     def search(self, name, budget="5x", *, reward=None, preview=False, prompts=PROMPTS, winners=1, micro_batch=3):
-        for log in (self.rows, self.images, self.previews):
+        for log in (self.rows, self.images, self.previews, self.looks):
             log.clear()
         strategy = load_search(name, OWN_SCHEDULE.get(name, SCHEDULE), index=book())
         config = SearchConfig(
@@ -72,6 +72,7 @@ class Counted:
             budget=budget,
             micro_batch=micro_batch,
             preview_vae=self.preview if preview else None,
+            on_look=lambda pipe, look: self.looks.append((look.prompt, look.step, *look.candidates)),
         )
         request = Request(prompts, reward or Brightness(), Noise(seed=SEED), config, search=strategy)
         return request.carry_out(self.pipe, super(TTSnapPipeline, self.pipe).__call__)
@@ -82,11 +83,23 @@ def counted() -> Counted:
     return Counted()
 
 
+LOOKS: dict[str, list[tuple[int, ...]]] = {}  # by search: prompt, step and candidates of each look that was shown
+
+
 @functools.cache
 def found(name: str, preview: bool = False):
     """A search's outcome, and the rows that really ran: denoiser, decoder, preview decoder."""
     result = counted().search(name, preview=preview)
+    LOOKS[name] = list(counted().looks)
     return result, (sum(counted().rows), sum(counted().images), sum(counted().previews))
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_a_callback_hears_of_every_look(name):
+    """Index rules look at one candidate after the other; their traces are merged by step afterwards."""
+    result, _ = found(name)
+    looks = sorted((prompt, step, index) for prompt, step, *indices in LOOKS[name] for index in indices)
+    assert looks == sorted((look.prompt, look.step, index) for look in result.trace for index in look.candidates)
 
 
 @pytest.mark.parametrize("preview", [False, True])

@@ -374,6 +374,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         index: IndexBook | str | Path | None = None,
         micro_batch: int | Literal["auto"] | None = None,
         previews: bool = False,
+        callback_on_look: Callable[[Any, StageTrace], bool | None] | None = None,
         share: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -420,12 +421,17 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             share: the processes of a launch search together: all call alike and get the same result, each denoises its
                 part of the candidates, dealt anew after every cut.
             previews: keep the decoded estimates of every look in the trace.
+            callback_on_look: called after each look at a prompt's candidates, the last one too, with this pipeline and
+                the look: its step, the candidates' scores, who goes on, and pictures where ``previews`` are asked for.
+                False stops the search, as ``pipe._interrupt = True`` does; see ``interrupted`` of the output.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             return_dict: False gives the family's own tuple: ``(images, nsfw_content_detected)`` where its pipeline can
                 have a safety checker, else ``(images,)``. The whole output is the tuple's attribute ``search``.
             keywords: further keyword arguments of the family's own call: ``prompt_2``, ``true_cfg_scale``,
                 ``clip_skip``, ``cross_attention_kwargs`` and so on; None is the stock pipeline's default. Instead of
                 a prompt, ``prompt_embeds`` and what the family takes beside it, one row for each prompt.
+                ``callback_on_step_end`` is called as in diffusers where one candidate of each prompt runs without a
+                look (``num_candidates=1, schedule=""``), and refused in a search.
 
         Raises:
             InputError: bad input, before anything is computed.
@@ -466,6 +472,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             copy_guard=None if guard is None else load_copy_guard(guard, self),
             diversity=diversity,
             share=share,
+            on_look=callback_on_look,
             extra=extra,
             encoding=encoding,
         )

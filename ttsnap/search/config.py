@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from diffkit.copy_guard import CopyGuard
 from diffkit.errors import InputError
@@ -14,6 +14,9 @@ from diffkit.micro_batch import auto_size
 from diffkit.seeds import plain_integers
 from diffkit.segments import Denoising, Plan, plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
+
+if TYPE_CHECKING:
+    from ttsnap.search.trace import StageTrace
 
 __all__ = ["SearchConfig"]
 
@@ -36,6 +39,7 @@ class SearchConfig:
         preview_vae: decodes estimates; the pipeline's own VAE when None. Finished images are always its own.
         share: whether the processes of a launch search together: each runs every n-th of the candidates of every
             segment and look, dealt anew after each cut, and all know all results.
+        on_look: called with the pipeline and each look at a prompt's candidates; False stops the search.
         extra: further keyword arguments of the stock pipeline's calls.
         encoding: those that only shape the encoding of the prompts.
     """
@@ -55,6 +59,7 @@ class SearchConfig:
     copy_guard: CopyGuard | None = None
     diversity: float = 0.0
     share: bool = False
+    on_look: Callable[[Pipeline, StageTrace], bool | None] | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
     encoding: Mapping[str, object] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from diffkit.errors import InputError
 from diffkit.families import Family, stock_class
 from diffkit.families.base import keywords_of
 
-__all__ = ["Keywords", "check_sides", "sort_keywords"]
+__all__ = ["Keywords", "check_sides", "check_step_callback", "sort_keywords"]
 
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
@@ -17,8 +17,9 @@ REFUSED = {
 }
 REFUSED_PARTS = {
     "prompt_embeds": "give the prompts as text, they are encoded once",
-    "callback": "a search calls the pipeline several times, in parts",
+    "callback": "a search calls the pipeline several times, in parts; callback_on_look is called at each of its looks",
 }
+STEP_CALLBACKS = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
 class Keywords(NamedTuple):
@@ -36,6 +37,25 @@ def check_sides(family: Family, height: int | None, width: int | None) -> None:
     """
     if family.sides_together and (height is None) != (width is None):
         raise InputError(f"{family.pipeline} ignores a height or width that stands alone; give both.")
+
+
+def check_step_callback(extra: Mapping[str, object], *, uncut: bool) -> bool:
+    """Whether a callback of the stock pipeline is called at every step.
+
+    Args:
+        uncut: whether one candidate of each prompt is denoised without a look.
+
+    Raises:
+        InputError: it would be called in a search.
+    """
+    if not any(name in extra for name in STEP_CALLBACKS):
+        return False
+    if not uncut:
+        raise InputError(
+            "callback_on_step_end is called at the steps of one candidate: give num_candidates=1 and schedule='', or "
+            "callback_on_look, which is called at each look of a search."
+        )
+    return True
 
 
 def sort_keywords(
@@ -59,7 +79,7 @@ def sort_keywords(
         if "ip_adapter" in name and not family.image_prompts:
             raise InputError(f"A search takes no {name}: image prompts of {family.name} are not carried.")
         reason = REFUSED.get(name) or next((why for part, why in REFUSED_PARTS.items() if part in name), None)
-        if reason is not None:
+        if reason is not None and name not in STEP_CALLBACKS:
             raise InputError(f"A search takes no {name}: {reason}.")
         (sorted_.encoding if name in family.encoding else sorted_.extra)[name] = value
     return sorted_

@@ -28,7 +28,9 @@ from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import score_held_out, with_held_out
 from ttsnap.search.image_inputs import IP_IMAGE, image_prompts, with_image_prompts
 from ttsnap.search.noise import Noise
+from ttsnap.search.pipeline_kwargs import check_step_callback
 from ttsnap.search.prices import Trials, time_prices, with_guard
+from ttsnap.search.progress_lines import search_bar
 from ttsnap.search.session import Engine, StageTrace, Winner
 from ttsnap.search.strategies.base import Strategy
 from ttsnap.search.strategies.pruning import Pruning
@@ -129,8 +131,8 @@ class Request:
     def _run(self, engine: Engine, began: float) -> list[list[Winner]]:
         """The strategy's winners, with a progress bar."""
         limit = self._limit(engine, began)
-        with engine.pipe.progress_bar(total=self._most_calls(engine, limit)) as bar:
-            engine.advance, engine.expect = bar.update, bar.reset
+        with search_bar(engine.pipe, self._most_calls(engine, limit)) as bar:
+            engine.advance, engine.expect = bar.advance, bar.expect
             return self.strategy.run(engine, limit)
 
     def prepare(self, pipe: Pipeline, call: Callable[..., Any], trials: Trials | None = None) -> None:
@@ -151,6 +153,7 @@ class Request:
         steps = self._plan(pipe)
         check_safety_checker(pipe)
         n = self._num_candidates()
+        self._calls_back_at_steps(n)
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
         probe = (trials or Trials()).probe(self.reward, self.reward_prompts[0], self.config.size(pipe))
         ledger.calibration_images += probe.images
@@ -164,6 +167,8 @@ class Request:
         if self.noise.draws_together(len(self.prompts), n):
             denoising = replace(denoising, micro_batch=len(self.prompts))
             self._refuse_apart(images)
+        elif self._calls_back_at_steps(n) and self.config.micro_batch is None:
+            denoising = replace(denoising, micro_batch=len(self.prompts))
         conditioning, denoising = with_image_prompts(conditioning, denoising, images)
         words = self.reward_prompts
         return Engine(
@@ -211,6 +216,15 @@ class Request:
                 f"leave out micro_batch and share, or give a list with one generator for each prompt."
             )
         return n
+
+    def _calls_back_at_steps(self, n: int | None) -> bool:
+        """Whether a callback of the stock pipeline is called at every step.
+
+        Raises:
+            InputError: it would be called in a search.
+        """
+        uncut = n == 1 and self.search is None and not self.config.schedule.steps
+        return check_step_callback(self.config.extra, uncut=uncut)
 
     def _refuse_apart(self, images: Sequence[object]) -> None:
         """Refuse to draw together what is denoised apart.

@@ -312,7 +312,7 @@ class Engine:
     def record(
         self, prompt: int, alive: Sequence[Candidate], look: Look, survivors: Sequence[Candidate], *, needed: int = 1
     ) -> None:
-        """Write a look at one prompt's candidates into the trace.
+        """Write a look at one prompt's candidates into the trace, and show it to the user's callback.
 
         Raises:
             ScoringError: fewer than ``needed`` survived it.
@@ -344,6 +344,8 @@ class Engine:
                 else [],
             )
         )
+        if self.config.on_look is not None and self.config.on_look(self.pipe, self.trace[-1]) is False:
+            self.pipe._interrupt = True
 
     def _charge(self, prompt: int, cost: Cost) -> None:
         self.spent[prompt] = self.spent.get(prompt, NOTHING).plus(cost)
