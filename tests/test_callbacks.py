@@ -83,7 +83,7 @@ def test_the_stock_callback_is_called_at_each_step_of_one_candidate(pipe, prompt
     def halve(called):
         def callback(own, step, timestep, values):
             called.append((step, int(timestep), {name: tuple(value.shape) for name, value in values.items()}))
-            own._guidance_scale = 1.0 if step >= 3 else 3.0
+            own._guidance_scale = 7.0 if step >= 3 else 3.0
             return {"latents": values["latents"] * (0.5 if step == STEPS - 1 else 1.0)}
 
         return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}

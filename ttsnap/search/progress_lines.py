@@ -19,11 +19,15 @@ class _Lines:
     encoding = "utf-8"
 
     def __init__(self, file: TextIO) -> None:
-        self._file = file
+        self._file, self._last = file, ""
 
     def write(self, text: str) -> int:
         drawn = text.replace("\r", "").strip()
-        return self._file.write(drawn + "\n") if drawn else 0
+        counted = drawn.split(" [")[0]  # without the times
+        if not drawn or counted == self._last:
+            return 0
+        self._last = counted
+        return self._file.write(drawn + "\n")
 
     def flush(self) -> None:
         self._file.flush()
