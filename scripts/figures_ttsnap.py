@@ -44,6 +44,31 @@ def _search(name: str) -> str:
     return table(head, rows) + f"\n\n{n} held-out scenes; intervals are 95 % over prompts, paired."
 
 
+def ahead_ways() -> str:
+    """Big steps: how well seeds are ranked by the package's way, and with one thing of it changed."""
+    measured = read("lookahead")
+    if not measured:
+        return MISSING
+    taus = {
+        (row["step"], row["calls"], row["second_order"], row["spacing"], row["free_start"]): row["tau"]
+        for row in measured["rows"]
+    }
+    twice = measured["rows"][0]["spacing"]
+    ways = {
+        "as it is": (True, twice, True),
+        "equal spacing to the end": (True, "index", True),
+        "equal spacing in log-SNR": (True, "log-SNR", True),
+        "a call before the first leap": (True, twice, False),
+        "first order (DDIM)": (False, twice, True),
+        "first order, equal spacing, a call first": (False, "index", False),
+    }
+    looks = list(dict.fromkeys(key[:2] for key in taus))
+    rows = [[name, *(f"{taus[(*look, *way)]:.2f}" for look in looks)] for name, way in ways.items()]
+    head = ["big steps", *(f"after step {step}, {calls} calls ahead" for step, calls in looks)]
+    n, seeds = measured["n"], measured["candidates"]
+    return table(head, rows) + f"\n\nKendall's tau to the final reward, mean over {n} captions of {seeds} seeds."
+
+
 def overhead() -> str:
     """What the pipeline itself costs."""
     bench = read("bench_ttsnap")
@@ -334,6 +359,6 @@ def lab_index() -> str:
 
 
 BLOCKS = (
-    chain, copy_guard, steps, search, taught_trio, search_trio, overhead, backends, wall, wall_trio, rounds,
+    chain, copy_guard, steps, search, taught_trio, search_trio, ahead_ways, overhead, backends, wall, wall_trio, rounds,
     first_level, preview, fit, fit_budgets, tensors, lab_index,
 )  # fmt: skip
