@@ -43,7 +43,7 @@ def row(value: Any, index: int) -> Any:
     return value[index : index + 1]
 
 
-@pytest.mark.parametrize("name", FAMILY_ROWS)
+@pytest.mark.parametrize("name", [name for name in FAMILY_ROWS if name != "hidream"])  # whose are refused
 def test_the_winner_is_the_stock_image_of_the_same_embeddings(name):
     """Of several prompts of the same length, without text encoders."""
     pipe, family = family_pipeline(name), FAMILY_ROWS[name]
@@ -57,7 +57,7 @@ def test_the_winner_is_the_stock_image_of_the_same_embeddings(name):
         assert np.array_equal(np.asarray(image), np.asarray(reference)), index
     assert out.ledger.encoded == 0
     assert out.ledger.flops.encode == 0.0
-    assert out.ledger.rows_per_call == 2
+    assert out.ledger.rows_per_call == family.passes
     assert [look.prompt for look in out.trace] == [0, 1, 0, 1]
 
 
