@@ -208,10 +208,9 @@ def scheduled(
         InputError: the scheduler takes no such number of steps, or no such timesteps or sigmas.
     """
     pixels = family_of(pipe).default_size(pipe) if size is None else Size(*size)
-    settings = step_settings(pipe, num_inference_steps, pixels, extra)
     with scheduler_copy(pipe) as scheduler:
         try:
-            scheduler.set_timesteps(**settings)
+            scheduler.set_timesteps(**step_settings(pipe, num_inference_steps, pixels, extra))
         except (ValueError, IndexError, TypeError, AssertionError) as error:
             name, reason = type(pipe.scheduler).__name__, str(error) or "its settings do not fit this pipeline"
             raise InputError(f"{name} refuses {steps_in_words(num_inference_steps, extra)}: {reason}") from error
