@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 
 from diffkit.errors import InputError
-from diffkit.families import FAMILIES
+from diffkit.families import FAMILIES, why_unknown
 from diffkit.lab import assets
 from diffkit.locations import is_hub_id, missing_file
 from diffkit.model_folder import ModelFolder, pipeline_class
@@ -69,7 +69,8 @@ def model_class(source: Path | str, options: Mapping[str, Any] | None = None) ->
     stock = pipeline_class(name, source)
     if not any(family.pipeline in {base.__name__ for base in stock.__mro__} for family in FAMILIES):
         names = ", ".join(family.pipeline for family in FAMILIES)
-        raise InputError(f"The model {str(source)!r} is a {name}, of no known family; the families are: {names}.")
+        why = why_unknown(stock, FAMILIES)
+        raise InputError(f"The model {str(source)!r} is a {name}, of no known family: {why}. Known are {names}.")
     return stock
 
 

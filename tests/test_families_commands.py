@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from diffkit.cli import app
 from diffkit.errors import InputError
+from diffkit.families import FAMILIES, why_unknown
 from diffkit.loading import load_pipeline
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import as_reward
@@ -63,3 +66,22 @@ def test_a_model_of_no_family_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "AudioLDM2Pipeline", "_diffusers_version": "0.42.1"}')
     with pytest.raises(InputError, match="is a AudioLDM2Pipeline, of no known family"):
         TTSnapPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "StableDiffusionImg2Img",
+            "also takes image, strength; for images from text alone use StableDiffusionPipeline",
+        ),
+        ("Lumina", r"is a LuminaNextDiT2DModel; the nearest family is Lumina-Image 2.0 \(Lumina2Pipeline\)"),
+        ("SanaSprint", "the denoiser of SanaPipeline, but its loop also takes max_timesteps, intermediate_timesteps$"),
+        ("IF", "the denoiser of StableDiffusionPipeline, but no autoencoder"),
+        ("SanaVideo", "of videos"),
+        ("AudioLDM2", "none has such components"),
+        ("DDPM", "none of them has"),
+    ],
+)
+def test_why_a_pipeline_is_of_no_family(name, words):
+    assert re.search(words, why_unknown(getattr(diffusers, f"{name}Pipeline"), FAMILIES))

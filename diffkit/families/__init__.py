@@ -22,6 +22,7 @@ from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.flux2 import FLUX2, FLUX2_KLEIN
 from diffkit.families.hidream import HIDREAM
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
+from diffkit.families.nearest import nearest_family, why_unknown
 from diffkit.families.pixart_sana import PIXART_ALPHA, PIXART_SIGMA, SANA
 from diffkit.families.qwen_image import QWEN_IMAGE
 from diffkit.families.stable_diffusion import (
@@ -46,8 +47,10 @@ __all__ = [
     "default_size",
     "family_of",
     "is_guided",
+    "nearest_family",
     "pipe_denoiser",
     "stock_class",
+    "why_unknown",
 ]
 
 FAMILIES: tuple[Family, ...] = (
@@ -97,8 +100,8 @@ def family_of(pipe: Pipeline) -> Family:
     for name, reason in REFUSED_PIPELINES.items():
         if name in ancestors:
             raise InputError(f"A {name} cannot be cut in mid-denoising: {reason}.")
-    pipelines = ", ".join(family.pipeline for family in FAMILIES)
-    raise InputError(f"{type(pipe).__name__} belongs to no known family of pipelines; use one of: {pipelines}.")
+    known, why = ", ".join(family.pipeline for family in FAMILIES), why_unknown(type(pipe), FAMILIES)
+    raise InputError(f"{type(pipe).__name__} belongs to no known family of pipelines: {why}. Known are {known}.")
 
 
 def pipe_denoiser(pipe: Pipeline) -> Pipeline:
