@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +227,14 @@ def test_whole_images_are_tried_by_any_scheduler(kind):
             pipe(PROMPT, **options, **refused)
     with pytest.raises(InputError, match=f"{kind.__name__} cannot be suspended"):
         run_segment(stock, [Candidate(0, 0, generators([1])[0])], encode_prompts(stock, [PROMPT]), Denoising(4), 0, 2)
+
+
+def test_figures_of_few_steps_by_hand():
+    """T calls, a decoding and a score; against one call and a look, and half of the rest."""
+    path = Path(__file__).resolve().parents[1] / "docs" / "figures" / "few_steps.json"
+    counted = json.loads(path.read_text(encoding="utf-8"))
+    call, decode, verify = (counted["flop"][name] for name in ("call", "decode", "verify"))
+    for steps, ratios in counted["seeds"].items():
+        rest = (int(steps) - 1) * call + decode + verify
+        assert ratios["whole autoencoder"] == pytest.approx((call + rest) / (call + decode + verify + rest / 2))
+        assert ratios["free"] == pytest.approx((call + rest - verify) / (call + (rest - verify) / 2))
