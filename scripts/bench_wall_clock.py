@@ -2,7 +2,7 @@
 
     python scripts/bench_wall_clock.py [--n 64] [--prompts 12] [--json docs/figures/wall_clock.json]
     python scripts/bench_wall_clock.py --model lab-trio --preview-vae lab --shares "" --ahead 0.25 --enough 0.97,0.98 \\
-        --ahead-rounds 5,8 --prompts 24 --scenes 81 [--json docs/figures/wall_clock_trio.json]
+        --ahead-rounds 5 --threads 1 --prompts 16 --scenes 81 [--json docs/figures/wall_clock_ahead.json]
     python scripts/bench_wall_clock.py ... --first 64 --json part2.json    # the next 64 captions
     python scripts/bench_wall_clock.py --merge part1.json,part2.json [--json F]
 
@@ -76,7 +76,7 @@ def measure(given: argparse.Namespace) -> Runs:
         for name, options in searches.items():
             runs[name].append(search(pipe, caption, index, micro_batch=given.micro_batch, **options))
         if given.json:
-            given.json.write_text(json.dumps(figures(runs, given.preview_vae)) + "\n")
+            given.json.write_text(json.dumps({"threads": given.threads, **figures(runs, given.preview_vae)}) + "\n")
     return runs
 
 
@@ -134,7 +134,7 @@ def main() -> None:
     if given.merge:
         measured = merged([Path(part) for part in given.merge.split(",")])
     else:
-        measured = figures(measure(given), given.preview_vae)
+        measured = {"threads": given.threads, **figures(measure(given), given.preview_vae)}
     print(json.dumps({name: value for name, value in measured.items() if name != "runs"}, indent=1))
     if given.json:
         given.json.write_text(json.dumps(measured) + "\n")

@@ -195,6 +195,11 @@ def wall_trio() -> str:
     return _wall("wall_clock_trio")
 
 
+def wall_ahead() -> str:
+    """Lookahead in rounds there, with the schedule that ships."""
+    return _wall("wall_clock_ahead")
+
+
 def rounds() -> str:
     """The search in rounds against best-of-64, in a sentence."""
     found = read("wall_clock_trio")
@@ -236,7 +241,8 @@ def _wall(name: str) -> str:
         for row in found["rows"]
     ]
     head = ["search", "reward", "over best-of-64", "seconds a prompt", "of its time"]
-    return table(head, rows) + f"\n\n{found['n']} held-out scenes, one process, two threads, interleaved."
+    threads = "one thread" if found.get("threads") == 1 else "two threads"
+    return table(head, rows) + f"\n\n{found['n']} held-out scenes, one process, {threads}, interleaved."
 
 
 def first_level() -> str:
@@ -359,6 +365,6 @@ def lab_index() -> str:
 
 
 BLOCKS = (
-    chain, copy_guard, steps, search, taught_trio, search_trio, ahead_ways, overhead, backends, wall, wall_trio, rounds,
+    chain, copy_guard, steps, search, taught_trio, search_trio, ahead_ways, overhead, backends, wall, wall_trio, wall_ahead, rounds,
     first_level, preview, fit, fit_budgets, tensors, lab_index,
 )  # fmt: skip
