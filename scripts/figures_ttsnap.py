@@ -365,6 +365,6 @@ def lab_index() -> str:
 
 
 BLOCKS = (
-    chain, copy_guard, steps, search, taught_trio, search_trio, ahead_ways, overhead, backends, wall, wall_trio, wall_ahead,
-    rounds, first_level, preview, fit, fit_budgets, tensors, lab_index,
+    chain, copy_guard, steps, search, taught_trio, search_trio, ahead_ways, overhead, backends, wall, wall_trio,
+    wall_ahead, rounds, first_level, preview, fit, fit_budgets, tensors, lab_index,
 )  # fmt: skip
