@@ -301,7 +301,7 @@ def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, est
     """
     start, stop = steps
     if cut_refusal(pipe.scheduler) is not None and start == 0 and not estimates:
-        with scheduled(pipe, denoising.num_inference_steps, denoising.size):
+        with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra):
             calls = len(pipe.scheduler.timesteps)
         if stop == calls:
             return UNCUT

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 from attack_table import targets
 from launch import server
@@ -55,12 +53,3 @@ def test_kill_9_inside_an_image(tmp_path: Path, one_thread: None) -> None:
     assert list(folder.glob("*.safetensors")) == [state]
     checkpoints.clear()
     assert not folder.exists()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The last bits may depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -26,12 +26,7 @@ FLOW = ["sd3", "flux", "chroma", "lumina2", "z-image", "qwen-image", "aura-flow"
 SEARCH = {"num_candidates": 3, "schedule": "1:0.7+1,3:0.5", "seed": 5, "micro_batch": 1}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def brightness(images, prompts):
@@ -118,3 +113,13 @@ def test_what_a_stock_pipeline_has_not_got_is_no_keyword_here():
     assert "timesteps" not in keywords_of(stock_class(family_of(family_pipeline("flux"))))
     with pytest.raises(InputError, match="FluxPipeline takes no timesteps"):
         TTSnapPipeline.from_pipe(family_pipeline("flux"), reward=brightness)("a dog", timesteps=TIMESTEPS)
+
+
+def test_best_of_n_takes_them_by_a_scheduler_that_is_not_known():
+    """A community's scheduler cannot be cut, and nothing is: the steps that count are those of the call."""
+    pipe = tiny_pipeline("euler")
+    pipe.scheduler.__class__ = type("CommunityScheduler", (type(pipe.scheduler),), {})
+    search = TTSnapPipeline.from_pipe(pipe, reward=brightness)
+    out = search("a dog", timesteps=TIMESTEPS, num_candidates=2, seed=5, micro_batch=1)
+    stock = pipe("a dog", timesteps=TIMESTEPS, generator=generators(out.seeds)[0]).images[0]
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(stock))

@@ -40,13 +40,7 @@ NAMES = list(FAMILY_ROWS)
 SPOKEN = {"guidance_scale", "negative_prompt", "height", "width"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny models lose time on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def brightness(images, prompts):

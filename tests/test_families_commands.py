@@ -8,7 +8,6 @@ import re
 import diffusers
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny_families import family_pipeline
 from typer.testing import CliRunner
@@ -28,12 +27,7 @@ def brightness():
     return as_reward(lambda images, prompts: images.mean((1, 2, 3)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("name", "size"), [("sdxl", 64), ("sd3", 64), ("flux", 32)])

@@ -29,12 +29,7 @@ RING = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
 TWO = ["a dog", "cat at dog"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def brightness(images, prompts):
