@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Call, Family, Pipeline, Size, family_of
+from diffkit.families import Call, Family, Pipeline, Size, family_of, refuse_pictures
 from diffkit.families.base import size_of_latents, stock_default
 from diffkit.given_embeds import GivenEmbeds, given_rows, has_embeds, refuse_missing_encoders
 from diffkit.prompt_embeds import MASK, Embeds
@@ -112,6 +112,8 @@ def encode_prompts(
     given = {name: given.get(name, stock_default(family, name)) for name in shaping}
     given["lora_scale"] = _lora_scale(options or {})
     skip = given.get("clip_skip") if clip_skip is None else clip_skip
+    if family.encoded_with_picture is not None:
+        given |= family.encoded_with_picture(pipe, options or {})
     given |= {"device": pipe._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     if has_embeds(embeds):
         positive = _given(pipe, family, embeds, given)
@@ -225,9 +227,11 @@ def denoiser_call(
     """What :func:`predict_noise` asks of the denoiser; see there.
 
     Raises:
-        InputError: a bare tensor where the family's denoiser needs more, or packed latents of an unknown size.
+        InputError: a bare tensor where the family's denoiser needs more, packed latents of an unknown size, or a
+            family that begins from a picture.
     """
     family = family_of(pipe)
+    refuse_pictures(pipe)
     if isinstance(embeds, Tensor):
         if family.companions:
             raise InputError(

@@ -20,6 +20,7 @@ from diffkit.counting_copy import counting_copy, original_module
 from diffkit.families import Autoencoder, Pipeline, Size, family_of, pipe_denoiser
 from diffkit.families.base import size_of_latents
 from diffkit.ledger import Prices
+from diffkit.prepared_again import DenoiserCall
 
 __all__ = ["count_flops", "pipeline_flops"]
 
@@ -169,6 +170,7 @@ def pipeline_flops(
     size: tuple[int, int] | None = None,
     encode: float | None = None,
     images: Sequence[Tensor] = (),
+    calls: Sequence[DenoiserCall] = (),
     on_trial: Callable[[], object] | None = None,
 ) -> Prices:
     """FLOP of a denoiser call, a decoding and a text encoding of this pipeline, and of the given verification.
@@ -182,12 +184,16 @@ def pipeline_flops(
         size: (height, width) in pixels of packed latents; the model's own size or a square when None.
         encode: FLOP of encoding one text where they were counted; else those of the one text encoder.
         images: encoded image prompts of one candidate, one tensor for each IP-Adapter.
+        calls: those of one step, as :func:`diffkit.recorded_calls.first_step_calls` gives them, where the family alone
+            does not say what its denoiser gets.
         on_trial: called when the denoiser must run on real numbers to be counted; without it its price is unknown then.
     """
     rows = [0] * (2 if guidance else 1)
     texts = (embeds if isinstance(embeds, Embeds) else Embeds(embeds)).rows(rows)
     return Prices(
-        call=_call_flops(pipe, latent_shape, texts, size, images, on_trial),
+        call=_flops_of_calls(pipe, calls, on_trial)
+        if calls
+        else _call_flops(pipe, latent_shape, texts, size, images, on_trial),
         decode=_decode_flops(pipe, pipe.vae, latent_shape, size),
         verify=verify,
         encode=_encode_flops(pipe.text_encoder, texts.prompt_embeds.shape[1]) if encode is None else encode,
@@ -229,6 +235,33 @@ def _call_flops(
     if family.control is not None:
         flops.append(count_flops(pipe.controlnet, key, control))
     return None if None in flops else sum(value for value in flops if value is not None)
+
+
+def _flops_of_calls(
+    pipe: Pipeline, calls: Sequence[DenoiserCall], on_trial: Callable[[], object] | None
+) -> float | None:
+    """FLOP of calls of the denoiser and its ControlNet, whose additions to the denoiser's layers cost nothing."""
+    denoiser, flops = original_module(pipe_denoiser(pipe)), []
+    for call in calls:
+        module = original_module(getattr(pipe, call.name))
+        named = {name: None if "additional_residual" in name else value for name, value in call.named.items()}
+
+        def forward(module: Any = module, call: DenoiserCall = call, named: Mapping[str, object] = named) -> object:
+            twin = _twin(module, denoiser.device, denoiser.dtype)
+            return type(twin).forward(twin, *call.positional, **named)
+
+        key = ("call", call.name, _shapes(call.positional), _shapes(named))
+        flops.append(count_flops(module, key, forward, on_trial))
+    return None if None in flops else sum(value for value in flops if value is not None)
+
+
+def _shapes(value: object) -> object:
+    """What the FLOP of a call depend on of its arguments: shapes, and plain values."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return tuple((str(name), _shapes(inner)) for name, inner in value.items())
+    return tuple(map(_shapes, value)) if isinstance(value, list | tuple) else _plain(value)
 
 
 def _with_images(named: Mapping[str, object], images: Sequence[Tensor]) -> Mapping[str, object]:

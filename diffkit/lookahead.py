@@ -121,9 +121,10 @@ def look_ahead(
     if not candidates:
         return []
     start = candidates[0].step
-    with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra):
-        steps = big_steps(start, len(pipe.scheduler.timesteps), calls)
-        before, now, then = (latent_coefficients(pipe.scheduler, step) for step in (start - 1, start, steps[0]))
+    with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
+        steps = big_steps(start, len(pipe.scheduler.timesteps) - skipped, calls)
+        places = [skipped + step for step in (start - 1, start, steps[0])]
+        before, now, then = (latent_coefficients(pipe.scheduler, place) for place in places)
     estimates: list[Tensor] = []
     with exclusive(pipe), quiet(pipe):
         for batch in micro_batches(candidates, denoising, conditioning):
@@ -133,7 +134,7 @@ def look_ahead(
             report = functools.partial(_report, on_step, len(batch), padding)
             rows = [*batch, *[batch[-1]] * padding]
             estimate = torch.cat([row.x0 for row in rows if row.x0 is not None]).to(pipe._execution_device)
-            with _jumping(pipe, steps, (estimate, before), report) as view:
+            with _jumping(pipe, steps, (estimate, before), report, skipped) as view:
                 latents, _ = run_loop(pipe, rows, conditioning, denoising, call or pipe, view)
                 view.check_complete(pipe)
             estimates += [latents[row : row + 1].clone() for row in range(len(batch))]
@@ -159,19 +160,19 @@ def _jumping(
     steps: Sequence[int],
     estimate: tuple[Tensor, Coefficients],
     report: Callable[[Tensor], None],
+    skipped: int,
 ) -> Iterator[Window]:
     """The scheduler shows the big steps only, and its ``step`` leads from each to the next, from the last to x0."""
-    with window(pipe, steps[0], None, {}, report) as view:
+    with window(pipe, steps[0], None, {}, report, skipped=skipped) as view:
+        view.jumps = list(steps)
+        if view.prepared_again and hasattr(view.scheduler, "_step_index"):
+            view.carried = {"_step_index": skipped + steps[0]}
         view.scheduler.__class__ = _jumping_class(type(view.scheduler), view, steps, estimate)
         yield view
 
 
 def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: tuple[Tensor, Coefficients]) -> type:
     position = 0
-
-    def timesteps(self: Any) -> Any:
-        shown = windowed.timesteps.fget(self)
-        return shown if view.inside or not view.open else shown[[step - steps[0] for step in steps]]
 
     def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not view.open:
@@ -180,20 +181,22 @@ def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: 
         if not has_unit_signal(self):
             return sample
         with view.full_view():
-            sigma = latent_coefficients(self, steps[position]).noise
+            sigma = latent_coefficients(self, view.skipped + steps[position]).noise
         return sample / ((sigma**2 + 1) ** 0.5)
 
     @functools.wraps(windowed.step)  # pipelines look at the signature to see what they may hand over
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal position, estimate
-        if not view.open:
+        if not view.open or view.resume is not None:
             return windowed.step(self, model_output, timestep, sample, *args, **kwargs)
         with view.full_view():
-            now = latent_coefficients(self, steps[position])
+            now = latent_coefficients(self, view.skipped + steps[position])
             x0 = result = _clean_estimate(self, model_output, sample, now)
             position += 1
             if position < len(steps):
-                then = latent_coefficients(self, steps[position])
+                then = latent_coefficients(self, view.skipped + steps[position])
+                if view.prepared_again and hasattr(self, "_step_index"):  # at which kept parts of a picture get noise
+                    self._step_index = view.skipped + steps[position]
                 result = ddim_step(sample, extrapolated(x0, estimate[0], (estimate[1], now, then)), now, then)
             estimate = x0, now
         view.steps += 1
@@ -201,11 +204,7 @@ def _jumping_class(windowed: Any, view: Window, steps: Sequence[int], estimate: 
         view.report(x0)
         return (view.latents, x0)
 
-    members: dict[str, Any] = {
-        "timesteps": property(timesteps, windowed.timesteps.fset),
-        "step": step,
-        "__module__": windowed.__module__,
-    }
+    members: dict[str, Any] = {"step": step, "__module__": windowed.__module__}
     if hasattr(windowed, "scale_model_input"):
         members["scale_model_input"] = functools.wraps(windowed.scale_model_input)(scale_model_input)
     return type(windowed.__name__, (windowed,), members)

@@ -65,11 +65,12 @@ class ModelOptions:
         """The pipeline.
 
         Raises:
-            InputError: as :func:`diffkit.load_pipeline`.
+            InputError: as :func:`diffkit.load_pipeline`, or the model begins from a picture.
         """
+        from diffkit.families import refuse_pictures
         from diffkit.loading import load_pipeline
 
-        return load_pipeline(
+        pipe = load_pipeline(
             self.model,
             revision=self.revision,
             dtype=self.dtype,
@@ -80,3 +81,5 @@ class ModelOptions:
             lora=self.lora,
             mitigation=self.mitigation,
         )
+        refuse_pictures(pipe)
+        return pipe

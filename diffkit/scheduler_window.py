@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Scheduler
+from diffkit.families import Pipeline, Scheduler, family_of
+from diffkit.families.base import has_strength
 from diffkit.interruption import DenoisingInterrupted
 from diffkit.solvers import UNCUT, Solver, State, StepCall, solver_of
 
@@ -51,6 +53,10 @@ class Window:
         steps: how many steps it has made.
         x0: the estimate that the last of them has left.
         latents: what the last of them has left, as the loop carries them.
+        skipped: how many of the scheduler's steps the pipeline leaves out before its first, by its ``strength``.
+        prepared_again: see :class:`diffkit.families.Family`.
+        jumps: the steps that are shown, where these are not all from ``start`` to ``stop``.
+        resume: what the idle step before them gives out as latents, where the pipeline has prepared again.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Window:
         steps: tuple[int, int | None],
         state: State,
         report: Callable[[Tensor], None],
+        skipped: int = 0,
     ) -> None:
         self.scheduler, self.base, self.solver = scheduler, type(scheduler), solver
         (self.start, self.stop), self.carried = steps, state
@@ -67,6 +74,9 @@ class Window:
         self.steps = 0
         self.x0: Tensor | None = None
         self.latents: Tensor | None = None
+        self.skipped, self.prepared_again = skipped, False
+        self.jumps: list[int] | None = None
+        self.resume: Callable[[], Tensor] | None = None
         self.inside = 0  # depth of calls in which the scheduler itself must see all its timesteps
         self.open, self.thread = True, threading.get_ident()
 
@@ -74,9 +84,33 @@ class Window:
         """What the solver carries now."""
         return {name: getattr(self.scheduler, name, None) for name in self.solver.carries}
 
+    @property
+    def _every(self) -> Tensor:
+        timesteps: Tensor = self.scheduler.timesteps if self.solver is UNCUT else self.scheduler.__dict__["timesteps"]
+        return timesteps
+
+    def own_steps(self) -> Tensor:
+        """The timesteps of this part."""
+        own = self._every[self.skipped :]
+        return own[self.start : self.stop] if self.jumps is None else own[self.jumps]
+
+    def shown(self) -> Tensor:
+        """The timesteps that the loop sees: those of this part, after an idle one where it has prepared again."""
+        if self.resume is None:
+            return self.own_steps()
+        return torch.cat([self._every[self.skipped : self.skipped + 1], self.own_steps()])
+
+    @property
+    def breaks_off(self) -> bool:
+        """Whether the step just made is the last of a part that others follow."""
+        if self.stop is None or self.skipped + self.stop >= len(self._every):
+            return False
+        return self.steps == len(self.own_steps())
+
     def close(self) -> None:
         """Show all steps again; so does whatever was made of the copy meanwhile."""
         self.open, self.start, self.stop, self.carried = False, 0, None, {}
+        self.skipped, self.jumps, self.resume = 0, None, None
         self.scheduler.__class__ = self.base
 
     def check_complete(self, pipe: Pipeline) -> None:
@@ -85,7 +119,7 @@ class Window:
         Raises:
             DenoisingInterrupted: see there.
         """
-        if self.steps < len(self.scheduler.timesteps):
+        if self.steps < len(self.own_steps()):
             raise DenoisingInterrupted(pipe)
 
     def check_thread(self) -> None:
@@ -118,6 +152,7 @@ def window(
     state: State,
     report: Callable[[Tensor], None],
     solver: Solver | None = None,
+    skipped: int = 0,
 ) -> Iterator[Window]:
     """The pipeline's scheduler shows steps [start, stop) only; afterwards the pipeline has its own again, untouched.
 
@@ -125,6 +160,7 @@ def window(
         stop: None shows all that are left.
         state: what the solver carries at ``start``.
         report: called with x0, shaped as the latents, after each step.
+        skipped: how many steps the pipeline's ``strength`` leaves out; ``start`` and ``stop`` count from there.
         solver: how the scheduler is suspended, by default as :func:`diffkit.solvers.solver_of` says; with
             :data:`diffkit.solvers.UNCUT` it shows all steps, which are reported only.
 
@@ -132,10 +168,13 @@ def window(
         InputError: the pipeline is inside of a window already, or the scheduler cannot be suspended.
     """
     with scheduler_copy(pipe) as scheduler:
-        view = Window(scheduler, solver or solver_of(scheduler), (start, stop), state, report)
-        scheduler.__class__ = _windowed(view)
+        view = Window(scheduler, solver or solver_of(scheduler), (start, stop), state, report, skipped)
+        family = family_of(pipe)
+        view.prepared_again = family.prepared_again
+        scheduler.__class__ = _windowed(view, whole=has_strength(family))
         try:
-            yield view
+            with _by_strength(pipe, view) if has_strength(family) and view.solver is not UNCUT else nullcontext():
+                yield view
         finally:
             view.close()
 
@@ -184,20 +223,45 @@ def _mend(scheduler: Any) -> None:
     scheduler.__class__ = view.base
 
 
-def _windowed(view: Window) -> type:
-    """The subclass of the scheduler's class for one segment; once the window is closed it is as its base."""
+@contextmanager
+def _by_strength(pipe: Pipeline, view: Window) -> Iterator[None]:
+    """The pipeline takes the steps of its window where it would take those that its ``strength`` leaves."""
+    attributes, own = pipe.__dict__, pipe.get_timesteps
+    before = attributes.get("get_timesteps")
+
+    def get_timesteps(*args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        with view.full_view():
+            _, steps = own(*args, **kwargs)
+        return view.shown(), steps
+
+    attributes["get_timesteps"] = get_timesteps
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["get_timesteps"]
+        else:
+            attributes["get_timesteps"] = before
+
+
+def _windowed(view: Window, *, whole: bool) -> type:
+    """The subclass of the scheduler's class for one segment; once the window is closed it is as its base.
+
+    Args:
+        whole: whether the pipeline sees all timesteps, of which it takes those of the window elsewhere.
+    """
     base: Any = view.base
 
     def timesteps(self: Any) -> Any:
         view.check_thread()
         full = self.__dict__["timesteps"]
-        return full if view.inside else full[view.start : view.stop]
+        return full if view.inside or whole or not view.open else view.shown()
 
     def set_timesteps_attribute(self: Any, value: Any) -> None:
         self.__dict__["timesteps"] = value
 
     def init_noise_sigma(self: Any) -> Any:
-        if view.start:
+        if view.start and not view.prepared_again:
             return 1.0
         if "init_noise_sigma" in self.__dict__:
             return self.__dict__["init_noise_sigma"]
@@ -208,7 +272,7 @@ def _windowed(view: Window) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         with view.full_view():
             base.set_timesteps(self, *args, **kwargs)
-        if view.start:
+        if view.start and not view.prepared_again:
             self.__dict__.update(view.carried)
 
     def scale_model_input(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -218,6 +282,10 @@ def _windowed(view: Window) -> type:
     @functools.wraps(base.step)
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         with view.full_view():
+            if view.resume is not None:
+                resume, view.resume = view.resume, None
+                self.__dict__.update(view.carried)
+                return (resume(),)
             result = base.step(self, model_output, timestep, sample, *args, **kwargs)
             if not view.open:
                 return result
@@ -226,10 +294,12 @@ def _windowed(view: Window) -> type:
             view.x0 = view.solver.x0(self, StepCall(model_output, timestep, sample, values))
         view.steps += 1
         view.report(view.x0)
+        if view.prepared_again and view.breaks_off:  # the loop then makes of the estimate what it makes of an image
+            return (view.x0, *values[1:])
         return result
 
     def set_begin_index(self: Any, begin_index: int = 0) -> None:
-        base.set_begin_index(self, begin_index + view.start)
+        base.set_begin_index(self, begin_index + (0 if view.prepared_again else view.start))
 
     if view.solver is UNCUT:
         return type(base.__name__, (base,), {"step": step, "_window": view, "__module__": base.__module__})

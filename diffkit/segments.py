@@ -26,9 +26,10 @@ from diffkit.conditioning import Conditioning
 from diffkit.custom_steps import step_settings, steps_in_words
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Size, family_of, stock_class
-from diffkit.families.base import keywords_of
+from diffkit.families.base import has_strength, keywords_of
 from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
+from diffkit.prepared_again import idle, repeated, skipped_calls
 from diffkit.scheduler_window import Window, exclusive, scheduler_copy, window
 from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
 from diffkit.step_caches import refuse_step_caches
@@ -47,6 +48,8 @@ __all__ = [
     "scheduled",
 ]
 
+SIDES = ("height", "width")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -62,6 +65,7 @@ class Candidate:
             the initial noise, standard normal, or None for what the generator draws.
         x0: shaped as ``latents``, the latest estimate of the clean latents; None before the first step.
         state: what its solver carries.
+        first: the generator as it was before the first step, where a pipeline prepares again from there.
     """
 
     index: int
@@ -72,6 +76,7 @@ class Candidate:
     latents: Tensor | None = None
     x0: Tensor | None = None
     state: State = field(default_factory=dict)
+    first: torch.Generator | None = None
 
 
 @dataclass(frozen=True)
@@ -184,8 +189,9 @@ def plan(
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
     known = type(pipe.scheduler).__name__ in SOLVERS
-    with scheduled(pipe, num_inference_steps, size, extra):
-        sigmas = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
+    with scheduled(pipe, num_inference_steps, size, extra) as skipped:
+        every = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
+    sigmas = every[skipped:]
     refuse_unseeded_noise(pipe)
     blind = blind_steps(pipe.scheduler, sigmas) if known else ()
     refuse_division_by_zero(pipe.scheduler, blind)
@@ -198,23 +204,28 @@ def scheduled(
     num_inference_steps: int,
     size: tuple[int, int] | None = None,
     extra: Mapping[str, object] | None = None,
-) -> Iterator[None]:
+) -> Iterator[int]:
     """The pipeline's scheduler with the timesteps of a denoising; it is as it was afterwards.
 
     Args:
         size, extra: as :func:`plan` takes them.
 
+    Yields:
+        How many of the timesteps the pipeline leaves out, by its ``strength``.
+
     Raises:
-        InputError: the scheduler takes no such number of steps, or no such timesteps or sigmas.
+        InputError: the scheduler takes no such number of steps, or no such timesteps or sigmas; or strength leaves
+            none.
     """
     pixels = family_of(pipe).default_size(pipe) if size is None else Size(*size)
     with scheduler_copy(pipe) as scheduler:
+        settings = step_settings(pipe, num_inference_steps, pixels, extra)
         try:
-            scheduler.set_timesteps(**step_settings(pipe, num_inference_steps, pixels, extra))
+            scheduler.set_timesteps(**settings)
         except (ValueError, IndexError, TypeError, AssertionError) as error:
             name, reason = type(pipe.scheduler).__name__, str(error) or "its settings do not fit this pipeline"
             raise InputError(f"{name} refuses {steps_in_words(num_inference_steps, extra)}: {reason}") from error
-        yield
+        yield skipped_calls(pipe, num_inference_steps if "num_inference_steps" in settings else None, extra)
 
 
 @torch.no_grad()
@@ -256,7 +267,8 @@ def run_segment(
             raise InputError(f"Candidate {candidate.index} is at step {candidate.step}, not {start}.")
     if len({candidate.latents is None for candidate in candidates}) > 1:
         raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
-    part = _Part(start, stop, _solver(pipe, denoising, (start, stop), estimates=on_estimate is not None))
+    solver = _solver(pipe, denoising, (start, stop), estimates=on_estimate is not None)
+    part = _Part(start, stop, solver, _skipped(pipe, denoising))
     done: list[Candidate] = []
     with exclusive(pipe), quiet(pipe):
         for batch in micro_batches(candidates, denoising, conditioning):
@@ -286,11 +298,20 @@ def micro_batches(
 
 
 class _Part(NamedTuple):
-    """Steps [start, stop) of a denoising, and how its scheduler is suspended before and after them."""
+    """Steps [start, stop) of a denoising, how its scheduler is suspended before and after them, and how many there are
+    before the first, which the pipeline's ``strength`` leaves out."""
 
     start: int
     stop: int
     solver: Solver
+    skipped: int
+
+
+def _skipped(pipe: Pipeline, denoising: Denoising) -> int:
+    if not has_strength(family_of(pipe)):
+        return 0
+    with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
+        return skipped
 
 
 def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, estimates: bool) -> Solver:
@@ -301,8 +322,8 @@ def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, est
     """
     start, stop = steps
     if cut_refusal(pipe.scheduler) is not None and start == 0 and not estimates:
-        with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra):
-            calls = len(pipe.scheduler.timesteps)
+        with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
+            calls = len(pipe.scheduler.timesteps) - skipped
         if stop == calls:
             return UNCUT
     return solver_of(pipe.scheduler)
@@ -334,17 +355,20 @@ def _run_batch(
     call: Callable[..., tuple[Tensor, object]],
     taps: _Taps,
 ) -> list[Candidate]:
-    start, stop, solver = part
+    start, stop, solver, skipped = part
     rows = [*batch, *[batch[-1]] * taps.padding]
     state = gather_states([row.state for row in rows], pipe._execution_device) if start else {}
     report = functools.partial(taps.report, itertools.count(start))
-    with window(pipe, start, stop, state, report, solver) as windowed:
+    with window(pipe, start, stop, state, report, solver, skipped) as windowed:
         result, generators = run_loop(pipe, rows, conditioning, denoising, call, windowed)
         windowed.check_complete(pipe)
         states = split_state(windowed.state(), len(batch))
+        broken_off = windowed.prepared_again and windowed.breaks_off
     if windowed.x0 is None:
         raise InputError(f"The denoising has only {start} steps; there is no step {start} to run.")
     x0 = windowed.x0.cpu()
+    if broken_off and windowed.latents is not None:
+        result, x0 = windowed.latents.cpu(), result
     return [
         replace(
             candidate,
@@ -353,6 +377,7 @@ def _run_batch(
             latents=result[row : row + 1].clone(),
             x0=x0[row : row + 1].clone(),
             state=states[row],
+            first=(candidate.first or candidate.generator) if windowed.prepared_again else None,
         )
         for row, candidate in enumerate(batch)
     ]
@@ -376,23 +401,50 @@ def run_loop(
     Returns:
         The latents that its loop ends with, on the host, and copies of the rows' generators, advanced.
     """
-    generators = [row.generator.clone_state() for row in rows]
+    family, size = family_of(pipe), denoising.size
+    generators = [(row.first or row.generator).clone_state() for row in rows]
     together = len({(row.prompt, row.index) for row in rows}) > 1 and len({id(row.generator) for row in rows}) == 1
     if together:
         generators = generators[:1] * len(rows)
     given = [row.latents for row in rows if row.latents is not None]
-    family, size = family_of(pipe), denoising.size
     pixels = family.default_size(pipe) if size is None else Size(*size)
-    latents = call(
-        **conditioning.rows([row.prompt for row in rows]).kwargs(),
-        latents=family.resumed(pipe, torch.cat(given), pixels) if given else None,
-        generator=generators[0] if together else generators,
-        output_type="latent",
-        return_dict=False,
-        **_arguments(pipe, denoising),
-    )[0]
+    arguments = {**conditioning.rows([row.prompt for row in rows]).kwargs(), **_arguments(pipe, denoising)}
+    if not together:
+        arguments = repeated(family, arguments, len(rows))
+    if not family.prepared_again:
+        arguments["latents"] = family.resumed(pipe, torch.cat(given), pixels) if given else None
+    elif given and not view.start:
+        raise InputError(f"The initial noise of a {family.pipeline} comes from its generator; give no latents.")
+    with _resuming(pipe, rows, generators, view):
+        latents = call(
+            **arguments,
+            generator=generators[0] if together else generators,
+            output_type="latent",
+            return_dict=False,
+        )[0]
     carried = latents if family.shown is None or view.latents is None else view.latents
     return carried.cpu(), generators
+
+
+@contextmanager
+def _resuming(
+    pipe: Pipeline, rows: Sequence[Candidate], generators: Sequence[torch.Generator], view: Window
+) -> Iterator[None]:
+    """The loop's first step is idle and gives out the rows' latents, where the pipeline has prepared again."""
+    if not view.prepared_again or not view.start:
+        yield
+        return
+    latents = torch.cat([row.latents for row in rows if row.latents is not None]).to(pipe._execution_device)
+    with idle(pipe) as (_, wake):
+
+        def resume() -> Tensor:
+            wake()
+            for row, generator in zip(rows, generators, strict=True):
+                generator.set_state(row.generator.get_state())
+            return latents
+
+        view.resume = resume
+        yield
 
 
 def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
@@ -406,7 +458,7 @@ def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
     arguments: dict[str, object] = {
         name: value
         for name in ("num_inference_steps", "guidance_scale", "height", "width")
-        if (value := getattr(denoising, name)) is not None
+        if (value := getattr(denoising, name)) is not None and (name in accepted or name not in SIDES)
     }
     if "eta" in accepted:
         arguments["eta"] = denoising.eta

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import default_size, family_of
+from diffkit.families import default_size, family_of, refuse_pictures
 from diffkit.families.base import stock_default
 from diffkit.finite import NOT_FINITE, finite_rows
 from diffkit.image_filters import unfiltered
@@ -73,8 +73,9 @@ def call_arguments(
     """Keyword arguments of the pipeline's own call for rows of embeddings, one CPU generator each.
 
     Raises:
-        InputError: the scheduler would draw noise from none of these generators.
+        InputError: the scheduler would draw noise from none of these generators, or the pipeline needs a picture.
     """
+    refuse_pictures(pipe)
     refuse_unseeded_noise(pipe)
     guided = is_guided(pipe, sampling)
     scales = _scales(pipe, sampling) or {"guidance_scale": sampling.guidance_scale}

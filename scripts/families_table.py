@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from diffkit.families import FAMILIES, REFUSED_PIPELINES, Family
-from diffkit.families.base import DIFFUSION, FLOW, FLOW_NOISY
+from diffkit.families.base import DIFFUSION, FLOW, FLOW_NOISY, stock_default
 from diffkit.scheduler_choice import SHORT_NAMES
 from diffkit.solvers import SOLVERS, Solver
 
@@ -52,6 +52,24 @@ def row(family: Family) -> tuple[str, ...]:
     )
 
 
+PICTURE_HEAD = ("family", "pipeline class", "schedulers", "pictures", "first steps left out by `strength`", "refused")
+
+
+def picture_row(family: Family) -> tuple[str, ...]:
+    """One line of the table of families that begin from a picture."""
+    given = [*family.pictures, *([] if family.control is None else [family.control])]
+    words = [f"`{name}`" + (" or none" if name in family.spare_pictures else "") for name in given]
+    strength = stock_default(family, "strength")
+    return (
+        family.name,
+        f"`{family.pipeline}`",
+        GROUPS.get(family.schedulers, ", ".join(short(name) for name in family.schedulers)),
+        ", ".join(words),
+        "none" if strength is None else f"{strength} by default",
+        family.refused,
+    )
+
+
 def short(name: str) -> str:
     """A scheduler's class without the words that all have."""
     return name.removesuffix("Scheduler").replace("Discrete", "")
@@ -85,10 +103,15 @@ def lines(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def table() -> str:
-    """All families, and the pipelines that are refused by name."""
+    """The families of text alone, and the pipelines that are refused by name."""
     refused = [f"- `{name}`: {reason}." for name, reason in REFUSED_PIPELINES.items()]
-    families = lines(HEAD, [row(family) for family in FAMILIES])
+    families = lines(HEAD, [row(family) for family in FAMILIES if not family.pictures])
     return "\n".join([families, "", "Refused by name:", "", *refused])
+
+
+def picture_table() -> str:
+    """The families that begin from a picture."""
+    return lines(PICTURE_HEAD, [picture_row(family) for family in FAMILIES if family.pictures])
 
 
 def main() -> None:
@@ -97,7 +120,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     before = after = PAGE.read_text(encoding="utf-8")
-    for name, block in (("families", table()), ("schedulers", scheduler_table())):
+    for name, block in (("families", table()), ("pictures", picture_table()), ("schedulers", scheduler_table())):
         after = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)",
             lambda found, block=block: f"{found[1]}{block}\n{found[2]}",

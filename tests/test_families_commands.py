@@ -66,8 +66,8 @@ def test_a_model_of_no_family_is_named(tmp_path):
     ("name", "words"),
     [
         (
-            "StableDiffusionImg2Img",
-            "also takes image, strength; for images from text alone use StableDiffusionPipeline",
+            "ZImageImg2Img",
+            "also takes image, strength; for images from text alone use ZImagePipeline",
         ),
         ("Lumina", r"is a LuminaNextDiT2DModel; the nearest family is Lumina-Image 2.0 \(Lumina2Pipeline\)"),
         ("SanaSprint", "the denoiser of SanaPipeline, but its loop also takes max_timesteps, intermediate_timesteps$"),

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
+from diffusers import StableDiffusionInstructPix2PixPipeline, UniPCMultistepScheduler
 from tiny import NOISE, SCHEDULERS, tiny_pipeline
 
 from diffkit.conditioning import encode_prompts
@@ -164,7 +164,7 @@ def test_refusals_name_the_way_out():
     pipe.scheduler = UniPCMultistepScheduler(**NOISE, solver_p=SCHEDULERS["ddim"]())
     with pytest.raises(InputError, match="solver_p=None"):
         plan(pipe, 6).check_looks([1])
-    other = StableDiffusionImg2ImgPipeline(**tiny_pipeline().components, requires_safety_checker=False)
+    other = StableDiffusionInstructPix2PixPipeline(**tiny_pipeline().components, requires_safety_checker=False)
     with pytest.raises(InputError, match="no known family"):
         plan(other, 6)
     with pytest.raises(InputError, match="at least 1"):

@@ -68,8 +68,9 @@ def test_a_search_pipeline_of_a_search_pipeline_and_of_another_task(pipe):
     again = TTSnapPipeline.from_pipe(pipe)
     assert type(again) is type(pipe)
     assert search(again).seeds == search(pipe).seeds
-    with pytest.raises(InputError, match="no known family"):
-        TTSnapPipeline.from_pipe(AutoPipelineForInpainting.from_pipe(pipe))
+    painting = TTSnapPipeline.from_pipe(AutoPipelineForInpainting.from_pipe(pipe))
+    assert type(painting).__name__ == "StableDiffusionInpaintPipeline"
+    assert type(AutoPipelineForText2Image.from_pipe(painting)) is StableDiffusionPipeline
     assert repr(pipe).startswith("TTSnapPipeline of StableDiffusionPipeline {")
     assert type(pipe).__qualname__ == "TTSnapStableDiffusionPipeline"
 

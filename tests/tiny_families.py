@@ -411,6 +411,20 @@ def z_image() -> ZImagePipeline:
     )  # fmt: skip
 
 
+def qwen_encoder(words: Any, **marks: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Reads text, and pictures where ``marks`` says which tokens stand for them."""
+    text = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": len(words), "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **marks))
+
+
 def qwen_image() -> QwenImagePipeline:
     words = qwen_tokenizer()
     transformer = QwenImageTransformer2DModel(
@@ -421,18 +435,8 @@ def qwen_image() -> QwenImagePipeline:
         base_dim=12, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.0, 0.8, 1.2, 0.9],
     )  # fmt: skip
-    text = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": len(words), "max_position_embeddings": 512,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
-    }  # fmt: skip
-    vision = {
-        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16,
-        "fullatt_block_indexes": [0],
-    }  # fmt: skip
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     return QwenImagePipeline(
-        vae=vae, transformer=transformer, tokenizer=words, text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        vae=vae, transformer=transformer, tokenizer=words, text_encoder=qwen_encoder(words),
         scheduler=FlowMatchEulerDiscreteScheduler(**DYNAMIC, shift_terminal=0.02),
     )  # fmt: skip
 

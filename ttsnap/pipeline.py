@@ -39,9 +39,9 @@ from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
-from ttsnap.search.image_inputs import control_images
 from ttsnap.search.interruption import places, with_gaps
 from ttsnap.search.noise import Noise, Recipe
+from ttsnap.search.pictures import take_pictures
 from ttsnap.search.pipeline_class import (
     PickledPart,
     call_default,
@@ -443,13 +443,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         extra, encoding = sort_keywords(family, keywords, call_keywords(stock))
         prompts = read_prompts(family, prompt, negative_prompt, embeds, encoding, reward_prompts)
         check_sides(family, height, width)
-        own: list[dict[str, object]] = []
-        if family.control is not None:
-            count, given = len(prompts.texts), extra.pop(family.control, None)
-            images, (height, width) = control_images(self, family, given, count, (height, width))
-            own = [{family.control: image} for image in images]
-        if len(own) == 1:
-            extra |= own.pop()
+        pictures = take_pictures(self, family, extra, len(prompts.texts), (height, width))
+        extra, (height, width) = {**extra, **pictures.shared}, pictures.size
         steps = call_default(stock, "num_inference_steps") if num_inference_steps is None else num_inference_steps
         if index is not None and not (isinstance(search, str) and search in INDEX_SEARCHES):
             raise InputError(f"index is for the searches {', '.join(INDEX_SEARCHES.names())}; name one with search.")
@@ -489,7 +484,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             held_out,
             embeds,
             prompts.words,
-            own,
+            pictures.own,
         )
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")

@@ -18,6 +18,7 @@ from diffkit.families.base import (
     stock_default,
 )
 from diffkit.families.cogview4 import COGVIEW4
+from diffkit.families.flow_edit import FLOW_EDITS
 from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.flux2 import FLUX2, FLUX2_KLEIN
 from diffkit.families.hidream import HIDREAM
@@ -33,6 +34,7 @@ from diffkit.families.stable_diffusion import (
     STABLE_DIFFUSION_CONTROLNET,
 )
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+from diffkit.families.stable_diffusion_edit import STABLE_DIFFUSION_EDITS
 
 __all__ = [
     "FAMILIES",
@@ -49,6 +51,7 @@ __all__ = [
     "is_guided",
     "nearest_family",
     "pipe_denoiser",
+    "refuse_pictures",
     "stock_class",
     "why_unknown",
 ]
@@ -73,6 +76,8 @@ FAMILIES: tuple[Family, ...] = (
     AURA_FLOW,
     COGVIEW4,
     HIDREAM,
+    *STABLE_DIFFUSION_EDITS,
+    *FLOW_EDITS,
 )
 
 _DRAWN = "it draws noise when it encodes the control image, anew in every part of a denoising"
@@ -107,6 +112,20 @@ def family_of(pipe: Pipeline) -> Family:
 def pipe_denoiser(pipe: Pipeline) -> Pipeline:
     """The pipeline's denoiser, a U-Net or a transformer."""
     return getattr(pipe, family_of(pipe).denoiser)
+
+
+def refuse_pictures(pipe: Pipeline) -> None:
+    """Refuse a pipeline that begins from a picture where there is only text.
+
+    Raises:
+        InputError: see there.
+    """
+    family = family_of(pipe)
+    if family.pictures:
+        raise InputError(
+            f"A {family.pipeline} begins from a picture ({', '.join(family.pictures)}), and here are prompts only; "
+            f"give a model of text alone, or search with TTSnapPipeline in Python."
+        )
 
 
 def is_guided(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str, object] | None = None) -> bool:

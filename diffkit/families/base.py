@@ -26,6 +26,7 @@ __all__ = [
     "Pipeline",
     "Scheduler",
     "Size",
+    "has_strength",
     "keywords_of",
     "scaled",
     "shifted",
@@ -217,6 +218,15 @@ class Family:
             says ``force_zeros_for_empty_prompt``.
         image_prompts: whether its denoiser reads image prompts (IP-Adapter) from ``added_cond_kwargs``.
         control: keyword of the one image that a ControlNet follows; None where there is no ControlNet.
+        pictures: keywords of pictures that the pipeline begins from or paints in, one for all prompts or one for each;
+            the first of them, where there is one, is repeated for each candidate of a batch.
+        spare_pictures: those of them that may be left out.
+        size_of_picture: (pipeline, its first picture) -> size of the images where the call says none; None where the
+            picture does not decide it.
+        encoded_with_picture: (pipeline, keyword arguments of the call) -> what ``encode_prompt`` reads beside the text;
+            None where it reads the text alone.
+        prepared_again: whether its call draws more than the initial noise before the loop, so that a part of a
+            denoising lets it prepare all of that again, see :mod:`diffkit.prepared_again`.
         fixed: keywords of the call that are always given beside the encoded prompts.
         text_attention: whether detectors can read how the image attends to the text: cross-attention named ``attn2``,
             or joint attention with ``add_k_proj``.
@@ -258,6 +268,11 @@ class Family:
     zeros_for_none: bool = False
     image_prompts: bool = False
     control: str | None = None
+    pictures: tuple[str, ...] = ()
+    spare_pictures: frozenset[str] = frozenset()
+    size_of_picture: Callable[[Pipeline, Any], Size] | None = None
+    encoded_with_picture: Callable[[Pipeline, Mapping[str, object]], dict[str, object]] | None = None
+    prepared_again: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
     text_attention: bool = False
     end_token: Literal["tokenizer", "tokenizer_2"] | None = None
@@ -295,6 +310,11 @@ def stock_default(family: Family, keyword: str) -> Any:
     """The default of a keyword argument of the stock call; None where there is no such keyword."""
     parameter = keywords_of(stock_class(family)).get(keyword)
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def has_strength(family: Family) -> bool:
+    """Whether its pipeline leaves out the first steps, as many as ``strength`` says."""
+    return "strength" in keywords_of(stock_class(family))
 
 
 def size_of_latents(pipe: Pipeline, family: Family, latents: Tensor) -> Size:

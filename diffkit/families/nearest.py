@@ -26,10 +26,10 @@ def why_unknown(pipeline: type, families: Sequence[Family]) -> str:
     """What keeps a pipeline class from every family, with the nearest one; the end of a sentence.
 
     Example:
-        >>> from diffusers import StableDiffusionImg2ImgPipeline
+        >>> from diffusers import ZImageImg2ImgPipeline
         >>> from diffkit.families import FAMILIES
-        >>> why_unknown(StableDiffusionImg2ImgPipeline, FAMILIES).split("; ")[0]
-        'it has the denoiser of StableDiffusionPipeline, but its loop also takes image, strength'
+        >>> why_unknown(ZImageImg2ImgPipeline, FAMILIES).split("; ")[0]
+        'it has the denoiser of ZImagePipeline, but its loop also takes image, strength'
     """
     nearest, own = nearest_family(pipeline, families), _parts(pipeline)
     if own.denoiser is None:

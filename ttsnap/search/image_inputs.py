@@ -19,7 +19,15 @@ from diffkit.errors import InputError
 from diffkit.families import Family, Pipeline, family_of, pipe_denoiser
 from diffkit.segments import Denoising
 
-__all__ = ["ControlImages", "IP_EMBEDS", "IP_IMAGE", "control_images", "image_prompts", "with_image_prompts"]
+__all__ = [
+    "ControlImages",
+    "IP_EMBEDS",
+    "IP_IMAGE",
+    "control_images",
+    "image_prompts",
+    "picture_batch",
+    "with_image_prompts",
+]
 
 IP_IMAGE, IP_EMBEDS = "ip_adapter_image", "ip_adapter_image_embeds"
 
@@ -49,7 +57,7 @@ def control_images(
         raise InputError(
             f"A ControlNet follows an image; give it as {family.control}=, one for all prompts or for each."
         )
-    images = _for_several(family, given, nets, prompts) if nets else _batch(family, given, prompts)
+    images = _for_several(family, given, nets, prompts) if nets else picture_batch(str(family.control), given, prompts)
     flat = [image for entry in images for image in (entry if isinstance(entry, list) else [entry])]
     sizes = {tuple(map(int, pipe.control_image_processor.get_default_height_width(image))) for image in flat}
     if len(sizes) > 1 and None in size:
@@ -72,12 +80,12 @@ def _for_several(family: Family, given: object, nets: int, prompts: int) -> list
         return [list(item) for item in given]
     if len(given) != nets:
         raise InputError(f"Got {len(given)} images in {family.control}= for {nets} ControlNets; give one for each.")
-    columns = [_batch(family, item, prompts) for item in given]
+    columns = [picture_batch(str(family.control), item, prompts) for item in given]
     rows = max(len(column) for column in columns)
     return [[column[row if len(column) > 1 else 0] for column in columns] for row in range(rows)]
 
 
-def _batch(family: Family, given: object, prompts: int) -> list[object]:
+def picture_batch(name: str, given: object, prompts: int) -> list[object]:
     """One image for all prompts, or one for each; a batch stays one, of one row."""
     images: list[object]
     if isinstance(given, list | tuple):
@@ -85,11 +93,11 @@ def _batch(family: Family, given: object, prompts: int) -> list[object]:
     elif isinstance(given, Tensor | np.ndarray) and given.ndim == 4:
         images = [given[row : row + 1] for row in range(len(given))]
     elif isinstance(given, Tensor | np.ndarray):
-        raise InputError(f"{family.control}= must have 4 dimensions, the first for images; got shape {given.shape}.")
+        raise InputError(f"{name}= must have 4 dimensions, the first for images; got shape {given.shape}.")
     else:
         images = [given]
     if len(images) not in (1, prompts):
-        raise InputError(f"Got {len(images)} images in {family.control}= for {prompts} prompts; give one, or one each.")
+        raise InputError(f"Got {len(images)} images in {name}= for {prompts} prompts; give one, or one each.")
     return images
 
 

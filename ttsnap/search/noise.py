@@ -216,8 +216,11 @@ def replay(
         call: runs the stock pipeline, ``pipe`` itself by default.
     """
     family = family_of(pipe)
-    noise, generator = recipe.noise(shape, family.noise_dtype or conditioning.prompt_embeds.dtype)
-    candidate = Candidate(0, 0, generator, recipe.seeds[0], latents=family.pack(pipe, noise))
+    if family.prepared_again:  # the pipeline draws all noise from the seed's generator itself
+        candidate = Candidate(0, 0, *generators(recipe.seeds), recipe.seeds[0])
+    else:
+        noise, generator = recipe.noise(shape, family.noise_dtype or conditioning.prompt_embeds.dtype)
+        candidate = Candidate(0, 0, generator, recipe.seeds[0], latents=family.pack(pipe, noise))
     bounds = [0, *(step for step, _ in recipe.reseeded), calls]
     sources = [None, *generators(seed for _, seed in recipe.reseeded)]
     for start, stop, source in zip(bounds, bounds[1:], sources, strict=False):

@@ -30,11 +30,13 @@ class Keywords(NamedTuple):
 
 
 def check_sides(family: Family, height: int | None, width: int | None) -> None:
-    """Refuse one side of the image alone where the stock pipeline would ignore it.
+    """Refuse one side of the image alone where the stock pipeline would ignore it, and both where it takes none.
 
     Raises:
         InputError: see there.
     """
+    if "height" not in keywords_of(stock_class(family)) and (height, width) != (None, None):
+        raise InputError(f"{family.pipeline} takes no height or width: its images are as large as the picture.")
     if family.sides_together and (height is None) != (width is None):
         raise InputError(f"{family.pipeline} ignores a height or width that stands alone; give both.")
 

@@ -20,6 +20,8 @@ from diffkit.given_embeds import given_count, has_embeds
 from diffkit.image_filters import check_safety_checker
 from diffkit.interruption import DenoisingInterrupted
 from diffkit.ledger import NOTHING, Cost, Ledger
+from diffkit.prepared_again import DenoiserCall
+from diffkit.recorded_calls import first_step_calls
 from diffkit.rewards.base import Reward
 from diffkit.segments import Plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
@@ -160,7 +162,6 @@ class Request:
         for reward in self.held_out:
             (trials or Trials()).probe(reward, self.reward_prompts[0], self.config.size(pipe))
         conditioning, images = self._encode(pipe, ledger)
-        self._price(pipe, conditioning, images, ledger, with_guard(probe.flop, self.config.copy_guard))
         if (guard := self.config.copy_guard) is not None:
             ledger.guard = {"checks": 0, "flop_per_check": guard.flops_per_image}
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
@@ -170,6 +171,9 @@ class Request:
         elif self._calls_back_at_steps(n) and self.config.micro_batch is None:
             denoising = replace(denoising, micro_batch=len(self.prompts))
         conditioning, denoising = with_image_prompts(conditioning, denoising, images)
+        calls = first_step_calls(pipe, conditioning, denoising, call=call) if family_of(pipe).pictures else ()
+        verify = with_guard(probe.flop, self.config.copy_guard)
+        self._price(pipe, conditioning, (images[0] if images else (), calls), ledger, verify)
         words = self.reward_prompts
         return Engine(
             pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
@@ -303,12 +307,16 @@ class Request:
         self,
         pipe: Pipeline,
         conditioning: Conditioning,
-        images: Sequence[Sequence[Tensor]],
+        told: tuple[Sequence[Tensor], Sequence[DenoiserCall]],
         ledger: Ledger,
         verify: float | None,
     ) -> None:
-        """Write the prices of a unit of work into the ledger."""
-        size = self.config.size(pipe)
+        """Write the prices of a unit of work into the ledger.
+
+        Args:
+            told: encoded image prompts of a candidate, and the calls of one step where these were recorded.
+        """
+        size, (images, calls) = self.config.size(pipe), told
 
         def count_trial() -> None:
             ledger.calibration_calls += 1
@@ -322,6 +330,7 @@ class Request:
             preview=self.config.preview_vae,
             size=size,
             encode=ledger.flops.encode,
-            images=images[0] if images else (),
+            images=images,
+            calls=calls,
             on_trial=count_trial,
         )

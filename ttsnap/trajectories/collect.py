@@ -24,7 +24,7 @@ from diffkit import parallel
 from diffkit.conditioning import encode_prompts, latent_shape
 from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline
+from diffkit.families import Autoencoder, Pipeline, refuse_pictures
 from diffkit.flops import pipeline_flops
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
@@ -100,6 +100,7 @@ def collect(
     rewards = _named(rewards)
     settings = settings or CollectSettings()
     _check(prompts, rewards)
+    refuse_pictures(pipe)
     preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
     steps = plan(pipe, settings.num_inference_steps, image_size(pipe, settings))
     settings = settings.resolved(steps)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from diffkit.errors import InputError
+from diffkit.families import family_of
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable
@@ -58,7 +59,17 @@ class Neighbours:
             raise InputError(f"A round needs at least one candidate, got {self.per_round}.")
 
     def check(self, engine: Engine) -> None:
-        """Any pipeline and reward will do."""
+        """Any reward will do, and any pipeline to which the initial noise can be given.
+
+        Raises:
+            InputError: the pipeline draws it itself.
+        """
+        family = family_of(engine.pipe)
+        if family.prepared_again:
+            raise InputError(
+                f"The search {self.name!r} mixes initial noise, and a {family.pipeline} draws its own beside a "
+                f"picture; prune, look ahead or use best-of-N."
+            )
 
     def rounds(self, n: int) -> list[range]:
         """Which candidates, of ``n`` in all, are tried together."""

@@ -1,0 +1,136 @@
+"""Image-to-image, inpainting and editing with SD3, FLUX.1 and Qwen-Image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from PIL import Image
+
+from diffkit.errors import InputError
+from diffkit.families.base import Family, Pipeline, Size, unscaled
+from diffkit.families.flow import linear_sigmas, patches
+from diffkit.families.flux import FLUX
+from diffkit.families.pictures import CROP, cell_noise_shape, from_picture, map_noise_shape
+from diffkit.families.qwen_image import QWEN_IMAGE
+from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
+
+__all__ = ["FLOW_EDITS"]
+
+_EULER = ("FlowMatchEulerDiscreteScheduler",)  # the one that adds noise to a picture by the scale_noise that they call
+_PACKED = {"masked_image_latents": "masked_image_latents would have to be of one size; give image and mask_image"}
+
+
+def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    return linear_sigmas(pipe, steps, patches(pipe, size))
+
+
+def _never_guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
+    return False
+
+
+def _kontext_size(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+    """Kontext keeps the shape of what is asked for, and makes its area ``max_area``."""
+    area, cell = cast("int", options.get("max_area", 1024**2)), pipe.vae_scale_factor * 2
+    height, width = round((area * size.height / size.width) ** 0.5), round((area * size.width / size.height) ** 0.5)
+    made = Size(height // cell * cell, width // cell * cell)
+    if made == size:
+        return None
+    return (
+        f"of {size.width}x{size.height} it makes {made.width}x{made.height}, an area of max_area={area} pixels; ask "
+        f"for height={made.height} and width={made.width}, or give max_area={size.height * size.width}"
+    )
+
+
+def _edit_size(pipe: Pipeline, picture: Any) -> Size:
+    """Of Qwen-Image-Edit: of the picture's shape, in area about 1024 x 1024."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+
+    if not isinstance(picture, Image.Image):
+        raise InputError(f"A {type(pipe).__name__} needs image= as a PIL image, got a {type(picture).__name__}.")
+    width, height, _ = pipeline_qwenimage_edit.calculate_dimensions(1024 * 1024, picture.width / picture.height)
+    cell = pipe.vae_scale_factor * 2
+    return Size(height // cell * cell, width // cell * cell)
+
+
+def _seen_by_encoder(pipe: Pipeline, options: Mapping[str, object]) -> dict[str, object]:
+    """The picture as the text encoder of Qwen-Image-Edit sees it."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+
+    picture: Any = options.get("image")
+    if picture is None:
+        raise InputError(
+            f"{type(pipe).__name__} reads prompts together with the picture: give image=, one for all prompts; call it "
+            f"once for each picture."
+        )
+    width, height, _ = pipeline_qwenimage_edit.calculate_dimensions(1024 * 1024, picture.width / picture.height)
+    return {"image": pipe.image_processor.resize(picture, height, width)}
+
+
+_FLUX = {"steps": _steps, "noise_shape": cell_noise_shape, "schedulers": _EULER}
+_SD3 = {"noise_shape": map_noise_shape, "schedulers": _EULER}
+
+FLOW_EDITS: tuple[Family, ...] = (
+    from_picture(
+        STABLE_DIFFUSION_3, "Stable Diffusion 3/3.5, image-to-image", "StableDiffusion3Img2ImgPipeline", **_SD3
+    ),
+    from_picture(
+        STABLE_DIFFUSION_3,
+        "Stable Diffusion 3/3.5, inpainting",
+        "StableDiffusion3InpaintPipeline",
+        pictures=("image", "mask_image", "masked_image_latents"),
+        spare_pictures=frozenset({"masked_image_latents"}),
+        reasons=CROP,
+        to_vae=unscaled,  # its pipeline leaves out the shift
+        **_SD3,
+    ),
+    from_picture(FLUX, "FLUX.1, image-to-image", "FluxImg2ImgPipeline", **_FLUX),
+    from_picture(
+        FLUX,
+        "FLUX.1, inpainting",
+        "FluxInpaintPipeline",
+        pictures=("image", "mask_image", "masked_image_latents"),
+        spare_pictures=frozenset({"masked_image_latents"}),
+        reasons=CROP,
+        **_FLUX,
+    ),
+    from_picture(
+        FLUX,
+        "FLUX.1 Fill",
+        "FluxFillPipeline",
+        pictures=("image", "mask_image"),
+        reasons=_PACKED,
+        guided=_never_guided,
+        guidance="told to the denoiser",
+        **_FLUX,
+    ),
+    from_picture(
+        FLUX,
+        "FLUX.1 Kontext",
+        "FluxKontextPipeline",
+        spare_pictures=frozenset({"image"}),
+        beside=_kontext_size,
+        refused="sizes that max_area would change",
+        prepared_again=False,  # it draws the initial noise only
+        steps=_steps,
+        schedulers=_EULER,
+    ),
+    from_picture(
+        QWEN_IMAGE,
+        "Qwen-Image-Edit",
+        "QwenImageEditPipeline",
+        size_of_picture=_edit_size,
+        encoded_with_picture=_seen_by_encoder,
+        prepared_again=False,  # it draws the initial noise only
+        schedulers=_EULER,
+    ),
+    from_picture(QWEN_IMAGE, "Qwen-Image, image-to-image", "QwenImageImg2ImgPipeline", schedulers=_EULER),
+    from_picture(
+        QWEN_IMAGE,
+        "Qwen-Image, inpainting",
+        "QwenImageInpaintPipeline",
+        pictures=("image", "mask_image"),
+        reasons={**CROP, **_PACKED},
+        schedulers=_EULER,
+    ),
+)

@@ -1,0 +1,119 @@
+"""Resume the denoising of a pipeline that begins from a picture: the stock pipeline prepares once more, and goes on.
+
+Image-to-image and inpainting draw more than the initial noise before their loop: a sample of the picture's posterior in
+the VAE, noise for the part that is kept, latents of the masked picture. A part of a denoising that resumes lets the
+pipeline prepare all of that again, from the generators' first state. The first step of its loop is idle: the denoiser
+and the ControlNet compute nothing, the scheduler hands out the latents at which the denoising stopped, and the
+generators get the state that they had there. What the loop does beside, such as putting back the part of the picture
+that is kept, the stock pipeline does itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffkit.errors import InputError
+from diffkit.families import Family, Pipeline, family_of
+from diffkit.families.base import has_strength, stock_default
+
+__all__ = ["DenoiserCall", "idle", "repeated", "skipped_calls"]
+
+
+class DenoiserCall(NamedTuple):
+    """A call of a pipeline's denoiser or ControlNet: the pipeline's attribute, and the arguments."""
+
+    name: str
+    positional: tuple[object, ...]
+    named: Mapping[str, object]
+
+
+class _Idle:
+    """In the place of a denoiser or ControlNet: it passes for it, and computes nothing.
+
+    A denoiser gives back the latents, a ControlNet nothing to add.
+    """
+
+    def __init__(self, name: str, module: Any, calls: list[DenoiserCall]) -> None:
+        self._name, self._module, self._calls = name, module, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        self._calls.append(DenoiserCall(self._name, args, kwargs))
+        latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        return ([], latents) if self._name == "controlnet" else (latents,)
+
+
+@contextmanager
+def idle(pipe: Pipeline) -> Iterator[tuple[list[DenoiserCall], Callable[[], None]]]:
+    """The pipeline's denoiser and its ControlNet compute nothing.
+
+    Yields:
+        Their calls so far, and what wakes them up before the block ends.
+    """
+    attributes = pipe.__dict__
+    names = [name for name in (family_of(pipe).denoiser, "controlnet") if name in attributes]
+    modules = {name: attributes[name] for name in names}
+    calls: list[DenoiserCall] = []
+
+    def wake() -> None:
+        attributes.update(modules)
+
+    attributes.update({name: _Idle(name, module, calls) for name, module in modules.items()})
+    try:
+        yield calls, wake
+    finally:
+        wake()
+
+
+def skipped_calls(pipe: Pipeline, num_inference_steps: int | None, options: Mapping[str, object] | None) -> int:
+    """How many calls of the denoiser a pipeline leaves out by its ``strength``, of the scheduler's present timesteps.
+
+    Args:
+        num_inference_steps: None where the timesteps are given as a list.
+        options: keyword arguments of the pipeline's call, with ``strength`` where it is given.
+
+    Raises:
+        InputError: strength is not in [0, 1], or leaves no step.
+    """
+    family = family_of(pipe)
+    if not has_strength(family):
+        return 0
+    strength = (options or {}).get("strength", stock_default(family, "strength"))
+    if isinstance(strength, bool) or not isinstance(strength, int | float | np.number) or not 0 <= strength <= 1:
+        raise InputError(f"strength must lie between 0 and 1, got {strength!r}.")
+    every = len(pipe.scheduler.timesteps)
+    steps = every if num_inference_steps is None else num_inference_steps
+    left, _ = pipe.get_timesteps(steps, strength, pipe._execution_device)
+    if not len(left):
+        raise InputError(f"A strength of {strength} leaves none of {steps} steps; give a higher one, or more steps.")
+    return every - len(left)
+
+
+def repeated(family: Family, options: Mapping[str, object], rows: int) -> dict[str, object]:
+    """Keyword arguments for ``rows`` candidates, each of which draws from its own generator: a picture for each."""
+    given = dict(options)
+    if rows == 1 or not family.pictures or not family.prepared_again:
+        return given
+    name = family.pictures[0]
+    picture = given[name]
+    if isinstance(picture, Sequence):
+        given[name] = [*picture] * rows
+    elif isinstance(picture, Tensor) and picture.ndim == 4:
+        given[name] = torch.cat([picture] * rows)
+    elif isinstance(picture, np.ndarray) and picture.ndim == 4:
+        given[name] = np.concatenate([picture] * rows)
+    else:
+        given[name] = [picture] * rows
+    return given
