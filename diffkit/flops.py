@@ -27,6 +27,8 @@ __all__ = ["count_flops", "pipeline_flops"]
 
 _MEASURED: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], float | None]] = WeakKeyDictionary()
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+#: Arguments of a denoiser that hand over what a ControlNet adds to its layers.
+_ADDED = ("additional_residuals", "additional_residual", "block_samples")
 SMALL = 10_000_000  # weights; running a network of so few on a CPU takes less time than following its shapes
 
 
@@ -244,7 +246,7 @@ def _flops_of_calls(
     denoiser, flops = original_module(pipe_denoiser(pipe)), []
     for call in calls:
         module = original_module(getattr(pipe, call.name))
-        named = {name: None if "additional_residual" in name else value for name, value in call.named.items()}
+        named = {name: None if name.endswith(_ADDED) else value for name, value in call.named.items()}
 
         def forward(module: Any = module, call: DenoiserCall = call, named: Mapping[str, object] = named) -> object:
             twin = _twin(module, denoiser.device, denoiser.dtype)

@@ -52,7 +52,7 @@ def row(family: Family) -> tuple[str, ...]:
     )
 
 
-PICTURE_HEAD = ("family", "pipeline class", "schedulers", "pictures", "first steps left out by `strength`", "refused")
+PICTURE_HEAD = ("family", "pipeline class", "schedulers", "pictures", "`strength`", "refused")
 
 
 def picture_row(family: Family) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def picture_row(family: Family) -> tuple[str, ...]:
         f"`{family.pipeline}`",
         GROUPS.get(family.schedulers, ", ".join(short(name) for name in family.schedulers)),
         ", ".join(words),
-        "none" if strength is None else f"{strength} by default",
+        "none" if strength is None else f"{strength}",
         family.refused,
     )
 

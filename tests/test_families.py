@@ -399,11 +399,11 @@ def test_what_cannot_be_carried_is_refused(name, options, sentence):
 
 
 def test_pipelines_and_schedulers_that_draw_noise_of_their_own_are_refused():
-    class FluxControlNetPipeline:
+    class StableDiffusion3ControlNetPipeline:
         pass
 
     with pytest.raises(InputError, match="draws noise when it encodes the control image"):
-        family_of(FluxControlNetPipeline())
+        family_of(StableDiffusion3ControlNetPipeline())
     with pytest.raises(InputError, match="it makes videos"):
         family_of(diffusers.LTXPipeline.__new__(diffusers.LTXPipeline))
     with pytest.raises(InputError, match="use SanaPipeline"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from tiny import tiny_pipeline
 from tiny_families import flux, kl, qwen_encoder, qwen_image, qwen_tokenizer, sdxl, stable_diffusion_3, with_control
@@ -63,6 +63,26 @@ def flux_fill() -> Any:
     wide = FluxTransformer2DModel.from_config(changed(pipe.transformer, in_channels=96, out_channels=16))
     pipe.register_modules(transformer=wide)
     return turned(pipe, "FluxFillPipeline")
+
+
+def flux_control(kind: str) -> Any:
+    """Beside its latents the denoiser sees those of the picture that leads."""
+    pipe = flux()
+    wide = FluxTransformer2DModel.from_config(changed(pipe.transformer, in_channels=32, out_channels=16))
+    pipe.register_modules(transformer=wide)
+    return turned(pipe, kind)
+
+
+def flux_with_net(kind: str) -> Any:
+    """Led by a ControlNet whose additions are not nothing."""
+    pipe = flux()
+    shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    net = FluxControlNetModel.from_transformer(pipe.transformer, **shape)
+    with torch.no_grad():
+        for layer in [*net.controlnet_blocks, *net.controlnet_single_blocks, net.controlnet_x_embedder]:
+            for weight in layer.parameters():
+                weight.normal_(std=0.2)
+    return getattr(diffusers, kind)(**pipe.components, controlnet=net)
 
 
 def qwen_image_edit() -> Any:
@@ -128,6 +148,17 @@ EDITS: dict[str, Edit] = {
     "flux-kontext": Edit(
         lambda: turned(flux(), "FluxKontextPipeline"),
         {**IMAGE, **SMALL, **SHORT, "max_area": 1024, "_auto_resize": False},
+    ),
+    "flux-control": Edit(lambda: flux_control("FluxControlPipeline"), {**LED, **SMALL, **SHORT}),
+    "flux-control-img2img": Edit(
+        lambda: flux_control("FluxControlImg2ImgPipeline"), {**IMAGE, **LED, **SMALL, **SHORT}, 3
+    ),
+    "flux-controlnet": Edit(lambda: flux_with_net("FluxControlNetPipeline"), {**LED, **SMALL, **SHORT, **TRUE}),
+    "flux-controlnet-img2img": Edit(
+        lambda: flux_with_net("FluxControlNetImg2ImgPipeline"), {**IMAGE, **LED, **SMALL, **SHORT}, 3
+    ),
+    "flux-controlnet-inpaint": Edit(
+        lambda: flux_with_net("FluxControlNetInpaintPipeline"), {**PAINT, **LED, **SMALL, **SHORT}, 3
     ),
     "qwen-image-edit": Edit(qwen_image_edit, {**IMAGE, **TRUE}),
     "qwen-image-img2img": Edit(lambda: turned(qwen_image(), "QwenImageImg2ImgPipeline"), {**IMAGE, **SMALL, **TRUE}, 3),

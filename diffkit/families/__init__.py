@@ -21,6 +21,7 @@ from diffkit.families.cogview4 import COGVIEW4
 from diffkit.families.flow_edit import FLOW_EDITS
 from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.flux2 import FLUX2, FLUX2_KLEIN
+from diffkit.families.flux_control import FLUX_CONTROLS
 from diffkit.families.hidream import HIDREAM
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
 from diffkit.families.nearest import nearest_family, why_unknown
@@ -78,15 +79,14 @@ FAMILIES: tuple[Family, ...] = (
     HIDREAM,
     *STABLE_DIFFUSION_EDITS,
     *FLOW_EDITS,
+    *FLUX_CONTROLS,
 )
 
-_DRAWN = "it draws noise when it encodes the control image, anew in every part of a denoising"
+_DRAWN = "it draws noise when it encodes the control image, from torch's global generator, so that no seed draws an image again"
 _VIDEO = "it makes videos, and a search scores images; use a pipeline of images"
 REFUSED_PIPELINES = {
     "StableDiffusion3ControlNetPipeline": _DRAWN,
     "StableDiffusion3ControlNetInpaintingPipeline": _DRAWN,
-    "FluxControlNetPipeline": _DRAWN,
-    "FluxControlPipeline": _DRAWN,
     "SanaSprintPipeline": "its loop hands out its last estimate, not the latents of its steps; use SanaPipeline",
     **dict.fromkeys(("WanPipeline", "LTXPipeline", "CogVideoXPipeline", "HunyuanVideoPipeline"), _VIDEO),
 }

@@ -11,21 +11,22 @@ from diffkit.errors import InputError
 from diffkit.families.base import Family, Pipeline, Size, unscaled
 from diffkit.families.flow import linear_sigmas, patches
 from diffkit.families.flux import FLUX
-from diffkit.families.pictures import CROP, cell_noise_shape, from_picture, map_noise_shape
+from diffkit.families.pictures import CROP, MADE, cell_noise_shape, from_picture, map_noise_shape, no_refusal
 from diffkit.families.qwen_image import QWEN_IMAGE
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 
-__all__ = ["FLOW_EDITS"]
+__all__ = ["FLOW_EDITS", "flux_steps", "never_guided"]
 
 _EULER = ("FlowMatchEulerDiscreteScheduler",)  # the one that adds noise to a picture by the scale_noise that they call
-_PACKED = {"masked_image_latents": "masked_image_latents would have to be of one size; give image and mask_image"}
 
 
-def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+def flux_steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    """The noise levels of FLUX.1 and their shift, whatever the scheduler."""
     return linear_sigmas(pipe, steps, patches(pipe, size))
 
 
-def _never_guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
+def never_guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
+    """No second pass for a negative prompt."""
     return False
 
 
@@ -67,12 +68,12 @@ def _seen_by_encoder(pipe: Pipeline, options: Mapping[str, object]) -> dict[str,
     return {"image": pipe.image_processor.resize(picture, height, width)}
 
 
-_FLUX = {"steps": _steps, "noise_shape": cell_noise_shape, "schedulers": _EULER}
+_FLUX = {"steps": flux_steps, "noise_shape": cell_noise_shape, "schedulers": _EULER}
 _SD3 = {"noise_shape": map_noise_shape, "schedulers": _EULER}
 
 FLOW_EDITS: tuple[Family, ...] = (
     from_picture(
-        STABLE_DIFFUSION_3, "Stable Diffusion 3/3.5, image-to-image", "StableDiffusion3Img2ImgPipeline", **_SD3
+        STABLE_DIFFUSION_3, "Stable Diffusion 3/3.5, image-to-image", "StableDiffusion3Img2ImgPipeline", shared=_SD3
     ),
     from_picture(
         STABLE_DIFFUSION_3,
@@ -82,9 +83,9 @@ FLOW_EDITS: tuple[Family, ...] = (
         spare_pictures=frozenset({"masked_image_latents"}),
         reasons=CROP,
         to_vae=unscaled,  # its pipeline leaves out the shift
-        **_SD3,
+        shared=_SD3,
     ),
-    from_picture(FLUX, "FLUX.1, image-to-image", "FluxImg2ImgPipeline", **_FLUX),
+    from_picture(FLUX, "FLUX.1, image-to-image", "FluxImg2ImgPipeline", beside=no_refusal, shared=_FLUX),
     from_picture(
         FLUX,
         "FLUX.1, inpainting",
@@ -92,17 +93,19 @@ FLOW_EDITS: tuple[Family, ...] = (
         pictures=("image", "mask_image", "masked_image_latents"),
         spare_pictures=frozenset({"masked_image_latents"}),
         reasons=CROP,
-        **_FLUX,
+        beside=no_refusal,
+        shared=_FLUX,
     ),
     from_picture(
         FLUX,
         "FLUX.1 Fill",
         "FluxFillPipeline",
         pictures=("image", "mask_image"),
-        reasons=_PACKED,
-        guided=_never_guided,
+        reasons=MADE,
+        guided=never_guided,
         guidance="told to the denoiser",
-        **_FLUX,
+        beside=no_refusal,
+        shared=_FLUX,
     ),
     from_picture(
         FLUX,
@@ -112,7 +115,7 @@ FLOW_EDITS: tuple[Family, ...] = (
         beside=_kontext_size,
         refused="sizes that max_area would change",
         prepared_again=False,  # it draws the initial noise only
-        steps=_steps,
+        steps=flux_steps,
         schedulers=_EULER,
     ),
     from_picture(
@@ -130,7 +133,7 @@ FLOW_EDITS: tuple[Family, ...] = (
         "Qwen-Image, inpainting",
         "QwenImageInpaintPipeline",
         pictures=("image", "mask_image"),
-        reasons={**CROP, **_PACKED},
+        reasons={**CROP, **MADE},
         schedulers=_EULER,
     ),
 )

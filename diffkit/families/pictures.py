@@ -12,11 +12,13 @@ from diffkit.families.base import Family, Pipeline, Size
 
 __all__ = [
     "CROP",
+    "MADE",
     "PARTS",
     "Refusal",
     "cell_noise_shape",
     "from_picture",
     "map_noise_shape",
+    "no_refusal",
     "refusing",
     "size_of_picture",
 ]
@@ -27,6 +29,7 @@ CROP = {
     "padding_mask_crop": "padding_mask_crop pastes the finished image into the picture, which no look would see; crop "
     "the picture yourself"
 }
+MADE = {"masked_image_latents": "masked_image_latents are made of image and mask_image by the pipeline; give these two"}
 PARTS = {
     "denoising_start": "denoising_start leaves out steps by a count of its own; use strength",
     "denoising_end": "denoising_end counts the steps of the whole denoising; leave it out",
@@ -50,7 +53,12 @@ def map_noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
 def cell_noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
     """(C, h, w) before packing, channels as the VAE has them."""
     cell = pipe.vae_scale_factor * 2
-    return (pipe.latent_channels, 2 * (size.height // cell), 2 * (size.width // cell))
+    return (pipe.vae.config.latent_channels, 2 * (size.height // cell), 2 * (size.width // cell))
+
+
+def no_refusal(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+    """Nothing is refused."""
+    return None
 
 
 def refusing(reasons: Mapping[str, str], beside: Refusal) -> Refusal:
@@ -75,6 +83,7 @@ def from_picture(
     pictures: tuple[str, ...] = ("image",),
     reasons: Mapping[str, str] | None = None,
     beside: Refusal | None = None,
+    shared: Mapping[str, object] | None = None,
     **changes: object,
 ) -> Family:
     """The family of a pipeline that does with a picture what another does with text alone.
@@ -83,9 +92,9 @@ def from_picture(
         pictures: keywords of the call.
         reasons: why some of its keywords are refused.
         beside: what is refused beside; what the other refuses when None.
-        changes: further attributes of the family.
+        shared, changes: further attributes of the family.
     """
-    words = [] if family.refused == "nothing" else family.refused.split(", ")
+    words = [] if family.refused == "nothing" or beside is not None else family.refused.split(", ")
     refused = ", ".join(dict.fromkeys([*words, *(reasons or {})])) or "nothing"
     return replace(
         family,
@@ -98,6 +107,7 @@ def from_picture(
             "end_token": None,
             "refusals": refusing(reasons or {}, beside or family.refusals),
             "refused": refused,
+            **(shared or {}),
             **changes,
         },  # type: ignore[arg-type]
     )

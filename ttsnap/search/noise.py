@@ -217,7 +217,8 @@ def replay(
     """
     family = family_of(pipe)
     if family.prepared_again:  # the pipeline draws all noise from the seed's generator itself
-        candidate = Candidate(0, 0, *generators(recipe.seeds), recipe.seeds[0])
+        [drawn] = generators(recipe.seeds)
+        candidate = Candidate(0, 0, drawn, recipe.seeds[0])
     else:
         noise, generator = recipe.noise(shape, family.noise_dtype or conditioning.prompt_embeds.dtype)
         candidate = Candidate(0, 0, generator, recipe.seeds[0], latents=family.pack(pipe, noise))
