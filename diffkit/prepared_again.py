@@ -10,6 +10,7 @@ that is kept, the stock pipeline does itself.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ from torch import Tensor
 from diffkit.errors import InputError
 from diffkit.families import Family, Pipeline, family_of
 from diffkit.families.base import has_strength, stock_default
+from diffkit.scheduler_window import Window
 
-__all__ = ["DenoiserCall", "idle", "repeated", "skipped_calls"]
+__all__ = ["DenoiserCall", "idle", "repeated", "resuming", "skipped_calls"]
 
 
 class DenoiserCall(NamedTuple):
@@ -36,11 +38,17 @@ class DenoiserCall(NamedTuple):
 class _Idle:
     """In the place of a denoiser or ControlNet: it passes for it, and computes nothing.
 
-    A denoiser gives back the latents, a ControlNet nothing to add.
+    A denoiser gives back the latents, a ControlNet nothing to add. Another pipeline that was made with it meanwhile is
+    refused, and has the module itself afterwards.
     """
 
     def __init__(self, name: str, module: Any, calls: list[DenoiserCall]) -> None:
         self._name, self._module, self._calls = name, module, calls
+        self._asleep, self._thread = True, threading.get_ident()
+
+    def _wake(self) -> Any:
+        self._asleep = False
+        return self._module
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
@@ -50,6 +58,13 @@ class _Idle:
         return type(self._module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if not self._asleep:
+            outputs: tuple[Any, ...] = self._module(*args, **kwargs)
+            return outputs
+        if threading.get_ident() != self._thread:
+            raise InputError(
+                f"This {type(self._module).__name__} is in the middle of a search; wait until it has ended."
+            )
         self._calls.append(DenoiserCall(self._name, args, kwargs))
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         return ([], latents) if self._name == "controlnet" else (latents,)
@@ -64,17 +79,49 @@ def idle(pipe: Pipeline) -> Iterator[tuple[list[DenoiserCall], Callable[[], None
     """
     attributes = pipe.__dict__
     names = [name for name in (family_of(pipe).denoiser, "controlnet") if name in attributes]
-    modules = {name: attributes[name] for name in names}
     calls: list[DenoiserCall] = []
+    asleep = {name: _Idle(name, attributes[name], calls) for name in names}
 
     def wake() -> None:
-        attributes.update(modules)
+        attributes.update({name: module._wake() for name, module in asleep.items()})
 
-    attributes.update({name: _Idle(name, module, calls) for name, module in modules.items()})
+    attributes.update(asleep)
     try:
         yield calls, wake
     finally:
         wake()
+
+
+@contextmanager
+def resuming(
+    pipe: Pipeline,
+    latents: Sequence[Tensor],
+    reached: Sequence[torch.Generator],
+    generators: Sequence[torch.Generator],
+    view: Window,
+) -> Iterator[None]:
+    """The first step of the loop is idle, in a part that resumes and lets the pipeline prepare again.
+
+    Args:
+        latents: one row of each candidate, where its denoising stopped.
+        reached: the candidates' generators as they were there.
+        generators: those of the call, which begin in their first state; they are changed.
+        view: what shows the part's steps.
+    """
+    if not view.prepared_again or not view.start:
+        yield
+        return
+    rows = torch.cat(list(latents)).to(pipe._execution_device)
+    with idle(pipe) as (_, wake):
+
+        def resume() -> Tensor:
+            wake()
+            for generator, state in zip(generators, reached, strict=True):
+                generator.set_state(state.get_state())
+            return rows
+
+        view.resume = resume
+        yield
 
 
 def skipped_calls(pipe: Pipeline, num_inference_steps: int | None, options: Mapping[str, object] | None) -> int:

@@ -29,7 +29,7 @@ from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import has_strength, keywords_of
 from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
-from diffkit.prepared_again import idle, repeated, skipped_calls
+from diffkit.prepared_again import repeated, resuming, skipped_calls
 from diffkit.scheduler_window import Window, exclusive, scheduler_copy, window
 from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
 from diffkit.step_caches import refuse_step_caches
@@ -415,7 +415,7 @@ def run_loop(
         arguments["latents"] = family.resumed(pipe, torch.cat(given), pixels) if given else None
     elif given and not view.start:
         raise InputError(f"The initial noise of a {family.pipeline} comes from its generator; give no latents.")
-    with _resuming(pipe, rows, generators, view):
+    with resuming(pipe, given, [row.generator for row in rows], generators, view):
         latents = call(
             **arguments,
             generator=generators[0] if together else generators,
@@ -424,27 +424,6 @@ def run_loop(
         )[0]
     carried = latents if family.shown is None or view.latents is None else view.latents
     return carried.cpu(), generators
-
-
-@contextmanager
-def _resuming(
-    pipe: Pipeline, rows: Sequence[Candidate], generators: Sequence[torch.Generator], view: Window
-) -> Iterator[None]:
-    """The loop's first step is idle and gives out the rows' latents, where the pipeline has prepared again."""
-    if not view.prepared_again or not view.start:
-        yield
-        return
-    latents = torch.cat([row.latents for row in rows if row.latents is not None]).to(pipe._execution_device)
-    with idle(pipe) as (_, wake):
-
-        def resume() -> Tensor:
-            wake()
-            for row, generator in zip(rows, generators, strict=True):
-                generator.set_state(row.generator.get_state())
-            return latents
-
-        view.resume = resume
-        yield
 
 
 def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from inspect import signature
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image, ImageOps
 from tiny import SCHEDULERS
@@ -22,6 +23,7 @@ from diffkit.errors import InputError
 from diffkit.families import FAMILIES, family_of, is_guided
 from diffkit.lookahead import look_ahead
 from diffkit.model_options import ModelOptions
+from diffkit.prepared_again import idle
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
 from ttsnap import TTSnapPipeline
@@ -164,6 +166,27 @@ def test_a_call_costs_what_the_stock_call_pays(name):
     assert search(prompt=PROMPT, **options(name), num_candidates=1, seed=1).ledger.flops.call == counts[1] - counts[0]
 
 
+def test_a_pipeline_made_of_idle_parts_is_refused_meanwhile_and_whole_afterwards():
+    pipe = pipeline("sd1-img2img")
+    expected = stock(pipe, "sd1-img2img", output_type="latent")
+    refused: list[str] = []
+    with idle(pipe):
+        other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        other.set_progress_bar_config(disable=True)
+
+        def call() -> None:
+            with pytest.raises(InputError, match="in the middle of a search in another thread"):
+                stock(other, "sd1-img2img")
+            refused.append("yes")
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    assert refused == ["yes"]
+    assert torch.equal(stock(other, "sd1-img2img", output_type="latent"), expected)
+    assert torch.equal(stock(pipe, "sd1-img2img", output_type="latent"), expected)
+
+
 def test_pictures_of_each_prompts_own():
     pipe = pipeline("sd1-inpaint")
     pictures, masks, prompts = [RAMP, RING], [MASK, ImageOps.mirror(MASK)], ["a dog", "cat"]
@@ -197,7 +220,7 @@ def test_a_saved_pipeline_searches_and_commands_refuse_it(tmp_path):
     pipe = pipeline("sd1-inpaint")
     pipe.save_pretrained(tmp_path)
     loaded = TTSnapPipeline.from_pretrained(tmp_path, reward=brightness)
-    assert isinstance(loaded, diffusers.StableDiffusionInpaintPipeline)
+    assert isinstance(loaded, StableDiffusionInpaintPipeline)
     with pytest.raises(InputError, match=r"StableDiffusionInpaintPipeline begins from a picture \(image, mask_image"):
         ModelOptions(model=str(tmp_path)).load()
     with pytest.raises(InputError, match="here are prompts only"):

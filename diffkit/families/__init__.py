@@ -82,7 +82,7 @@ FAMILIES: tuple[Family, ...] = (
     *FLUX_CONTROLS,
 )
 
-_DRAWN = "it draws noise when it encodes the control image, from torch's global generator, so that no seed draws an image again"
+_DRAWN = "it draws noise when it encodes the control image, from torch's global generator; no seed could draw it again"
 _VIDEO = "it makes videos, and a search scores images; use a pipeline of images"
 REFUSED_PIPELINES = {
     "StableDiffusion3ControlNetPipeline": _DRAWN,
