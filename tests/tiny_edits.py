@@ -41,12 +41,12 @@ def nine_channels(pipe: Any) -> Any:
     return pipe
 
 
-def turned(pipe: Any, kind: str) -> Any:
+def turned(pipe: Any, kind: str, **more: Any) -> Any:
     """The same parts as a pipeline of another task."""
     cls = getattr(diffusers, kind)
     parts = {name: part for name, part in pipe.components.items() if name in signature(cls).parameters}
     extra = {"requires_safety_checker": False} if "safety_checker" in parts else {}
-    return cls(**parts, **extra)
+    return cls(**parts, **extra, **more)
 
 
 def sd3() -> Any:
@@ -82,7 +82,7 @@ def flux_with_net(kind: str) -> Any:
         for layer in [*net.controlnet_blocks, *net.controlnet_single_blocks, net.controlnet_x_embedder]:
             for weight in layer.parameters():
                 weight.normal_(std=0.2)
-    return getattr(diffusers, kind)(**pipe.components, controlnet=net)
+    return turned(pipe, kind, controlnet=net)
 
 
 def qwen_image_edit() -> Any:
