@@ -63,7 +63,7 @@ class _Idle:
             return outputs
         if threading.get_ident() != self._thread:
             raise InputError(
-                f"This {type(self._module).__name__} is in the middle of a search; wait until it has ended."
+                f"This {type(self._module).__name__} is in the middle of a search in another thread; wait until it ends."
             )
         self._calls.append(DenoiserCall(self._name, args, kwargs))
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
