@@ -62,9 +62,8 @@ class _Idle:
             outputs: tuple[Any, ...] = self._module(*args, **kwargs)
             return outputs
         if threading.get_ident() != self._thread:
-            raise InputError(
-                f"This {type(self._module).__name__} is in the middle of a search in another thread; wait until it ends."
-            )
+            name = type(self._module).__name__
+            raise InputError(f"This {name} is in the middle of a search in another thread; wait until it has ended.")
         self._calls.append(DenoiserCall(self._name, args, kwargs))
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         return ([], latents) if self._name == "controlnet" else (latents,)

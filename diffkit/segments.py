@@ -219,8 +219,8 @@ def scheduled(
     """
     pixels = family_of(pipe).default_size(pipe) if size is None else Size(*size)
     with scheduler_copy(pipe) as scheduler:
-        settings = step_settings(pipe, num_inference_steps, pixels, extra)
         try:
+            settings = step_settings(pipe, num_inference_steps, pixels, extra)
             scheduler.set_timesteps(**settings)
         except (ValueError, IndexError, TypeError, AssertionError) as error:
             name, reason = type(pipe.scheduler).__name__, str(error) or "its settings do not fit this pipeline"
