@@ -37,6 +37,8 @@ def count_flops(
     key: tuple[object, ...],
     call: Callable[[], object],
     on_trial: Callable[[], object] | None = None,
+    *,
+    on_copy: bool = False,
 ) -> float | None:
     """FLOP of ``call``, which must run ``module``; measured once for each ``key`` and each structure of the module.
 
@@ -48,12 +50,13 @@ def count_flops(
         key: everything that ``call`` hands to the module and that its FLOP depend on, such as shapes.
         on_trial: called before ``call`` runs on real numbers, which it does, where this is given, for a module whose
             shapes depend on numbers (a mask that says how many tokens there are).
+        on_copy: ``call`` runs a copy of the module, so that hooks hear nothing of it and need not be spared.
     """
     module = original_module(module)
     measured = _MEASURED.setdefault(module, {})
     key = (*key, _structure(module))
     if key not in measured:
-        measured[key] = _count_small(call) if _is_small(module) else None
+        measured[key] = _count_small(call) if _is_small(module, on_copy=on_copy) else None
         if measured[key] is None:
             measured[key] = _count_shapes(call, on_trial)
     return measured[key]
@@ -98,19 +101,23 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-def _is_small(module: nn.Module) -> bool:
+def _is_small(module: nn.Module, *, on_copy: bool = False) -> bool:
     """Whether a network is cheap to run and does not change by it: few weights, on a CPU, none of its parts hooked."""
     weights = list(module.parameters())
     return (
         sum(weight.numel() for weight in weights) <= SMALL
         and all(weight.device.type == "cpu" for weight in weights)
-        and not any(part.training or _is_hooked(part) for part in module.modules())
+        and not any(part.training or _is_hooked(part, on_copy=on_copy) for part in module.modules())
     )
 
 
-def _is_hooked(part: nn.Module) -> bool:
-    """Whether somebody listens to a part or replaced its forward: a call that only counts is none of their business."""
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+def _is_hooked(part: nn.Module, *, on_copy: bool) -> bool:
+    """Whether somebody hears of a call that only counts, which is none of their business; a copy has no hooks."""
+    attributes = vars(part)
+    if on_copy and ("_hf_hook" in attributes or "_diffusers_hook" in attributes):
+        return False
+    listened = not on_copy and bool(part._forward_hooks or part._forward_pre_hooks)
+    return listened or "forward" in attributes
 
 
 def _structure(module: nn.Module) -> int:
@@ -156,7 +163,7 @@ def _twin(module: nn.Module, device: torch.device | None = None, dtype: torch.dt
     """What is called to count: a copy, or the module itself where it must run on numbers and is not small."""
     from torch._guards import active_fake_mode
 
-    if active_fake_mode() is None and not _is_small(module):
+    if active_fake_mode() is None and not _is_small(module, on_copy=True):
         return module
     return counting_copy(module, device, dtype)
 
@@ -233,9 +240,9 @@ def _call_flops(
         hints = {"controlnet_cond": images, "conditioning_scale": scale, "return_dict": False}
         return type(module).forward(module, *positional, **named, **hints)
 
-    flops = [count_flops(denoiser, key, forward, on_trial)]
+    flops = [count_flops(denoiser, key, forward, on_trial, on_copy=True)]
     if family.control is not None:
-        flops.append(count_flops(pipe.controlnet, key, control))
+        flops.append(count_flops(pipe.controlnet, key, control, on_copy=True))
     return None if None in flops else sum(value for value in flops if value is not None)
 
 
@@ -286,7 +293,7 @@ def _decode_flops(
         module = _twin(original_module(vae), vae.device, vae.dtype)
         return type(module).decode(module, unscaled)
 
-    return count_flops(vae, ("decode", *unscaled.shape), decode)
+    return count_flops(vae, ("decode", *unscaled.shape), decode, on_copy=True)
 
 
 def _encode_flops(encoder: Any, length: int) -> float | None:

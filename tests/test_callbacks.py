@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_pipeline
+from tiny_search import brightness, pixels
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -19,17 +20,9 @@ PROMPT, STEPS = "a dog", 6
 OPTIONS = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
 
 
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
-
-
 @pytest.fixture(scope="module")
 def pipe() -> TTSnapPipeline:
     return TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
-
-
-def pixels(image) -> np.ndarray:
-    return np.asarray(image).astype(int)
 
 
 def test_each_look_is_shown_with_scores_and_pictures(pipe):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline
 from tiny_families import FAMILY_ROWS, family_pipeline
+from tiny_search import brightness, shared_family
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
@@ -22,15 +25,17 @@ PLAIN = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
 SEARCH = {"num_candidates": 3, "schedule": "1:0.4", "seed": 5, "micro_batch": 1}
 
 
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
-
-
-def freed(pipe: Any) -> Any:
-    """Without text encoders."""
-    for name in [name for name in pipe.components if name.startswith("text_encoder")]:
+@contextmanager
+def freed(pipe: Any) -> Iterator[Any]:
+    """Meanwhile without text encoders."""
+    encoders = {name: part for name, part in pipe.components.items() if name.startswith("text_encoder")}
+    for name in encoders:
         setattr(pipe, name, None)
-    return pipe
+    try:
+        yield pipe
+    finally:
+        for name, part in encoders.items():
+            setattr(pipe, name, part)
 
 
 def encoded(pipe: Any, options: dict[str, Any], prompts: list[str]) -> dict[str, Any]:
@@ -46,15 +51,16 @@ def row(value: Any, index: int) -> Any:
 @pytest.mark.parametrize("name", [name for name in FAMILY_ROWS if name != "hidream"])  # whose are refused
 def test_the_winner_is_the_stock_image_of_the_same_embeddings(name):
     """Of several prompts of the same length, without text encoders."""
-    pipe, family = family_pipeline(name), FAMILY_ROWS[name]
+    pipe, family = shared_family(name), FAMILY_ROWS[name]
     given = {"num_inference_steps": STEPS, **family.options, **family.guided}
     embeds = encoded(pipe, given, ["a dog", "a cat"])
     options = {key: value for key, value in given.items() if key not in SPOKEN} | dict(family_of(pipe).fixed)
-    out = TTSnapPipeline.from_pipe(freed(pipe), reward=brightness)(**embeds, **options, **SEARCH)
-    for index, (image, seed) in enumerate(zip(out.images, out.seeds, strict=True)):
-        alone = {key: row(value, index) for key, value in embeds.items()}
-        reference = pipe(**alone, **options, generator=generators([seed])[0]).images[0]
-        assert np.array_equal(np.asarray(image), np.asarray(reference)), index
+    with freed(pipe):
+        out = TTSnapPipeline.from_pipe(pipe, reward=brightness)(**embeds, **options, **SEARCH)
+        for index, (image, seed) in enumerate(zip(out.images, out.seeds, strict=True)):
+            alone = {key: row(value, index) for key, value in embeds.items()}
+            reference = pipe(**alone, **options, generator=generators([seed])[0]).images[0]
+            assert np.array_equal(np.asarray(image), np.asarray(reference)), index
     assert out.ledger.encoded == 0
     assert out.ledger.flops.encode == 0.0
     assert out.ledger.rows_per_call == family.passes
@@ -136,7 +142,7 @@ def test_what_does_not_belong_together_is_refused(pipe, change, sentence):
 
 
 def test_a_part_of_the_encoded_prompt_is_missing():
-    sdxl = family_pipeline("sdxl")
+    sdxl = shared_family("sdxl")
     embeds = encoded(sdxl, PLAIN, ["a dog"])
     del embeds["pooled_prompt_embeds"]
     with pytest.raises(InputError, match="encoded prompts of a StableDiffusionXLPipeline: give pooled_prompt_embeds"):
@@ -145,10 +151,10 @@ def test_a_part_of_the_encoded_prompt_is_missing():
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "flux", "pixart-sigma"])
 def test_without_text_encoder_or_embeddings(name):
-    with pytest.raises(InputError, match="has no text_encoder.* to encode text with; give prompt_embeds"):
-        TTSnapPipeline.from_pipe(freed(family_pipeline(name)), reward=brightness)(
-            "a dog", **FAMILY_ROWS[name].options, num_inference_steps=STEPS
-        )
+    sentence = "has no text_encoder.* to encode text with; give prompt_embeds"
+    with freed(shared_family(name)) as pipe, pytest.raises(InputError, match=sentence):
+        search = TTSnapPipeline.from_pipe(pipe, reward=brightness)
+        search("a dog", **FAMILY_ROWS[name].options, num_inference_steps=STEPS)
 
 
 def test_a_folder_is_loaded_without_its_text_encoder(pipe, tmp_path):

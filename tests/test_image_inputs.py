@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import tiny_pipeline
 from tiny_families import CONTROL, family_pipeline, sdxl, with_control
 from tiny_ip_adapter import with_ip_adapter
+from tiny_search import brightness
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -30,10 +31,6 @@ TWO = ["a dog", "cat at dog"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
 
 
 def searched(pipe: Any, prompt: Any, *positional: Any, **options: Any) -> Any:

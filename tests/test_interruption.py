@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_families import call_options, pipeline
+from test_families import call_options
 from test_index_search import book
 from test_strategies import Brightness
 from tiny import tiny_pipeline
+from tiny_search import shared_family
 
 from diffkit.conditioning import encode_prompts
 from diffkit.interruption import DenoisingInterrupted
@@ -150,7 +151,7 @@ def test_missing_images_are_nan_in_arrays(output_type):
 @pytest.mark.parametrize("name", ["sdxl", "flux", "pixart-sigma"])
 def test_every_family_can_be_stopped(name):
     """PixArt has no such switch in its loop: there a stop ends the search at the end of a micro-batch."""
-    stock = pipeline(name)
+    stock = shared_family(name)
     pipe = TTSnapPipeline.from_pipe(stock, reward=Brightness())
     options = {**call_options(name), "num_candidates": 3, "schedule": "0:0.7", "seed": 5, "micro_batch": 1}
     whole, heard = stopped(pipe, 0, **options)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_pipeline
+from tiny_search import brightness
 from typer.testing import CliRunner
 
 from diffkit.cli import app
@@ -28,10 +29,6 @@ from ttsnap.trajectories.collect import collect
 from ttsnap.trajectories.recorder import CollectSettings
 
 WORDS = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-
-
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline
 from tiny_families import family_pipeline
+from tiny_search import brightness
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -14,10 +15,6 @@ from ttsnap import TTSnapPipeline
 from ttsnap.search.noise import Noise
 
 PROMPT, OPTIONS = "a dog", {"num_inference_steps": 4, "guidance_scale": 3.0}
-
-
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
 
 
 def search_pipe(scheduler: str = "ddim") -> TTSnapPipeline:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_pipeline, tiny_vae
+from tiny_search import brightness
 from typer.testing import CliRunner
 
 from diffkit.cli import app
@@ -36,10 +37,6 @@ from ttsnap.trajectories.recorder import CollectSettings
 STEPS, GUIDANCE, POOL = 6, 3.0, 5
 PAIRS = ((1, 1), (1, 3), (3, 2))
 PROMPTS = ["a dog", "cat at dog"]
-
-
-def brightness(images, prompts):
-    return images.mean(dim=(1, 2, 3)) * 10
 
 
 @REWARDS.register("test-ahead-bright")

@@ -25,6 +25,7 @@ from diffusers import (
 )
 from tiny import NOISE, SCHEDULERS, tiny_pipeline
 from tiny_families import FAMILY_ROWS, family_pipeline
+from tiny_search import brightness
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
@@ -46,10 +47,6 @@ FLOW_SCHEDULERS = {
     "flow-deis": lambda: DEISMultistepScheduler(**FLOW),
     "flow-unipc": lambda: UniPCMultistepScheduler(**FLOW),
 }
-
-
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
 
 
 def calls_of(pipe, run):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UniPCMultistepScheduler
 from tiny import NOISE, SCHEDULERS, tiny_pipeline
+from tiny_search import shared_tiny
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
@@ -22,8 +23,7 @@ STEPS, SEEDS = 6, (11, 12, 13)
 @functools.cache
 def stock(scheduler: str, eta: float = 0.0, seed: int = SEEDS[0]) -> torch.Tensor:
     """Latents that the stock pipeline makes from one seed alone."""
-    pipe = tiny_pipeline(scheduler)
-    return pipe(
+    return shared_tiny(scheduler)(
         PROMPTS[0],
         num_inference_steps=STEPS,
         guidance_scale=3.0,
@@ -51,14 +51,14 @@ def resumed(pipe, cuts, *, micro_batch=1, eta=0.0, seeds=SEEDS[:1], **options):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_cut_anywhere_is_bit_equal(scheduler):
-    calls = plan(tiny_pipeline(scheduler), STEPS).calls
-    cuts = [[cut] for cut in range(1, calls)] + [list(range(1, calls))]
+    pipe = shared_tiny(scheduler)
+    calls = plan(pipe, STEPS).calls
+    cuts = [[1], [2, 4], [3, 5], list(range(1, calls))]  # everywhere once behind a longer segment, and everywhere
     if scheduler == "pndm-prk":  # its Runge-Kutta start needs 12 calls: cut inside, at its end and after
         cuts = [[5], [12], [13], cuts[-1]]
     elif calls > STEPS + 1:  # two calls a step: cut inside of a step, behind one, and everywhere
         assert calls == 2 * STEPS - 1
         cuts = [[3], [4], cuts[-1]]
-    pipe = tiny_pipeline(scheduler)
     for places in cuts:
         (candidate,) = resumed(pipe, places)
         assert torch.equal(candidate.latents, stock(scheduler)), places
@@ -74,7 +74,7 @@ def test_noise_by_eta_comes_from_the_candidates_generator(scheduler):
 @pytest.mark.parametrize("scheduler", ["euler-ancestral", "unipc", "dpm-sde", "pndm"])
 @pytest.mark.parametrize("micro_batch", [2, 4])
 def test_batch_mates_do_not_matter(scheduler, micro_batch):
-    pipe = tiny_pipeline(scheduler)
+    pipe = shared_tiny(scheduler)
     together = resumed(pipe, [1, 4], micro_batch=micro_batch, seeds=SEEDS)
     for position, seed in enumerate(SEEDS):
         torch.testing.assert_close(together[position].latents, stock(scheduler, seed=seed), rtol=1e-4, atol=1e-3)

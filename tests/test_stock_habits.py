@@ -19,6 +19,7 @@ from diffusers import (
 )
 from tiny import tiny_pipeline
 from tiny_families import CONTROL, family_pipeline
+from tiny_search import brightness, pixels
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -28,10 +29,6 @@ from ttsnap.search.pipeline_class import search_class
 PROMPT, OPTIONS = "a dog", {"num_inference_steps": 4, "guidance_scale": 3.0}
 
 
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
-
-
 @pytest.fixture(scope="module")
 def pipe() -> TTSnapPipeline:
     return TTSnapPipeline.from_pipe(tiny_pipeline(vae="kl"), reward=brightness)
@@ -39,10 +36,6 @@ def pipe() -> TTSnapPipeline:
 
 def search(pipe, **options):
     return pipe(PROMPT, **{**OPTIONS, "seeds": [3, 4], **options})
-
-
-def pixels(image) -> np.ndarray:
-    return np.asarray(image).astype(int)
 
 
 def test_the_winner_is_refined_by_the_pipelines_of_other_tasks(pipe):
