@@ -18,7 +18,7 @@ from memorization.attack.dori import Dori
 
 def search(folder: Path) -> None:
     torch.set_num_threads(1)
-    attack = Dori(budgets=(0, 20, 60), micro_batch=2, draws=2)
+    attack = Dori(budgets=(0, 10, 24), micro_batch=2, draws=2)
     attack(tiny_pipeline(), targets(2), checkpoints=Checkpoints(folder, every=2))
 
 
@@ -35,10 +35,10 @@ def test_kill_9_inside_an_image(tmp_path: Path, one_thread: None) -> None:
     assert process.exitcode == -signal.SIGKILL
     (state,) = states
     reached = int(load_file(state)["step"])
-    assert 0 < reached < 60
+    assert 0 < reached < 24
 
     pipe, checkpoints = tiny_pipeline(), Checkpoints(folder, every=2)
-    attack = Dori(budgets=(0, 20, 60), micro_batch=2, draws=2)
+    attack = Dori(budgets=(0, 10, 24), micro_batch=2, draws=2)
     steps = 0
 
     def count(*_: object) -> None:
@@ -47,7 +47,7 @@ def test_kill_9_inside_an_image(tmp_path: Path, one_thread: None) -> None:
 
     pipe.unet.register_forward_hook(count)
     resumed = attack(pipe, targets(2), checkpoints=checkpoints)
-    assert steps == 60 - reached
+    assert steps == 24 - reached
     whole = attack(pipe, targets(2))
     assert all(torch.equal(a.embeddings, b.embeddings) for a, b in zip(resumed, whole, strict=True))
     assert list(folder.glob("*.safetensors")) == [state]

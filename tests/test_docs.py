@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import io
 import json
+import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from launch import launch
 
 from diffkit.cli import app, main
 from diffkit.readable_forms import readable_forms
@@ -91,28 +94,23 @@ def test_each_form_that_can_be_read_names_its_test() -> None:
         assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, form
 
 
+def run_blocks(texts: list[str], folder: str) -> None:
+    """Print as JSON, a line for each, what the blocks print."""
+    os.chdir(folder)
+    for text in texts:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(text, "block", "exec"), {"__name__": "block"})
+        print(json.dumps(printed.getvalue()), flush=True)
+
+
 def test_the_python_of_the_pages_runs(tmp_path: Path) -> None:
     """Each block in a namespace of its own, in one process that has the libraries once."""
     examples = [block for block in blocks() if block.language == "python"]
     assert {block.page for block in examples} >= {"README.md", "memorization.md", "rewards.md", "ttsnap.md"}
-    runner = (
-        "import contextlib, io, json, sys\n"
-        "for text in json.load(sys.stdin):\n"
-        "    printed = io.StringIO()\n"
-        "    with contextlib.redirect_stdout(printed):\n"
-        "        exec(compile(text, 'block', 'exec'), {'__name__': 'block'})\n"
-        "    print(json.dumps(printed.getvalue()))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", runner],
-        input=json.dumps([block.text for block in examples]),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    ended = launch(1, run_blocks, [block.text for block in examples], str(tmp_path), folder=tmp_path / "logs")
+    assert ended.codes == [0], ended.err
+    printed = [json.loads(line) for line in ended.out[0].splitlines()]
     assert len(printed) == len(examples)
     for block, output in zip(examples, printed, strict=True):
         assert output.strip(), f"a block of {block.page} prints nothing:\n{block.text}"

@@ -53,8 +53,8 @@ def test_taught_at_20_steps_it_ranks_better_than_the_plain_reward_at_12(tmp_path
     pipe = load_pipeline("lab")
     near = steps_near(plan(pipe, 12).sigmas, (-8.2, -6.5, -5.0, -3.6))
     rewards = {name: load_reward(name) for name in ("lab", "lab-noise-aware")}
-    settings = CollectSettings(12, 12, 3.0, previews=False, record=near, seed=3)
-    found = collect(pipe, read_prompts("lab:held-out", 4), rewards, settings, out=tmp_path / "run")
+    settings = CollectSettings(8, 12, 3.0, previews=False, record=near, seed=3)
+    found = collect(pipe, read_prompts("lab:held-out", 3), rewards, settings, out=tmp_path / "run")
     taus = {}
     for name in rewards:
         tensor = found.reward_tensor(name)
