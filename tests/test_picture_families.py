@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image, ImageOps
 from tiny import SCHEDULERS
 from tiny_edits import EDITS, MASK, RAMP, RING, edit_pipeline
@@ -27,6 +27,8 @@ from diffkit.prepared_again import idle
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, Denoising, plan, run_segment
 from ttsnap import TTSnapPipeline
+from ttsnap.search.noise import replay
+from ttsnap.search.strategies.fk_steering import FKSteering
 
 PROMPT, SEED, STEPS = "a dog", 11, 4
 NAMES = list(EDITS)
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def small_edits(monkeypatch):
     """Qwen-Image-Edit makes pictures of a million pixels."""
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (32, 32, None))
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "calculate_dimensions", lambda area, ratio: (32, 32))
 
 
 def brightness(images, prompts):
@@ -166,6 +169,29 @@ def test_a_call_costs_what_the_stock_call_pays(name):
     assert search(prompt=PROMPT, **options(name), num_candidates=1, seed=1).ledger.flops.call == counts[1] - counts[0]
 
 
+def test_half_precision():
+    pipe = edit_pipeline("sd1-inpaint").to(dtype=torch.bfloat16)
+    search = TTSnapPipeline.from_pipe(pipe, reward=brightness)
+    out = search(prompt=PROMPT, **options("sd1-inpaint"), num_candidates=2, schedule="0:0.5", seed=3, micro_batch=1)
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(stock(pipe, "sd1-inpaint", out.seeds[0])[0]))
+    assert np.isfinite(out.trace[0].scores).all()
+
+
+def test_steered_copies_can_be_drawn_again():
+    pipe = edit_pipeline("sd1-inpaint")
+    pipe.scheduler = SCHEDULERS["euler-ancestral"]()
+    search = TTSnapPipeline.from_pipe(pipe, reward=brightness)
+    steered = {"search": FKSteering(strength=200.0), "budget": "8x", "num_images_per_prompt": 4, "seed": 3}
+    given = {**options("sd1-inpaint"), "strength": 1.0}
+    out = search(prompt=PROMPT, **given, **steered, micro_batch=1, output_type="latent")
+    conditioning, denoising = parts(pipe, "sd1-inpaint", strength=1.0)
+    recipes = [(row, recipe) for row, recipe in enumerate(out.recipes) if recipe is not None]
+    assert recipes
+    for row, recipe in recipes:
+        again = replay(recipe, pipe, conditioning, denoising, (1, 4, 8, 8), STEPS)
+        assert torch.equal(again.latents, out.images[row : row + 1])
+
+
 def test_a_pipeline_made_of_idle_parts_is_refused_meanwhile_and_whole_afterwards():
     pipe = pipeline("sd1-img2img")
     expected = stock(pipe, "sd1-img2img", output_type="latent")
@@ -240,6 +266,7 @@ def test_a_saved_pipeline_searches_and_commands_refuse_it(tmp_path):
         ("sd1-inpaint", {"padding_mask_crop": 4}, "padding_mask_crop pastes the finished image"),
         ("sdxl-img2img", {"denoising_start": 0.5}, "use strength"),
         ("flux-kontext", {"max_area": 4096}, "of 32x32 it makes 64x64"),
+        ("qwen-image-edit-plus", {"micro_batch": 2}, "makes one image at a time; leave out micro_batch"),
         ("qwen-image-edit", {"image": torch.zeros(1, 3, 32, 32)}, "needs image= as a PIL image"),
     ],
 )

@@ -85,7 +85,7 @@ def flux_with_net(kind: str) -> Any:
     return turned(pipe, kind, controlnet=net)
 
 
-def qwen_image_edit() -> Any:
+def qwen_image_edit(kind: str) -> Any:
     """Its text encoder sees the picture."""
     words = qwen_tokenizer()
     words.add_special_tokens({"additional_special_tokens": list(VISION)})
@@ -93,7 +93,7 @@ def qwen_image_edit() -> Any:
     pipe = qwen_image()
     eyes = Qwen2VLProcessor(Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), words.chat_template)
     parts = {**pipe.components, "tokenizer": words, "text_encoder": qwen_encoder(words, **places), "processor": eyes}
-    return diffusers.QwenImageEditPipeline(**parts)
+    return getattr(diffusers, kind)(**parts)
 
 
 def sd(vae: str = "kl") -> Any:
@@ -160,7 +160,8 @@ EDITS: dict[str, Edit] = {
     "flux-controlnet-inpaint": Edit(
         lambda: flux_with_net("FluxControlNetInpaintPipeline"), {**PAINT, **LED, **SMALL, **SHORT}, 3
     ),
-    "qwen-image-edit": Edit(qwen_image_edit, {**IMAGE, **TRUE}),
+    "qwen-image-edit": Edit(lambda: qwen_image_edit("QwenImageEditPipeline"), {**IMAGE, **TRUE}),
+    "qwen-image-edit-plus": Edit(lambda: qwen_image_edit("QwenImageEditPlusPipeline"), {"image": [RAMP, RING]}),
     "qwen-image-img2img": Edit(lambda: turned(qwen_image(), "QwenImageImg2ImgPipeline"), {**IMAGE, **SMALL, **TRUE}, 3),
     "qwen-image-inpaint": Edit(lambda: turned(qwen_image(), "QwenImageInpaintPipeline"), {**PAINT, **SMALL}, 3),
 }

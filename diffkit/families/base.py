@@ -221,6 +221,8 @@ class Family:
         pictures: keywords of pictures that the pipeline begins from or paints in, one for all prompts or one for each;
             the first of them, where there is one, is repeated for each candidate of a batch.
         spare_pictures: those of them that may be left out.
+        references: whether a list in the place of its first picture is several of one prompt, not one of each prompt.
+        one_row: whether its call makes one image at a time.
         size_of_picture: (pipeline, its first picture) -> size of the images where the call says none; None where the
             picture does not decide it.
         encoded_with_picture: (pipeline, keyword arguments of the call) -> what ``encode_prompt`` reads beside the text;
@@ -270,6 +272,8 @@ class Family:
     control: str | None = None
     pictures: tuple[str, ...] = ()
     spare_pictures: frozenset[str] = frozenset()
+    references: bool = False
+    one_row: bool = False
     size_of_picture: Callable[[Pipeline, Any], Size] | None = None
     encoded_with_picture: Callable[[Pipeline, Mapping[str, object]], dict[str, object]] | None = None
     prepared_again: bool = False

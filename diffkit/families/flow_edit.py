@@ -43,29 +43,51 @@ def _kontext_size(pipe: Pipeline, options: Mapping[str, object], size: Size) -> 
     )
 
 
-def _edit_size(pipe: Pipeline, picture: Any) -> Size:
-    """Of Qwen-Image-Edit: of the picture's shape, in area about 1024 x 1024."""
+def _shaped(picture: Image.Image, area: int) -> Size:
+    """Of a picture's shape, in area about so many pixels, as Qwen-Image-Edit computes it."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-    if not isinstance(picture, Image.Image):
-        raise InputError(f"A {type(pipe).__name__} needs image= as a PIL image, got a {type(picture).__name__}.")
-    width, height, _ = pipeline_qwenimage_edit.calculate_dimensions(1024 * 1024, picture.width / picture.height)
+    width, height, *_ = pipeline_qwenimage_edit.calculate_dimensions(area, picture.width / picture.height)
+    return Size(height, width)
+
+
+def _edit_size(pipe: Pipeline, picture: Any) -> Size:
+    """Of Qwen-Image-Edit: of the picture's shape, or the last one's of several, in area about 1024 x 1024."""
+    pictures = _listed(picture)
+    for each in pictures:
+        if not isinstance(each, Image.Image):
+            raise InputError(f"A {type(pipe).__name__} needs image= as a PIL image, got a {type(each).__name__}.")
+    height, width = _shaped(pictures[-1], 1024 * 1024)
     cell = pipe.vae_scale_factor * 2
     return Size(height // cell * cell, width // cell * cell)
 
 
-def _seen_by_encoder(pipe: Pipeline, options: Mapping[str, object]) -> dict[str, object]:
-    """The picture as the text encoder of Qwen-Image-Edit sees it."""
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+def _listed(picture: Any) -> list[Any]:
+    return list(picture) if isinstance(picture, list | tuple) else [picture]
 
-    picture: Any = options.get("image")
-    if picture is None:
+
+def _given(pipe: Pipeline, options: Mapping[str, object]) -> Any:
+    """The picture that is read together with all prompts."""
+    if options.get("image") is None:
         raise InputError(
             f"{type(pipe).__name__} reads prompts together with the picture: give image=, one for all prompts; call it "
             f"once for each picture."
         )
-    width, height, _ = pipeline_qwenimage_edit.calculate_dimensions(1024 * 1024, picture.width / picture.height)
-    return {"image": pipe.image_processor.resize(picture, height, width)}
+    return options["image"]
+
+
+def _seen_by_encoder(pipe: Pipeline, options: Mapping[str, object]) -> dict[str, object]:
+    """The picture as the text encoder of Qwen-Image-Edit sees it."""
+    picture = _given(pipe, options)
+    return {"image": pipe.image_processor.resize(picture, *_shaped(picture, 1024 * 1024))}
+
+
+def _references_seen_by_encoder(pipe: Pipeline, options: Mapping[str, object]) -> dict[str, object]:
+    """The pictures as the text encoder of Qwen-Image-Edit-Plus sees them."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
+
+    pictures = _listed(_given(pipe, options))
+    return {"image": [pipe.image_processor.resize(each, *_shaped(each, CONDITION_IMAGE_SIZE)) for each in pictures]}
 
 
 _FLUX = {"steps": flux_steps, "noise_shape": cell_noise_shape, "schedulers": _EULER}
@@ -125,6 +147,17 @@ FLOW_EDITS: tuple[Family, ...] = (
         size_of_picture=_edit_size,
         encoded_with_picture=_seen_by_encoder,
         prepared_again=False,  # it draws the initial noise only
+        schedulers=_EULER,
+    ),
+    from_picture(
+        QWEN_IMAGE,
+        "Qwen-Image-Edit-Plus",
+        "QwenImageEditPlusPipeline",
+        references=True,
+        one_row=True,
+        size_of_picture=_edit_size,
+        encoded_with_picture=_references_seen_by_encoder,
+        prepared_again=False,
         schedulers=_EULER,
     ),
     from_picture(QWEN_IMAGE, "Qwen-Image, image-to-image", "QwenImageImg2ImgPipeline", schedulers=_EULER),

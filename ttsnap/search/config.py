@@ -84,6 +84,8 @@ class SearchConfig:
         """
         steps = plan(pipe, self.num_inference_steps, self.size(pipe), self.extra)
         self.schedule.resolve(steps.calls).validate(steps.calls)
+        if family_of(pipe).one_row and self.micro_batch not in (None, 1):
+            raise InputError(f"A {family_of(pipe).pipeline} makes one image at a time; leave out micro_batch.")
         at_once = None if self.micro_batch == "auto" else self.micro_batch
         for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -115,6 +117,8 @@ class SearchConfig:
         return Denoising(self.num_inference_steps, self.guidance_scale, *size, eta, batch, "least", self.extra)
 
     def _micro_batch(self, pipe: Pipeline, most: int | None) -> int:
+        if family_of(pipe).one_row:
+            return 1
         if self.micro_batch == "auto":
             return auto_size(pipe._execution_device)
         if self.micro_batch is not None:

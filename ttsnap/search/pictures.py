@@ -54,6 +54,8 @@ def take_pictures(
 
 def _column(family: Family, name: str, given: object, prompts: int) -> list[object]:
     """One picture or mask for all prompts or one for each; an array of fewer than 4 dimensions is one."""
+    if family.references and name == family.pictures[0]:
+        return [given]
     if not isinstance(given, Tensor | np.ndarray) or given.ndim == 4:
         return picture_batch(name, given, prompts)
     if name != family.pictures[0] and given.ndim == 3 and 1 not in (given.shape[0], given.shape[-1]):

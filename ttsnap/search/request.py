@@ -167,8 +167,8 @@ class Request:
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
         if self.noise.draws_together(len(self.prompts), n):
             denoising = replace(denoising, micro_batch=len(self.prompts))
-            self._refuse_apart(images)
-        elif self._calls_back_at_steps(n) and self.config.micro_batch is None:
+            self._refuse_apart(pipe, images)
+        elif self._calls_back_at_steps(n) and self.config.micro_batch is None and not family_of(pipe).one_row:
             denoising = replace(denoising, micro_batch=len(self.prompts))
         conditioning, denoising = with_image_prompts(conditioning, denoising, images)
         calls = first_step_calls(pipe, conditioning, denoising, call=call) if family_of(pipe).pictures else ()
@@ -230,16 +230,17 @@ class Request:
         uncut = n == 1 and self.search is None and not self.config.schedule.steps
         return check_step_callback(self.config.extra, uncut=uncut)
 
-    def _refuse_apart(self, images: Sequence[object]) -> None:
+    def _refuse_apart(self, pipe: Pipeline, images: Sequence[object]) -> None:
         """Refuse to draw together what is denoised apart.
 
         Raises:
-            InputError: prompts have images of their own.
+            InputError: prompts have images of their own, or the pipeline makes one image at a time.
         """
-        if self.own or len(images) > 1:
+        if self.own or len(images) > 1 or family_of(pipe).one_row:
             raise InputError(
-                "One generator draws the noise of all prompts in one batch, and prompts with images of their own are "
-                "denoised apart; give a list with one generator for each prompt."
+                "One generator draws the noise of all prompts in one batch. Prompts with images of their own, or of a "
+                "pipeline that makes one image at a time, are denoised apart; give a list with one generator for each "
+                "prompt."
             )
 
     def _limit(self, engine: Engine, began: float) -> float:
