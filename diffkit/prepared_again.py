@@ -24,7 +24,19 @@ from diffkit.families import Family, Pipeline, family_of
 from diffkit.families.base import has_strength, stock_default
 from diffkit.scheduler_window import Window
 
-__all__ = ["DenoiserCall", "idle", "repeated", "resuming", "skipped_calls"]
+__all__ = [
+    "DenoiserCall",
+    "idle",
+    "pictures_encoded_once",
+    "remembering",
+    "repeated",
+    "resuming",
+    "skipped_calls",
+]
+
+
+_ENCODED = "_encoded_pictures"
+PICTURES = 8  # that are kept at most
 
 
 class DenoiserCall(NamedTuple):
@@ -35,20 +47,11 @@ class DenoiserCall(NamedTuple):
     named: Mapping[str, object]
 
 
-class _Idle:
-    """In the place of a denoiser or ControlNet: it passes for it, and computes nothing.
+class _StandIn:
+    """In the place of a pipeline's model, for which it passes."""
 
-    A denoiser gives back the latents, a ControlNet nothing to add. Another pipeline that was made with it meanwhile is
-    refused, and has the module itself afterwards.
-    """
-
-    def __init__(self, name: str, module: Any, calls: list[DenoiserCall]) -> None:
-        self._name, self._module, self._calls = name, module, calls
-        self._asleep, self._thread = True, threading.get_ident()
-
-    def _wake(self) -> Any:
-        self._asleep = False
-        return self._module
+    def __init__(self, module: Any) -> None:
+        self._module = module
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
@@ -56,6 +59,23 @@ class _Idle:
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self._module)
+
+
+class _Idle(_StandIn):
+    """In the place of a denoiser or ControlNet: it computes nothing.
+
+    A denoiser gives back the latents, a ControlNet nothing to add. Another pipeline that was made with it meanwhile is
+    refused, and has the module itself afterwards.
+    """
+
+    def __init__(self, name: str, module: Any, calls: list[DenoiserCall]) -> None:
+        super().__init__(module)
+        self._name, self._calls = name, calls
+        self._asleep, self._thread = True, threading.get_ident()
+
+    def _wake(self) -> Any:
+        self._asleep = False
+        return self._module
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         if not self._asleep:
@@ -67,6 +87,55 @@ class _Idle:
         self._calls.append(DenoiserCall(self._name, args, kwargs))
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         return ([], latents) if self._name == "controlnet" else (latents,)
+
+
+class _Remembering(_StandIn):
+    """In the place of an autoencoder: it encodes the same picture once."""
+
+    def __init__(self, module: Any, encoded: list[tuple[Tensor, torch.dtype, Any]]) -> None:
+        super().__init__(module)
+        self._encoded = encoded
+
+    def encode(self, images: Tensor, **options: Any) -> Any:
+        """What the autoencoder returns, from which samples are drawn anew each time."""
+        if options:
+            return self._module.encode(images, **options)
+        precision = self._module.dtype
+        for seen, dtype, output in self._encoded:
+            if dtype == precision and seen.dtype == images.dtype and torch.equal(seen, images):
+                return output
+        output = self._module.encode(images)
+        self._encoded[:] = [*self._encoded[1 - PICTURES :], (images, precision, output)]
+        return output
+
+
+@contextmanager
+def pictures_encoded_once(pipe: Pipeline) -> Iterator[None]:
+    """Each picture is encoded once meanwhile, however often the pipeline prepares it; no weights may change."""
+    attributes = pipe.__dict__
+    if _ENCODED in attributes:
+        yield
+        return
+    attributes[_ENCODED] = []
+    try:
+        yield
+    finally:
+        del attributes[_ENCODED]
+
+
+@contextmanager
+def remembering(pipe: Pipeline) -> Iterator[None]:
+    """One call of a pipeline inside of :func:`pictures_encoded_once`."""
+    attributes = pipe.__dict__
+    if _ENCODED not in attributes or not family_of(pipe).pictures:
+        yield
+        return
+    vae = attributes["vae"]
+    attributes["vae"] = _Remembering(vae, attributes[_ENCODED])
+    try:
+        yield
+    finally:
+        attributes["vae"] = vae
 
 
 @contextmanager

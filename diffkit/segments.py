@@ -29,7 +29,7 @@ from diffkit.families import Pipeline, Size, family_of, stock_class
 from diffkit.families.base import has_strength, keywords_of
 from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
-from diffkit.prepared_again import repeated, resuming, skipped_calls
+from diffkit.prepared_again import remembering, repeated, resuming, skipped_calls
 from diffkit.scheduler_window import Window, exclusive, scheduler_copy, window
 from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
 from diffkit.step_caches import refuse_step_caches
@@ -415,7 +415,7 @@ def run_loop(
         arguments["latents"] = family.resumed(pipe, torch.cat(given), pixels) if given else None
     elif given and not view.start:
         raise InputError(f"The initial noise of a {family.pipeline} comes from its generator; give no latents.")
-    with resuming(pipe, given, [row.generator for row in rows], generators, view):
+    with remembering(pipe), resuming(pipe, given, [row.generator for row in rows], generators, view):
         latents = call(
             **arguments,
             generator=generators[0] if together else generators,

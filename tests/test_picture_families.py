@@ -169,6 +169,16 @@ def test_a_call_costs_what_the_stock_call_pays(name):
     assert search(prompt=PROMPT, **options(name), num_candidates=1, seed=1).ledger.flops.call == counts[1] - counts[0]
 
 
+def test_a_picture_is_encoded_once_in_a_search():
+    pipe, encoded = edit_pipeline("sd1-inpaint"), []
+    pipe.vae.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+    search = TTSnapPipeline.from_pipe(pipe, reward=brightness)
+    search(prompt=PROMPT, **options("sd1-inpaint"), num_candidates=2, schedule="0:0.5", seed=3)
+    assert encoded == [1, 1]  # the picture, and the masked picture
+    assert type(pipe.vae).__name__ == "AutoencoderKL"
+    assert "_encoded_pictures" not in vars(search)
+
+
 def test_half_precision():
     pipe = edit_pipeline("sd1-inpaint").to(dtype=torch.bfloat16)
     search = TTSnapPipeline.from_pipe(pipe, reward=brightness)

@@ -31,6 +31,7 @@ from diffkit.ledger import Cost, Ledger
 from diffkit.loading import LOADING_ERRORS, first_line, load_pipeline, model_class, quietly, resolve_model
 from diffkit.micro_batch import is_out_of_memory
 from diffkit.model_folder import ModelFolder
+from diffkit.prepared_again import pictures_encoded_once
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from diffkit.scheduler_window import exclusive
@@ -330,7 +331,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
     @contextmanager
     def _searching(self) -> Iterator[None]:
         """The pipeline for this search alone, which nobody has stopped yet."""
-        with exclusive(self):
+        with exclusive(self), pictures_encoded_once(self):
             if not self._searches:
                 self._interrupt = False
             self.__dict__["_searches"] = self._searches + 1
