@@ -105,13 +105,13 @@ def lines(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def table() -> str:
     """The families of text alone, and the pipelines that are refused by name."""
     refused = [f"- `{name}`: {reason}." for name, reason in REFUSED_PIPELINES.items()]
-    families = lines(HEAD, [row(family) for family in FAMILIES if not family.pictures])
+    families = lines(HEAD, [row(family) for family in FAMILIES if not family.edits])
     return "\n".join([families, "", "Refused by name:", "", *refused])
 
 
 def picture_table() -> str:
     """The families that begin from a picture."""
-    return lines(PICTURE_HEAD, [picture_row(family) for family in FAMILIES if family.pictures])
+    return lines(PICTURE_HEAD, [picture_row(family) for family in FAMILIES if family.edits])
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ LOOKAHEAD = {"schedule": "1:0.4+1"}
 
 def test_every_family_has_a_row():
     unbuilt = set() if is_sentencepiece_available() else {"Kolors"}
-    of_text = {family.name for family in FAMILIES if not family.pictures}  # others: tests/test_picture_families.py
+    of_text = {family.name for family in FAMILIES if not family.edits}  # others: tests/test_picture_families.py
     assert of_text - unbuilt == {family_of(shared_family(name)).name for name in NAMES}
 
 
@@ -363,7 +363,7 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
         ("pixart-alpha", {"num_inference_steps": 1, "schedule": ""}, "takes x0 from a single step"),
         ("sana", {"use_resolution_binning": True}, "would denoise at 1024x1024"),
         ("flux", {"ip_adapter_image": object()}, "takes no ip_adapter_image: image prompts of FLUX.1 are not"),
-        ("flux2", {"image": object()}, "cannot be cut: reference images"),
+        ("flux2", {"image": object()}, "needs image= as PIL images"),
         ("flux2", {"caption_upsample_temperature": 0.1}, "rewrite the prompt anew"),
         ("flux2-klein", {"negative_prompt": "cat"}, "Flux2KleinPipeline takes no negative_prompt"),
         ("hidream", {"height": 64}, "would denoise at 40x16"),

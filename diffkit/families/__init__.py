@@ -121,7 +121,7 @@ def refuse_pictures(pipe: Pipeline) -> None:
         InputError: see there.
     """
     family = family_of(pipe)
-    if family.pictures:
+    if family.edits:
         raise InputError(
             f"A {family.pipeline} begins from a picture ({', '.join(family.pictures)}), and here are prompts only; "
             f"give a model of text alone, or search with TTSnapPipeline in Python."

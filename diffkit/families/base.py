@@ -218,6 +218,7 @@ class Family:
             says ``force_zeros_for_empty_prompt``.
         image_prompts: whether its denoiser reads image prompts (IP-Adapter) from ``added_cond_kwargs``.
         control: keyword of the one image that a ControlNet follows; None where there is no ControlNet.
+        edits: whether its pipeline is made for pictures, and commands that take prompts alone refuse it.
         pictures: keywords of pictures that the pipeline begins from or paints in, one for all prompts or one for each;
             the first of them, where there is one, is repeated for each candidate of a batch.
         spare_pictures: those of them that may be left out.
@@ -270,6 +271,7 @@ class Family:
     zeros_for_none: bool = False
     image_prompts: bool = False
     control: str | None = None
+    edits: bool = False
     pictures: tuple[str, ...] = ()
     spare_pictures: frozenset[str] = frozenset()
     references: bool = False

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from diffkit.errors import InputError
 from diffkit.families.base import FLOW_SHIFTED, Autoencoder, Call, Family, Inputs, Pipeline, Size
 
 __all__ = ["FLUX2", "FLUX2_KLEIN"]
@@ -87,9 +90,18 @@ def _inputs_told(pipe: Pipeline, call: Call) -> Inputs:
     return Inputs((), {**_inputs(pipe, call).named, "guidance": guidance})
 
 
+def _size_of_reference(pipe: Pipeline, picture: Any) -> Size:
+    """Of the first reference picture, in area at most 1024 x 1024."""
+    first = picture[0] if isinstance(picture, list | tuple) and picture else picture
+    if not isinstance(first, Image.Image):
+        raise InputError(f"A {type(pipe).__name__} needs image= as PIL images, got a {type(first).__name__}.")
+    if first.width * first.height > 1024**2:
+        first = pipe.image_processor._resize_to_target_area(first, 1024**2)
+    cell = pipe.vae_scale_factor * 2
+    return Size(first.height // cell * cell, first.width // cell * cell)
+
+
 def _refusals(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
-    if options.get("image") is not None:
-        return "reference images are not carried through a search; leave out image"
     if options.get("caption_upsample_temperature"):
         return (
             "every part of it would rewrite the prompt anew; leave out caption_upsample_temperature, and give the "
@@ -118,8 +130,12 @@ FLUX2 = Family(
     to_vae=_to_vae,
     steps=_steps,
     encoding=frozenset({"max_sequence_length", "text_encoder_out_layers"}),
+    pictures=("image",),
+    spare_pictures=frozenset({"image"}),
+    references=True,
+    size_of_picture=_size_of_reference,
     refusals=_refusals,
-    refused="reference images, caption upsampling",
+    refused="caption upsampling",
 )
 
 
@@ -149,6 +165,8 @@ FLUX2_KLEIN = Family(
     to_vae=_to_vae,
     steps=_steps,
     encoding=FLUX2.encoding,
-    refusals=_refusals,
-    refused="reference images",
+    pictures=FLUX2.pictures,
+    spare_pictures=FLUX2.spare_pictures,
+    references=True,
+    size_of_picture=_size_of_reference,
 )

@@ -101,6 +101,7 @@ def from_picture(
         **{
             "name": name,
             "pipeline": pipeline,
+            "edits": True,
             "pictures": pictures,
             "prepared_again": True,
             "text_attention": False,

@@ -171,13 +171,18 @@ class Request:
         elif self._calls_back_at_steps(n) and self.config.micro_batch is None and not family_of(pipe).one_row:
             denoising = replace(denoising, micro_batch=len(self.prompts))
         conditioning, denoising = with_image_prompts(conditioning, denoising, images)
-        calls = first_step_calls(pipe, conditioning, denoising, call=call) if family_of(pipe).pictures else ()
+        calls = first_step_calls(pipe, conditioning, denoising, call=call) if self._has_pictures(pipe) else ()
         verify = with_guard(probe.flop, self.config.copy_guard)
         self._price(pipe, conditioning, (images[0] if images else (), calls), ledger, verify)
         words = self.reward_prompts
         return Engine(
             pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
         )
+
+    def _has_pictures(self, pipe: Pipeline) -> bool:
+        """Whether the denoiser gets more than a text family's, by a picture of the call's or of each prompt's own."""
+        given = {*self.config.extra, *(self.own[0] if self.own else ())}
+        return not given.isdisjoint(family_of(pipe).pictures)
 
     def _plan(self, pipe: Pipeline) -> Plan:
         """The denoiser calls, after everything was checked that can be wrong."""
