@@ -1,4 +1,8 @@
-"""A model by name: ``lab``, a folder, a file or a hub id becomes a stock diffusers pipeline. Safetensors only."""
+"""A model by name: ``lab``, a folder, a file or a hub id becomes a stock diffusers pipeline.
+
+Weights are safetensors, or PyTorch's ``.bin`` where there are none: diffusers and transformers read those by
+``torch.load(weights_only=True)``, which refuses anything but tensors.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +76,7 @@ def load_pipeline(
         scheduler: another one than the model's own, see :func:`diffkit.scheduler_choice.read_scheduler`.
 
     Raises:
-        InputError: the model, LoRA, dtype or device does not exist, the weights are no safetensors, the LoRA does not
+        InputError: the model, LoRA, dtype or device does not exist, the weights could run a program, the LoRA does not
             fit or would be put on in part, or the mitigation was made for another model.
 
     Example:
@@ -128,7 +132,6 @@ def _load(
         str(source),
         revision=revision,
         dtype=resolve_dtype(dtype, place, source, variant),
-        use_safetensors=True,
         local_files_only=isinstance(source, Path),
         variant=variant,
     )

@@ -21,10 +21,10 @@ from diffkit.weight_files import is_pointer, refuse_unreadable
 __all__ = ["Component", "choose_variant", "read_json"]
 
 _WEIGHTS = re.compile(
-    r"^(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
-    r"(?:\.(?P<legacy>[\w-]+))?\.safetensors$"
+    r"^(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
+    r"(?:\.(?P<legacy>[\w-]+))?\.(?:safetensors|bin)$"
 )
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
+_UNREAD = (".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ class Component:
 
     @cached_property
     def weights(self) -> dict[str | None, list[Path]]:
-        """The safetensors files by variant; None is the plain one."""
+        """The files by variant; None is the plain one. Of a variant that has no safetensors, PyTorch's ``.bin``."""
+        return {**self._files("bin"), **self._files("safetensors")}
+
+    def _files(self, suffix: str) -> dict[str | None, list[Path]]:
         files: dict[str | None, list[Path]] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted(self.folder.glob(f"*.{suffix}")):
             if match := _WEIGHTS.match(path.name):
                 files.setdefault(match["variant"] or match["legacy"], []).append(path)
         return files
@@ -153,8 +156,8 @@ def choose_variant(model: Path, parts: list[Component], variant: str | None) -> 
         if without or not any(variant in part.weights for part in parts):
             part = (without or parts)[0]
             raise InputError(
-                f"The {part.name} of the model {str(model)!r} has no weights of the variant {variant!r}; it has "
-                f"{_listing(part.weights)}."
+                f"You are trying to load the model files of the `variant={variant}`, and the {part.name} of the model "
+                f"{str(model)!r} has no weights of the variant {variant!r}; it has {_listing(part.weights)}."
             )
         return variant
     bound = [part for part in parts if None not in part.weights]
@@ -174,15 +177,15 @@ def _listing(weights: Mapping[str | None, object]) -> str:
 
 
 def _refuse_no_weights(model: Path, part: Component) -> None:
-    names = sorted(path.name for path in part.folder.iterdir() if path.suffix in _PICKLED)
+    names = sorted(path.name for path in part.folder.iterdir() if path.suffix in _UNREAD)
     if not names:
         raise InputError(
             f"Could not load the model {str(model)!r}: its {part.name} has no weights in {part.folder}; get the whole "
             f"model."
         )
     raise InputError(
-        f"Could not load the model {str(model)!r}: its {part.name} has {names[0]} and no .safetensors file, and other "
-        f"formats can hold programs; load it with diffusers where you trust it, and save it again by save_pretrained."
+        f"Could not load the model {str(model)!r}: its {part.name} has {names[0]} and neither .safetensors nor .bin; load "
+        f"it with the library that wrote it, and save it again by save_pretrained."
     )
 
 

@@ -15,6 +15,11 @@ MODEL_FORMS: tuple[tuple[str, str, str], ...] = (
         "loaded, without a connection",
         "test_loading.py::test_a_folder_loads_as_stock_float32_on_the_cpu",
     ),
+    (
+        "`.bin` weights in that folder, without safetensors",
+        "loaded as tensors alone (`weights_only`); one that holds more is refused, and not run",
+        f"{_FORMS}::test_bin_weights_are_loaded_as_tensors_alone",
+    ),
     ("weights in shards", "loaded; a missing shard is refused by name", f"{_FORMS}::test_shards_are_loaded"),
     (
         "one variant only, such as `*.fp16.safetensors`, in all parts or in some",
@@ -37,7 +42,7 @@ MODEL_FORMS: tuple[tuple[str, str, str], ...] = (
         "test_single_file.py::test_files_that_are_no_checkpoint",
     ),
     (
-        "`.ckpt`, `.pt`, `.bin`, `.gguf`",
+        "one file of `.ckpt`, `.pt`, `.bin`, `.gguf`",
         "refused, with the way to convert it",
         "test_single_file.py::test_files_that_are_no_checkpoint",
     ),

@@ -30,12 +30,6 @@ def test_elsewhere_the_checkpoints_own_precision_counts(folder):
     assert resolve_dtype("auto", torch.device("cpu"), folder) == torch.float32
 
 
-def test_pickled_weights_are_refused(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(InputError, match="Could not load the model"):
-        load_pipeline(tmp_path, device="cpu")
-
-
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/at/all", "nowhere", "a/b/c"])
 def test_what_is_not_there_is_refused(model):
     with pytest.raises(InputError, match="There is no model"):

@@ -18,6 +18,7 @@ from ttsnap.pipeline import TTSnapPipeline
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+PICKLED = "unet/diffusion_pytorch_model.bin"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,18 @@ def shards(folder: Path) -> None:
     tiny_pipeline().unet.save_pretrained(folder / "unet", max_shard_size="100KB")
 
 
+def pickled(folder: Path, **options: object) -> None:
+    (folder / UNET).unlink()
+    tiny_pipeline().unet.save_pretrained(folder / "unet", safe_serialization=False, **options)
+
+
+class Program:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a program was run",)
+
+
 BROKEN = {
     "a class that diffusers has not": (
         lambda f: edit(f / "model_index.json", _class_name="NextYearsImagePipeline"),
@@ -121,9 +134,17 @@ BROKEN = {
     "a tokenizer of git-lfs": (lambda f: (f / "tokenizer/tokenizer.json").write_text(POINTER), "git lfs pull"),
     "weights cut short": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-100]), "unet .* cut short"),
     "empty weights": (lambda f: (f / UNET).write_bytes(b""), "is empty"),
-    "pickled weights": (
-        lambda f: (f / UNET).rename(f / "unet/diffusion_pytorch_model.bin"),
-        "diffusion_pytorch_model.bin and no .safetensors file",
+    "weights of another library": (
+        lambda f: (f / UNET).rename(f / "unet/diffusion_pytorch_model.ckpt"),
+        "diffusion_pytorch_model.ckpt and neither .safetensors nor .bin",
+    ),
+    "pickled weights that are a program": (
+        lambda f: (pickled(f), torch.save({"a": Program()}, f / "unet/diffusion_pytorch_model.bin")),
+        "diffusion_pytorch_model.bin: it holds more than tensors, which could be a program and is not run",
+    ),
+    "pickled weights cut short": (
+        lambda f: (pickled(f), (f / PICKLED).write_bytes((f / PICKLED).read_bytes()[:-100])),
+        "unet .*.bin: .* cut short",
     ),
     "a missing shard": (
         lambda f: (shards(f), sorted((f / "unet").glob("*-00002-of-*"))[0].unlink()),
@@ -143,6 +164,25 @@ def test_what_cannot_be_loaded_is_told_alike_by_the_check_and_by_loading(form, f
     with pytest.raises(InputError) as searched:
         TTSnapPipeline.from_pretrained(folder)
     assert str(checked.value) == str(loaded.value) == str(searched.value)
+
+
+def test_bin_weights_are_loaded_as_tensors_alone(folder):
+    """By torch's ``weights_only``: a program in such a file is not run, see `BROKEN`."""
+    pickled(folder)
+    weights = tiny_pipeline().unet.conv_in.weight
+    check_model(folder)
+    for pipe in (load_pipeline(folder, device="cpu"), TTSnapPipeline.from_pretrained(folder)):
+        assert torch.equal(pipe.unet.conv_in.weight, weights)
+    assert resolve_dtype("auto", torch.device("cuda"), folder) == torch.float32
+    (folder / PICKLED).unlink()
+    tiny_pipeline().unet.half().save_pretrained(
+        folder / "unet", safe_serialization=False, variant="fp16", max_shard_size="100KB"
+    )
+    assert resolve_dtype("auto", torch.device("cuda"), folder, "fp16") == torch.float16
+    assert torch.equal(load_pipeline(folder, device="cpu", variant="fp16").unet.conv_in.weight, weights.half().float())
+    sorted((folder / "unet").glob("*-00002-of-*"))[0].unlink()
+    with pytest.raises(InputError, match="unet .* lacks .*-00002-of-"):
+        load_pipeline(folder, device="cpu")
 
 
 def test_shards_are_loaded(folder):

@@ -180,7 +180,6 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         scorer = None if reward is None else load_reward(reward)
         pruning = None if schedule is None else load_schedule(schedule)
         source = resolve_model(model)
-        kwargs.setdefault("use_safetensors", True)
         if "dtype" not in kwargs and "torch_dtype" not in kwargs:
             kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
         stock = model_class(source, kwargs)

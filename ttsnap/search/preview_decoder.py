@@ -41,7 +41,6 @@ def load_preview_vae(preview: Autoencoder | str | Path, pipe: Pipeline) -> Autoe
                 preview = AutoencoderTiny.from_pretrained(
                     str(Path(preview).expanduser() if local else preview),
                     dtype=pipe.vae.dtype,
-                    use_safetensors=True,
                     local_files_only=local,
                 )
         except (OSError, ValueError) as error:
