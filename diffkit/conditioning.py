@@ -148,8 +148,9 @@ def _paired(positive: Embeds, negative: Embeds) -> Conditioning:
     shapes = [tuple(part.prompt_embeds.shape[1:]) for part in (positive, negative)]
     if not positive.varies and shapes[0] != shapes[1]:
         raise InputError(
-            f"The prompts are encoded in {shapes[0]} numbers each and the negative prompts in {shapes[1]}; encode both "
-            f"alike, and give prompt_embeds and negative_prompt_embeds."
+            f"Encoded prompts and negative prompts must have the same shape when passed directly: the prompts are "
+            f"encoded in {shapes[0]} numbers each and the negative prompts in {shapes[1]}; encode both alike, and give "
+            f"prompt_embeds and negative_prompt_embeds."
         )
     return Conditioning(positive, negative)
 

@@ -24,7 +24,7 @@ _WEIGHTS = re.compile(
     r"^(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
     r"(?:\.(?P<legacy>[\w-]+))?\.(?:safetensors|bin)$"
 )
-_UNREAD = (".pt", ".pth", ".ckpt", ".msgpack", ".h5")
+_UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,17 @@ class Component:
 
     @cached_property
     def weights(self) -> dict[str | None, list[Path]]:
-        """The files by variant; None is the plain one. Of a variant that has no safetensors, PyTorch's ``.bin``."""
+        """The files by variant; None is the plain one. Of a variant that has no safetensors, PyTorch's ``.bin``.
+
+        diffusers finds a ``.bin`` only where it is in one piece.
+        """
         return {**self._files("bin"), **self._files("safetensors")}
 
     def _files(self, suffix: str) -> dict[str | None, list[Path]]:
         files: dict[str | None, list[Path]] = {}
         for path in sorted(self.folder.glob(f"*.{suffix}")):
-            if match := _WEIGHTS.match(path.name):
+            match = _WEIGHTS.match(path.name)
+            if match and not (suffix == "bin" and match["shard"]):
                 files.setdefault(match["variant"] or match["legacy"], []).append(path)
         return files
 
@@ -184,8 +188,8 @@ def _refuse_no_weights(model: Path, part: Component) -> None:
             f"model."
         )
     raise InputError(
-        f"Could not load the model {str(model)!r}: its {part.name} has {names[0]} and neither .safetensors nor .bin; load "
-        f"it with the library that wrote it, and save it again by save_pretrained."
+        f"Could not load the model {str(model)!r}: its {part.name} has {names[0]} and neither .safetensors nor a .bin "
+        f"in one piece; load it with the library that wrote it, and save it again by save_pretrained."
     )
 
 

@@ -113,14 +113,19 @@ class Window:
         self.skipped, self.jumps, self.resume = 0, None, None
         self.scheduler.__class__ = self.base
 
-    def check_complete(self, pipe: Pipeline) -> None:
+    def check_complete(self, pipe: Pipeline, steps: int | None = None, latents: Tensor | None = None) -> None:
         """Refuse what a loop has left that made fewer steps than it was shown.
+
+        Args:
+            steps: how many it makes, where it was shown more.
+            latents: what it has left.
 
         Raises:
             DenoisingInterrupted: see there.
         """
-        if self.steps < len(self.own_steps()):
-            raise DenoisingInterrupted(pipe)
+        shown = len(self.own_steps())
+        if self.steps < (shown if steps is None else min(shown, steps)):
+            raise DenoisingInterrupted(pipe, latents=latents)
 
     def check_thread(self) -> None:
         """Refuse another thread than the one that runs the segment.

@@ -32,7 +32,7 @@ from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_z
 from diffkit.prepared_again import remembering, repeated, resuming, skipped_calls
 from diffkit.scheduler_window import Window, exclusive, scheduler_copy, window
 from diffkit.solvers import SOLVERS, UNCUT, Solver, State, cut_refusal, gather_states, solver_of, split_state
-from diffkit.step_caches import refuse_step_caches
+from diffkit.step_caches import step_cache
 from diffkit.step_noise import refuse_unseeded_noise
 
 __all__ = [
@@ -85,12 +85,14 @@ class Plan:
 
     After ``blind`` steps there is no estimate of the clean latents: the model predicts epsilon at pure noise. ``uncut``
     says why it cannot be cut at all, None where it can; of a scheduler that is not known the noise levels are NaN.
+    ``noisy``: it ends before the latents are clean (SDXL's ``denoising_end``).
     """
 
     calls: int
     sigmas: tuple[float, ...]
     blind: tuple[int, ...] = ()
     uncut: str | None = None
+    noisy: bool = False
 
     def check_looks(self, steps: Iterable[int]) -> None:
         """Refuse to look at estimates after blind steps, and anything but whole images where it cannot be cut.
@@ -160,13 +162,19 @@ def check_pipeline(
         size: (height, width) in pixels; the model's own when None.
 
     Raises:
-        InputError: unknown family, something that counts the loop's own index, or a cache of the denoiser.
+        InputError: unknown family, or something that it cannot carry.
     """
     family = family_of(pipe)
     reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else Size(*size))
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
-    refuse_step_caches(pipe)
+
+
+def _whole_only(pipe: Pipeline, extra: Mapping[str, object] | None) -> str | None:
+    """Why a denoising cannot be suspended, a sentence; None where it can."""
+    if (reason := family_of(pipe).whole_only(pipe, extra or {})) is not None:
+        return f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}, or give schedule=''."
+    return cut_refusal(pipe.scheduler) or step_cache(pipe)
 
 
 def plan(
@@ -190,12 +198,14 @@ def plan(
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
     known = type(pipe.scheduler).__name__ in SOLVERS
     with scheduled(pipe, num_inference_steps, size, extra) as skipped:
+        timesteps = pipe.scheduler.timesteps[skipped:]
         every = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
+        calls = family_of(pipe).calls(pipe, extra or {}, timesteps)
     sigmas = every[skipped:]
     refuse_unseeded_noise(pipe)
     blind = blind_steps(pipe.scheduler, sigmas) if known else ()
     refuse_division_by_zero(pipe.scheduler, blind)
-    return Plan(len(sigmas), tuple(sigmas), blind, cut_refusal(pipe.scheduler))
+    return Plan(calls, tuple(sigmas[:calls]), blind, _whole_only(pipe, extra), noisy=calls < len(timesteps))
 
 
 @contextmanager
@@ -269,9 +279,11 @@ def run_segment(
         raise InputError("Some candidates have latents and some have none; give initial noise to all or to none.")
     solver = _solver(pipe, denoising, (start, stop), estimates=on_estimate is not None)
     part = _Part(start, stop, solver, _skipped(pipe, denoising))
+    batches = list(micro_batches(candidates, denoising, conditioning))
+    _check_alone(pipe, batches, denoising)
     done: list[Candidate] = []
     with exclusive(pipe), quiet(pipe):
-        for batch in micro_batches(candidates, denoising, conditioning):
+        for batch in batches:
             if done and is_interrupted(pipe):
                 raise DenoisingInterrupted(pipe)
             taps = _Taps(on_step, on_estimate, len(batch), denoising.rows(len(batch)) - len(batch))
@@ -297,6 +309,18 @@ def micro_batches(
             yield group[first : first + denoising.micro_batch]
 
 
+def _check_alone(pipe: Pipeline, batches: Sequence[Sequence[Candidate]], denoising: Denoising) -> None:
+    """Refuse a cache of the denoiser where several images would share it, unless they are one batch of the user's.
+
+    Raises:
+        InputError: see there.
+    """
+    for batch in batches:
+        together = len({id(candidate.generator) for candidate in batch}) == 1
+        if denoising.rows(len(batch)) > (len(batch) if together else 1) and (reason := step_cache(pipe)):
+            raise InputError(reason)
+
+
 class _Part(NamedTuple):
     """Steps [start, stop) of a denoising, how its scheduler is suspended before and after them, and how many there are
     before the first, which the pipeline's ``strength`` leaves out."""
@@ -318,15 +342,17 @@ def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, est
     """How the scheduler is suspended; it need not be where the steps are all and nobody asks for estimates.
 
     Raises:
-        InputError: the scheduler cannot be suspended.
+        InputError: the denoising cannot be suspended.
     """
-    start, stop = steps
-    if cut_refusal(pipe.scheduler) is not None and start == 0 and not estimates:
+    (start, stop), reason = steps, _whole_only(pipe, denoising.extra)
+    if reason is None:
+        return solver_of(pipe.scheduler)
+    if start == 0 and not estimates:
         with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
-            calls = len(pipe.scheduler.timesteps) - skipped
+            calls = family_of(pipe).calls(pipe, denoising.extra, pipe.scheduler.timesteps[skipped:])
         if stop == calls:
             return UNCUT
-    return solver_of(pipe.scheduler)
+    raise InputError(reason)
 
 
 @dataclass(frozen=True)
@@ -361,7 +387,7 @@ def _run_batch(
     report = functools.partial(taps.report, itertools.count(start))
     with window(pipe, start, stop, state, report, solver, skipped) as windowed:
         result, generators = run_loop(pipe, rows, conditioning, denoising, call, windowed)
-        windowed.check_complete(pipe)
+        windowed.check_complete(pipe, stop - start, result)
         states = split_state(windowed.state(), len(batch))
         broken_off = windowed.prepared_again and windowed.breaks_off
     if windowed.x0 is None:
@@ -408,7 +434,7 @@ def run_loop(
         generators = generators[:1] * len(rows)
     given = [row.latents for row in rows if row.latents is not None]
     pixels = family.default_size(pipe) if size is None else Size(*size)
-    arguments = {**conditioning.rows([row.prompt for row in rows]).kwargs(), **_arguments(pipe, denoising)}
+    arguments = {**conditioning.rows([row.prompt for row in rows]).kwargs(), **_arguments(pipe, denoising, view)}
     if not together:
         arguments = repeated(family, arguments, len(rows))
     if not family.prepared_again:
@@ -426,7 +452,7 @@ def run_loop(
     return carried.cpu(), generators
 
 
-def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
+def _arguments(pipe: Pipeline, denoising: Denoising, view: Window) -> dict[str, object]:
     """The keyword arguments of a call that its pipeline accepts, without those that are None.
 
     Raises:
@@ -443,7 +469,8 @@ def _arguments(pipe: Pipeline, denoising: Denoising) -> dict[str, object]:
         arguments["eta"] = denoising.eta
     elif denoising.eta:
         raise InputError(f"{family.pipeline} takes no eta; leave it out.")
-    return {**arguments, **denoising.extra, **family.fixed}
+    extra = family.part(denoising.extra, view.start, view.stop, denoising.num_inference_steps)
+    return {**arguments, **extra, **family.fixed}
 
 
 @contextmanager

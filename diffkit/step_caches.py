@@ -5,18 +5,14 @@ from __future__ import annotations
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, family_of
 
-__all__ = ["refuse_step_caches"]
+__all__ = ["refuse_step_caches", "step_cache"]
 
 
 def refuse_step_caches(pipe: Pipeline) -> None:
-    """Refuse a denoiser, or a ControlNet, that answers from what it saw at earlier steps.
-
-    Such a cache belongs to one denoising. Candidates that are suspended and resumed would find each other's, and a
-    batch decides together whether to skip, so that an image would depend on its batch.
+    """Refuse a denoiser, or a ControlNet, that answers from what it saw at earlier steps; see :func:`step_cache`.
 
     Raises:
-        InputError: ``enable_cache`` was called (FirstBlockCache, TaylorSeer, MagCache, FasterCache, pyramid attention
-            broadcast and so on), or such hooks were applied one by one.
+        InputError: it does.
 
     Example:
         >>> from diffkit import load_pipeline
@@ -34,21 +30,35 @@ def refuse_step_caches(pipe: Pipeline) -> None:
         ...     print(error)
         The denoiser of this StableDiffusionPipeline has a hook that keeps ...
     """
+    if (reason := step_cache(pipe)) is not None:
+        raise InputError(reason)
+
+
+def step_cache(pipe: Pipeline) -> str | None:
+    """A sentence about a denoiser, or a ControlNet, that answers from what it saw at earlier steps; None without one.
+
+    That is after ``enable_cache`` (FirstBlockCache, TaylorSeer, MagCache, FasterCache, pyramid attention broadcast and
+    so on), or where such hooks were applied one by one. A cache belongs to one denoising: candidates that are suspended
+    and resumed would find each other's, and a batch decides together whether to skip, so that an image would depend on
+    its batch. The stock call of one image empties it at its end.
+    """
     for name in (family_of(pipe).denoiser, "controlnet"):
         module = getattr(pipe, name, None)
         if module is None:
             continue
         what = f"The {'ControlNet' if name == 'controlnet' else 'denoiser'} of this {type(pipe).__name__}"
         if getattr(module, "is_cache_enabled", False):
-            raise InputError(
+            return (
                 f"{what} has a cache (enable_cache), whose contents would pass from candidate to candidate; call "
-                f"pipe.{name}.disable_cache() first."
+                f"pipe.{name}.disable_cache() first, or give schedule='' and micro_batch=1."
             )
         for place, part in module.named_modules():
             for hook, kept in getattr(getattr(part, "_diffusers_hook", None), "hooks", {}).items():
                 if kept._is_stateful:
-                    raise InputError(
+                    return (
                         f"{what} has a hook that keeps what it saw from step to step ({hook} at {place or name}), "
                         f"which would pass from candidate to candidate; take it off with "
-                        f"pipe.{name}._diffusers_hook.remove_hook({hook!r}, recurse=True)."
+                        f"pipe.{name}._diffusers_hook.remove_hook({hook!r}, recurse=True), or give schedule='' and "
+                        f"micro_batch=1."
                     )
+    return None

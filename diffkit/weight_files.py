@@ -1,7 +1,7 @@
 """Files of weights: what they hold by their header, and what is wrong with a damaged one.
 
-Safetensors, and PyTorch's ``.bin`` where they hold nothing but tensors: those are read by ``weights_only``, which refuses
-to execute what a pickle says.
+Safetensors, and PyTorch's ``.bin`` where they hold nothing but tensors: those are read by ``weights_only``, which does
+not execute what a pickle says.
 """
 
 from __future__ import annotations

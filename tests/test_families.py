@@ -353,8 +353,6 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("sdxl", {"denoising_end": 0.8}, "cannot be cut: denoising_end"),
-        ("sd3", {"skip_guidance_layers": [1]}, "cannot be cut: skip-layer guidance"),
         ("sd3", {"mu": 1.0}, "leave out mu"),
         ("sd1-controlnet", {"control_guidance_end": 0.5}, "cannot be cut: a ControlNet that works for a part"),
         ("sdxl-controlnet", {"image": None}, "A ControlNet follows an image; give it as image="),
@@ -370,7 +368,7 @@ def test_a_winner_is_of_both_classes_and_saves_as_stock(tmp_path):
         ("hidream", {"prompt_embeds_t5": object()}, "takes no prompt_embeds_t5: give the prompts as text"),
         ("flux", {"eta": 0.5}, "takes no eta"),
         ("flux", {"sigmas": 0.5}, "sigmas must be a list of numbers"),
-        ("flux", {"height": 36}, "multiple of 8"),
+        ("sd1", {"height": 36, "width": 32}, "multiple of 8"),
         ("qwen-image", {"prompt_2": "cat"}, "QwenImagePipeline takes no prompt_2; its own keywords are"),
         ("sd1", {"prompt_embeds": object()}, "Give prompt or prompt_embeds, not both"),
         ("sdxl", {"callback_on_step_end": print}, "give num_candidates=1 and schedule='', or callback_on_look"),

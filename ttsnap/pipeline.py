@@ -51,7 +51,7 @@ from ttsnap.search.pipeline_class import (
     search_class,
     stock_ancestor,
 )
-from ttsnap.search.pipeline_kwargs import check_sides, sort_keywords
+from ttsnap.search.pipeline_kwargs import check_sides, rounded_sides, sort_keywords
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import Trials
 from ttsnap.search.prompts import check_words, read_prompts, take_embeds
@@ -249,6 +249,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         Raises:
             InputError: no such decoder, or the pipeline is of no known family or has odd components.
         """
+        if issubclass(cls, DiffusionPipeline) and not isinstance(pipeline, stock_ancestor(cls, TTSnapPipeline)):
+            pipeline = stock_ancestor(cls, TTSnapPipeline).from_pipe(pipeline, dtype=pipeline.dtype)
         scorer = getattr(pipeline, "reward", None) if reward is None else load_reward(reward)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         pipe = cls._of(pipeline, **kwargs)
@@ -443,6 +445,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         extra, encoding = sort_keywords(family, keywords, call_keywords(stock))
         prompts = read_prompts(family, prompt, negative_prompt, embeds, encoding, reward_prompts)
         check_sides(family, height, width)
+        height, width = rounded_sides(self, height, width)
         pictures = take_pictures(self, family, extra, len(prompts.texts), (height, width))
         extra, (height, width) = {**extra, **pictures.shared}, pictures.size
         steps = call_default(stock, "num_inference_steps") if num_inference_steps is None else num_inference_steps
@@ -530,7 +533,9 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         listed = places(result.winners, result.leading, config.winners)
         winners = [place.winner for place in listed]
         drawn = [winner for winner in winners if winner is not None]
-        images = self._images(drawn, result.ledger, output_type) if drawn else _no_images(output_type)
+        images = (
+            self._images(drawn, result.ledger, output_type, noisy=result.noisy) if drawn else _no_images(output_type)
+        )
         size = config.size(self)
         shapes = {"np": (*size, 3), "pt": (3, *size), "latent": latent_shape(self, size)}
         checked = has_safety_checker(self) and output_type != "latent"
@@ -558,16 +563,18 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         return latents if shown is None else shown(self, latents, Size(*map(int, winner.image.shape[-2:])))
 
     def _images(
-        self, winners: Sequence[Winner], ledger: Ledger, output_type: str
+        self, winners: Sequence[Winner], ledger: Ledger, output_type: str, *, noisy: bool
     ) -> list[Image] | np.ndarray[Any, Any] | Tensor:
         """The winners as the stock pipeline hands them out: black where flagged, with its watermark."""
         shown: list[Image] | np.ndarray[Any, Any] | Tensor
         latents = [winner.candidate.latents for winner in winners if winner.candidate.latents is not None]
         if output_type == "latent":
             return self._shown_latents(torch.cat(latents).to(self._execution_device), winners[0])
-        if getattr(self, "watermark", None) is not None:  # it goes on values that are not clipped yet
+        mark = getattr(self, "watermark", None)
+        if mark is not None or noisy:  # it goes on values that are not clipped yet
             size = (int(winners[0].image.shape[-2]), int(winners[0].image.shape[-1]))
-            marked = [self.watermark.apply_watermark(decoded_latents(self, row, size=size)) for row in latents]
+            marked = [decoded_latents(self, row, size=size) for row in latents]
+            marked = marked if mark is None else [mark.apply_watermark(image) for image in marked]
             ledger.decoded += len(marked)
             self.maybe_free_model_hooks()
             shown = self.image_processor.postprocess(torch.cat(marked), output_type)

@@ -116,6 +116,18 @@ def _never(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | N
     return None
 
 
+def _all_steps(pipe: Pipeline, options: Mapping[str, object], timesteps: Tensor) -> int:
+    return len(timesteps)
+
+
+def _all_along(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+    return None
+
+
+def _unchanged(options: Mapping[str, object], start: int, stop: int | None, steps: int) -> Mapping[str, object]:
+    return options
+
+
 def classifier_free(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]) -> bool:
     """Guidance by a second prediction for the negative prompt, at any scale above 1."""
     return guidance_scale > 1
@@ -236,7 +248,13 @@ class Family:
         end_token: the tokenizer whose end token stands exactly once in the carried sequence; None where there is no
             single one.
         no_gradient: why the denoiser's gradient in the text is not that of its prediction; None where it is.
-        refusals: (pipeline, further keyword arguments, size) -> why its denoising cannot be cut, or None.
+        rounds: whether its pipeline rounds a size down to what fits ``multiple``, with a warning.
+        calls: (pipeline, further keyword arguments, the scheduler's timesteps) -> how many of them its loop makes.
+        part: (further keyword arguments, start, stop, number of steps as asked for) -> those of a call that makes the
+            steps [start, stop) only, so that it does what the whole call does in them. Without a stop, of a call that
+            jumps over steps: those that do not count them.
+        whole_only: (pipeline, further keyword arguments) -> why its denoising cannot be cut, or None.
+        refusals: (pipeline, further keyword arguments, size) -> why its denoising cannot be run here, or None.
         refused: what is refused, in words, for the table of families only.
     """
 
@@ -283,6 +301,10 @@ class Family:
     text_attention: bool = False
     end_token: Literal["tokenizer", "tokenizer_2"] | None = None
     no_gradient: str | None = None
+    rounds: bool = False
+    calls: Callable[[Pipeline, Mapping[str, object], Tensor], int] = _all_steps
+    part: Callable[[Mapping[str, object], int, int | None, int], Mapping[str, object]] = _unchanged
+    whole_only: Callable[[Pipeline, Mapping[str, object]], str | None] = _all_along
     refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
     refused: str = "nothing"
 

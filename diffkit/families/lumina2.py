@@ -42,7 +42,7 @@ def _negative_of_lumina(pipe: Pipeline, text: list[str] | None, options: Mapping
     return tuple(pipe._get_gemma_prompt_embeds(text, device=pipe._execution_device, max_sequence_length=length))
 
 
-def _refuse_truncation(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+def _refuse_truncation(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
     if options.get("cfg_trunc_ratio", 1.0) != 1.0:
         return "truncated guidance counts the steps of the loop; leave out cfg_trunc_ratio"
     return None
@@ -66,8 +66,8 @@ LUMINA2 = Family(
     steps=lambda pipe, steps, size: linear_sigmas(pipe, steps, pipe.transformer.config.in_channels),
     encoding=frozenset({"max_sequence_length", "system_prompt"}),
     encode_negative=_negative_of_lumina,
-    refusals=_refuse_truncation,
-    refused="cfg_trunc_ratio",
+    whole_only=_refuse_truncation,
+    refused="in a schedule: cfg_trunc_ratio",
 )
 
 

@@ -66,6 +66,7 @@ QWEN_IMAGE = Family(
     noise_shape=noise_shape,
     pack=pack,
     latents_are_map=False,
+    rounds=True,
     to_denoiser=_to_denoiser,
     to_vae=_to_vae,
     frames=True,

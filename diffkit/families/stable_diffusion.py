@@ -69,10 +69,18 @@ def _to_vae_xl(pipe: Pipeline, latents: Tensor, vae: Autoencoder, size: Size) ->
     return result
 
 
-def _refusals_xl(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
-    if options.get("denoising_end") is not None:
-        return "denoising_end counts the steps of the whole denoising; leave it out"
-    return None
+def _calls_xl(pipe: Pipeline, options: Mapping[str, object], timesteps: Tensor) -> int:
+    """Those above the timestep of ``denoising_end``, by the expression of the pipeline's own."""
+    end, trained = options.get("denoising_end"), pipe.scheduler.config.num_train_timesteps
+    if not isinstance(end, float) or not 0 < end < 1:
+        return len(timesteps)
+    cutoff = round(trained - (end * trained))
+    return len([timestep for timestep in timesteps if timestep >= cutoff])
+
+
+def _part_xl(options: Mapping[str, object], start: int, stop: int | None, steps: int) -> Mapping[str, object]:
+    """A call that jumps ahead goes to the clean latents."""
+    return options if stop is not None else {**options, "denoising_end": None}
 
 
 SDXL = Family(
@@ -91,8 +99,8 @@ SDXL = Family(
     spare_encoders=frozenset({"text_encoder"}),
     zeros_for_none=True,
     upcasts=True,
-    refusals=_refusals_xl,
-    refused="denoising_end",
+    calls=_calls_xl,
+    part=_part_xl,
 )
 
 
@@ -112,7 +120,7 @@ KOLORS = replace(
 )
 
 
-def _refusals_control(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+def _whole_only_control(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
     whole = {"control_guidance_start": 0.0, "control_guidance_end": 1.0}
     listed = {name: options.get(name, value) for name, value in whole.items()}
     if any(
@@ -123,7 +131,7 @@ def _refusals_control(pipe: Pipeline, options: Mapping[str, object], size: Size)
             "a ControlNet that works for a part of the steps counts the loop's own; leave control_guidance_start at 0 "
             "and control_guidance_end at 1"
         )
-    return _refusals_xl(pipe, options, size)
+    return None
 
 
 # Attacks, detectors and training call the U-Net without the ControlNet; a search runs both.
@@ -135,8 +143,8 @@ STABLE_DIFFUSION_CONTROLNET = replace(
     control="image",
     text_attention=False,
     end_token=None,
-    refusals=_refusals_control,
-    refused="control_guidance_start and _end other than 0 and 1",
+    whole_only=_whole_only_control,
+    refused="in a schedule: control_guidance_start and _end other than 0 and 1",
 )
 SDXL_CONTROLNET = replace(
     SDXL,
@@ -145,6 +153,6 @@ SDXL_CONTROLNET = replace(
     control="image",
     text_attention=False,
     end_token=None,
-    refusals=_refusals_control,
-    refused="control_guidance_start and _end other than 0 and 1, denoising_end",
+    whole_only=_whole_only_control,
+    refused="in a schedule: control_guidance_start and _end other than 0 and 1",
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sized
+from typing import cast
 
-from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline, Size, shifted, unshifted
+from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline, Size, shifted, stock_default, unshifted
 from diffkit.families.flow import shift_of_tokens
 
 __all__ = ["STABLE_DIFFUSION_3"]
@@ -31,11 +33,28 @@ def _steps(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
 
 
 def _refusals(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
-    if options.get("skip_guidance_layers") is not None:
-        return "skip-layer guidance counts the steps of the loop; leave out skip_guidance_layers"
     if options.get("mu") is not None:
         return "the noise levels are planned with the model's own shift; leave out mu"
     return None
+
+
+def _part(options: Mapping[str, object], start: int, stop: int | None, steps: int) -> Mapping[str, object]:
+    """Skip-layer guidance in the steps in which the whole call has it: those between two shares of their number."""
+    if options.get("skip_guidance_layers") is None:
+        return options
+    if stop is None:
+        return {name: value for name, value in options.items() if not name.startswith("skip_")}
+    default = functools.partial(stock_default, STABLE_DIFFUSION_3)
+    above, below = (
+        cast("float", options.get(f"skip_layer_guidance_{name}", default(f"skip_layer_guidance_{name}")))
+        for name in ("start", "stop")
+    )
+    listed = options.get("sigmas")
+    whole, shown = (steps, steps) if listed is None else (len(cast("Sized", listed)), stop - start)
+    guided = [step - start for step in range(start, stop) if whole * above < step < whole * below]
+    shares = (guided[0] - 0.5, guided[-1] + 0.5) if guided else (0.0, 0.0)  # halfway between steps
+    names = ("skip_layer_guidance_start", "skip_layer_guidance_stop")
+    return {**options, **dict(zip(names, (share / shown for share in shares), strict=True))}
 
 
 STABLE_DIFFUSION_3 = Family(
@@ -54,6 +73,7 @@ STABLE_DIFFUSION_3 = Family(
         {"clip_skip", "max_sequence_length", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"}
     ),
     spare_encoders=frozenset({"text_encoder_3"}),
+    part=_part,
     refusals=_refusals,
-    refused="skip-layer guidance, mu",
+    refused="mu",
 )

@@ -75,11 +75,13 @@ class Progress:
     Attributes:
         finished: prompt -> the best finished images so far, best first.
         unjudged: candidates that are denoised to the end and were not looked at yet.
+        half_denoised: those of a stopped call that is the stock pipeline's own.
         recipes: (prompt, candidate) -> how its noise came about, where a seed alone does not say it.
     """
 
     finished: dict[int, list[Winner]] = field(default_factory=dict)
     unjudged: list[Candidate] = field(default_factory=list)
+    half_denoised: list[Candidate] = field(default_factory=list)
     recipes: dict[tuple[int, int], Recipe] = field(default_factory=dict)
     _looked: dict[int, dict[int, tuple[int, float]]] = field(default_factory=dict)  # prompt -> seed -> step, score
 

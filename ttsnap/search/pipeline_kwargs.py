@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from diffusers.utils import logging as diffusers_logging
+
 from diffkit.errors import InputError
-from diffkit.families import Family, stock_class
+from diffkit.families import Family, Pipeline, family_of, stock_class
 from diffkit.families.base import keywords_of
 
-__all__ = ["Keywords", "check_sides", "check_step_callback", "sort_keywords"]
+__all__ = ["Keywords", "check_sides", "check_step_callback", "rounded_sides", "sort_keywords"]
 
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
@@ -39,6 +41,24 @@ def check_sides(family: Family, height: int | None, width: int | None) -> None:
         raise InputError(f"{family.pipeline} takes no height or width: its images are as large as the picture.")
     if family.sides_together and (height is None) != (width is None):
         raise InputError(f"{family.pipeline} ignores a height or width that stands alone; give both.")
+
+
+def rounded_sides(pipe: Pipeline, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+    """Height and width as the stock pipeline rounds them, with its warning; as they are where it rounds none."""
+    family, cell = family_of(pipe), family_of(pipe).multiple(pipe)
+    if (
+        not family.rounds
+        or family.pictures
+        or family.control
+        or not any(side is not None and side >= cell and side % cell for side in (height, width))
+    ):
+        return height, width
+    diffusers_logging.get_logger(stock_class(family).__module__).warning(
+        f"`height` and `width` have to be divisible by {cell} but are {height} and {width}. Dimensions will be resized "
+        f"accordingly"
+    )
+    rounded = [side if side is None or side < cell else side - side % cell for side in (height, width)]
+    return rounded[0], rounded[1]
 
 
 def check_step_callback(extra: Mapping[str, object], *, uncut: bool) -> bool:

@@ -45,8 +45,9 @@ DEFAULT_CANDIDATES = 16
 class SearchResult(NamedTuple):
     """Winners of each prompt, best first; all looks; what it cost, in all and for each prompt; further facts.
 
-    An ``interrupted`` search has the images that were finished; ``leading`` are each prompt's seeds, the best so far
-    first, which the stock pipeline draws.
+    The latents of a ``noisy`` one are not clean, and its images are those of their estimates. An ``interrupted`` search
+    has the images that were finished; ``leading`` are each prompt's seeds, the best so far first, which the stock
+    pipeline draws.
     """
 
     winners: list[list[Winner]]
@@ -55,6 +56,7 @@ class SearchResult(NamedTuple):
     spent: list[Cost]
     notes: dict[str, object]
     interrupted: bool = False
+    noisy: bool = False
     leading: Sequence[list[int]] = ()
 
 
@@ -128,7 +130,7 @@ class Request:
             engine.progress.seeds(prompt, higher_is_better=self.reward.higher_is_better) if interrupted else []
             for prompt in range(len(self.prompts))
         ]
-        return SearchResult(winners, trace, engine.ledger, spent, engine.notes, interrupted, leading)
+        return SearchResult(winners, trace, engine.ledger, spent, engine.notes, interrupted, engine.plan.noisy, leading)
 
     def _run(self, engine: Engine, began: float) -> list[list[Winner]]:
         """The strategy's winners, with a progress bar."""
@@ -176,8 +178,9 @@ class Request:
         self._price(pipe, conditioning, (images[0] if images else (), calls), ledger, verify)
         words = self.reward_prompts
         return Engine(
-            pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n
-        )
+            pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n,
+            as_stock=self._is_uncut(n),
+        )  # fmt: skip
 
     def _has_pictures(self, pipe: Pipeline) -> bool:
         """Whether the denoiser gets more than a text family's, by a picture of the call's or of each prompt's own."""
@@ -232,8 +235,11 @@ class Request:
         Raises:
             InputError: it would be called in a search.
         """
-        uncut = n == 1 and self.search is None and not self.config.schedule.steps
-        return check_step_callback(self.config.extra, uncut=uncut)
+        return check_step_callback(self.config.extra, uncut=self._is_uncut(n))
+
+    def _is_uncut(self, n: int | None) -> bool:
+        """Whether one candidate of each prompt is denoised without a look."""
+        return n == 1 and self.search is None and not self.config.schedule.steps
 
     def _refuse_apart(self, pipe: Pipeline, images: Sequence[object]) -> None:
         """Refuse to draw together what is denoised apart.

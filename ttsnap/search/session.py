@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -68,6 +68,7 @@ class Engine:
         spent: what each prompt has cost so far.
         notes: what else a strategy reports, ready for JSON.
         progress: what there is when the search is stopped.
+        as_stock: whether one candidate of each prompt is denoised without a look, which is the stock pipeline's call.
     """
 
     pipe: Pipeline
@@ -88,6 +89,7 @@ class Engine:
     spent: dict[int, Cost] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    as_stock: bool = False
 
     def __post_init__(self) -> None:
         """Micro-batches of their own for denoising and for looks, which need different amounts of memory."""
@@ -208,6 +210,11 @@ class Engine:
 
         try:
             return work(batch, replace(self.denoising, micro_batch=size), count)
+        except DenoisingInterrupted as stop:
+            if self.as_stock and stop.latents is not None:
+                rest = zip(batch, stop.latents.split(1), strict=False)
+                self.progress.half_denoised += [replace(candidate, latents=latents) for candidate, latents in rest]
+            raise
         except (RuntimeError, MemoryError):
             self.advance(-rows[0])
             rows, steps = [0, sum(rows)], 0
@@ -262,13 +269,24 @@ class Engine:
             level = None
         else:
             clean = [candidate.x0 for candidate in alive]
-            level = log_snr(self.plan.sigmas[alive[0].step - 1])
+            level = self._level(alive[0].step - 1)
         estimates = [replace(candidate, latents=x0) for candidate, x0 in zip(alive, clean, strict=True)]
         return self._look(estimates, keep=0, final=False, log_snr=level)._replace(lookahead=lookahead)
 
+    def _level(self, step: int) -> float | None:
+        """The noise level of the estimate after a step; None where the scheduler's levels are not known."""
+        return log_snr(self.plan.sigmas[step]) if isfinite(self.plan.sigmas[step]) else None
+
     def judge(self, alive: Sequence[Candidate]) -> Look:
-        """Score finished candidates; the images of each prompt's best stay in memory."""
-        look = self._look(alive, keep=self._kept, final=True, log_snr=None)
+        """Score finished candidates; the images of each prompt's best stay in memory.
+
+        Where the denoising ends before the latents are clean, their estimates are scored.
+        """
+        shown, level = list(alive), None
+        if self.plan.noisy:
+            shown = [replace(candidate, latents=candidate.x0) for candidate in alive]
+            level = self._level(self.plan.calls - 1)
+        look = self._look(shown, keep=self._kept, final=True, log_snr=level)
         for prompt in {candidate.prompt for candidate in alive}:
             best = [
                 winner_of(alive, look, row, self.progress.recipes.get((prompt, alive[row].index)))
@@ -285,7 +303,18 @@ class Engine:
             for prompt in sorted({candidate.prompt for candidate in alive}):
                 best = self.winning(look, self.rows(alive, prompt))
                 self.record(prompt, alive, look, [alive[row] for row in best], needed=0)
+        for candidate in self.progress.half_denoised:
+            self.progress.finished[candidate.prompt] = [self._as_left(candidate)]
         return [self.progress.finished.get(prompt, []) for prompt in range(len(self.prompts))]
+
+    @torch.no_grad()
+    def _as_left(self, candidate: Candidate) -> Winner:
+        """What the stock pipeline returns of a denoising that was stopped, without a score."""
+        if candidate.latents is None:
+            raise DenoisingInterrupted(self.pipe)
+        image = self.decode(candidate.latents, final=True)
+        [flagged] = flagged_rows(self.pipe, image, self.conditioning.prompt_embeds.dtype)
+        return Winner(candidate, image[0].cpu(), nan, None, flagged)
 
     def finish(self, alive: Sequence[Candidate], look: Look | None = None) -> list[list[Winner]]:
         """Score finished candidates and return the winners of each prompt that has some, best first.

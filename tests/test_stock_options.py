@@ -1,0 +1,117 @@
+"""Options of the stock call that count the loop's steps: a search makes the stock pipeline's images with them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL.Image import Image
+from test_families import STEPS, call_options, parts, pipeline
+from tiny import tiny_pipeline
+
+from diffkit.errors import InputError
+from diffkit.seeds import generators
+from diffkit.segments import Candidate, run_segment
+from diffkit.segments import plan as plan_of
+from ttsnap import TTSnapPipeline
+
+SLG = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.8}
+
+
+def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    return images.mean((1, 2, 3))
+
+
+def search(name: str, **options: Any) -> Any:
+    pipe = TTSnapPipeline.from_pipe(pipeline(name), reward=brightness)
+    given = {**call_options(name), "seeds": [5, 6], "schedule": "", "micro_batch": 1, **options}
+    return pipe("a dog", **{key: value for key, value in given.items() if key != "generator"})
+
+
+def stock(name: str, seed: int | None, **options: Any) -> Any:
+    assert seed is not None
+    return pipeline(name)("a dog", **{**call_options(name), **options, "generator": generators([seed])[0]})[0]
+
+
+WHOLE = {
+    "sd1-controlnet": {"control_guidance_end": 0.5},
+    "lumina2": {"cfg_trunc_ratio": 0.5},
+    "sd3": SLG,
+    "sdxl": {"denoising_end": 0.6},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_denoisings_are_the_stock_pipelines(name):
+    out = search(name, **WHOLE[name], output_type="pt")
+    expected = stock(name, out.seeds[0], **WHOLE[name], output_type="pt")
+    assert torch.equal(out.images, expected)
+    assert not torch.equal(stock(name, out.seeds[0], output_type="pt"), expected)
+
+
+@pytest.mark.parametrize("name", ["sd1-controlnet", "lumina2"])
+def test_those_that_cannot_be_cut_say_so(name):
+    with pytest.raises(InputError, match=r"cannot be cut: .* counts the .*, or give schedule=''"):
+        search(name, **WHOLE[name], schedule="0:0.5")
+
+
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_those_that_can_are_cut_at_every_step(name, listed):
+    """Skip-layer guidance goes by shares of the number of steps, ``denoising_end`` by the timestep."""
+    if listed and name == "sdxl":
+        pytest.skip("its Euler scheduler takes timesteps, which leave the shares alone")
+    pipe, options = pipeline(name), dict(WHOLE[name])
+    if listed:
+        options["sigmas"] = [1.0, 0.8, 0.5, 0.3, 0.1]
+    conditioning, denoising = parts(pipe, name)
+    denoising = type(denoising)(**{**vars(denoising), "extra": {**denoising.extra, **options}})
+    calls = plan_of(pipe, STEPS, denoising.size, denoising.extra).calls
+    alive = [Candidate(0, 0, generators([5])[0])]
+    for start, stop in itertools.pairwise(range(calls + 1)):
+        alive = run_segment(pipe, alive, conditioning, denoising, start, stop)
+    assert torch.equal(alive[0].latents, stock(name, 5, **options, output_type="latent"))
+    assert calls < STEPS or name == "sd3"
+
+
+@pytest.mark.parametrize("schedule", ["0:0.5", "0:0.5+1"])
+def test_a_search_that_ends_early_scores_estimates_and_hands_on_the_noisy_latents(schedule):
+    """For a refiner, which goes on at ``denoising_start``."""
+    out = search("sdxl", denoising_end=0.6, schedule=schedule, output_type="latent")
+    assert torch.equal(out.images, stock("sdxl", out.seeds[0], denoising_end=0.6, output_type="latent"))
+    estimate = out.trace[-1]
+    noisy = stock("sdxl", out.seeds[0], denoising_end=0.6, output_type="pt")
+    assert estimate.step < STEPS - 1
+    assert estimate.scores[0] != pytest.approx(float(noisy.mean()))
+
+
+@pytest.mark.parametrize("output_type", ["latent", "pil"])
+def test_a_stopped_call_of_one_candidate_returns_what_the_stock_call_does(output_type):
+    def stop(pipe: Any, step: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return values
+
+    options: dict[str, Any] = {"num_inference_steps": 4, "callback_on_step_end": stop, "output_type": output_type}
+    expected = tiny_pipeline()("a dog", **options, generator=generators([5])[0]).images
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
+    out = pipe("a dog", **options, generator=generators([5])[0], num_candidates=1)
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(expected[0]))
+    assert (out.interrupted, out.ledger.calls, out.seeds) == (True, 2, [5])
+    assert np.isnan(out.rewards[0])
+
+
+def test_a_size_is_rounded_where_the_stock_pipeline_rounds(caplog):
+    size = {"height": 36, "width": 43}
+    with caplog.at_level(logging.WARNING):
+        out = search("flux", **size, num_candidates=2)
+    [warning] = {record.message for record in caplog.records if "resized accordingly" in record.message}
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        [expected] = stock("flux", out.seeds[0], **size)
+    assert isinstance(expected, Image)
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(expected))
+    assert warning in caplog.text
