@@ -80,7 +80,7 @@ def _calls_xl(pipe: Pipeline, options: Mapping[str, object], timesteps: Tensor) 
 
 def _part_xl(options: Mapping[str, object], start: int, stop: int | None, steps: int) -> Mapping[str, object]:
     """A call that jumps ahead goes to the clean latents."""
-    return options if stop is not None else {**options, "denoising_end": None}
+    return options if stop is not None else {name: options[name] for name in options if name != "denoising_end"}
 
 
 SDXL = Family(
