@@ -65,8 +65,17 @@ class Component:
         """
         return _component_class(self)
 
-    def has_weights(self) -> bool:
+    @property
+    def is_adapter(self) -> bool:
+        """Whether transformers saved an adapter in place of the part, which names the folder or hub id of its model."""
+        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        return {"adapter_config.json", "adapter_model.safetensors"} <= names and "config.json" not in names
+
+    def has_weights(self, *, adapters: bool = False) -> bool:
         """Whether the part is a network, once its folder and its settings have been looked at.
+
+        Args:
+            adapters: whether an adapter may stand for a network, which then has none here.
 
         Raises:
             InputError: the folder or a file of settings is missing or cannot be read.
@@ -83,7 +92,7 @@ class Component:
                 read_json(path)
             elif is_pointer(path):
                 raise InputError(f"{path} is a git-lfs pointer and not the file; run `git lfs pull` in its folder.")
-        if not issubclass(kind, torch.nn.Module):
+        if not issubclass(kind, torch.nn.Module) or (adapters and self.is_adapter):
             return False
         if not (self.folder / "config.json").is_file():
             raise InputError(f"The {self.name} of the model {model!r} has no config.json; get the whole model.")

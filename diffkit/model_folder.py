@@ -69,13 +69,21 @@ class ModelFolder:
                 continue  # a part that the model does without, or a setting that is a list
             yield Component(name, self.path / name, *entry)
 
-    def check(self, variant: str | None = None, *, any_class: bool = False, given: Collection[str] = ()) -> str | None:
+    def check(
+        self,
+        variant: str | None = None,
+        *,
+        any_class: bool = False,
+        given: Collection[str] = (),
+        adapters: bool = False,
+    ) -> str | None:
         """Check that the pipeline and all its parts can be loaded, reading no weights.
 
         Args:
             variant: of the weights, such as ``fp16``; None takes the plain ones, or the only variant there is.
             any_class: the pipeline's class is given by the caller and not looked at.
             given: parts that the caller brings along and the folder may lack.
+            adapters: whether a text encoder may be an adapter of a model elsewhere, as it is saved where it has one.
 
         Returns:
             The variant to load.
@@ -86,7 +94,7 @@ class ModelFolder:
         if not any_class:
             pipeline_class(self.class_name, self.path)
         parts = [part for part in self.components() if part.name not in given]
-        models = [part for part in parts if part.has_weights()]
+        models = [part for part in parts if part.has_weights(adapters=adapters)]
         chosen = choose_variant(self.path, models, variant)
         for part in models:
             part.check_files(chosen)
@@ -105,7 +113,7 @@ class ModelFolder:
         """
         for part in self.components():
             network = getattr(pipe, part.name, None)
-            if part.name in given or not isinstance(network, torch.nn.Module):
+            if part.name in given or part.is_adapter or not isinstance(network, torch.nn.Module):
                 continue
             files = part.weights.get(variant) or part.weights.get(None) or []
             sizes = [torch.Size(entry["shape"]).numel() for path in files for entry in read_header(path).values()]

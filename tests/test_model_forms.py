@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tiny import tiny_pipeline
 
@@ -182,6 +183,20 @@ def test_bin_weights_are_loaded_as_tensors_alone(folder):
     tiny_pipeline().unet.save_pretrained(folder / "unet", safe_serialization=False, max_shard_size="100KB")
     with pytest.raises(InputError, match="neither .safetensors nor a .bin in one piece"):
         load_pipeline(folder, device="cpu")
+
+
+def test_a_text_encoder_saved_with_its_lora_is_loaded_by_a_search(tmp_path, monkeypatch):
+    """transformers writes the adapter alone, and the name of its model; whose content no checksum of the folder has."""
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17.0")
+    pipe = tiny_pipeline()
+    pipe.text_encoder.save_pretrained(tmp_path / "base")
+    pipe.text_encoder.name_or_path = str(tmp_path / "base")
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    pipe.save_pretrained(tmp_path / "saved")
+    loaded = TTSnapPipeline.from_pretrained(tmp_path / "saved").text_encoder.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in pipe.text_encoder.state_dict().items())
+    with pytest.raises(InputError, match="text_encoder .* has no config.json"):
+        load_pipeline(tmp_path / "saved", device="cpu")
 
 
 def test_shards_are_loaded(folder):

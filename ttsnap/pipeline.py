@@ -184,7 +184,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             kwargs["dtype"] = torch.float32  # else a half-precision encoder stays beside a float32 denoiser
         stock = model_class(source, kwargs)
         if isinstance(source, Path):
-            kwargs["variant"] = ModelFolder(source).check(kwargs.get("variant"), given=kwargs)
+            kwargs["variant"] = ModelFolder(source).check(kwargs.get("variant"), given=kwargs, adapters=True)
         try:
             with quietly():
                 loaded: Any = stock.from_pretrained(str(source), **kwargs)
