@@ -182,12 +182,15 @@ def plan(
     num_inference_steps: int,
     size: tuple[int, int] | None = None,
     extra: Mapping[str, object] | None = None,
+    *,
+    unseeded: bool = False,
 ) -> Plan:
     """The steps that ``num_inference_steps`` means for the pipeline's scheduler, which is left as it was.
 
     Args:
         size: (height, width) in pixels, on which the noise levels of some families depend; the model's own when None.
         extra: further keyword arguments of the pipeline, as :func:`check_pipeline` takes them.
+        unseeded: whether its scheduler may draw noise that no seed can draw again.
 
     Raises:
         InputError: the pipeline cannot be run here, its scheduler takes no such number of steps, divides by zero, or
@@ -202,7 +205,8 @@ def plan(
         every = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
         calls = family_of(pipe).calls(pipe, extra or {}, timesteps)
     sigmas = every[skipped:]
-    refuse_unseeded_noise(pipe)
+    if not unseeded:
+        refuse_unseeded_noise(pipe)
     blind = blind_steps(pipe.scheduler, sigmas) if known else ()
     refuse_division_by_zero(pipe.scheduler, blind)
     return Plan(calls, tuple(sigmas[:calls]), blind, _whole_only(pipe, extra), noisy=calls < len(timesteps))

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffkit.errors import InputError
 from diffkit.families import Pipeline, Scheduler, family_of
 
-__all__ = ["draws_unseeded_noise", "hands_generator", "refuse_unseeded_noise"]
+__all__ = ["draws_unseeded_noise", "global_generators", "hands_generator", "refuse_unseeded_noise"]
 
 
 TRIAL_STEPS = 4
@@ -44,6 +45,19 @@ def refuse_unseeded_noise(pipe: Pipeline) -> None:
             f"pipe.scheduler to one that adds none (on the command line --scheduler): {family.schedulers[0]}, or "
             f"{name} without its sde, ancestral or stochastic sampling."
         )
+
+
+def global_generators(device: torch.device) -> list[Tensor]:
+    """The states of the generators from which noise without a seed comes on a CPU or a GPU.
+
+    Example:
+        >>> before = global_generators(torch.device("cpu"))
+        >>> _ = torch.randn(1, generator=torch.Generator().manual_seed(0))
+        >>> [torch.equal(*states) for states in zip(before, global_generators(torch.device("cpu")))]
+        [True]
+    """
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 @functools.cache

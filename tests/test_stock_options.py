@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL.Image import Image
-from test_families import STEPS, call_options, parts, pipeline
+from test_families import FLOW_SIGMAS, STEPS, call_options, parts, pipeline
 from tiny import tiny_pipeline
+from tiny_families import family_pipeline
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -115,3 +117,18 @@ def test_a_size_is_rounded_where_the_stock_pipeline_rounds(caplog):
     assert isinstance(expected, Image)
     assert np.array_equal(np.asarray(out.images[0]), np.asarray(expected))
     assert warning in caplog.text
+
+
+def test_one_candidate_may_have_noise_without_a_seed_and_says_so():
+    """SD3's loop hands its scheduler no generator: the stock image depends on torch's own."""
+    pipe = family_pipeline("sd3")
+    pipe.scheduler = DPMSolverMultistepScheduler(**FLOW_SIGMAS, algorithm_type="sde-dpmsolver++")
+    images, seeds = [], []
+    for called in (pipe, TTSnapPipeline.from_pipe(pipe, reward=brightness)):
+        ours = {} if called is pipe else {"num_candidates": 1}
+        torch.manual_seed(3)
+        out = called("a dog", **call_options("sd3"), generator=generators([5])[0], **ours)
+        images.append(np.asarray(out.images[0]))
+        seeds.append(getattr(out, "seeds", None))
+    assert np.array_equal(*images)
+    assert seeds == [None, [None]]

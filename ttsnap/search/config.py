@@ -77,13 +77,16 @@ class SearchConfig:
         """
         return None if self.budget is None else parse_budget(self.budget)
 
-    def plan(self, pipe: Pipeline) -> Plan:
+    def plan(self, pipe: Pipeline, *, as_stock: bool = False) -> Plan:
         """The denoiser calls, after everything here that can be wrong was checked without computing.
+
+        Args:
+            as_stock: of a call that is the stock pipeline's, whose scheduler may draw noise without a seed.
 
         Raises:
             InputError: something is.
         """
-        steps = plan(pipe, self.num_inference_steps, self.size(pipe), self.extra)
+        steps = plan(pipe, self.num_inference_steps, self.size(pipe), self.extra, unseeded=as_stock)
         self.schedule.resolve(steps.calls).validate(steps.calls)
         if family_of(pipe).one_row and self.micro_batch not in (None, 1):
             raise InputError(f"A {family_of(pipe).pipeline} makes one image at a time; leave out micro_batch.")

@@ -197,7 +197,8 @@ class Request:
         for prefix in ("", "negative_"):
             if has_embeds(self.embeds, prefix):
                 given_count(family, self.embeds, prefix)
-        steps, budget = self.config.plan(pipe), self.config.parsed_budget
+        steps = self.config.plan(pipe, as_stock=self._is_uncut(self._num_candidates()))
+        budget = self.config.parsed_budget
         if self.search is not None and budget is None:
             raise InputError("A search by name spends a budget; give one, for example budget='16x'.")
         timed = self.search is None or getattr(self.search, "timed", False)

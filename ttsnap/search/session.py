@@ -24,6 +24,7 @@ from diffkit.parallel import everyone, interleave, processes, shard
 from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from diffkit.step_noise import global_generators
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.diversity import POOL, chosen
 from ttsnap.search.guarding import Guarded, drop_copies, too_few
@@ -137,9 +138,13 @@ class Engine:
             self.progress.begin(alive)
 
         def segment(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Candidate]:
-            return run_segment(
+            before = global_generators(self.pipe._execution_device)
+            done = run_segment(
                 self.pipe, batch, self.conditioning, denoising, start, stop, call=self.call, on_step=count
             )
+            after = global_generators(self.pipe._execution_device)
+            seeded = not self.as_stock or all(map(torch.equal, before, after))
+            return done if seeded else [replace(candidate, seed=None) for candidate in done]
 
         keep = self.progress.unjudged.extend if stop == self.plan.calls else None
         return self._run(alive, segment, keep)
