@@ -22,8 +22,8 @@ SETTINGS = AuditSettings(
     attack_generations=1,
     num_inference_steps=10,
     draws=4,
-    items_at_once=4,
-    micro_batch=12,
+    items_at_once=2,  # rows are filled up to so many
+    micro_batch=4,
     other_captions=("a red circle left of a blue square on gray", "a pink square above a cyan circle on black"),
     attack_all=True,
 )

@@ -1,7 +1,7 @@
 """An attack strong enough to bring back images the model was never trained on proves nothing: "inconclusive".
 
 Real generation on the lab: the controls are scenes that no lab model was trained on, drawn in the world it knows, and
-the learning rate is five times the usual. Within 25 steps the attack is nearer to some of them than a loose threshold.
+the learning rate is five times the usual. Within 12 steps the attack is nearer to some of them than a loose threshold.
 scripts/measure_overpowered.py shows the same at the calibrated threshold, with a budget too large for a test.
 """
 
@@ -25,19 +25,19 @@ pytestmark = pytest.mark.skipif(
     not (assets.DATA / "lab").is_dir(), reason="the lab's weights are not built; run 'diffkit lab train'"
 )
 
-LOOSE, CALIBRATED = 0.42, 0.75
+LOOSE, CALIBRATED = 0.4, 0.75
 SETTINGS = AuditSettings(
     learning_rates=(0.5,),
-    budgets=(0, 25),
+    budgets=(0, 12),
     starts=("other",),
     generations=1,
     attack_generations=1,
-    num_inference_steps=8,
+    num_inference_steps=6,
     draws=1,
     detectors=(),
     threshold=LOOSE,
-    items_at_once=11,
-    micro_batch=22,
+    items_at_once=5,  # rows are filled up to so many
+    micro_batch=5,
 )
 
 
@@ -53,7 +53,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     (folder / "controls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     planted = {suspect.id: suspect for suspect in read_suspects("lab:planted")[0]}
     lines = [
-        {"id": name, "caption": scenes[0].caption, "image": str(planted[name].images[0])} for name in ("cat", "cup")
+        {"id": name, "caption": scenes[0].caption, "image": str(planted[name].images[0])}
+        for name in ("portrait", "suit")
     ]
     (folder / "suspects.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     gathered = gather(folder / "suspects.jsonl", folder / "controls.jsonl")
@@ -83,5 +84,5 @@ def test_the_same_attack_is_believed_where_the_controls_stay_away(result: AuditR
     outcome = conclude(records(result), SETTINGS, threshold=CALIBRATED)
     assert outcome.checks["dori"].failure is None
     verdicts = {finding.key: finding.verdict for finding in outcome.findings}
-    assert verdicts["suspect:cup"] == "retained"
+    assert verdicts["suspect:portrait"] == "retained"
     assert "inconclusive" not in verdicts.values()
