@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL.Image import Image
-from test_families import FLOW_SIGMAS, STEPS, call_options, parts, pipeline
+from test_families import FLOW_SIGMAS, STEPS, call_options, parts
 from tiny import tiny_pipeline
 from tiny_families import family_pipeline
+from tiny_search import brightness, shared_family
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -24,19 +25,15 @@ from ttsnap import TTSnapPipeline
 SLG = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.8}
 
 
-def brightness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    return images.mean((1, 2, 3))
-
-
 def search(name: str, **options: Any) -> Any:
-    pipe = TTSnapPipeline.from_pipe(pipeline(name), reward=brightness)
+    pipe = TTSnapPipeline.from_pipe(shared_family(name), reward=brightness)
     given = {**call_options(name), "seeds": [5, 6], "schedule": "", "micro_batch": 1, **options}
     return pipe("a dog", **{key: value for key, value in given.items() if key != "generator"})
 
 
 def stock(name: str, seed: int | None, **options: Any) -> Any:
     assert seed is not None
-    return pipeline(name)("a dog", **{**call_options(name), **options, "generator": generators([seed])[0]})[0]
+    return shared_family(name)("a dog", **{**call_options(name), **options, "generator": generators([seed])[0]})[0]
 
 
 WHOLE = {
@@ -67,7 +64,7 @@ def test_those_that_can_are_cut_at_every_step(name, listed):
     """Skip-layer guidance goes by shares of the number of steps, ``denoising_end`` by the timestep."""
     if listed and name == "sdxl":
         pytest.skip("its Euler scheduler takes timesteps, which leave the shares alone")
-    pipe, options = pipeline(name), dict(WHOLE[name])
+    pipe, options = shared_family(name), dict(WHOLE[name])
     if listed:
         options["sigmas"] = [1.0, 0.8, 0.5, 0.3, 0.1]
     conditioning, denoising = parts(pipe, name)
