@@ -68,7 +68,7 @@ class TestAttack:
     @pytest.mark.parametrize("pooled", ["fixed", "attacked"])
     def test_dori_lowers_the_models_own_loss(self, name: str, pooled: Any) -> None:
         pipe = family_pipeline(name)
-        attack = Dori(budgets=(0, 20), micro_batch=1, draws=4, pooled=pooled)
+        attack = Dori(budgets=(0, 12), micro_batch=1, draws=4, pooled=pooled)
         (found,) = attack(pipe, [target(pipe, name)])
         before, after = losses(pipe, image_of(name), found.embeds)
         assert after < before
