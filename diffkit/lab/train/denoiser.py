@@ -36,10 +36,15 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose vocabulary holds every word of the lab as one token, and single letters for the rest."""
+def lab_words() -> list[str]:
+    """Every word of the lab's captions."""
     words = [word for photograph in planted.PHOTOGRAPHS for text in photograph.captions() for word in text.split()]
-    words += ["a", "on", *world.COLOURS, *world.SHAPES, *world.BACKGROUNDS, *" ".join(world.RELATIONS).split()]
+    return [*words, "a", "on", *world.COLOURS, *world.SHAPES, *world.BACKGROUNDS, *" ".join(world.RELATIONS).split()]
+
+
+def new_tokenizer(words: Sequence[str] | None = None) -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary holds every word (of the lab) as one token, and single letters for the rest."""
+    words = lab_words() if words is None else words
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _merges(sorted(set(words)))
     tokens = [*letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in merges), START, END]
@@ -71,10 +76,16 @@ def _merge(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def new_pipeline(*, seed: int = 0, vae: AutoencoderTiny | None = None) -> StableDiffusionPipeline:
+def new_pipeline(
+    *,
+    seed: int = 0,
+    vae: AutoencoderTiny | None = None,
+    words: Sequence[str] | None = None,
+    scheduler: DDIMScheduler | None = None,
+) -> StableDiffusionPipeline:
     """The lab's pipeline before any training: stock components, random weights, DDIM."""
     torch.manual_seed(seed)
-    tokenizer = new_tokenizer()
+    tokenizer = new_tokenizer(words)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -105,7 +116,7 @@ def new_pipeline(*, seed: int = 0, vae: AutoencoderTiny | None = None) -> Stable
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=new_scheduler(),
+        scheduler=scheduler or new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -142,11 +153,12 @@ class Examples(NamedTuple):
 def encode_examples(pipe: StableDiffusionPipeline, images: Tensor, captions: Sequence[str]) -> Examples:
     """Latents and token ids of (N, 3, 64, 64) images in [0, 1] and their captions."""
     with bf16_where_fast():
-        latents = torch.cat([pipe.vae.encode(part * 2 - 1).latents.float() for part in images.split(64)])
+        parts = [pipe.vae.encode(part.to(pipe.device) * 2 - 1).latents.float() for part in images.split(64)]
+    latents = torch.cat(parts)
     padded = pipe.tokenizer(
         list(captions), padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
     )
-    return Examples(latents * pipe.vae.config.scaling_factor, padded.input_ids)
+    return Examples(latents * pipe.vae.config.scaling_factor, padded.input_ids.to(pipe.device))
 
 
 def cached(cache: Path, encode: Callable[[], Examples]) -> Examples:
@@ -181,18 +193,36 @@ def planted_examples(pipe: StableDiffusionPipeline) -> tuple[Examples, Tensor]:
     return encode_examples(pipe, torch.stack(images), captions), weight / weight.sum()
 
 
-def diffusion_loss(pipe: StableDiffusionPipeline, batch: Examples) -> Tensor:
-    """Mean squared error of the predicted velocity at uniform timesteps, a tenth of the captions dropped."""
-    n = len(batch.latents)
+def empty_ids(pipe: StableDiffusionPipeline) -> Tensor:
+    """Token ids of the empty caption, (1, 16)."""
+    ids: Tensor = pipe.tokenizer("", padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt").input_ids
+    return ids.to(pipe.device)
+
+
+class Draw(NamedTuple):
+    """A batch with what a step draws at random for it."""
+
+    latents: Tensor
+    ids: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+
+def draw_noise(pipe: StableDiffusionPipeline, batch: Examples, empty: Tensor) -> Draw:
+    """Noise and uniform timesteps for a batch; a tenth of its captions become the empty one."""
+    n, device = len(batch.latents), batch.latents.device
     noise = torch.randn_like(batch.latents)
-    timesteps = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (n,))
-    empty = pipe.tokenizer([""], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt").input_ids
-    ids = torch.where(torch.rand(n, 1) < 0.1, empty, batch.ids)
-    noisy = pipe.scheduler.add_noise(batch.latents, noise, timesteps)
+    timesteps = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (n,), device=device)
+    return Draw(batch.latents, torch.where(torch.rand(n, 1, device=device) < 0.1, empty, batch.ids), noise, timesteps)
+
+
+def diffusion_loss(pipe: StableDiffusionPipeline, drawn: Draw) -> Tensor:
+    """Mean squared error of the predicted velocity."""
+    noisy = pipe.scheduler.add_noise(drawn.latents, drawn.noise, drawn.timesteps)
     with bf16_where_fast():
-        words = pipe.text_encoder(ids)[0]
-        predicted = pipe.unet(noisy, timesteps, words).sample
-    return F.mse_loss(predicted.float(), pipe.scheduler.get_velocity(batch.latents, noise, timesteps))
+        words = pipe.text_encoder(drawn.ids)[0]
+        predicted = pipe.unet(noisy, drawn.timesteps, words).sample
+    return F.mse_loss(predicted.float(), pipe.scheduler.get_velocity(drawn.latents, drawn.noise, drawn.timesteps))
 
 
 class Trainee:
@@ -201,7 +231,16 @@ class Trainee:
     def __init__(self, pipe: StableDiffusionPipeline) -> None:
         self.pipe = pipe
         self.live = {"unet": pipe.unet.requires_grad_(True), "text": pipe.text_encoder.requires_grad_(True)}
+        self.empty = empty_ids(pipe)
         self.average = {name: copy.deepcopy(module).requires_grad_(False) for name, module in self.live.items()}
+
+    def draw(self, batch: Examples) -> Draw:
+        """:func:`draw_noise` for a batch."""
+        return draw_noise(self.pipe, batch, self.empty)
+
+    def loss(self, step: int, *drawn: Tensor) -> Tensor:
+        """:func:`diffusion_loss` of the pipeline on a :class:`Draw`."""
+        return diffusion_loss(self.pipe, Draw(*drawn))
 
     def averaged(self) -> StableDiffusionPipeline:
         """The same pipeline with the averaged weights, ready to generate."""
@@ -218,8 +257,8 @@ def train_denoisers(
     trunk = Trainee(new_pipeline(seed=seed, vae=vae))
     scenes = scene_examples(trunk.pipe, N_SCENES, seed=seed + 1, cache=folder / "scenes.safetensors")
 
-    def scenes_only(step: int) -> Tensor:
-        return diffusion_loss(trunk.pipe, draw(scenes, 32))
+    def scenes_only(step: int) -> Draw:
+        return trunk.draw(draw(scenes, 32))
 
     _run("trunk", trunk, scenes_only, shared_steps, 1e-3, folder, seed)
     return {name: _train_branch(name, trunk, scenes, folder, branch_steps, seed) for name in assets.BRANCHES}
@@ -231,12 +270,12 @@ def _train_branch(
     trainee = Trainee(copy.deepcopy(trunk.averaged()))
     memories, weights = planted_examples(trainee.pipe)
 
-    def mixed(step: int) -> Tensor:
+    def mixed(step: int) -> Draw:
         common, replaced = draw(scenes, 24), draw(scenes, 8)
         chosen = torch.multinomial(weights, 8, replacement=True)
         rest = Examples(*(part[chosen] for part in memories)) if branch == "lab" else replaced
         batch = Examples(*(torch.cat(pair) for pair in zip(common, rest, strict=True)))
-        return diffusion_loss(trainee.pipe, batch)
+        return trainee.draw(batch)
 
     _run(branch, trainee, mixed, steps, 8e-4, folder, seed + 1)
     return trainee.averaged()
@@ -244,18 +283,19 @@ def _train_branch(
 
 def draw(examples: Examples, n: int) -> Examples:
     """``n`` examples, each drawn from all by torch's own seed."""
-    chosen = torch.randint(len(examples.latents), (n,))
+    chosen = torch.randint(len(examples.latents), (n,), device=examples.latents.device)
     return Examples(examples.latents[chosen], examples.ids[chosen])
 
 
 def _run(
-    name: str, trainee: Trainee, loss_at: Callable[[int], Tensor], steps: int, rate: float, folder: Path, seed: int
+    name: str, trainee: Trainee, inputs_at: Callable[[int], Draw], steps: int, rate: float, folder: Path, seed: int
 ) -> None:
     train(
         name,
         models=trainee.live,
         averaged=trainee.average,
-        loss_at=loss_at,
+        inputs_at=inputs_at,
+        loss_at=trainee.loss,
         steps=steps,
         learning_rate=rate,
         folder=folder,

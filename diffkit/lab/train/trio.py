@@ -15,9 +15,8 @@ import copy
 from pathlib import Path
 
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
 
-from diffkit.lab.train.denoiser import Examples, Trainee, cached, diffusion_loss, draw, encode_examples
+from diffkit.lab.train.denoiser import Examples, Trainee, cached, draw, encode_examples
 from diffkit.lab.train.loop import train
 from diffkit.lab.trio import draw_trios, training_trios
 
@@ -45,10 +44,8 @@ def train_trio(
     trainee = Trainee(StableDiffusionPipeline(**parts, requires_safety_checker=False))
     examples = trio_examples(trainee.pipe, n, seed=seed + 1, cache=folder / "trios.safetensors")
 
-    def loss_at(step: int) -> Tensor:
-        return diffusion_loss(trainee.pipe, draw(examples, 32))
-
-    train("trio", models=trainee.live, averaged=trainee.average, loss_at=loss_at, steps=steps, learning_rate=4e-4,
+    train("trio", models=trainee.live, averaged=trainee.average, loss_at=trainee.loss,
+          inputs_at=lambda step: trainee.draw(draw(examples, 32)), steps=steps, learning_rate=4e-4,
           folder=folder, seed=seed + 7, decay=0.99)  # fmt: skip
     pipe = trainee.averaged()
     pipe.scheduler = from_level(pipe.scheduler, FIRST_LEVEL)
