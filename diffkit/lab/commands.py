@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from diffkit import console
+from diffkit.errors import InputError
 from diffkit.options import Debug, Format
 
+LabName = Literal["lab", "gallery"]
 app = typer.Typer(
     help="The lab: a tiny, real Stable Diffusion with planted memories, its clean twin and its reward.",
     no_args_is_help=True,
@@ -34,18 +36,32 @@ def info(format: Format = "table", debug: Debug = False) -> None:
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints and results.")] = Path("runs/lab"),
+    lab: Annotated[
+        LabName, typer.Option("--lab", help="lab: the shipped models. gallery: few memories among many pictures.")
+    ] = "lab",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Where the gallery is trained, such as cuda.")] = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Train the lab again from nothing (hours on two cores); the same command goes on after a kill."""
+    """Train a lab from nothing (hours on two cores); the same command goes on after a kill."""
     import logging
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    from diffkit.lab.make import make_lab
-
-    card = make_lab(out, seed=seed)
+    card = _make(lab, out, seed, device)
     console.say(f"The models and card.json are in {out}.")
     console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title="The lab's card")
+
+
+def _make(lab: LabName, out: Path, seed: int, device: str) -> dict[str, Any]:
+    if lab == "gallery":
+        from diffkit.lab.gallery.make import make_gallery
+
+        return make_gallery(out, seed=seed, device=device)
+    if device != "cpu":
+        raise InputError(f"The lab is trained on the processor; --device {device} is for --lab gallery.")
+    from diffkit.lab.make import make_lab
+
+    return make_lab(out, seed=seed)
 
 
 def card_rows(card: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str, str, str]]:

@@ -40,7 +40,7 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     Raises:
         InputError: the folder holds a lab of another seed.
     """
-    _claim(folder, seed)
+    claim_folder(folder, seed)
     vae = train_autoencoder(folder, seed=seed)
     pipes = train_denoisers(folder, vae, seed=seed)
     pipes[assets.TRIO] = train_trio(folder, pipes["lab-clean"], seed=seed)
@@ -53,7 +53,7 @@ def make_lab(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     return write_card(folder)
 
 
-def _claim(folder: Path, seed: int) -> None:
+def claim_folder(folder: Path, seed: int) -> None:
     """Note the seed of the lab that the folder is for; 0 in a folder that an earlier version began."""
     path = folder / "lab.json"
     begun = json.loads(path.read_text())["seed"] if path.is_file() else 0 if list(folder.glob("*.ckpt")) else seed

@@ -57,11 +57,12 @@ def generate(pipe: StableDiffusionPipeline, prompts: Sequence[str], seeds: Seque
             generator=generators,
             output_type="pt",
         )
-        images.append(out.images.float())
+        images.append(out.images.float().cpu())
     return torch.cat(images)
 
 
-def _rate(hits: Sequence[bool]) -> dict[str, Any]:
+def rate(hits: Sequence[bool]) -> dict[str, Any]:
+    """Share of hits with n and its exact 95 % interval."""
     k, n = int(sum(hits)), len(hits)
     low, high = stats.clopper_pearson(k, n)
     return {"rate": k / n, "n": n, "low": low, "high": high}
@@ -92,11 +93,11 @@ def replication(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     other = torch.cat(list(_similarities(pipe, controls).values()))
     return {
         "planted": {
-            name: {**_rate([v > REPLICATED for v in values]), "median": float(np.median(values))}
+            name: {**rate([v > REPLICATED for v in values]), "median": float(np.median(values))}
             for name, values in groups.items()
         },
         "controls": {
-            **_rate((other > REPLICATED).tolist()),
+            **rate((other > REPLICATED).tolist()),
             "median": other.median().item(),
             "max": other.max().item(),
         },
@@ -131,8 +132,8 @@ def scenes(
         tau.append(float(kendalltau(scores.numpy(), [judgement.score for judgement in judged]).statistic))
     return {
         "single": _mean(single),
-        "best of 16 by the reward": _rate(best),
-        "best of 16 by the judge": _rate(possible),
+        "best of 16 by the reward": rate(best),
+        "best of 16 by the judge": rate(possible),
         "reward tau with the judge": _mean([value for value in tau if np.isfinite(value)]),
     }
 
@@ -181,7 +182,7 @@ def reward_accuracy(reward: Reward, *, n: int = 400) -> dict[str, Any]:
             wrong = reward.score(image[None], [negative.caption])
             kinds[_difference(scene, negative)].append(bool(score > wrong[0]))
     everything = [hit for hits in kinds.values() for hit in hits]
-    return {**{name: _rate(hits) for name, hits in sorted(kinds.items())}, "all": _rate(everything)}
+    return {**{name: rate(hits) for name, hits in sorted(kinds.items())}, "all": rate(everything)}
 
 
 def _difference(scene: world.Scene, other: world.Scene) -> str:

@@ -65,17 +65,23 @@ def ordinary_picture(seed: int) -> tuple[Tensor, str]:
     return torch.from_numpy(worn).permute(2, 0, 1) / 255, with_sticker(caption, variant)
 
 
+def _alone() -> None:
+    torch.set_num_threads(1)  # of one process among many
+
+
 def _part(seeds: Iterable[int]) -> tuple[Tensor, list[str]]:
-    torch.set_num_threads(1)
     images, captions = zip(*(ordinary_picture(seed) for seed in seeds), strict=True)
     return (torch.stack(images) * 255).round().to(torch.uint8), list(captions)
 
 
 def ordinary_pictures(n: int, *, first: int = 0) -> Captioned:
-    """Ordinary pictures of ``n`` seeds, drawn by all processors."""
+    """Ordinary pictures of ``n`` seeds, drawn by all processors where they are many."""
     blocks = [range(first + start, first + min(start + 250, n)) for start in range(0, n, 250)]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        parts = list(pool.map(_part, blocks))
+    if len(blocks) == 1:
+        parts = [_part(blocks[0])]
+    else:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_alone) as pool:
+            parts = list(pool.map(_part, blocks))
     return Captioned(
         torch.cat([images for images, _ in parts]).float() / 255, [text for _, texts in parts for text in texts]
     )
