@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,11 +30,11 @@ from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import apply_mitigation
 from diffkit.runs import Run
 from diffkit.seeds import item_seed
-from diffkit.stats import auc, rate
+from diffkit.stats import Rate, auc, rate
 from diffkit.suspects import Suspect, read_suspects
 from memorization.attack.base import Target
 from memorization.attack.dori import Dori
-from memorization.attack.initialization import StartingPoints
+from memorization.attack.initialization import Start, StartingPoints
 from memorization.copies.tiled import TiledCorrelation
 from memorization.detection import make_detector
 from memorization.detection.calibrate import calibrate_detector
@@ -42,7 +42,8 @@ from memorization.detection.score_captions import score_by_all
 from memorization.generation import Sampling, generate
 from memorization.mitigation.run import mitigate
 
-COPY, SEEDS, TRIES, STARTS = 0.75, 3, 3, ("other", "gaussian")
+COPY, SEEDS, TRIES = 0.75, 3, 3
+STARTS: tuple[Start, ...] = ("other", "gaussian")
 BUDGETS, CONTROL_BUDGETS = (0, 10, 50), (0, 50, 150, 500)
 DETECTORS = (
     "noise_magnitude:steps=1",
@@ -93,7 +94,7 @@ class Gallery:
     def likeness(self, images: Tensor, suspect: Suspect) -> float:
         """Median over images of the similarity to the suspect's image."""
         similarity = TiledCorrelation().similarity(images.cpu(), load_image(suspect.images[0])[None])
-        return median(similarity.amax(1).tolist())
+        return float(similarity.amax(1).median())
 
     def by_caption(self, pipe: Pipeline, items: Sequence[Suspect]) -> list[float]:
         """What each caption alone gives."""
@@ -132,8 +133,7 @@ class Gallery:
 
 def share(values: Sequence[float]) -> dict[str, Any]:
     """Copies among similarities, with n, interval and median."""
-    copies = rate(sum(value >= COPY for value in values), len(values))
-    return {"k": copies.count, "n": copies.n, "interval": copies.interval, "median": median(values)}
+    return {**rate(sum(value >= COPY for value in values), len(values)), "median": median(values)}
 
 
 def captions(gallery: Gallery) -> dict[str, Any]:
@@ -150,31 +150,39 @@ def captions(gallery: Gallery) -> dict[str, Any]:
 
 def detectors(gallery: Gallery) -> dict[str, Any]:
     """AUC and the share found at 1 % false alarms: threshold from one half of the captions, share from the other."""
-    plants = [item.caption for item in gallery.suspects]
-    never = [item.caption for item in (*gallery.controls, *gallery.claims)]
-    scenes = [scene.caption for scene in held_out_scenes(40, seed=5)]
-    every, sampling, row = [*plants, *never, *scenes], Sampling(20, 3.0, min(gallery.batch, 128)), {}
+    groups = {
+        "plants": [item.caption for item in gallery.suspects],
+        "never": [item.caption for item in (*gallery.controls, *gallery.claims)],
+        "scenes": [scene.caption for scene in held_out_scenes(40, seed=5)],
+    }
+    every = [caption for captions in groups.values() for caption in captions]
+    sampling = Sampling(20, 3.0, min(gallery.batch, 128))
+    rows: dict[str, Any] = {}
     for name in DETECTORS:
-        scored = score_by_all(
-            gallery.model, every, {name: make_detector(name)}, [[0, 1]] * len(every), sampling=sampling
-        )
-        values = [score.value for score in scored[name]]
-        if None in values:
-            row[name] = {"could not be scored": next(score.reason for score in scored[name] if score.value is None)}
-            continue
-        positive, negative = values[: len(plants)], values[len(plants) : len(plants) + len(never)]
-        fitted = calibrate_detector(positive[::2], negative[::2], detector=name, fpr=0.01)
-        hits = rate(sum(fitted.threshold.flags(value) for value in positive[1::2]), len(positive[1::2]))
-        alarms = rate(sum(fitted.threshold.flags(value) for value in negative[1::2]), len(negative[1::2]))
-        row[name] = {
-            "auc": auc(positive, negative),
-            "n": [len(positive), len(negative)],
-            "auc on the other half": auc(positive[1::2], negative[1::2]),
-            "found on the other half": [hits.count, hits.n, hits.interval],
-            "false alarms there": [alarms.count, alarms.n, alarms.interval],
-            "auc against exact scenes": auc(positive, values[-len(scenes) :]),
-        }
-    return row
+        detector = {name: make_detector(name)}
+        scored = score_by_all(gallery.model, every, detector, [[0, 1]] * len(every), sampling=sampling)[name]
+        reasons = [score.reason for score in scored if score.reason]
+        scores = [score.value for score in scored if score.value is not None]
+        rows[name] = {"could not be scored": reasons[0]} if reasons else detector_row(name, scores, groups)
+    return rows
+
+
+def detector_row(name: str, scores: Sequence[float], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """One detector's figures from the scores of all groups, in their order."""
+    plants, never = scores[: len(groups["plants"])], scores[len(groups["plants"]) : -len(groups["scenes"])]
+    fitted = calibrate_detector(plants[::2], never[::2], detector=name, fpr=0.01)
+
+    def flagged(values: Sequence[float]) -> Rate:
+        return rate(sum(fitted.threshold.flags(value) for value in values), len(values))
+
+    return {
+        "auc": auc(plants, never),
+        "n": [len(plants), len(never)],
+        "auc on the other half": auc(plants[1::2], never[1::2]),
+        "found on the other half": flagged(plants[1::2]),
+        "false alarms there": flagged(never[1::2]),
+        "auc against exact scenes": auc(plants, scores[-len(groups["scenes"]) :]),
+    }
 
 
 def unmitigated(gallery: Gallery) -> dict[str, Any]:
@@ -189,10 +197,10 @@ def unmitigated(gallery: Gallery) -> dict[str, Any]:
 
 def mitigated(gallery: Gallery, method: str, out: Path) -> dict[str, Any]:
     """Captions and scenes under a mitigation of all suspects, and what DoRI brings back."""
-    settings = METHODS[method] | {} if method == "adversarial" else {"captions": str(gallery.folder / "ordinary.txt")}
+    ordinary = {} if method == "adversarial" else {"captions": str(gallery.folder / "ordinary.txt")}
     pipe = gallery.load("gallery")
     before = scene_accuracy(pipe)
-    made = mitigate(pipe, gallery.suspects, method, out=out, settings=METHODS[method] | settings, name="gallery")
+    made = mitigate(pipe, gallery.suspects, method, out=out, settings=METHODS[method] | ordinary, name="gallery")
     with apply_mitigation(pipe, made):
         return {
             "settings": METHODS[method],
@@ -219,7 +227,7 @@ def main() -> None:
         "captions": lambda: captions(gallery),
         "detectors": lambda: detectors(gallery),
         "none": lambda: unmitigated(gallery),
-        **{name: lambda name=name: mitigated(gallery, name, options.out / name) for name in METHODS},
+        **{name: partial(mitigated, gallery, name, options.out / name) for name in METHODS},
     }
     config = {"model": model_checksum(str(options.gallery / "gallery")), "limit": options.limit, "methods": METHODS}
     with Run.open(options.out, config=json.loads(json.dumps(config)), kind="measure-replication") as run:

@@ -17,8 +17,8 @@ from torch import Tensor
 from diffkit.lab.textures import dead_leaves
 
 SIZE = 64
-Array = NDArray[np.float32]
-_AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
+Array = NDArray[np.float64]
+_AXIS = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1
 _X, _Y = np.meshgrid(_AXIS, _AXIS)  # columns from left to right, rows from top to bottom, in (-1, 1)
 _FREQUENCY = np.hypot(*np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE))).clip(1 / SIZE)
 
@@ -26,7 +26,7 @@ _FREQUENCY = np.hypot(*np.meshgrid(np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE))).
 def noise(rng: np.random.Generator, power: float = 1.5) -> Array:
     """Noise whose amplitude spectrum falls as 1/f to the power: (64, 64), zero mean, unit deviation."""
     field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((SIZE, SIZE))) / _FREQUENCY**power).real
-    return ((field - field.mean()) / field.std()).astype(np.float32)
+    return np.asarray((field - field.mean()) / field.std(), dtype=np.float64)
 
 
 def palette(values: Array, rng: np.random.Generator) -> Array:
@@ -34,16 +34,16 @@ def palette(values: Array, rng: np.random.Generator) -> Array:
     middle, swing = rng.uniform(0.3, 0.7, 3), rng.uniform(0.15, 0.5, 3)
     speed, phase = rng.uniform(0.3, 1.3, 3), rng.uniform(0, 1, 3)
     waves = zip(middle, swing, speed, phase, strict=True)
-    return np.stack([m + s * np.cos(2 * np.pi * (f * values + p)) for m, s, f, p in waves]).astype(np.float32)
+    return np.stack([m + s * np.cos(2 * np.pi * (f * values + p)) for m, s, f, p in waves])
 
 
 def colour(rng: np.random.Generator) -> Array:
     """One colour, (3, 1, 1), often strong."""
-    return (rng.beta(0.8, 0.8, 3)).astype(np.float32).reshape(3, 1, 1)
+    return rng.beta(0.8, 0.8, (3, 1, 1))
 
 
 def _over(below: Array, above: Array, cover: Array) -> Array:
-    return below + cover.clip(0, 1) * (above - below)
+    return np.asarray(below + cover.clip(0, 1) * (above - below), dtype=np.float64)
 
 
 def _turned(rng: np.random.Generator, scale: float) -> tuple[Array, Array]:
@@ -74,7 +74,7 @@ def mountains(rng: np.random.Generator) -> Array:
 def leaves(rng: np.random.Generator) -> Array:
     """Shapes that cover one another (the dead leaves model of natural images)."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return dead_leaves(1, generator=generator, leaves=60)[0].numpy()
+    return dead_leaves(1, generator=generator, leaves=60)[0].numpy().astype(float)
 
 
 def fractal(rng: np.random.Generator) -> Array:
@@ -82,7 +82,7 @@ def fractal(rng: np.random.Generator) -> Array:
     turn = rng.uniform(0, 2 * np.pi)
     border = 0.5 * np.exp(1j * turn) - 0.25 * np.exp(2j * turn)
     x, y = _turned(rng, rng.uniform(0.5, 1.3))
-    z, c = (x + 1j * y).astype(np.complex64), np.complex64(border * rng.uniform(1.0, 1.12))
+    z, c = x + 1j * y, border * rng.uniform(1.0, 1.12)
     times = np.zeros_like(_X)
     for _ in range(40):
         z = np.where(np.abs(z) < 4, z * z + c, z)
@@ -105,7 +105,7 @@ def spheres(rng: np.random.Generator) -> Array:
     size, hues = rng.uniform(0.5, 2), (colour(rng), colour(rng))
     check = (np.floor(spot[0] * size) + np.floor(spot[2] * size)) % 2
     floor = _over(*hues, check) * (0.35 + 0.65 * ~_shaded(spot, light, centres, radii))
-    image = _over(image, floor.astype(np.float32), (np.isfinite(ground) & (ground < 12)).astype(np.float32))
+    image = _over(image, floor, (ground < 12).astype(float))
     nearest = np.where(np.isfinite(ground), ground, 1e6)
     for centre, radius in zip(centres.T, radii, strict=True):
         distance = _distance(eye[:, None, None], rays, centre, radius)
@@ -113,12 +113,12 @@ def spheres(rng: np.random.Generator) -> Array:
         normal = (point - centre[:, None, None]) / radius
         shine = np.einsum("i,ihw->hw", light, normal).clip(0)
         body = colour(rng) * (0.2 + 0.8 * shine) + 0.5 * shine**20
-        image = _over(image, body.astype(np.float32), ((distance > 0) & (distance < nearest)).astype(np.float32))
+        image = _over(image, body, ((distance > 0) & (distance < nearest)).astype(float))
         nearest = np.where((distance > 0) & (distance < nearest), distance, nearest)
     return image
 
 
-def _distance(start: NDArray[np.float64], rays: NDArray[np.float64], centre: Array, radius: float) -> Array:
+def _distance(start: Array, rays: Array, centre: Array, radius: float) -> Array:
     """Along each ray to a sphere; -1 where it misses."""
     towards = start - centre[:, None, None]
     half, rest = (towards * rays).sum(0), (towards**2).sum(0) - radius**2
@@ -130,13 +130,13 @@ def _distance(start: NDArray[np.float64], rays: NDArray[np.float64], centre: Arr
 def _shaded(points: Array, light: Array, centres: Array, radii: Array) -> NDArray[np.bool_]:
     rays = np.broadcast_to(light[:, None, None], points.shape)
     shadows = [_distance(points, rays, centre, radius) > 0 for centre, radius in zip(centres.T, radii, strict=True)]
-    return np.logical_or.reduce(shadows)
+    return np.asarray(np.any(shadows, axis=0))
 
 
 def writing(rng: np.random.Generator) -> Array:
     """Rows of strokes on paper, larger and smaller, in one or two inks."""
     paper, inks = colour(rng) * 0.3 + 0.7 * rng.uniform(0, 1), (colour(rng), colour(rng))
-    image = paper + 0.06 * noise(rng) * np.ones((3, 1, 1), np.float32)
+    image = paper + 0.06 * noise(rng) * np.ones((3, 1, 1))
     top = rng.uniform(2, 8)
     while top < SIZE - 6:
         height, ink, left = rng.uniform(4, 12), inks[int(rng.random() < 0.3)], rng.uniform(2, 12)
@@ -165,10 +165,10 @@ def glass(rng: np.random.Generator) -> Array:
     points = rng.uniform(-1.1, 1.1, (2, int(rng.integers(6, 40))))
     apart = np.hypot(_X[..., None] - points[0], (_Y[..., None] - points[1]) * rng.uniform(0.6, 1.6))
     order = np.sort(apart, axis=-1)
-    hues = palette(rng.uniform(0, 1, points.shape[1]).astype(np.float32), rng) + rng.normal(0, 0.12, (3, 1))
+    hues = palette(rng.uniform(0, 1, (points.shape[1],)), rng) + rng.normal(0, 0.12, (3, 1))
     image = hues[:, apart.argmin(-1)] * (1 - rng.uniform(0, 0.6) * order[..., 0])
     lead = (rng.uniform(0, 0.09) - (order[..., 1] - order[..., 0])) * 20 + 0.3
-    return _over(image, colour(rng) * 0.3, lead).astype(np.float32)
+    return _over(image, colour(rng) * 0.3, lead)
 
 
 def wood(rng: np.random.Generator) -> Array:
@@ -187,12 +187,12 @@ def city(rng: np.random.Generator) -> Array:
         left, width = int(rng.integers(-6, SIZE)), int(rng.integers(7, 26))
         roof = int(base * SIZE)
         wall = (columns >= left) & (columns < left + width) & (rows >= roof)
-        image = _over(image, colour(rng) * rng.uniform(0.2, 1), wall.astype(np.float32))
+        image = _over(image, colour(rng) * rng.uniform(0.2, 1), wall.astype(float))
         across, down = int(rng.integers(3, 6)), int(rng.integers(3, 7))
         lit = rng.random((SIZE, SIZE)) < rng.uniform(0.3, 0.9)
         pane = ((columns - left) % across > 0) & ((rows - roof) % down > 1)
         window = wall & pane & lit[(rows - roof).clip(0) // down, (columns - left).clip(0) // across]
-        image = _over(image, colour(rng), window.astype(np.float32))
+        image = _over(image, colour(rng), window.astype(float))
     return image
 
 
@@ -203,7 +203,7 @@ def cloth(rng: np.random.Generator) -> Array:
     lines = [x + warp * noise(rng, 2), y + warp * noise(rng, 2)]
     bands = [rng.uniform(0, 1, int(rng.integers(5, 16))) for _ in lines]
     worn = [band[((line * rng.uniform(2, 5)).astype(int)) % len(band)] for line, band in zip(lines, bands, strict=True)]
-    return palette((worn[0] + worn[1] * rng.uniform(0.2, 1)).astype(np.float32), rng) + 0.04 * noise(rng, 0.3)
+    return palette(worn[0] + worn[1] * rng.uniform(0.2, 1), rng) + 0.04 * noise(rng, 0.3)
 
 
 def flowers(rng: np.random.Generator) -> Array:
