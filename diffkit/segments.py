@@ -39,6 +39,7 @@ __all__ = [
     "Candidate",
     "Denoising",
     "Plan",
+    "alone_only",
     "check_pipeline",
     "micro_batches",
     "plan",
@@ -313,15 +314,25 @@ def micro_batches(
             yield group[first : first + denoising.micro_batch]
 
 
+def alone_only(pipe: Pipeline, extra: Mapping[str, object] | None) -> str | None:
+    """Why an image is another one in a batch than alone, a sentence; None where it is not."""
+    mixed = family_of(pipe).mixed_rows(extra or {})
+    if mixed is not None:
+        return f"{family_of(pipe).pipeline} mixes up {mixed} between the images of a batch; give micro_batch=1."
+    return step_cache(pipe)
+
+
 def _check_alone(pipe: Pipeline, batches: Sequence[Sequence[Candidate]], denoising: Denoising) -> None:
-    """Refuse a cache of the denoiser where several images would share it, unless they are one batch of the user's.
+    """Refuse a batch of images that must be alone, unless it is the user's own.
 
     Raises:
         InputError: see there.
     """
     for batch in batches:
         together = len({id(candidate.generator) for candidate in batch}) == 1
-        if denoising.rows(len(batch)) > (len(batch) if together else 1) and (reason := step_cache(pipe)):
+        if denoising.rows(len(batch)) > (len(batch) if together else 1) and (
+            reason := alone_only(pipe, denoising.extra)
+        ):
             raise InputError(reason)
 
 

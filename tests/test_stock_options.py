@@ -129,3 +129,11 @@ def test_one_candidate_may_have_noise_without_a_seed_and_says_so():
         seeds.append(getattr(out, "seeds", None))
     assert np.array_equal(*images)
     assert seeds == [None, [None]]
+
+
+def test_candidates_run_alone_where_the_stock_pipeline_mixes_the_rows_of_a_batch():
+    sizes = {"negative_original_size": (16, 16), "negative_target_size": (512, 512)}
+    out = search("sdxl", **sizes, schedule="0:0.5", micro_batch=None, output_type="pt")
+    assert torch.equal(out.images, stock("sdxl", out.seeds[0], **sizes, output_type="pt"))
+    with pytest.raises(InputError, match="mixes up negative_original_size and .* give micro_batch=1"):
+        search("sdxl", **sizes, micro_batch=2)

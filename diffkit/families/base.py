@@ -235,6 +235,7 @@ class Family:
             the first of them, where there is one, is repeated for each candidate of a batch.
         spare_pictures: those of them that may be left out.
         references: whether a list in the place of its first picture is several of one prompt, not one of each prompt.
+        mixed_rows: (further keyword arguments) -> what of a row the pipeline gives to another row of a batch, or None.
         one_row: whether its call makes one image at a time.
         size_of_picture: (pipeline, its first picture) -> size of the images where the call says none; None where the
             picture does not decide it.
@@ -293,6 +294,7 @@ class Family:
     pictures: tuple[str, ...] = ()
     spare_pictures: frozenset[str] = frozenset()
     references: bool = False
+    mixed_rows: Callable[[Mapping[str, object]], str | None] = lambda options: None
     one_row: bool = False
     size_of_picture: Callable[[Pipeline, Any], Size] | None = None
     encoded_with_picture: Callable[[Pipeline, Mapping[str, object]], dict[str, object]] | None = None

@@ -83,6 +83,12 @@ def _part_xl(options: Mapping[str, object], start: int, stop: int | None, steps:
     return options if stop is not None else {name: options[name] for name in options if name != "denoising_end"}
 
 
+def _mixed_rows_xl(options: Mapping[str, object]) -> str | None:
+    """The pipeline repeats the pair of a negative and a positive row, where the batch has all negatives first."""
+    names = ("negative_original_size", "negative_target_size")
+    return " and ".join(names) if all(options.get(name) is not None for name in names) else None
+
+
 SDXL = Family(
     name="SDXL",
     pipeline="StableDiffusionXLPipeline",
@@ -101,6 +107,7 @@ SDXL = Family(
     upcasts=True,
     calls=_calls_xl,
     part=_part_xl,
+    mixed_rows=_mixed_rows_xl,
 )
 
 

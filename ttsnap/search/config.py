@@ -12,8 +12,7 @@ from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_
 from diffkit.ledger import Budget, parse_budget
 from diffkit.micro_batch import auto_size
 from diffkit.seeds import plain_integers
-from diffkit.segments import Denoising, Plan, plan
-from diffkit.step_caches import step_cache
+from diffkit.segments import Denoising, Plan, alone_only, plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class SearchConfig:
         for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        if self.micro_batch not in (None, 1) and (reason := step_cache(pipe)) is not None:
+        if self.micro_batch not in (None, 1) and (reason := alone_only(pipe, self.extra)) is not None:
             raise InputError(reason)
         if not 0 <= self.diversity <= 1:
             raise InputError(f"diversity must lie in [0, 1], got {self.diversity!r}.")
@@ -129,7 +128,7 @@ class SearchConfig:
             return auto_size(pipe._execution_device)
         if self.micro_batch is not None:
             return self.micro_batch
-        if step_cache(pipe) is not None:
+        if alone_only(pipe, self.extra) is not None:
             return 1
         size = MICRO_BATCH.get(pipe._execution_device.type, ACCELERATOR_MICRO_BATCH)
         return size if most is None else min(size, most)
