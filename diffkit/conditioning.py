@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Call, Family, Pipeline, Size, family_of, refuse_pictures
+from diffkit.families import Call, Family, Pipeline, any_family_of, as_size, refuse_pictures
 from diffkit.families.base import size_of_latents, stock_default
 from diffkit.given_embeds import GivenEmbeds, given_rows, has_embeds, refuse_missing_encoders
 from diffkit.prompt_embeds import MASK, Embeds
@@ -103,7 +103,7 @@ def encode_prompts(
     Raises:
         InputError: no prompts, something that is no string, lists of different lengths, or no text encoder.
     """
-    family, given, embeds = family_of(pipe), dict(options or {}), embeds or {}
+    family, given, embeds = any_family_of(pipe), dict(options or {}), embeds or {}
     if isinstance(prompts, str) or not prompts or any(not isinstance(prompt, str) for prompt in prompts):
         raise InputError("Expected a non-empty list of prompts, each a string.")
     texts, negatives = _columns(given, prompts), _columns(given, prompts, "negative_")
@@ -231,7 +231,7 @@ def denoiser_call(
         InputError: a bare tensor where the family's denoiser needs more, packed latents of an unknown size, or a
             family that begins from a picture.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     refuse_pictures(pipe)
     if isinstance(embeds, Tensor):
         if family.companions:
@@ -241,7 +241,7 @@ def denoiser_call(
             )
         embeds = Embeds(embeds)
     scale = stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale
-    pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    pixels = size_of_latents(pipe, family, latents) if size is None else as_size(size)
     return Call(latents, timesteps, embeds, 1.0 if scale is None else scale, pixels)
 
 
@@ -270,7 +270,7 @@ def predict_noise(
     Raises:
         InputError: as :func:`denoiser_call`; or a gradient is asked for that the family's denoiser does not give.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     if family.no_gradient is not None and torch.is_grad_enabled() and _wants_gradient(latents, embeds):
         raise InputError(f"{family.name} cannot be attacked or trained by its gradient: {family.no_gradient}.")
     call = denoiser_call(pipe, latents, timesteps, embeds, guidance_scale=guidance_scale, size=size)
@@ -299,8 +299,8 @@ def initial_latents(
         size: (height, width) in pixels; the model's own when None.
         dtype: the precision to draw in; the one in which the pipeline draws when None.
     """
-    family = family_of(pipe)
-    shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else Size(*size))
+    family = any_family_of(pipe)
+    shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else as_size(size))
     precision = dtype or family.noise_dtype or getattr(pipe, family.denoiser).dtype
     drawn = [torch.randn((1, *shape), generator=generator, dtype=precision) for generator in generators]
     return family.pack(pipe, torch.cat(drawn)).to(pipe._execution_device)
@@ -312,6 +312,6 @@ def latent_shape(pipe: Pipeline, size: tuple[int, int] | None = None) -> tuple[i
     Args:
         size: (height, width) in pixels; the model's own when None.
     """
-    family = family_of(pipe)
-    shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else Size(*size))
+    family = any_family_of(pipe)
+    shape = family.noise_shape(pipe, family.default_size(pipe) if size is None else as_size(size))
     return tuple(family.pack(pipe, torch.empty(1, *shape, device="meta")).shape[1:])

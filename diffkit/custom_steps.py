@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Size, family_of
+from diffkit.families import Pipeline, Size, any_family_of
 
-__all__ = ["CUSTOM", "step_settings", "steps_in_words"]
+__all__ = ["ANGLES", "CUSTOM", "step_settings", "steps_in_words"]
 
 CUSTOM = ("timesteps", "sigmas")
+#: Keywords of SanaSprintPipeline that go to the scheduler, where None is a value too.
+ANGLES = ("max_timesteps", "intermediate_timesteps")
 
 
 def step_settings(
@@ -32,7 +34,8 @@ def step_settings(
         >>> step_settings(pipe, 4, Size(64, 64)), step_settings(pipe, 4, Size(64, 64), {"timesteps": [900, 500, 100]})
         ({'num_inference_steps': 4}, {'timesteps': [900, 500, 100]})
     """
-    settings = family_of(pipe).steps(pipe, num_inference_steps, size)
+    settings = any_family_of(pipe).steps(pipe, num_inference_steps, size)
+    settings |= {name: extra[name] for name in ANGLES if extra and name in extra}
     given = _given(extra)
     if not given:
         return settings

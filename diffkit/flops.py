@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.conditioning import Embeds, denoiser_call
 from diffkit.counting_copy import counting_copy, original_module
-from diffkit.families import Autoencoder, Pipeline, Size, family_of, pipe_denoiser
-from diffkit.families.base import size_of_latents
+from diffkit.families import Autoencoder, Pipeline, any_family_of, as_size, pipe_denoiser
+from diffkit.families.base import Decoding, size_of_latents
 from diffkit.ledger import Prices
 from diffkit.prepared_again import DenoiserCall
 
@@ -202,10 +202,10 @@ def pipeline_flops(
         call=_flops_of_calls(pipe, calls, on_trial)
         if calls
         else _call_flops(pipe, latent_shape, texts, size, images, on_trial),
-        decode=_decode_flops(pipe, pipe.vae, latent_shape, size),
+        decode=_decode_flops(pipe, pipe.vae, latent_shape, size, texts.prompt_embeds.dtype),
         verify=verify,
         encode=_encode_flops(pipe.text_encoder, texts.prompt_embeds.shape[1]) if encode is None else encode,
-        preview=None if preview is None else _decode_flops(pipe, preview, latent_shape, size),
+        preview=None if preview is None else _decode_flops(pipe, preview, latent_shape, size, preview.dtype),
     )
 
 
@@ -218,7 +218,7 @@ def _call_flops(
     on_trial: Callable[[], object] | None,
 ) -> float | None:
     """FLOP of one call of the denoiser for the rows of ``texts``, its ControlNet's included."""
-    family, denoiser = family_of(pipe), original_module(pipe_denoiser(pipe))
+    family, denoiser = any_family_of(pipe), original_module(pipe_denoiser(pipe))
     texts = texts.to(denoiser.device, denoiser.dtype)
     latents = torch.zeros(len(texts), *latent_shape, device=denoiser.device, dtype=denoiser.dtype)
     call = denoiser_call(pipe, latents, torch.tensor(1, device=denoiser.device), texts, size=size)
@@ -280,12 +280,20 @@ def _with_images(named: Mapping[str, object], images: Sequence[Tensor]) -> Mappi
 
 
 def _decode_flops(
-    pipe: Pipeline, vae: Autoencoder, latent_shape: tuple[int, ...], size: tuple[int, int] | None
+    pipe: Pipeline, vae: Autoencoder, latent_shape: tuple[int, ...], size: tuple[int, int] | None, dtype: torch.dtype
 ) -> float | None:
-    """FLOP of decoding one candidate's latents."""
-    family = family_of(pipe)
+    """FLOP of decoding one candidate's latents, where the prompts are encoded in ``dtype``."""
+    family = any_family_of(pipe)
     latents = torch.zeros(1, *latent_shape, device=vae.device, dtype=vae.dtype)
-    pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    pixels = size_of_latents(pipe, family, latents) if size is None else as_size(size)
+    if family.decode is not None:
+        how, own = Decoding(pixels, None, {}, dtype), family.decode
+        frames = getattr(pixels, "frames", 1)
+
+        def decode_video() -> object:
+            return own(pipe, latents, _twin(original_module(vae), vae.device, vae.dtype), how)
+
+        return count_flops(vae, ("decode", frames, *latents.shape), decode_video)
     unscaled = family.to_vae(pipe, latents, vae, pixels)
 
     def decode() -> object:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline, Size, family_of
-from diffkit.families.base import size_of_latents
+from diffkit.families import Autoencoder, Pipeline, any_family_of, as_size, family_of
+from diffkit.families.base import Decoding, size_of_latents
 from diffkit.finite import finite_rows
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-__all__ = ["decode_latents", "decoded_latents", "encode_images", "spatial"]
+__all__ = ["decode_latents", "decode_videos", "decoded_latents", "encode_images", "spatial"]
 
 
 @torch.no_grad()
@@ -59,12 +59,32 @@ def decode_latents(
     return images.masked_fill(broken.view(-1, 1, 1, 1), torch.nan) if bool(broken.any()) else images
 
 
+def decode_videos(pipe: Pipeline, latents: Tensor, decoding: Decoding) -> Tensor:
+    """Videos (B, frames, 3, H, W), float32 in [0, 1], of latents as the loop of a pipeline of videos carries them.
+
+    The same arithmetic, in the same precision, as the pipeline's own decoding; what a decoder draws too. A video is NaN
+    as a whole where its latents or a decoded value are not finite.
+
+    Args:
+        decoding: size of the videos, their generators, and the options of the call that the decoder reads.
+    """
+    decode = any_family_of(pipe).decode
+    if decode is None:
+        raise InputError(f"A {type(pipe).__name__} makes no videos; decode its latents by decode_latents.")
+    decoded = decode(pipe, latents.to(pipe._execution_device), pipe.vae, decoding).transpose(1, 2)
+    videos: Tensor = pipe.video_processor.denormalize(decoded).float()
+    broken = ~(finite_rows(decoded) & finite_rows(latents).to(decoded.device))
+    return videos.masked_fill(broken.view(-1, 1, 1, 1, 1), torch.nan) if bool(broken.any()) else videos
+
+
 def decoded_latents(
     pipe: Pipeline, latents: Tensor, vae: Autoencoder | None = None, size: tuple[int, int] | None = None
 ) -> Tensor:
     """What the autoencoder returns, (B, 3, H, W) around [-1, 1] and not clipped; see :func:`decode_latents`."""
-    vae, family = pipe.vae if vae is None else vae, family_of(pipe)
-    pixels = size_of_latents(pipe, family, latents) if size is None else Size(*size)
+    vae, family = pipe.vae if vae is None else vae, any_family_of(pipe)
+    if family.makes_videos:
+        raise InputError(f"A {family.pipeline} makes videos; decode its latents by decode_videos.")
+    pixels = size_of_latents(pipe, family, latents) if size is None else as_size(size)
     upcast = family.upcasts and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
     if upcast:
         vae.to(dtype=torch.float32)

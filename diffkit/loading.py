@@ -18,7 +18,7 @@ from diffkit.families import Pipeline
 from diffkit.library_logging import quietly
 from diffkit.micro_batch import is_out_of_memory
 from diffkit.model_folder import ModelFolder
-from diffkit.model_source import first_line, model_checksum, model_class, resolve_model, why_not_loaded
+from diffkit.model_source import first_line, model_checksum, model_class, refuse_videos, resolve_model, why_not_loaded
 from diffkit.noted_options import note_options
 from diffkit.single_file import check_single_file, load_single_file
 
@@ -169,7 +169,7 @@ def check_model(
     else:
         if isinstance(source, Path):
             ModelFolder(source).check(variant)
-        model_class(source, {"revision": revision})
+        refuse_videos(model_class(source, {"revision": revision}))
     if scheduler is not None:
         from diffkit.scheduler_choice import read_scheduler
 

@@ -26,6 +26,7 @@ from diffkit.noise_levels import has_unit_signal, latent_coefficients
 from diffkit.parameterization import Coefficients, is_flow, x0_of_output
 from diffkit.scheduler_window import Window, exclusive, window
 from diffkit.segments import Candidate, Denoising, check_pipeline, micro_batches, quiet, run_loop, scheduled
+from diffkit.solvers import solver_of
 
 __all__ = ["big_steps", "ddim_step", "extrapolated", "look_ahead"]
 
@@ -122,7 +123,8 @@ def look_ahead(
         return []
     start = candidates[0].step
     with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
-        steps = big_steps(start, len(pipe.scheduler.timesteps) - skipped, calls)
+        left_out = skipped + solver_of(pipe.scheduler).closing
+        steps = big_steps(start, len(pipe.scheduler.timesteps) - left_out, calls)
         places = [skipped + step for step in (start - 1, start, steps[0])]
         before, now, then = (latent_coefficients(pipe.scheduler, place) for place in places)
     estimates: list[Tensor] = []

@@ -11,12 +11,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 
 from diffkit.errors import InputError
-from diffkit.families import FAMILIES, why_unknown
+from diffkit.families import FAMILIES, SEARCH_FAMILIES, why_unknown
 from diffkit.lab import assets
 from diffkit.locations import is_hub_id, missing_file
 from diffkit.model_folder import ModelFolder, pipeline_class
 
-__all__ = ["first_line", "model_checksum", "model_class", "resolve_model", "why_not_loaded"]
+__all__ = ["first_line", "model_checksum", "model_class", "refuse_videos", "resolve_model", "why_not_loaded"]
 
 FORMS = "lab, lab-clean, lab-trio, a folder in diffusers' format, a .safetensors file, or a hub id"
 
@@ -67,11 +67,26 @@ def model_class(source: Path | str, options: Mapping[str, Any] | None = None) ->
             raise InputError(why_not_loaded(source, error)) from error
         name = str(index.get("_class_name"))
     stock = pipeline_class(name, source)
-    if not any(family.pipeline in {base.__name__ for base in stock.__mro__} for family in FAMILIES):
+    known = (*FAMILIES, *SEARCH_FAMILIES)
+    if not any(family.pipeline in {base.__name__ for base in stock.__mro__} for family in known):
         names = ", ".join(family.pipeline for family in FAMILIES)
         why = why_unknown(stock, FAMILIES)
         raise InputError(f"The model {str(source)!r} is a {name}, of no known family: {why}. Known are {names}.")
     return stock
+
+
+def refuse_videos(stock: Any) -> None:
+    """Refuse a pipeline class that makes videos where a command makes or reads images.
+
+    Raises:
+        InputError: see there.
+    """
+    ancestors = {base.__name__ for base in stock.__mro__}
+    if any(family.pipeline in ancestors and family.makes_videos for family in SEARCH_FAMILIES):
+        raise InputError(
+            f"A {stock.__name__} makes videos, and commands make and read images; search it in Python, by "
+            f"ttsnap.TTSnapPipeline."
+        )
 
 
 def model_checksum(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.families import Scheduler
-from diffkit.parameterization import PURE_NOISE, Coefficients, coefficients, is_flow, noise_over_signal
+from diffkit.parameterization import PURE_NOISE, Coefficients, coefficients, is_flow, is_trigflow, noise_over_signal
 
 __all__ = ["blind_steps", "call_sigmas", "has_unit_signal", "latent_coefficients", "noise_levels",
            "refuse_division_by_zero"]  # fmt: skip
@@ -61,7 +61,9 @@ def noise_levels(scheduler: Scheduler) -> list[float]:
     level: two calls share it.
     """
     sigmas = call_sigmas(scheduler)
-    if sigmas is None:
+    if is_trigflow(scheduler):
+        levels = noise_over_signal(scheduler, scheduler.timesteps[:-1].cpu()).tolist()
+    elif sigmas is None:
         levels = noise_over_signal(scheduler, scheduler.timesteps.long().cpu()).tolist()
     elif is_flow(scheduler):
         levels = [level / (1 - level) if level < 1 else PURE_NOISE for level in map(float, sigmas)]

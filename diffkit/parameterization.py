@@ -10,6 +10,7 @@ epsilon         sqrt(abar_t)        sqrt(1 - abar_t)        epsilon             
 v_prediction    sqrt(abar_t)        sqrt(1 - abar_t)        v = signal epsilon - noise x0  Salimans and Ho 2022, app. D
 sample          sqrt(abar_t)        sqrt(1 - abar_t)        x0                             Salimans and Ho 2022, app. D
 flow matching   1 - t / T           t / T                   velocity = epsilon - x0        Esser et al. 2024, section 2
+TrigFlow        cos(t)              sin(t)                  v = signal epsilon - noise x0  Lu and Song 2024, section 3
 ==============  ==================  ======================  =============================  ============================
 
 All are pure functions on tensors, in float32, differentiable in latents and outputs.
@@ -34,6 +35,7 @@ __all__ = [
     "is_flow",
     "is_pure_noise",
     "is_silent",
+    "is_trigflow",
     "log_snr",
     "noise_over_signal",
     "noise_per_prediction",
@@ -63,6 +65,11 @@ def is_flow(scheduler: Scheduler) -> bool:
     return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
 
 
+def is_trigflow(scheduler: Scheduler) -> bool:
+    """Whether timesteps are angles, from pi / 2 at pure noise to 0, and the model predicts v."""
+    return bool(scheduler.config.get("prediction_type") == "trigflow")
+
+
 def coefficients(scheduler: Scheduler, timesteps: Tensor | float) -> Coefficients:
     """Signal and noise in the latents at training timesteps: ``x_t = signal x0 + noise epsilon``.
 
@@ -85,6 +92,9 @@ def coefficients(scheduler: Scheduler, timesteps: Tensor | float) -> Coefficient
     if is_flow(scheduler):
         sigma = _sigma(scheduler, timesteps)
         return Coefficients(1 - sigma, sigma)
+    if is_trigflow(scheduler):
+        angle = torch.as_tensor(timesteps).float()
+        return Coefficients(angle.cos().clamp(min=0), angle.sin())
     alpha_bar = _alpha_bar(scheduler, timesteps)
     return Coefficients(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
@@ -97,6 +107,9 @@ def noise_over_signal(scheduler: Scheduler, timesteps: Tensor | float) -> Tensor
     if is_flow(scheduler):
         sigma = _sigma(scheduler, timesteps)
         return sigma / (1 - sigma)
+    if is_trigflow(scheduler):
+        signal, noise = coefficients(scheduler, timesteps)
+        return noise / signal
     alpha_bar = _alpha_bar(scheduler, timesteps)
     return ((1 - alpha_bar) / alpha_bar).sqrt()
 
@@ -241,7 +254,7 @@ def _columns(scheduler: Scheduler, latents: Tensor, timesteps: Tensor | float) -
 
 
 def _prediction_type(scheduler: Scheduler) -> str:
-    kind: str = scheduler.config.prediction_type
+    kind: str = "v_prediction" if is_trigflow(scheduler) else scheduler.config.prediction_type
     if kind not in PREDICTION_TYPES:
         raise ScoringError(f"prediction type {kind!r} is unknown; expected epsilon, v_prediction or sample")
     return kind

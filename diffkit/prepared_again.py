@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Family, Pipeline, family_of
+from diffkit.families import Family, Pipeline, any_family_of
 from diffkit.families.base import has_strength, stock_default
 from diffkit.scheduler_window import Window
 
@@ -127,7 +127,7 @@ def pictures_encoded_once(pipe: Pipeline) -> Iterator[None]:
 def remembering(pipe: Pipeline) -> Iterator[None]:
     """One call of a pipeline inside of :func:`pictures_encoded_once`."""
     attributes = pipe.__dict__
-    if _ENCODED not in attributes or not family_of(pipe).pictures:
+    if _ENCODED not in attributes or not any_family_of(pipe).pictures:
         yield
         return
     vae = attributes["vae"]
@@ -146,7 +146,7 @@ def idle(pipe: Pipeline) -> Iterator[tuple[list[DenoiserCall], Callable[[], None
         Their calls so far, and what wakes them up before the block ends.
     """
     attributes = pipe.__dict__
-    names = [name for name in (family_of(pipe).denoiser, "controlnet") if name in attributes]
+    names = [name for name in (any_family_of(pipe).denoiser, "controlnet") if name in attributes]
     calls: list[DenoiserCall] = []
     asleep = {name: _Idle(name, attributes[name], calls) for name in names}
 
@@ -202,7 +202,7 @@ def skipped_calls(pipe: Pipeline, num_inference_steps: int | None, options: Mapp
     Raises:
         InputError: strength is not in [0, 1], or leaves no step.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     if not has_strength(family):
         return 0
     strength = (options or {}).get("strength", stock_default(family, "strength"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from diffkit.families import Size, family_of
+from diffkit.families import any_family_of, as_size
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline, Scheduler
@@ -31,8 +31,8 @@ def spaced(pipe: Pipeline, steps: int, size: tuple[int, int] | None = None) -> S
     Args:
         size: (height, width) in pixels, on which some families' timesteps depend; the model's own when None.
     """
-    family, scheduler = family_of(pipe), copy.deepcopy(pipe.scheduler)
-    asked = family.steps(pipe, steps, family.default_size(pipe) if size is None else Size(*size))
+    family, scheduler = any_family_of(pipe), copy.deepcopy(pipe.scheduler)
+    asked = family.steps(pipe, steps, family.default_size(pipe) if size is None else as_size(size))
     scheduler.set_timesteps(device=pipe.device, **asked)
     return scheduler
 

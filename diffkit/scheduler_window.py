@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Scheduler, family_of
+from diffkit.families import Pipeline, Scheduler, any_family_of
 from diffkit.families.base import has_strength
 from diffkit.interruption import DenoisingInterrupted
 from diffkit.solvers import UNCUT, Solver, State, StepCall, solver_of
@@ -86,8 +86,9 @@ class Window:
 
     @property
     def _every(self) -> Tensor:
+        """The timesteps of all calls."""
         timesteps: Tensor = self.scheduler.timesteps if self.solver is UNCUT else self.scheduler.__dict__["timesteps"]
-        return timesteps
+        return timesteps[: len(timesteps) - self.solver.closing]
 
     def own_steps(self) -> Tensor:
         """The timesteps of this part."""
@@ -95,7 +96,12 @@ class Window:
         return own[self.start : self.stop] if self.jumps is None else own[self.jumps]
 
     def shown(self) -> Tensor:
-        """The timesteps that the loop sees: those of this part, after an idle one where it has prepared again."""
+        """The timesteps that the loop sees: those of this part, after an idle one where it has prepared again.
+
+        Those that the loop leaves out stand behind them.
+        """
+        if self.solver.closing:
+            return torch.cat([self.own_steps(), self.scheduler.__dict__["timesteps"][-self.solver.closing :]])
         if self.resume is None:
             return self.own_steps()
         return torch.cat([self._every[self.skipped : self.skipped + 1], self.own_steps()])
@@ -174,7 +180,7 @@ def window(
     """
     with scheduler_copy(pipe) as scheduler:
         view = Window(scheduler, solver or solver_of(scheduler), (start, stop), state, report, skipped)
-        family = family_of(pipe)
+        family = any_family_of(pipe)
         view.prepared_again = family.prepared_again
         scheduler.__class__ = _windowed(view, whole=has_strength(family))
         try:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from diffkit.conditioning import Conditioning
-from diffkit.custom_steps import step_settings, steps_in_words
+from diffkit.custom_steps import ANGLES, step_settings, steps_in_words
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Size, family_of, stock_class
+from diffkit.families import Pipeline, Size, VideoSize, any_family_of, as_size, stock_class
 from diffkit.families.base import has_strength, keywords_of
 from diffkit.interruption import DenoisingInterrupted, is_interrupted
 from diffkit.noise_levels import blind_steps, noise_levels, refuse_division_by_zero
@@ -122,6 +122,7 @@ class Denoising:
         guidance_scale: classifier-free guidance, for which the conditioning has negatives, or what the denoiser is
             told; None for the pipeline's own.
         height, width: pixels; None for the pipeline's own size.
+        frames: of a video; None where images are made. The pipeline's ``num_frames`` goes to ``extra``.
         eta: DDIM's share of noise.
         micro_batch: how many candidates run at once.
         padding: how the last micro-batch is filled up by repetition. "full", to the same size: a candidate's result
@@ -138,6 +139,7 @@ class Denoising:
     micro_batch: int = 16
     padding: Literal["full", "least"] = "full"
     extra: Mapping[str, object] = field(default_factory=dict)
+    frames: int | None = None
 
     def rows(self, candidates: int) -> int:
         """How many rows the denoiser runs for so many candidates, padding included, at each step."""
@@ -145,9 +147,11 @@ class Denoising:
         return whole * self.micro_batch + (self._filled(rest) if rest else 0)
 
     @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels; None for the pipeline's own."""
-        return (self.height, self.width) if self.height and self.width else None
+    def size(self) -> Size | None:
+        """(height, width) in pixels, of a video with its frames; None for the pipeline's own."""
+        if not self.height or not self.width:
+            return None
+        return Size(self.height, self.width) if self.frames is None else VideoSize(self.height, self.width, self.frames)
 
     def _filled(self, rest: int) -> int:
         return self.micro_batch if self.padding == "full" else min(self.micro_batch, 1 << (rest - 1).bit_length())
@@ -165,15 +169,15 @@ def check_pipeline(
     Raises:
         InputError: unknown family, or something that it cannot carry.
     """
-    family = family_of(pipe)
-    reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else Size(*size))
+    family = any_family_of(pipe)
+    reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else as_size(size))
     if reason is not None:
         raise InputError(f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}.")
 
 
 def _whole_only(pipe: Pipeline, extra: Mapping[str, object] | None) -> str | None:
     """Why a denoising cannot be suspended, a sentence; None where it can."""
-    if (reason := family_of(pipe).whole_only(pipe, extra or {})) is not None:
+    if (reason := any_family_of(pipe).whole_only(pipe, extra or {})) is not None:
         return f"The denoising of this {type(pipe).__name__} cannot be cut: {reason}, or give schedule=''."
     return cut_refusal(pipe.scheduler) or step_cache(pipe)
 
@@ -204,10 +208,10 @@ def plan(
     with scheduled(pipe, num_inference_steps, size, extra) as skipped:
         timesteps = pipe.scheduler.timesteps[skipped:]
         every = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
-        calls = family_of(pipe).calls(pipe, extra or {}, timesteps)
+        calls = any_family_of(pipe).calls(pipe, extra or {}, timesteps)
     sigmas = every[skipped:]
     if not unseeded:
-        refuse_unseeded_noise(pipe)
+        refuse_unseeded_noise(pipe, size)
     blind = blind_steps(pipe.scheduler, sigmas) if known else ()
     refuse_division_by_zero(pipe.scheduler, blind)
     return Plan(calls, tuple(sigmas[:calls]), blind, _whole_only(pipe, extra), noisy=calls < len(timesteps))
@@ -232,7 +236,7 @@ def scheduled(
         InputError: the scheduler takes no such number of steps, or no such timesteps or sigmas; or strength leaves
             none.
     """
-    pixels = family_of(pipe).default_size(pipe) if size is None else Size(*size)
+    pixels = any_family_of(pipe).default_size(pipe) if size is None else as_size(size)
     with scheduler_copy(pipe) as scheduler:
         try:
             settings = step_settings(pipe, num_inference_steps, pixels, extra)
@@ -347,7 +351,7 @@ class _Part(NamedTuple):
 
 
 def _skipped(pipe: Pipeline, denoising: Denoising) -> int:
-    if not has_strength(family_of(pipe)):
+    if not has_strength(any_family_of(pipe)):
         return 0
     with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
         return skipped
@@ -364,7 +368,7 @@ def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, est
         return solver_of(pipe.scheduler)
     if start == 0 and not estimates:
         with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
-            calls = family_of(pipe).calls(pipe, denoising.extra, pipe.scheduler.timesteps[skipped:])
+            calls = any_family_of(pipe).calls(pipe, denoising.extra, pipe.scheduler.timesteps[skipped:])
         if stop == calls:
             return UNCUT
     raise InputError(reason)
@@ -442,13 +446,13 @@ def run_loop(
     Returns:
         The latents that its loop ends with, on the host, and copies of the rows' generators, advanced.
     """
-    family, size = family_of(pipe), denoising.size
+    family, size = any_family_of(pipe), denoising.size
     generators = [(row.first or row.generator).clone_state() for row in rows]
     together = len({(row.prompt, row.index) for row in rows}) > 1 and len({id(row.generator) for row in rows}) == 1
     if together:
         generators = generators[:1] * len(rows)
     given = [row.latents for row in rows if row.latents is not None]
-    pixels = family.default_size(pipe) if size is None else Size(*size)
+    pixels = family.default_size(pipe) if size is None else as_size(size)
     arguments = {**conditioning.rows([row.prompt for row in rows]).kwargs(), **_arguments(pipe, denoising, view)}
     if not together:
         arguments = repeated(family, arguments, len(rows))
@@ -473,7 +477,7 @@ def _arguments(pipe: Pipeline, denoising: Denoising, view: Window) -> dict[str, 
     Raises:
         InputError: it knows no eta.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     accepted = keywords_of(stock_class(family))
     arguments: dict[str, object] = {
         name: value
@@ -484,8 +488,11 @@ def _arguments(pipe: Pipeline, denoising: Denoising, view: Window) -> dict[str, 
         arguments["eta"] = denoising.eta
     elif denoising.eta:
         raise InputError(f"{family.pipeline} takes no eta; leave it out.")
+    size = family.default_size(pipe) if denoising.size is None else as_size(denoising.size)
+    settings = family.steps(pipe, denoising.num_inference_steps, size)
+    angles = {name: settings[name] for name in ANGLES if name in settings}
     extra = family.part(denoising.extra, view.start, view.stop, denoising.num_inference_steps)
-    return {**arguments, **extra, **family.fixed}
+    return {**arguments, **angles, **extra, **family.fixed}
 
 
 @contextmanager

@@ -52,6 +52,7 @@ class Solver:
         method: what it is, in words, for the table of schedulers only.
         calls_per_step: how often it calls the denoiser in a step; the last step of those that do so twice takes one.
         refused: the settings that ``refusal`` refuses, for the table of schedulers only.
+        closing: timesteps behind that of the last call, which the pipeline's loop leaves out by itself.
     """
 
     carries: tuple[str, ...]
@@ -61,6 +62,7 @@ class Solver:
     method: str = ""
     calls_per_step: int = 1
     refused: str = ""
+    closing: int = 0
 
 
 def _x0_returned(scheduler: Scheduler, call: StepCall) -> Tensor:
@@ -157,6 +159,9 @@ SOLVERS: dict[str, Solver] = {
         method="consistency sampling of LCM",
         refused="invert_sigmas, scale_factors",
     ),
+    "SCMScheduler": Solver(
+        _INDEX, _x0_returned, noise="always", method="consistency sampling of TrigFlow (sCM)", closing=1
+    ),
 }
 
 
@@ -173,7 +178,8 @@ def cut_refusal(scheduler: Scheduler) -> str | None:
     """Why a denoising by this scheduler cannot be suspended, a sentence; None where it can."""
     name = type(scheduler).__name__
     if name not in SOLVERS:
-        fitting = [other for other in SOLVERS if other.startswith("FlowMatch") == is_flow(scheduler)]
+        flow = is_flow(scheduler)
+        fitting = [other for other, how in SOLVERS.items() if other.startswith("FlowMatch") == flow and not how.closing]
         example, short = ("FlowMatchEulerDiscrete", "flow-euler") if is_flow(scheduler) else ("DDIM", "ddim")
         return (
             f"The scheduler {name} cannot be suspended in mid-denoising; give schedule='' to try whole images only, or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Pipeline, any_family_of
 
 __all__ = ["refuse_step_caches", "step_cache"]
 
@@ -42,7 +42,7 @@ def step_cache(pipe: Pipeline) -> str | None:
     and resumed would find each other's, and a batch decides together whether to skip, so that an image would depend on
     its batch. The stock call of one image empties it at its end.
     """
-    for name in (family_of(pipe).denoiser, "controlnet"):
+    for name in (any_family_of(pipe).denoiser, "controlnet"):
         module = getattr(pipe, name, None)
         if module is None:
             continue

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, Scheduler, family_of
+from diffkit.families import Pipeline, Scheduler, any_family_of, as_size
 
 __all__ = ["draws_unseeded_noise", "global_generators", "hands_generator", "refuse_unseeded_noise"]
 
@@ -27,16 +27,19 @@ __all__ = ["draws_unseeded_noise", "global_generators", "hands_generator", "refu
 TRIAL_STEPS = 4
 
 
-def refuse_unseeded_noise(pipe: Pipeline) -> None:
+def refuse_unseeded_noise(pipe: Pipeline, size: tuple[int, int] | None = None) -> None:
     """Refuse a pipeline whose scheduler would draw noise from torch's global generator.
+
+    Args:
+        size: (height, width) in pixels, on which some families' timesteps depend; the model's own when None.
 
     Raises:
         InputError: its loop hands the scheduler no generator, and the scheduler adds noise.
     """
-    scheduler, family, kind = pipe.scheduler, family_of(pipe), cast("Any", type(pipe))
+    scheduler, family, kind = pipe.scheduler, any_family_of(pipe), cast("Any", type(pipe))
     if hands_generator(kind) and "generator" in inspect.signature(scheduler.step).parameters:
         return
-    settings = family.steps(pipe, TRIAL_STEPS, family.default_size(pipe))
+    settings = family.steps(pipe, TRIAL_STEPS, family.default_size(pipe) if size is None else as_size(size))
     if draws_unseeded_noise(scheduler, settings):
         name = type(scheduler).__name__
         raise InputError(

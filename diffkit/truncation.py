@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from diffkit.console import say
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Pipeline, any_family_of
 from diffkit.families.base import stock_default
 
 __all__ = ["Truncated", "say_truncated", "tokens_beyond", "truncated_prompts"]
@@ -31,7 +31,7 @@ def tokens_read(pipe: Pipeline) -> dict[str, int]:
     """
     from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-    default = stock_default(family_of(pipe), "max_sequence_length")
+    default = stock_default(any_family_of(pipe), "max_sequence_length")
     tokenizers = {
         name: part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None
     }

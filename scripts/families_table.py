@@ -11,8 +11,9 @@ import re
 import sys
 from pathlib import Path
 
-from diffkit.families import FAMILIES, REFUSED_PIPELINES, Family
+from diffkit.families import FAMILIES, REFUSED_PIPELINES, SEARCH_FAMILIES, Family
 from diffkit.families.base import DIFFUSION, FLOW, FLOW_NOISY, stock_default
+from diffkit.families.pixart_sana import SANA_SPRINT
 from diffkit.scheduler_choice import SHORT_NAMES
 from diffkit.solvers import SOLVERS, Solver
 
@@ -77,7 +78,8 @@ def short(name: str) -> str:
 
 def scheduler_row(name: str, solver: Solver) -> tuple[str, ...]:
     """One line of the table of schedulers."""
-    kinds = [kind for kind, names in (("diffusion", DIFFUSION), ("flow", FLOW_NOISY)) if name in names]
+    models = (("diffusion", DIFFUSION), ("flow", FLOW_NOISY), ("TrigFlow", SANA_SPRINT.schedulers))
+    kinds = [kind for kind, names in models if name in names]
     options = [option for option, (kind, settings) in SHORT_NAMES.items() if kind == name and len(settings) <= 2]
     calls = CALLS.get(name, "T" if solver.calls_per_step == 1 else "2 T - 1")
     refused = ", ".join(f"`{setting}`" for setting in solver.refused.split(", ") if setting)
@@ -105,7 +107,7 @@ def lines(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def table() -> str:
     """The families of text alone, and the pipelines that are refused by name."""
     refused = [f"- `{name}`: {reason}." for name, reason in REFUSED_PIPELINES.items()]
-    families = lines(HEAD, [row(family) for family in FAMILIES if not family.edits])
+    families = lines(HEAD, [row(family) for family in (*FAMILIES, *SEARCH_FAMILIES) if not family.edits])
     return "\n".join([families, "", "Refused by name:", "", *refused])
 
 

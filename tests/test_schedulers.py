@@ -117,9 +117,9 @@ def test_x0_and_noise_level_of_each_call_of_a_flow_by_hand(name):
 
 
 def test_every_scheduler_of_the_table_has_a_row():
-    """Cut at every call in test_segments and, of flows, in test_families; x0 by hand above."""
+    """Cut at every call in test_segments and, of flows, in test_families; x0 by hand above. SCM: test_sana_sprint."""
     rows = {type(build()).__name__ for build in [*SCHEDULERS.values(), *FLOW_SCHEDULERS.values()]}
-    assert rows == set(SOLVERS)
+    assert rows == set(SOLVERS) - {"SCMScheduler"}
 
 
 def search(scheduler, schedule, **options):

@@ -24,7 +24,7 @@ from torch import Tensor
 from diffkit.conditioning import latent_shape
 from diffkit.copy_guard import CopyGuard, CopyGuardLike, load_copy_guard
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline, Size, family_of
+from diffkit.families import Autoencoder, Pipeline, Size, VideoSize, any_family_of
 from diffkit.image_filters import has_safety_checker, unfiltered
 from diffkit.latents import decoded_latents
 from diffkit.ledger import Cost, Ledger
@@ -60,6 +60,7 @@ from ttsnap.search.request import Request, SearchResult
 from ttsnap.search.session import StageTrace, Winner
 from ttsnap.search.stock_tuple import StockTuple
 from ttsnap.search.strategies.base import Strategy
+from ttsnap.search.videos import check_parts, fitting_reward, handed_out, videos_asked
 
 __all__ = ["TTSnapPipeline", "TTSnapPipelineOutput"]
 
@@ -113,6 +114,15 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
     held_out: list[dict[str, float]] | None = None
     spent: list[Cost] | None = None
     interrupted: bool = False
+
+
+class TTSnapVideoOutput(TTSnapPipelineOutput):
+    """Winners of a pipeline of videos; ``frames`` is what the stock pipeline's output calls them."""
+
+    @property
+    def frames(self) -> list[list[Image]] | np.ndarray[Any, Any] | Tensor:
+        """The winners' videos: lists of PIL images, or an array or tensor, as ``output_type`` says; also ``images``."""
+        return cast("list[list[Image]]", self.images)
 
 
 #: Attributes of a pipeline that one with replaced components keeps.
@@ -269,7 +279,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         Raises:
             InputError: see :meth:`from_pipe`.
         """
-        family_of(pipeline)
+        any_family_of(pipeline)
         target = search_class(cast("Any", cls), cast("Any", type(pipeline)))
         expected, optional = target._get_signature_keys(target)
         parts = {**pipeline.components, **components}
@@ -378,7 +388,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         previews: bool = False,
         callback_on_look: Callable[[Any, StageTrace], bool | None] | None = None,
         share: bool = False,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         **keywords: object,
     ) -> TTSnapPipelineOutput | StockTuple:
@@ -426,7 +436,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             callback_on_look: called after each look at a prompt's candidates, the last one too, with this pipeline and
                 the look: its step, the candidates' scores, who goes on, and pictures where ``previews`` are asked for.
                 False stops the search, as ``pipe._interrupt = True`` does; see ``interrupted`` of the output.
-            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``; by default as in the stock pipeline.
             return_dict: False gives the family's own tuple: ``(images, nsfw_content_detected)`` where its pipeline can
                 have a safety checker, else ``(images,)``. The whole output is the tuple's attribute ``search``.
             keywords: further keyword arguments of the family's own call: ``prompt_2``, ``true_cfg_scale``,
@@ -439,7 +449,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             InputError: bad input, before anything is computed.
             ScoringError: too few candidates could be scored, or the copy guard left too few.
         """
-        family = family_of(self)
+        family = any_family_of(self)
+        num_images_per_prompt = videos_asked(keywords, num_images_per_prompt)
         embeds = take_embeds(family, keywords)
         stock = self._stock_class
         extra, encoding = sort_keywords(family, keywords, call_keywords(stock))
@@ -454,6 +465,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         pruning = load_schedule(self.schedule if schedule is None else schedule)
         preview = self.preview_vae if preview_vae is None else preview_vae
         guard = self.copy_guard if copy_guard is None else copy_guard
+        check_parts(family, preview_vae=preview, copy_guard=guard)
         config = SearchConfig(
             num_inference_steps=steps,
             guidance_scale=call_default(stock, "guidance_scale") if guidance_scale is None else guidance_scale,
@@ -474,8 +486,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             extra=extra,
             encoding=encoding,
         )
-        scorer = self._scorer(reward)
-        held_out = load_held_out(held_out_rewards, scorer)
+        scorer = fitting_reward(self._scorer(reward), family)
+        held_out = [fitting_reward(each, family) for each in load_held_out(held_out_rewards, scorer)]
         check_words([scorer, *held_out], embeds, reward_prompts)
         request = Request(
             prompts.texts,
@@ -489,6 +501,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             prompts.words,
             pictures.own,
         )
+        output_type = output_type or call_default(stock, "output_type") or "pil"
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"Unknown output_type {output_type!r}; use one of {', '.join(OUTPUT_TYPES)}.")
         with exclusive(self), unfiltered(self) if output_type == "latent" else nullcontext():  # latents are not checked
@@ -537,9 +550,11 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
             self._images(drawn, result.ledger, output_type, noisy=result.noisy) if drawn else _no_images(output_type)
         )
         size = config.size(self)
-        shapes = {"np": (*size, 3), "pt": (3, *size), "latent": latent_shape(self, size)}
+        frames = (size.frames,) if isinstance(size, VideoSize) else ()
+        shapes = {"np": (*frames, *size, 3), "pt": (*frames, 3, *size), "latent": latent_shape(self, size)}
         checked = has_safety_checker(self) and output_type != "latent"
-        return TTSnapPipelineOutput(
+        kind = TTSnapVideoOutput if frames else TTSnapPipelineOutput
+        return kind(
             images=with_gaps(images, listed, shapes.get(output_type, ())),
             seeds=[place.seed for place in listed],
             recipes=[None if winner is None else winner.recipe for winner in winners],
@@ -559,7 +574,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
 
     def _shown_latents(self, latents: Tensor, winner: Winner) -> Tensor:
         """Latents as the stock pipeline hands them out, of images as large as the winner's."""
-        shown = family_of(self).shown
+        shown = any_family_of(self).shown
         return latents if shown is None else shown(self, latents, Size(*map(int, winner.image.shape[-2:])))
 
     def _images(
@@ -570,6 +585,8 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         latents = [winner.candidate.latents for winner in winners if winner.candidate.latents is not None]
         if output_type == "latent":
             return self._shown_latents(torch.cat(latents).to(self._execution_device), winners[0])
+        if any_family_of(self).makes_videos:
+            return cast("list[Image]", handed_out(self, [winner.image for winner in winners], output_type))
         mark = getattr(self, "watermark", None)
         if mark is not None or noisy:  # it goes on values that are not clipped yet
             size = (int(winners[0].image.shape[-2]), int(winners[0].image.shape[-1]))

@@ -14,6 +14,8 @@ from diffkit.families.base import (
     Pipeline,
     Scheduler,
     Size,
+    VideoSize,
+    as_size,
     stock_class,
     stock_default,
 )
@@ -23,9 +25,10 @@ from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.flux2 import FLUX2, FLUX2_KLEIN
 from diffkit.families.flux_control import FLUX_CONTROLS
 from diffkit.families.hidream import HIDREAM
+from diffkit.families.ltx import LTX
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
 from diffkit.families.nearest import nearest_family, why_unknown
-from diffkit.families.pixart_sana import PIXART_ALPHA, PIXART_SIGMA, SANA
+from diffkit.families.pixart_sana import PIXART_ALPHA, PIXART_SIGMA, SANA, SANA_SPRINT
 from diffkit.families.qwen_image import QWEN_IMAGE
 from diffkit.families.stable_diffusion import (
     KOLORS,
@@ -36,10 +39,12 @@ from diffkit.families.stable_diffusion import (
 )
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 from diffkit.families.stable_diffusion_edit import STABLE_DIFFUSION_EDITS
+from diffkit.families.wan import WAN
 
 __all__ = [
     "FAMILIES",
     "REFUSED_PIPELINES",
+    "SEARCH_FAMILIES",
     "Autoencoder",
     "Call",
     "Family",
@@ -47,6 +52,9 @@ __all__ = [
     "Pipeline",
     "Scheduler",
     "Size",
+    "VideoSize",
+    "any_family_of",
+    "as_size",
     "default_size",
     "family_of",
     "is_guided",
@@ -82,24 +90,38 @@ FAMILIES: tuple[Family, ...] = (
     *FLUX_CONTROLS,
 )
 
+#: Of pipelines that only a search takes; :attr:`Family.search_only` says why.
+SEARCH_FAMILIES: tuple[Family, ...] = (SANA_SPRINT, WAN, LTX)
+
 _DRAWN = "it draws noise when it encodes the control image, from torch's global generator; no seed could draw it again"
-_VIDEO = "it makes videos, and a search scores images; use a pipeline of images"
+_VIDEO = "its loop is not known here; use WanPipeline or LTXPipeline"
 REFUSED_PIPELINES = {
     "StableDiffusion3ControlNetPipeline": _DRAWN,
     "StableDiffusion3ControlNetInpaintingPipeline": _DRAWN,
-    "SanaSprintPipeline": "its loop hands out its last estimate, not the latents of its steps; use SanaPipeline",
-    **dict.fromkeys(("WanPipeline", "LTXPipeline", "CogVideoXPipeline", "HunyuanVideoPipeline"), _VIDEO),
+    **dict.fromkeys(("CogVideoXPipeline", "HunyuanVideoPipeline"), _VIDEO),
 }
 
 
 def family_of(pipe: Pipeline) -> Family:
-    """The family whose stock class ``type(pipe)`` is or derives from.
+    """The family of a pipeline that more than a search takes, as :func:`any_family_of` finds it.
+
+    Raises:
+        InputError: no descriptor fits this pipeline, or only a search takes it.
+    """
+    family = any_family_of(pipe)
+    if family.search_only is not None:
+        raise InputError(f"A {family.pipeline} is for TTSnapPipeline.from_pipe(pipe) only: {family.search_only}.")
+    return family
+
+
+def any_family_of(pipe: Pipeline) -> Family:
+    """The family, of images or of videos, whose stock class ``type(pipe)`` is or derives from.
 
     Raises:
         InputError: no descriptor fits this pipeline.
     """
     ancestors = {base.__name__ for base in type(pipe).__mro__}
-    for family in FAMILIES:
+    for family in (*FAMILIES, *SEARCH_FAMILIES):
         if family.pipeline in ancestors:
             return family
     for name, reason in REFUSED_PIPELINES.items():
@@ -111,7 +133,7 @@ def family_of(pipe: Pipeline) -> Family:
 
 def pipe_denoiser(pipe: Pipeline) -> Pipeline:
     """The pipeline's denoiser, a U-Net or a transformer."""
-    return getattr(pipe, family_of(pipe).denoiser)
+    return getattr(pipe, any_family_of(pipe).denoiser)
 
 
 def refuse_pictures(pipe: Pipeline) -> None:
@@ -120,7 +142,7 @@ def refuse_pictures(pipe: Pipeline) -> None:
     Raises:
         InputError: see there.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     if family.edits:
         raise InputError(
             f"A {family.pipeline} begins from a picture ({', '.join(family.pictures)}), and here are prompts only; "
@@ -135,11 +157,11 @@ def is_guided(pipe: Pipeline, guidance_scale: float | None, options: Mapping[str
         guidance_scale: the pipeline's own default when None.
         options: further keyword arguments of the call, with ``negative_prompt`` where there is one.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     scale = stock_default(family, "guidance_scale") if guidance_scale is None else guidance_scale
     return family.guided(pipe, 1.0 if scale is None else scale, options or {})
 
 
 def default_size(pipe: Pipeline) -> Size:
-    """Height and width in pixels of the images that the pipeline makes when no size is given."""
-    return family_of(pipe).default_size(pipe)
+    """Height and width in pixels of what the pipeline makes when no size is given, of a video with its frames."""
+    return any_family_of(pipe).default_size(pipe)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,11 +21,14 @@ __all__ = [
     "FLOW_SHIFTED",
     "Autoencoder",
     "Call",
+    "Decoding",
     "Family",
     "Inputs",
     "Pipeline",
     "Scheduler",
     "Size",
+    "VideoSize",
+    "as_size",
     "has_strength",
     "keywords_of",
     "scaled",
@@ -82,6 +85,29 @@ class Size(NamedTuple):
     width: int
 
 
+class VideoSize(Size):
+    """Of a video: height and width in pixels as of an image, and beside them the number of frames.
+
+    Example:
+        >>> size = VideoSize(480, 832, frames=81)
+        >>> size.height, tuple(size), size.frames, as_size(size) is size
+        (480, (480, 832), 81, True)
+    """
+
+    frames: int
+
+    def __new__(cls, height: int, width: int, frames: int = 1) -> Self:
+        """A pair that knows its number of frames."""
+        size = super().__new__(cls, height, width)
+        size.frames = frames
+        return size
+
+
+def as_size(size: tuple[int, int]) -> Size:
+    """A :class:`Size` of (height, width); one that is a size already stays what it is."""
+    return size if isinstance(size, Size) else Size(*size)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the denoiser.
@@ -110,6 +136,23 @@ class Inputs(NamedTuple):
 
     positional: tuple[object, ...]
     named: Mapping[str, object]
+
+
+class Decoding(NamedTuple):
+    """What the decoding of videos depends on beside their latents.
+
+    Attributes:
+        size: of the videos.
+        generators: one for each row, where its denoising stands; only copies of them advance. None where only the cost
+            of decoding counts.
+        options: further keyword arguments of the pipeline's call.
+        dtype: precision of the encoded prompts.
+    """
+
+    size: Size
+    generators: Sequence[torch.Generator] | None
+    options: Mapping[str, object]
+    dtype: torch.dtype
 
 
 def _never(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
@@ -219,6 +262,9 @@ class Family:
         to_denoiser: (pipeline, latents as the VAE encodes them, VAE) -> latents as the loop carries them.
         to_vae: (pipeline, latents, VAE, size) -> the inverse, by the very expression of the pipeline's own decoding.
         frames: whether the VAE is one of videos, in which an image is a frame.
+        frames_made: of a family that makes videos: (pipeline, ``num_frames`` of the call) -> frames of its video.
+        decode: of a family that makes videos: (pipeline, latents as the loop carries them, VAE, decoding) -> what the
+            VAE decodes, (B, 3, frames, H, W), just as the pipeline does it.
         upcasts: whether the pipeline decodes in float32 where the VAE is in half precision and says ``force_upcast``.
         steps: (pipeline, number, size) -> what the pipeline gives to ``scheduler.set_timesteps``.
         encoding: keywords of the call that only shape the encoding of prompts.
@@ -248,6 +294,7 @@ class Family:
             or joint attention with ``add_k_proj``.
         end_token: the tokenizer whose end token stands exactly once in the carried sequence; None where there is no
             single one.
+        search_only: why only a search takes it, no audit; None where audits do too.
         no_gradient: why the denoiser's gradient in the text is not that of its prediction; None where it is.
         rounds: whether its pipeline rounds a size down to what fits ``multiple``, with a warning.
         calls: (pipeline, further keyword arguments, the scheduler's timesteps) -> how many of them its loop makes.
@@ -281,6 +328,8 @@ class Family:
     to_denoiser: Callable[[Pipeline, Tensor, Autoencoder], Tensor] = scaled
     to_vae: Callable[[Pipeline, Tensor, Autoencoder, Size], Tensor] = unscaled
     frames: bool = False
+    frames_made: Callable[[Pipeline, int], int] | None = None
+    decode: Callable[[Pipeline, Tensor, Autoencoder, Decoding], Tensor] | None = None
     upcasts: bool = False
     steps: Callable[[Pipeline, int, Size], dict[str, object]] = _plain_steps
     encoding: frozenset[str] = frozenset()
@@ -302,6 +351,7 @@ class Family:
     fixed: Mapping[str, object] = field(default_factory=dict)
     text_attention: bool = False
     end_token: Literal["tokenizer", "tokenizer_2"] | None = None
+    search_only: str | None = None
     no_gradient: str | None = None
     rounds: bool = False
     calls: Callable[[Pipeline, Mapping[str, object], Tensor], int] = _all_steps
@@ -313,7 +363,14 @@ class Family:
     @property
     def prediction(self) -> str:
         """What the denoiser predicts."""
+        if self.schedulers[0] == "SCMScheduler":
+            return "v of TrigFlow"
         return "velocity of a flow" if self.schedulers[0] == FLOW[0] else "noise, v or sample"
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether what it makes has frames."""
+        return self.frames_made is not None
 
     @property
     def companions(self) -> tuple[str, ...]:
@@ -353,9 +410,9 @@ def size_of_latents(pipe: Pipeline, family: Family, latents: Tensor) -> Size:
     Raises:
         InputError: packed latents of neither.
     """
-    if latents.ndim == 4:
-        factor = pipe.vae_scale_factor
-        return Size(latents.shape[2] * factor, latents.shape[3] * factor)
+    if latents.ndim > 3:
+        factor = pipe.vae_scale_factor if latents.ndim == 4 else pipe.vae_scale_factor_spatial
+        return Size(latents.shape[-2] * factor, latents.shape[-1] * factor)
     default = family.default_size(pipe)
     cell = family.multiple(pipe)
     side = round(latents.shape[1] ** 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffkit.families.base import FLOW_NOISY, Call, Family, Inputs, Pipeline, Size
+from diffkit.families.base import FLOW_NOISY, Call, Family, Inputs, Pipeline, Size, scaled, unscaled
 
-__all__ = ["PIXART_ALPHA", "PIXART_SIGMA", "SANA"]
+__all__ = ["PIXART_ALPHA", "PIXART_SIGMA", "SANA", "SANA_SPRINT"]
 
 ENCODED = ("prompt_embeds", "prompt_attention_mask", None, None)
 
@@ -130,4 +131,72 @@ SANA = Family(
     fixed={"use_resolution_binning": False, "negative_prompt": None},
     refusals=lambda pipe, options, size: _refuse_binning(pipe, options, size, SANA_BINS),
     refused="sizes that resolution binning would change",
+)
+
+
+def _time_of_sprint(call: Call) -> Tensor:
+    """Time in [0, 1] of the flow that the denoiser knows, from the angle, one for each row: (B, 1, 1, 1)."""
+    angle = call.each_timestep()
+    return (torch.sin(angle) / (torch.cos(angle) + torch.sin(angle))).view(-1, 1, 1, 1)
+
+
+def _latents_of_sprint(pipe: Pipeline, call: Call) -> Tensor:
+    time = _time_of_sprint(call)
+    scaled: Tensor = call.latents / pipe.scheduler.config.sigma_data * torch.sqrt(time**2 + (1 - time) ** 2)
+    return scaled
+
+
+def _inputs_sprint(pipe: Pipeline, call: Call) -> Inputs:
+    dtype, embeds = pipe.transformer.dtype, call.embeds.prompt_embeds
+    guidance = torch.full([1], call.guidance_scale, device=call.latents.device, dtype=torch.float32)
+    named = {
+        "encoder_hidden_states": embeds.to(dtype),
+        "encoder_attention_mask": call.embeds.companions["prompt_attention_mask"],
+        "guidance": guidance.expand(len(call.latents)).to(embeds.dtype) * pipe.transformer.config.guidance_embeds_scale,
+        "timestep": _time_of_sprint(call).flatten(),
+    }
+    return Inputs((_latents_of_sprint(pipe, call).to(dtype),), named)
+
+
+def _steps_sprint(pipe: Pipeline, steps: int, size: Size) -> dict[str, object]:
+    """The pipeline's own angle between both ends is for two steps; other numbers must do without one."""
+    return {
+        "num_inference_steps": steps,
+        "max_timesteps": 1.57080,
+        "intermediate_timesteps": 1.3 if steps == 2 else None,
+    }
+
+
+def _refuse_sprint(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+    if options.get("timesteps") is not None:
+        return "timesteps end with one that is no step; give num_inference_steps and intermediate_timesteps"
+    sigma_data = pipe.scheduler.config.get("sigma_data")
+    if sigma_data is None:
+        return f"its loop runs no {type(pipe.scheduler).__name__}; set pipe.scheduler to an SCMScheduler"
+    if math.frexp(sigma_data)[0] != 0.5:
+        return "its sigma_data is no power of two, so that latents change when they are handed back"
+    return _refuse_binning(pipe, options, size, {32: SANA_BINS[32]})
+
+
+SANA_SPRINT = replace(
+    SANA,
+    name="Sana-Sprint",
+    pipeline="SanaSprintPipeline",
+    encoded=("prompt_embeds", "prompt_attention_mask"),
+    inputs=_inputs_sprint,
+    output=lambda output, call: output[0],
+    schedulers=("SCMScheduler",),
+    guided=lambda pipe, guidance_scale, options: False,
+    guidance="told to the denoiser",
+    pack=lambda pipe, latents: latents * pipe.scheduler.config.sigma_data,
+    resumed=lambda pipe, latents, size: latents / pipe.scheduler.config.sigma_data,
+    shown=lambda pipe, latents, size: latents / pipe.scheduler.config.sigma_data,
+    to_denoiser=lambda pipe, latents, vae: scaled(pipe, latents, vae) * pipe.scheduler.config.sigma_data,
+    to_vae=lambda pipe, latents, vae, size: unscaled(pipe, latents / pipe.scheduler.config.sigma_data, vae, size),
+    steps=_steps_sprint,
+    encode_negative=None,
+    fixed={"use_resolution_binning": False},
+    search_only="its timesteps are angles, which audits do not know",
+    refusals=_refuse_sprint,
+    refused="timesteps, sizes that resolution binning would change",
 )

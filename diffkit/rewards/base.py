@@ -36,7 +36,8 @@ class Reward(Protocol):
         range: lowest and highest possible score, infinite where there is none.
         flops_per_image: floating-point operations of one score, or None when unknown.
 
-    One that says ``reads_prompts = True`` is never asked without words.
+    One that says ``reads_prompts = True`` is never asked without words. One that says ``scores_videos = True`` scores
+    videos (B, frames, 3, H, W) instead; see :mod:`diffkit.rewards.frames`.
     """
 
     name: str
@@ -103,6 +104,7 @@ class _CallableReward:
         self.name = str(getattr(function, "__name__", type(function).__name__))
         self.higher_is_better = bool(getattr(function, "higher_is_better", True))
         self.range = (float("-inf"), float("inf"))
+        self.scores_videos = bool(getattr(function, "scores_videos", False))
         flops = getattr(function, "flops_per_image", None)
         self.flops_per_image: float | None = None if flops is None else float(flops)
 
@@ -114,7 +116,7 @@ class _CallableReward:
 def as_reward(reward: Reward | RewardFunction) -> Reward:
     """A reward as it is, or a callable ``(images, prompts) -> scores`` wrapped.
 
-    The callable's attributes ``higher_is_better`` and ``flops_per_image`` are used where it has them.
+    The callable's attributes ``higher_is_better``, ``flops_per_image`` and ``scores_videos`` count where it has them.
 
     Raises:
         InputError: it is neither.

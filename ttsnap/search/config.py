@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diffkit.copy_guard import CopyGuard
 from diffkit.errors import InputError
-from diffkit.families import Autoencoder, Pipeline, default_size, family_of, is_guided
+from diffkit.families import Autoencoder, Pipeline, Size, VideoSize, any_family_of, default_size, is_guided
 from diffkit.ledger import Budget, parse_budget
 from diffkit.micro_batch import auto_size
 from diffkit.seeds import plain_integers
@@ -87,8 +87,8 @@ class SearchConfig:
         """
         steps = plan(pipe, self.num_inference_steps, self.size(pipe), self.extra, unseeded=as_stock)
         self.schedule.resolve(steps.calls).validate(steps.calls)
-        if family_of(pipe).one_row and self.micro_batch not in (None, 1):
-            raise InputError(f"A {family_of(pipe).pipeline} makes one image at a time; leave out micro_batch.")
+        if any_family_of(pipe).one_row and self.micro_batch not in (None, 1):
+            raise InputError(f"A {any_family_of(pipe).pipeline} makes one image at a time; leave out micro_batch.")
         at_once = None if self.micro_batch == "auto" else self.micro_batch
         for name, value in (("num_images_per_prompt", self.winners), ("micro_batch", at_once)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -97,16 +97,23 @@ class SearchConfig:
             raise InputError(reason)
         if not 0 <= self.diversity <= 1:
             raise InputError(f"diversity must lie in [0, 1], got {self.diversity!r}.")
-        cell = family_of(pipe).multiple(pipe)
+        cell = any_family_of(pipe).multiple(pipe)
         for name, pixels in (("height", self.height), ("width", self.width)):
             if pixels is not None and (pixels < cell or pixels % cell):
                 raise InputError(f"{name} must be a positive multiple of {cell}, got {pixels}.")
         return steps
 
-    def size(self, pipe: Pipeline) -> tuple[int, int]:
-        """Height and width in pixels."""
-        own = default_size(pipe)
-        return self.height or own.height, self.width or own.width
+    def size(self, pipe: Pipeline) -> Size:
+        """Height and width in pixels, of a video with its frames."""
+        own, made = default_size(pipe), any_family_of(pipe).frames_made
+        height, width = self.height or own.height, self.width or own.width
+        if made is None:
+            return Size(height, width)
+        asked = self.extra.get("num_frames")
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+            raise InputError(f"num_frames must be a whole number of at least 1, got {asked!r}.")
+        frames = made(pipe, asked) if asked is not None else own.frames if isinstance(own, VideoSize) else 1
+        return VideoSize(height, width, frames)
 
     def is_guided(self, pipe: Pipeline, negative_prompts: object) -> bool:
         """Whether a denoiser call carries two rows."""
@@ -119,10 +126,11 @@ class SearchConfig:
             most: how many candidates there are at first, of all prompts; None where the budget decides.
         """
         size, eta, batch = self.size(pipe), self.eta, self._micro_batch(pipe, most)
-        return Denoising(self.num_inference_steps, self.guidance_scale, *size, eta, batch, "least", self.extra)
+        frames = size.frames if isinstance(size, VideoSize) else None
+        return Denoising(self.num_inference_steps, self.guidance_scale, *size, eta, batch, "least", self.extra, frames)
 
     def _micro_batch(self, pipe: Pipeline, most: int | None) -> int:
-        if family_of(pipe).one_row:
+        if any_family_of(pipe).one_row:
             return 1
         if self.micro_batch == "auto":
             return auto_size(pipe._execution_device)
@@ -130,5 +138,7 @@ class SearchConfig:
             return self.micro_batch
         if alone_only(pipe, self.extra) is not None:
             return 1
+        if any_family_of(pipe).makes_videos:
+            return 1  # one fills an accelerator
         size = MICRO_BATCH.get(pipe._execution_device.type, ACCELERATOR_MICRO_BATCH)
         return size if most is None else min(size, most)

@@ -24,13 +24,16 @@ SIDE = 12  # of a thumbnail
 def thumbnails(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] to (B, 3 * 12 * 12) float32 of length 1, each channel of mean zero; 0 for flat images.
 
+    Of videos (B, frames, 3, H, W) the thumbnails of all frames.
+
     Example:
         >>> images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         >>> (thumbnails(images) @ thumbnails(0.5 * images).T).diagonal().round(decimals=4)
         tensor([1., 1.])
     """
-    small = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-    return F.normalize((small - small.mean((-2, -1), keepdim=True)).flatten(1), dim=1, eps=1e-3)
+    flat = images.float().view(-1, *images.shape[-3:])
+    small = F.interpolate(flat, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    return F.normalize((small - small.mean((-2, -1), keepdim=True)).view(len(images), -1), dim=1, eps=1e-3)
 
 
 def marginal_relevance(relevance: Tensor, similarity: Tensor, count: int, diversity: float) -> list[int]:
@@ -69,7 +72,7 @@ def chosen(
     Args:
         ranked: the images to choose from, best first.
         scores: of each; their direction is that of the ranking.
-        images: of each, (3, H, W).
+        images: of each, (3, H, W), or (frames, 3, H, W).
         flagged: those that come after all others; they are the last of the ranking.
         count: how many to take.
         diversity: d; 0 takes the first of the ranking.

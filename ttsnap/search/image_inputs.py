@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
-from diffkit.families import Family, Pipeline, family_of, pipe_denoiser
+from diffkit.families import Family, Pipeline, any_family_of, pipe_denoiser
 from diffkit.segments import Denoising
 
 __all__ = [
@@ -114,7 +114,7 @@ def image_prompts(pipe: Pipeline, extra: Mapping[str, object], prompts: int, *, 
     Raises:
         InputError: no image prompt where there is an IP-Adapter, or the other way round, or not the right number.
     """
-    if not family_of(pipe).image_prompts:
+    if not any_family_of(pipe).image_prompts:
         return []
     image, embeds = extra.get(IP_IMAGE), extra.get(IP_EMBEDS)
     adapters = _adapters(pipe)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffkit import parallel
 from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Pipeline, any_family_of
 from diffkit.seeds import MAX_SEED, candidate_seed, check_seed, check_seeds, generators
 from diffkit.segments import Candidate, Denoising, run_segment
 
@@ -215,7 +215,7 @@ def replay(
         calls: denoiser calls of the whole denoising.
         call: runs the stock pipeline, ``pipe`` itself by default.
     """
-    family = family_of(pipe)
+    family = any_family_of(pipe)
     if family.prepared_again:  # the pipeline draws all noise from the seed's generator itself
         [drawn] = generators(recipe.seeds)
         candidate = Candidate(0, 0, drawn, recipe.seeds[0])

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from diffusers.utils import logging as diffusers_logging
 
+from diffkit.custom_steps import ANGLES
 from diffkit.errors import InputError
-from diffkit.families import Family, Pipeline, family_of, stock_class
+from diffkit.families import Family, Pipeline, any_family_of, stock_class
 from diffkit.families.base import keywords_of
 
 __all__ = ["Keywords", "check_sides", "check_step_callback", "rounded_sides", "sort_keywords"]
@@ -45,7 +46,7 @@ def check_sides(family: Family, height: int | None, width: int | None) -> None:
 
 def rounded_sides(pipe: Pipeline, height: int | None, width: int | None) -> tuple[int | None, int | None]:
     """Height and width as the stock pipeline rounds them, with its warning; as they are where it rounds none."""
-    family, cell = family_of(pipe), family_of(pipe).multiple(pipe)
+    family, cell = any_family_of(pipe), any_family_of(pipe).multiple(pipe)
     if (
         not family.rounds
         or family.pictures
@@ -83,7 +84,7 @@ def check_step_callback(extra: Mapping[str, object], *, uncut: bool) -> bool:
 def sort_keywords(
     family: Family, given: Mapping[str, object], accepted: Mapping[str, object] | None = None
 ) -> Keywords:
-    """Sort the further keyword arguments of a search; what is None counts as not given.
+    """Sort the further keyword arguments of a search; what is None counts as not given, where that is no value.
 
     Args:
         accepted: the keywords of the pipeline's call; the family's own when None.
@@ -96,7 +97,7 @@ def sort_keywords(
     for name, value in given.items():
         if name not in accepted and name not in family.encoding:
             raise InputError(f"{family.pipeline} takes no {name}; its own keywords are: {', '.join(accepted)}.")
-        if value is None:
+        if value is None and name not in ANGLES:
             continue
         if "ip_adapter" in name and not family.image_prompts:
             raise InputError(f"A search takes no {name}: image prompts of {family.name} are not carried.")

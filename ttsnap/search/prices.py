@@ -11,8 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffkit.copy_guard import CopyGuard
+from diffkit.families import VideoSize
 from diffkit.ledger import Prices
 from diffkit.rewards.base import EstimateReward, Reward, score_checked
+from diffkit.rewards.frames import is_same
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from ttsnap.search.session import Engine
@@ -28,7 +30,7 @@ class Probe(NamedTuple):
 
 
 def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
-    """Try the reward on two grey images, so that a wrong one is found before anything is denoised.
+    """Try the reward on two grey images, or one grey video, so that a wrong one is found before anything is denoised.
 
     A noise-aware reward is tried both ways. Where the reward does not state its FLOP, the trial is counted, and the
     dearer way is its price.
@@ -36,12 +38,12 @@ def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
     Raises:
         InputError: it does not return one score for each image.
     """
-    images = torch.full((2, 3, *size), 0.5)
+    images = torch.full((1, size.frames, 3, *size) if isinstance(size, VideoSize) else (2, 3, *size), 0.5)
     levels = [None, 0.0] if isinstance(reward, EstimateReward) else [None]
     counted = []
     for log_snr in levels:
         with FlopCounterMode(display=False) as counter:
-            score_checked(reward, images, [prompt, prompt], log_snr)
+            score_checked(reward, images, [prompt] * len(images), log_snr)
         counted.append(counter.get_total_flops() / len(images))
     stated = reward.flops_per_image
     return Probe(max(counted) if stated is None else float(stated), len(images) * len(levels))
@@ -68,9 +70,9 @@ class Trials:
         Raises:
             InputError: see there.
         """
-        holds_for = reward.flops_per_image, size
+        holds_for = reward.flops_per_image, size, getattr(size, "frames", None)
         for tried, conditions, flop in self._last:
-            if tried is reward and conditions == holds_for:
+            if is_same(tried, reward) and conditions == holds_for:
                 return Probe(flop, 0)
         probe = probe_reward(reward, prompt, size)
         self._last = [*self._last[1 - self.KEPT :], (reward, holds_for, probe.flop)]
@@ -92,15 +94,15 @@ def time_prices(engine: Engine, size: int | None = None) -> Prices:
         marks = [time.perf_counter()]
         done = run_segment(engine.pipe, batch, engine.conditioning, denoising, 0, calls, call=engine.call)
         marks.append(time.perf_counter())
-        latents = torch.cat([candidate.x0 for candidate in done if candidate.x0 is not None])
-        images = engine.decode(latents, final=True).detach()
+        clean = [replace(candidate, latents=candidate.x0) for candidate in done]
+        images = engine.decode(clean, final=True).detach()
         marks.append(time.perf_counter())
         score_checked(engine.reward, images, [engine.prompts[0]] * size)
         if engine.config.copy_guard is not None:
             engine.config.copy_guard.check(images)
         marks.append(time.perf_counter())
         if engine.cheap_looks:
-            engine.decode(latents, final=False)
+            engine.decode(clean, final=False)
             marks.append(time.perf_counter())
         took = [(after - before) / size for before, after in itertools.pairwise(marks)]
         took[0] /= calls

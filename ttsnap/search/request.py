@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffkit import parallel
 from diffkit.conditioning import Conditioning, encode_prompts, latent_shape
 from diffkit.errors import InputError
-from diffkit.families import Pipeline, family_of
+from diffkit.families import Pipeline, any_family_of
 from diffkit.flops import pipeline_flops
 from diffkit.given_embeds import given_count, has_embeds
 from diffkit.image_filters import check_safety_checker
@@ -170,7 +170,7 @@ class Request:
         if self.noise.draws_together(len(self.prompts), n):
             denoising = replace(denoising, micro_batch=len(self.prompts))
             self._refuse_apart(pipe, images)
-        elif self._calls_back_at_steps(n) and self.config.micro_batch is None and not family_of(pipe).one_row:
+        elif self._calls_back_at_steps(n) and self.config.micro_batch is None and not any_family_of(pipe).one_row:
             denoising = replace(denoising, micro_batch=len(self.prompts))
         conditioning, denoising = with_image_prompts(conditioning, denoising, images)
         calls = first_step_calls(pipe, conditioning, denoising, call=call) if self._has_pictures(pipe) else ()
@@ -185,7 +185,7 @@ class Request:
     def _has_pictures(self, pipe: Pipeline) -> bool:
         """Whether the denoiser gets more than a text family's, by a picture of the call's or of each prompt's own."""
         given = {*self.config.extra, *(self.own[0] if self.own else ())}
-        return not given.isdisjoint(family_of(pipe).pictures)
+        return not given.isdisjoint(any_family_of(pipe).pictures)
 
     def _plan(self, pipe: Pipeline) -> Plan:
         """The denoiser calls, after everything was checked that can be wrong."""
@@ -193,7 +193,7 @@ class Request:
             raise InputError("Expected a prompt or a non-empty list of prompts, each a string.")
         if not isinstance(self.negative_prompts, str | None) and len(self.negative_prompts) != len(self.prompts):
             raise InputError(f"Got {len(self.negative_prompts)} negative prompts for {len(self.prompts)} prompts.")
-        family = family_of(pipe)
+        family = any_family_of(pipe)
         for prefix in ("", "negative_"):
             if has_embeds(self.embeds, prefix):
                 given_count(family, self.embeds, prefix)
@@ -248,7 +248,7 @@ class Request:
         Raises:
             InputError: prompts have images of their own, or the pipeline makes one image at a time.
         """
-        if self.own or len(images) > 1 or family_of(pipe).one_row:
+        if self.own or len(images) > 1 or any_family_of(pipe).one_row:
             raise InputError(
                 "One generator draws the noise of all prompts in one batch. Prompts with images of their own, or of a "
                 "pipeline that makes one image at a time, are denoised apart; give a list with one generator for each "

@@ -13,10 +13,11 @@ from torch import Tensor
 from diffkit.conditioning import Conditioning
 from diffkit.copy_guard import is_guarded
 from diffkit.errors import ScoringError
-from diffkit.families import Pipeline, Size, family_of
+from diffkit.families import Pipeline, any_family_of, as_size
+from diffkit.families.base import Decoding
 from diffkit.image_filters import FLAGGED
 from diffkit.interruption import DenoisingInterrupted, is_interrupted
-from diffkit.latents import decode_latents
+from diffkit.latents import decode_latents, decode_videos
 from diffkit.ledger import NOTHING, Cost, Ledger, Prices
 from diffkit.lookahead import look_ahead
 from diffkit.micro_batch import MicroBatch
@@ -116,12 +117,12 @@ class Engine:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(1, C, h, w) of one candidate's noise as the pipeline draws it, before any packing."""
-        family, size = family_of(self.pipe), self.denoising.size
-        return (1, *family.noise_shape(self.pipe, family.default_size(self.pipe) if size is None else Size(*size)))
+        family, size = any_family_of(self.pipe), self.denoising.size
+        return (1, *family.noise_shape(self.pipe, family.default_size(self.pipe) if size is None else as_size(size)))
 
     def draw(self, recipe: Recipe) -> tuple[Tensor, torch.Generator]:
         """A recipe's initial noise as the pipeline's loop carries it, and the generator that goes on from there."""
-        family = family_of(self.pipe)
+        family = any_family_of(self.pipe)
         dtype = family.noise_dtype or self.conditioning.prompt_embeds.dtype
         noise, generator = recipe.noise(self.latent_shape, dtype)
         return family.pack(self.pipe, noise), generator
@@ -384,9 +385,18 @@ class Engine:
     def _charge(self, prompt: int, cost: Cost) -> None:
         self.spent[prompt] = self.spent.get(prompt, NOTHING).plus(cost)
 
-    def decode(self, latents: Tensor, *, final: bool) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of latents; estimates by the preview decoder where there is one."""
-        return decode_latents(self.pipe, latents, None if final else self.config.preview_vae, self.denoising.size)
+    def decode(self, batch: Sequence[Candidate], *, final: bool) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of candidates' latents; estimates by the preview decoder where there is one.
+
+        Of a pipeline of videos (B, frames, 3, H, W).
+        """
+        latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
+        size = self.denoising.size
+        if size is not None and any_family_of(self.pipe).makes_videos:
+            dtype = self.conditioning.prompt_embeds.dtype
+            sources = [candidate.generator for candidate in batch]
+            return decode_videos(self.pipe, latents, Decoding(size, sources, self.denoising.extra, dtype))
+        return decode_latents(self.pipe, latents, None if final else self.config.preview_vae, size)
 
     def _look(self, alive: Sequence[Candidate], *, keep: int, final: bool, log_snr: float | None) -> Look:
         """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""
@@ -406,8 +416,7 @@ class Engine:
 
         def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, Guarded, list[bool]]:
             with self.ledger.clock("decoder" if final or not self.cheap_looks else "preview"):
-                latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
-                images = self.decode(latents, final=final)
+                images = self.decode(batch, final=final)
             with self.ledger.clock("verifier"):
                 prompts = [self.prompts[candidate.prompt] for candidate in batch]
                 scores, reasons = score_checked(self.reward, images, prompts, log_snr)

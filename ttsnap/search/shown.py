@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffkit.families import Pipeline
+from diffkit.families import Pipeline, any_family_of
 from diffkit.finite import finite_rows
 from diffkit.image_filters import flagged_images
 from ttsnap.search.trace import StageTrace
@@ -26,10 +26,13 @@ def flagged_rows(pipe: Pipeline, images: Tensor, dtype: torch.dtype) -> list[boo
 
 
 def pictures(pipe: Pipeline, images: Tensor, flagged: Sequence[bool]) -> list[Image.Image]:
-    """Images (B, 3, H, W) in [0, 1] as pictures, black where one is flagged or not finite."""
+    """Images (B, 3, H, W) in [0, 1] as pictures, black where flagged or not finite; of videos the middle frame."""
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
     hidden = ~finite_rows(images) | torch.tensor(flagged, device=images.device)
     shown = images.masked_fill(hidden.view(-1, 1, 1, 1), 0.0)
-    converted: list[Image.Image] = pipe.image_processor.numpy_to_pil(pipe.image_processor.pt_to_numpy(shown))
+    processor = pipe.video_processor if any_family_of(pipe).makes_videos else pipe.image_processor
+    converted: list[Image.Image] = processor.numpy_to_pil(processor.pt_to_numpy(shown))
     return converted
 
 

@@ -67,6 +67,8 @@ class StageTrace:
 class Winner(NamedTuple):
     """A finished candidate: its image (3, H, W) float32 in [0, 1] on the host, its score, and how to make it again.
 
+    Of a pipeline of videos ``image`` is its video, (frames, 3, H, W).
+
     ``recipe`` is None when the seed alone, given to the stock pipeline, does. A ``flagged`` image is one that the
     pipeline's safety checker would blacken; its score is that of the image itself. ``similarity`` is the highest to a
     forbidden picture, None without a copy guard; ``held_out`` the held-out rewards' scores, None without any.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families import family_of
+from diffkit.families import any_family_of
 from diffkit.segments import Candidate
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable
@@ -64,7 +64,7 @@ class Neighbours:
         Raises:
             InputError: the pipeline draws it itself.
         """
-        family = family_of(engine.pipe)
+        family = any_family_of(engine.pipe)
         if family.prepared_again:
             raise InputError(
                 f"The search {self.name!r} mixes initial noise, and a {family.pipeline} draws its own beside a "
