@@ -119,9 +119,10 @@ def test_x0_noise_levels_and_the_denoisers_call_by_hand():
 
     pipe.scheduler.step, pipe.transformer.forward = step, called
     try:
-        denoised(pipe, [], on_estimate=lambda _, x0: estimates.append(x0))
+        stock(pipe, 11, 4, output_type="latent")
     finally:
         del pipe.scheduler.step, pipe.transformer.forward
+    denoised(pipe, [], on_estimate=lambda _, x0: estimates.append(x0))
     levels = plan(pipe, 4, (32, 32), {"use_resolution_binning": False}).sigmas
     for (output, timestep, sample), estimate, level in zip(seen, estimates, levels, strict=True):
         angle = float(timestep[0])
