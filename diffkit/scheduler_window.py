@@ -131,7 +131,8 @@ class Window:
         """
         shown = len(self.own_steps())
         if self.steps < (shown if steps is None else min(shown, steps)):
-            raise DenoisingInterrupted(pipe, latents=latents)
+            left = self.x0.cpu() if self.solver.closing and self.x0 is not None else latents  # what that loop returns
+            raise DenoisingInterrupted(pipe, latents=left)
 
     def check_thread(self) -> None:
         """Refuse another thread than the one that runs the segment.

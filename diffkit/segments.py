@@ -206,8 +206,8 @@ def plan(
         raise InputError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}.")
     known = type(pipe.scheduler).__name__ in SOLVERS
     with scheduled(pipe, num_inference_steps, size, extra) as skipped:
-        timesteps = pipe.scheduler.timesteps[skipped:]
         every = noise_levels(pipe.scheduler) if known else [math.nan] * len(pipe.scheduler.timesteps)
+        timesteps = pipe.scheduler.timesteps[skipped : len(every)]
         calls = any_family_of(pipe).calls(pipe, extra or {}, timesteps)
     sigmas = every[skipped:]
     if not unseeded:
@@ -367,10 +367,12 @@ def _solver(pipe: Pipeline, denoising: Denoising, steps: tuple[int, int], *, est
     if reason is None:
         return solver_of(pipe.scheduler)
     if start == 0 and not estimates:
+        own = SOLVERS.get(type(pipe.scheduler).__name__, UNCUT)
         with scheduled(pipe, denoising.num_inference_steps, denoising.size, denoising.extra) as skipped:
-            calls = any_family_of(pipe).calls(pipe, denoising.extra, pipe.scheduler.timesteps[skipped:])
+            timesteps = pipe.scheduler.timesteps[skipped:]
+            calls = any_family_of(pipe).calls(pipe, denoising.extra, timesteps[: len(timesteps) - own.closing])
         if stop == calls:
-            return UNCUT
+            return own if own.closing else UNCUT
     raise InputError(reason)
 
 

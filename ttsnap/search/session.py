@@ -318,7 +318,11 @@ class Engine:
         """What the stock pipeline returns of a denoising that was stopped, without a score."""
         if candidate.latents is None:
             raise DenoisingInterrupted(self.pipe)
-        image = self.decode(candidate.latents, final=True)
+        if any_family_of(self.pipe).makes_videos:  # whose decoder may draw what comes after the initial noise
+            generator, dtype = candidate.generator.clone_state(), any_family_of(self.pipe).noise_dtype
+            torch.randn(self.latent_shape, generator=generator, dtype=dtype, device=generator.device)
+            candidate = replace(candidate, generator=generator)
+        image = self.decode([candidate], final=True)
         [flagged] = flagged_rows(self.pipe, image, self.conditioning.prompt_embeds.dtype)
         return Winner(candidate, image[0].cpu(), nan, None, flagged)
 
