@@ -156,3 +156,16 @@ def test_another_scheduler_is_refused():
     pipe.scheduler = DDIMScheduler()
     with pytest.raises(InputError, match="its loop runs no DDIMScheduler"):
         search(pipe, 2)
+
+
+def test_a_stopped_image_is_what_the_stock_call_leaves():
+    pipe = pipeline()
+
+    def stop(pipe, step, timestep, values):
+        pipe._interrupt = step == 1
+        return values
+
+    more = {"callback_on_step_end": stop, "output_type": "np"}
+    out = search(pipe, 4, num_candidates=1, schedule="", **more)
+    assert out.interrupted
+    assert np.array_equal(out.images, stock(pipe, out.seeds[0], 4, **more))

@@ -58,8 +58,8 @@ def pixels(frames: Any) -> np.ndarray:
 
 
 def test_every_family_of_videos_has_a_row():
-    names = dict.fromkeys(any_family_of(pipeline(name)).name for name in NAMES)
-    assert [family.name for family in SEARCH_FAMILIES if family.makes_videos] == list(names)
+    names = {any_family_of(pipeline(name)).name for name in NAMES}
+    assert {family.name for family in SEARCH_FAMILIES if family.makes_videos} == names
 
 
 @pytest.mark.parametrize("name", [*NAMES, "wan-euler"])
@@ -69,7 +69,7 @@ def test_suspended_and_resumed_at_every_step(name):
         pipe.scheduler, name = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "wan"
     given = {key: value for key, value in options(name).items() if key not in SHOWN}
     extra, encoding = sort_keywords(any_family_of(pipe), given)
-    scale, negative = extra.pop("guidance_scale"), extra.pop("negative_prompt")
+    scale, negative = extra.pop("guidance_scale", None), extra.pop("negative_prompt")
     extra.pop("num_inference_steps")
     conditioning = encode_prompts(pipe, [PROMPT], negative, options=encoding)
     denoising = Denoising(STEPS, scale, **SHOWN, micro_batch=1, extra=extra, frames=5)
@@ -107,7 +107,7 @@ def test_it_is_handed_out_as_the_stock_pipeline_does(name):
     assert [look.lookahead for look in shown.trace] == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan"])
 def test_by_default_and_in_half_precision_it_is_the_stock_video(name):
     half = video_pipeline(name).to(dtype=torch.bfloat16)
     out = search(half, name, num_candidates=2)
@@ -211,3 +211,17 @@ def test_videos_are_for_a_search_only(tmp_path):
         TTSnapPipeline.from_pipe(family_pipeline("sd1"), reward=frame_reward(brightness))(PROMPT)
     with pytest.raises(InputError, match="every must be"):
         frame_reward(brightness, every=0)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx"])
+def test_a_stopped_video_is_what_the_stock_call_leaves(name):
+    pipe = pipeline(name)
+
+    def stop(pipe, step, timestep, values):
+        pipe._interrupt = step == 1
+        return values
+
+    more = {"callback_on_step_end": stop, "output_type": "np"}
+    out = search(pipe, name, num_candidates=1, schedule="", **more)
+    assert out.interrupted
+    assert np.array_equal(out.frames, stock(pipe, name, out.seeds[0], **more))

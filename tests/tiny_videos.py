@@ -6,17 +6,21 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
-from tiny_families import DYNAMIC, Row, t5, t5_tokenizer, vivid
-from transformers import UMT5Config, UMT5EncoderModel
+from tiny import tiny_tokenizer
+from tiny_families import DYNAMIC, Row, clip, fast_tokenizer, t5, t5_tokenizer, vivid
+from transformers import LlamaConfig, LlamaModel, UMT5Config, UMT5EncoderModel
 
 
 def wan_transformer() -> WanTransformer3DModel:
@@ -65,10 +69,37 @@ def ltx() -> LTXPipeline:
     )  # fmt: skip
 
 
+def hunyuan_video() -> HunyuanVideoPipeline:
+    words, tokenizer = fast_tokenizer("<|begin_of_text|>"), tiny_tokenizer()
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True, text_embed_dim=16,
+        pooled_projection_dim=16, rope_axes_dim=(2, 4, 4),
+    )  # fmt: skip
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+    )  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    return HunyuanVideoPipeline(
+        vae=vivid(vae, vae.decoder.conv_out.conv), transformer=transformer, tokenizer=words, tokenizer_2=tokenizer,
+        text_encoder=LlamaModel(config), text_encoder_2=clip(tokenizer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )  # fmt: skip
+
+
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 8}
 VIDEO_ROWS: dict[str, Row] = {
     "wan": Row(wan, SMALL),
     "wan2.2": Row(lambda: wan(second=True), {**SMALL, "guidance_scale_2": 2.0}),
+    "hunyuan": Row(
+        hunyuan_video,
+        {**SMALL, "prompt_template": {"template": "{}", "crop_start": 0}},
+        {"guidance_scale": 6.0, "true_cfg_scale": 2.0, "negative_prompt": "cat"},
+    ),
     "ltx": Row(ltx, {**SMALL, "decode_timestep": 0.05, "decode_noise_scale": 0.3}),
 }
 

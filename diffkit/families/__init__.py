@@ -25,6 +25,7 @@ from diffkit.families.flux import CHROMA, FLUX
 from diffkit.families.flux2 import FLUX2, FLUX2_KLEIN
 from diffkit.families.flux_control import FLUX_CONTROLS
 from diffkit.families.hidream import HIDREAM
+from diffkit.families.hunyuan_video import HUNYUAN_VIDEO
 from diffkit.families.ltx import LTX
 from diffkit.families.lumina2 import LUMINA2, Z_IMAGE
 from diffkit.families.nearest import nearest_family, why_unknown
@@ -91,14 +92,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 #: Of pipelines that only a search takes; :attr:`Family.search_only` says why.
-SEARCH_FAMILIES: tuple[Family, ...] = (SANA_SPRINT, WAN, LTX)
+SEARCH_FAMILIES: tuple[Family, ...] = (SANA_SPRINT, WAN, LTX, HUNYUAN_VIDEO)
 
 _DRAWN = "it draws noise when it encodes the control image, from torch's global generator; no seed could draw it again"
-_VIDEO = "its loop is not known here; use WanPipeline or LTXPipeline"
 REFUSED_PIPELINES = {
     "StableDiffusion3ControlNetPipeline": _DRAWN,
     "StableDiffusion3ControlNetInpaintingPipeline": _DRAWN,
-    **dict.fromkeys(("CogVideoXPipeline", "HunyuanVideoPipeline"), _VIDEO),
+    "CogVideoXPipeline": "its loop is not known here; use WanPipeline, LTXPipeline or HunyuanVideoPipeline",
 }
 
 
