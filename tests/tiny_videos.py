@@ -71,6 +71,7 @@ def ltx() -> LTXPipeline:
 
 def hunyuan_video() -> HunyuanVideoPipeline:
     words, tokenizer = fast_tokenizer("<|begin_of_text|>"), tiny_tokenizer()
+    tokenizer.model_max_length = 77
     transformer = HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
         num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True, text_embed_dim=16,
