@@ -107,14 +107,17 @@ def test_it_is_handed_out_as_the_stock_pipeline_does(name):
     assert [look.lookahead for look in shown.trace] == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan"])
-def test_by_default_and_in_half_precision_it_is_the_stock_video(name):
+@pytest.mark.parametrize(("name", "schedule"), [("wan", "1:0.4"), ("ltx", "1:0.4"), ("hunyuan", "")])
+def test_by_default_and_in_half_precision_it_is_the_stock_video(name, schedule):
     half = video_pipeline(name).to(dtype=torch.bfloat16)
-    out = search(half, name, num_candidates=2)
+    out = search(half, name, num_candidates=2, schedule=schedule)
     reference = stock(half, name, out.seeds[0])
     assert type(out.frames) is type(reference)
     assert np.array_equal(pixels(out.frames), pixels(reference))
     assert np.isfinite(out.rewards[0])
+    if not schedule:
+        with pytest.raises(InputError, match="cannot be cut: its loop carries half precision"):
+            search(half, name)
 
 
 def test_the_reward_of_a_video_is_the_mean_over_its_frames():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ def _decode(pipe: Pipeline, latents: Tensor, vae: Autoencoder, decoding: Decodin
     return video
 
 
+def _whole_only(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+    """In half precision the loop rounds its timesteps after the first step, as it does not with latents handed back."""
+    if pipe.transformer.dtype == torch.float32:
+        return None
+    return "its loop carries half precision after the first step, and takes latents back in float32; use float32"
+
+
 HUNYUAN_VIDEO = Family(
     name="HunyuanVideo",
     pipeline="HunyuanVideoPipeline",
@@ -66,4 +74,6 @@ HUNYUAN_VIDEO = Family(
     search_only="it makes videos",
     steps=lambda pipe, steps, size: {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]},
     encoding=frozenset({"prompt_2", "negative_prompt_2", "prompt_template", "max_sequence_length"}),
+    whole_only=_whole_only,
+    refused="looks in mid-denoising in half precision",
 )
