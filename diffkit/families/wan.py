@@ -8,7 +8,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from diffkit.families.base import FLOW, Autoencoder, Call, Decoding, Family, Inputs, Pipeline, Size, VideoSize
+from diffkit.families.base import (
+    FLOW,
+    FLOW_SHIFTED,
+    Autoencoder,
+    Call,
+    Decoding,
+    Family,
+    Inputs,
+    Pipeline,
+    Size,
+    VideoSize,
+)
 
 __all__ = ["WAN"]
 
@@ -62,6 +73,14 @@ def _refusals(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str 
     return None
 
 
+def _whole_only(pipe: Pipeline, options: Mapping[str, object]) -> str | None:
+    """Latents are handed back in float32; only these schedulers make of them what they make of half precision."""
+    name = type(pipe.scheduler).__name__
+    if pipe.transformer.dtype == torch.float32 or name in FLOW_SHIFTED:
+        return None
+    return f"in half precision {name} rounds what it would not after a cut; use float32, {' or '.join(FLOW_SHIFTED)}"
+
+
 WAN = Family(
     name="Wan 2.1/2.2",
     pipeline="WanPipeline",
@@ -82,5 +101,6 @@ WAN = Family(
     search_only="it makes videos",
     encoding=frozenset({"max_sequence_length"}),
     refusals=_refusals,
-    refused="two transformers of different sizes",
+    whole_only=_whole_only,
+    refused="two transformers of different sizes; looks in half precision by other schedulers than FlowMatchEuler, UniPC",
 )
