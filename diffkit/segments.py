@@ -320,9 +320,9 @@ def micro_batches(
 
 def alone_only(pipe: Pipeline, extra: Mapping[str, object] | None) -> str | None:
     """Why an image is another one in a batch than alone, a sentence; None where it is not."""
-    mixed = family_of(pipe).mixed_rows(extra or {})
+    mixed = any_family_of(pipe).mixed_rows(extra or {})
     if mixed is not None:
-        return f"{family_of(pipe).pipeline} mixes up {mixed} between the images of a batch; give micro_batch=1."
+        return f"{any_family_of(pipe).pipeline} mixes up {mixed} between the images of a batch; give micro_batch=1."
     return step_cache(pipe)
 
 

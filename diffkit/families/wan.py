@@ -102,5 +102,5 @@ WAN = Family(
     encoding=frozenset({"max_sequence_length"}),
     refusals=_refusals,
     whole_only=_whole_only,
-    refused="two transformers of different sizes; looks in half precision by other schedulers than FlowMatchEuler, UniPC",
+    refused="two transformers of different sizes; in half precision looks by other schedulers than Euler, UniPC",
 )
