@@ -228,3 +228,16 @@ def test_a_stopped_video_is_what_the_stock_call_leaves(name):
     out = search(pipe, name, num_candidates=1, schedule="", **more)
     assert out.interrupted
     assert np.array_equal(out.frames, stock(pipe, name, out.seeds[0], **more))
+
+
+@pytest.mark.parametrize("scheduler", ["FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_wan_in_half_precision_is_cut_where_no_rounding_differs(scheduler):
+    half = video_pipeline("wan").to(dtype=torch.bfloat16)
+    if "FlowMatch" not in scheduler:
+        half.scheduler = getattr(diffusers, scheduler).from_config(half.scheduler.config)
+        with pytest.raises(InputError, match="rounds what it would not after a cut"):
+            search(half, "wan")
+        return
+    half.scheduler = getattr(diffusers, scheduler)(shift=3.0)
+    out = search(half, "wan", num_candidates=2, schedule="2:0.5")
+    assert np.array_equal(out.frames, stock(half, "wan", out.seeds[0]))
