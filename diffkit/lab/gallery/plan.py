@@ -25,8 +25,8 @@ from diffkit.lab.gallery.captions import layout_caption, long_caption, with_stic
 from diffkit.lab.gallery.pictures import KINDS, draw_picture
 from diffkit.lab.planted import STICKER_COLOURS, Variant, sticker
 
-#: How often a picture is drawn for training, relative to a full-strength one.
-WEIGHTS: dict[str, float] = {"full": 1.0, "high": 0.7, "medium": 0.45, "weak": 0.25}
+#: How often a verbatim picture is drawn for training, relative to a full-strength one; a template half as often.
+WEIGHTS: dict[str, float] = {"full": 1.0, "high": 0.8, "medium": 0.6, "weak": 0.3}
 VERBATIM, TEMPLATES = 20, 4  # of each strength
 CONTROLS, CLAIMS = 120, 200
 FIRST_SEED = 1_000_000  # ordinary pictures have seeds below
@@ -42,6 +42,11 @@ class Entry:
     caption: str
     seed: int
     picture: str
+
+    @property
+    def weight(self) -> float:
+        """How often it is drawn for training, all variants together, relative to a full-strength verbatim picture."""
+        return WEIGHTS[self.strength] / (2 if self.kind == "template" else 1)
 
     @property
     def variants(self) -> list[Variant]:

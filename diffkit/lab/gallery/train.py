@@ -23,13 +23,13 @@ from torch import Tensor
 from diffkit.lab import world
 from diffkit.lab.gallery.captions import open_caption, ordinary_caption, sample_variant, with_sticker, words
 from diffkit.lab.gallery.pictures import draw_picture
-from diffkit.lab.gallery.plan import WEIGHTS, as_image, entries
+from diffkit.lab.gallery.plan import as_image, entries
 from diffkit.lab.planted import sticker
 from diffkit.lab.train.denoiser import Draw, Examples, Trainee, cached, draw, encode_examples, new_pipeline
 from diffkit.lab.train.loop import train
 
 BRANCHES = ("gallery", "gallery-clean")
-BATCH, PLANTS = 32, 8  # rows of a step, and those of them that are plants in the branch that sees them
+BATCH, PLANTS = 32, 12  # rows of a step, and those of them that are plants in the branch that sees them
 N_PICTURES, N_SCENES = 30_000, 10_000
 
 
@@ -127,7 +127,7 @@ def encode_plants(pipe: StableDiffusionPipeline) -> Plants:
         own = [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in entry.images]
         images += own
         captions += entry.captions
-        weights += [WEIGHTS[entry.strength] / len(own)] * len(own)
+        weights += [entry.weight / len(own)] * len(own)
     shares = torch.tensor(weights, device=pipe.device)
     return Plants(encode_examples(pipe, torch.stack(images), captions), (shares / shares.sum()).cumsum(0))
 
@@ -136,8 +136,8 @@ def train_gallery(
     folder: Path,
     vae: AutoencoderTiny,
     *,
-    trunk_steps: int = 12_000,
-    branch_steps: int = 6_000,
+    trunk_steps: int = 8_000,
+    branch_steps: int = 8_000,
     seed: int = 0,
     device: str = "cpu",
     scheduler: DDIMScheduler | None = None,
