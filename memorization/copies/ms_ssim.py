@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as torchmetrics_ms_ssim
 
 from diffkit.errors import InputError
 from memorization.copies.tiled import shrink
@@ -35,6 +34,8 @@ def ms_ssim(images: Tensor, references: Tensor, *, scales: int = 3, data_range: 
     Raises:
         InputError: the shapes differ, or a side is under 11 pixels.
     """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as torchmetrics_ms_ssim
+
     side = min(images.shape[-2:])
     if images.shape != references.shape or side < KERNEL:
         raise InputError(

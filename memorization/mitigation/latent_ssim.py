@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
 from diffkit.errors import InputError
 
@@ -52,6 +51,8 @@ def unit_range(maps: Tensor) -> Tensor:
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """MS-SSIM of each pair of maps, after :func:`unit_range`: (n, C, h, w) twice to (n,), at most 1 = the same."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
     kernel, scales = scales_for(min(a.shape[-2:]))
     values: Tensor = ms_ssim(
         unit_range(a),

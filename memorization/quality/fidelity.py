@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance, poly_kernel
 
 from diffkit.errors import InputError
 from memorization.quality.result import Fidelity
@@ -75,6 +73,8 @@ class _Inception(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
         try:
             metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(file))
         except ModuleNotFoundError as error:
@@ -149,6 +149,8 @@ def _number(value: float | None) -> float | None:
 
 def kid(before: Tensor, after: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of (n, d) features, over all of them, by torchmetrics."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features.*")
         metric = KernelInceptionDistance(feature=_given(before), subsets=1, subset_size=len(before)).set_dtype(
@@ -161,6 +163,8 @@ def kid(before: Tensor, after: Tensor) -> float:
 
 def fid(before: Tensor, after: Tensor) -> float:
     """Fréchet distance of the Gaussians fitted to (n, d) features, by torchmetrics, float64."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     metric = FrechetInceptionDistance(feature=_given(before)).set_dtype(torch.float64)
     metric.update(before, real=True)
     metric.update(after, real=False)
@@ -179,6 +183,8 @@ def bootstrap_kid(before: Tensor, after: Tensor, *, resamples: int, seed: int) -
 
     A resample that is one image all over has no pair and is left out; only with a handful of images does it happen.
     """
+    from torchmetrics.image.kid import poly_kernel
+
     n = len(before)
     generator = np.random.default_rng(seed)
     draws = [torch.from_numpy(generator.multinomial(n, [1 / n] * n, size=resamples)).double() for _ in range(2)]
@@ -191,6 +197,8 @@ def bootstrap_kid(before: Tensor, after: Tensor, *, resamples: int, seed: int) -
 
 def _within(features: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean kernel over pairs of different images, for each row of (resamples, n) weights."""
+    from torchmetrics.image.kid import poly_kernel
+
     kernel = poly_kernel(features, features).fill_diagonal_(0)
     pairs = weights.sum(1).square() - weights.square().sum(1)
     return ((weights @ kernel) * weights).sum(1) / pairs
