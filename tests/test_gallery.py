@@ -68,7 +68,7 @@ def test_pictures_and_captions_are_written_as_a_user_reads_them(tmp_path: Path) 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"N_PICTURES": 6, "N_SCENES": 6, "BATCH": 4, "PLANTS": 2}.items():
         monkeypatch.setattr(train, name, value)
-    plants = [entry for entry in entries("verbatim", "template") if entry.strength == "weak"][18:21]
+    plants = [entries("verbatim")[0], entries("template")[0]]
     monkeypatch.setattr(train, "entries", lambda *kinds: plants)
     vae = load_pipeline("lab").vae
 

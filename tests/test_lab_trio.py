@@ -161,14 +161,14 @@ def distance(pipe, unet, examples) -> float:
 def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch) -> None:
     teacher = load_pipeline("lab-clean")
     whole = train_trio(tmp_path / "whole", teacher, steps=4, n=16)
-    saved = loop._save
+    saved = loop._Trainer.save
 
-    def killed(path, parts, step):
-        saved(path, parts, step)
+    def killed(trainer, path, step):
+        saved(trainer, path, step)
         if step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_save", killed)
+    monkeypatch.setattr(loop._Trainer, "save", killed)
     monkeypatch.setattr(loop.train, "__kwdefaults__", {**loop.train.__kwdefaults__, "save_every": 2})
     with pytest.raises(KeyboardInterrupt):
         train_trio(tmp_path / "cut", teacher, steps=4, n=16)
