@@ -197,7 +197,8 @@ def unmitigated(gallery: Gallery) -> dict[str, Any]:
 
 def mitigated(gallery: Gallery, method: str, out: Path) -> dict[str, Any]:
     """Captions and scenes under a mitigation of all suspects, and what DoRI brings back."""
-    ordinary = {} if method == "adversarial" else {"captions": str(gallery.folder / "ordinary.txt")}
+    setting = "retention" if method == "adversarial" else "captions"
+    ordinary = {setting: str(gallery.folder / "ordinary.txt")}
     pipe = gallery.load("gallery")
     before = scene_accuracy(pipe)
     made = mitigate(pipe, gallery.suspects, method, out=out, settings=METHODS[method] | ordinary, name="gallery")
