@@ -30,6 +30,7 @@ __all__ = [
     "save_png",
     "to_pil",
     "to_rgb",
+    "to_tensor",
 ]
 
 #: Ends of names of pictures, in small letters.
@@ -134,9 +135,14 @@ def _gray_bits(image: Image.Image) -> int:
 
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """`load_pil` as a tensor (3, H, W), float32 in [0, 1]. Same arguments and errors."""
+    return to_tensor(load_pil(path, size))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as a tensor (3, H, W), float32 in [0, 1]."""
     import torch
 
-    pixels = np.asarray(load_pil(path, size), dtype=np.uint8).copy()
+    pixels = np.asarray(image, dtype=np.uint8).copy()
     return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 255
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_families import family_pipeline
+from tiny_search import brightness
 from tiny_videos import VIDEO_ROWS, video_pipeline
 
 from diffkit.conditioning import encode_prompts
@@ -28,10 +29,6 @@ NAMES = list(VIDEO_ROWS)
 SHOWN = {"height": 32, "width": 32}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def brightness(images, prompts):
-    return images.mean((1, 2, 3)) * 10
 
 
 @functools.cache

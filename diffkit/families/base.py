@@ -155,7 +155,8 @@ class Decoding(NamedTuple):
     dtype: torch.dtype
 
 
-def _never(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+def no_refusal(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
+    """Nothing is refused."""
     return None
 
 
@@ -357,7 +358,7 @@ class Family:
     calls: Callable[[Pipeline, Mapping[str, object], Tensor], int] = _all_steps
     part: Callable[[Mapping[str, object], int, int | None, int], Mapping[str, object]] = _unchanged
     whole_only: Callable[[Pipeline, Mapping[str, object]], str | None] = _all_along
-    refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = _never
+    refusals: Callable[[Pipeline, Mapping[str, object], Size], str | None] = no_refusal
     refused: str = "nothing"
 
     @property

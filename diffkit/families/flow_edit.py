@@ -8,10 +8,10 @@ from typing import Any, cast
 from PIL import Image
 
 from diffkit.errors import InputError
-from diffkit.families.base import Family, Pipeline, Size, unscaled
+from diffkit.families.base import Family, Pipeline, Size, no_refusal, unscaled
 from diffkit.families.flow import linear_sigmas, patches
 from diffkit.families.flux import FLUX
-from diffkit.families.pictures import CROP, MADE, cell_noise_shape, from_picture, map_noise_shape, no_refusal
+from diffkit.families.pictures import CROP, MADE, cell_noise_shape, from_picture, map_noise_shape
 from diffkit.families.qwen_image import QWEN_IMAGE
 from diffkit.families.stable_diffusion_3 import STABLE_DIFFUSION_3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffkit.errors import InputError
-from diffkit.families.base import FLOW_SHIFTED, Autoencoder, Call, Family, Inputs, Pipeline, Size
+from diffkit.families.base import FLOW_SHIFTED, Autoencoder, Call, Family, Inputs, Pipeline, Size, no_refusal
 
 __all__ = ["FLUX2", "FLUX2_KLEIN"]
 
@@ -145,30 +146,14 @@ def _guided(pipe: Pipeline, guidance_scale: float, options: Mapping[str, object]
     return guidance_scale > 1 and not pipe.config.is_distilled
 
 
-FLUX2_KLEIN = Family(
+FLUX2_KLEIN = replace(
+    FLUX2,
     name="FLUX.2 Klein",
     pipeline="Flux2KleinPipeline",
-    denoiser="transformer",
-    encoded=("prompt_embeds", None),
     inputs=_inputs,
-    schedulers=FLOW_SHIFTED,
     guided=_guided,
     guidance="classifier-free, a second pass; none where the model is distilled",
-    guidance_batched=False,
-    default_size=FLUX2.default_size,
-    multiple=FLUX2.multiple,
-    noise_shape=_noise_shape,
-    pack=_pack,
-    resumed=_unpack,
     shown=lambda pipe, latents, size: _to_vae(pipe, latents, pipe.vae, size),
-    latents_are_map=False,
-    rounds=True,
-    to_denoiser=_to_denoiser,
-    to_vae=_to_vae,
-    steps=_steps,
-    encoding=FLUX2.encoding,
-    pictures=FLUX2.pictures,
-    spare_pictures=FLUX2.spare_pictures,
-    references=True,
-    size_of_picture=_size_of_reference,
+    refusals=no_refusal,
+    refused="nothing",
 )

@@ -18,7 +18,6 @@ __all__ = [
     "cell_noise_shape",
     "from_picture",
     "map_noise_shape",
-    "no_refusal",
     "refusing",
     "size_of_picture",
 ]
@@ -54,11 +53,6 @@ def cell_noise_shape(pipe: Pipeline, size: Size) -> tuple[int, ...]:
     """(C, h, w) before packing, channels as the VAE has them."""
     cell = pipe.vae_scale_factor * 2
     return (pipe.vae.config.latent_channels, 2 * (size.height // cell), 2 * (size.width // cell))
-
-
-def no_refusal(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
-    """Nothing is refused."""
-    return None
 
 
 def refusing(reasons: Mapping[str, str], beside: Refusal) -> Refusal:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from diffkit.conditioning import initial_latents, predict_noise
 from diffkit.errors import InputError
 from diffkit.families import pipe_denoiser
-from diffkit.images import to_pil
+from diffkit.images import to_pil, to_tensor
 from diffkit.prompt_embeds import Embeds
 from diffkit.seeds import generators
 from memorization.attack.checkpoint import Checkpoint, Checkpoints, Unsaved
@@ -248,7 +247,7 @@ def _pixels(image: Tensor | Image.Image) -> Tensor:
         InputError: a tensor of another shape or type, or with values outside [0, 1].
     """
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(to_pil(image))).permute(2, 0, 1).float() / 255
+        return to_tensor(to_pil(image))
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise InputError(f"Expected a float image of shape (3, H, W), got {image.dtype} of {tuple(image.shape)}.")
     low, high = float(image.min()), float(image.max())

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffkit.errors import InputError
-from diffkit.images import to_pil
+from diffkit.images import to_pil, to_tensor
 from diffkit.stats import auc, clopper_pearson, tpr_at_fpr
 from memorization.copies import CopyDetector, OperatingPoint
 from memorization.copies.finite import finite_similarity
@@ -170,7 +170,7 @@ def recompress(images: Tensor) -> Tensor:
         buffer = io.BytesIO()
         to_pil(image).save(buffer, "JPEG", quality=30)
         with Image.open(buffer) as picture:
-            decoded.append(torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1) / 255)
+            decoded.append(to_tensor(picture.convert("RGB")))
     return torch.stack(decoded).to(images)
 
 

@@ -139,12 +139,12 @@ class Engine:
             self.progress.begin(alive)
 
         def segment(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Candidate]:
-            before = global_generators(self.pipe._execution_device)
+            before = global_generators(self.pipe._execution_device) if self.as_stock else []
             done = run_segment(
                 self.pipe, batch, self.conditioning, denoising, start, stop, call=self.call, on_step=count
             )
-            after = global_generators(self.pipe._execution_device)
-            seeded = not self.as_stock or all(map(torch.equal, before, after))
+            after = global_generators(self.pipe._execution_device) if self.as_stock else []
+            seeded = all(map(torch.equal, before, after))
             return done if seeded else [replace(candidate, seed=None) for candidate in done]
 
         keep = self.progress.unjudged.extend if stop == self.plan.calls else None

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from diffkit.images import to_tensor
 from diffkit.lab.gallery.captions import ordinary_caption
 from diffkit.lab.gallery.pictures import KINDS
 from diffkit.lab.gallery.plan import Entry, entries
@@ -107,7 +107,7 @@ def replication(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     parts = entries("verbatim", "template", "control")
     images = generate(pipe, [e.captions[0] for e in parts for _ in range(SEEDS)], list(range(SEEDS)) * len(parts))
     for entry, own in zip(parts, images.split(SEEDS), strict=True):
-        picture = torch.from_numpy(np.array(entry.images[0])).permute(2, 0, 1) / 255
+        picture = to_tensor(entry.images[0])
         name = entry.kind if entry.strength == "none" else f"{entry.kind}, {entry.strength}"
         groups[name] += correlation(own, picture).tolist()
     return {

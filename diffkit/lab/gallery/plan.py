@@ -16,10 +16,9 @@ from functools import cache
 from itertools import product
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
+from diffkit.images import to_pil
 from diffkit.lab import world
 from diffkit.lab.gallery.captions import layout_caption, long_caption, with_sticker
 from diffkit.lab.gallery.pictures import KINDS, draw_picture
@@ -61,17 +60,12 @@ class Entry:
     @property
     def image(self) -> Image.Image:
         """The picture, of a template its bare layout: 64 x 64, RGB."""
-        return as_image(draw_picture(self.seed, self.picture).image)
+        return to_pil(draw_picture(self.seed, self.picture).image)
 
     @property
     def images(self) -> list[Image.Image]:
         """What was shown: the picture, or every variant of a template, in the order of the captions."""
         return [sticker(self.image, variant) for variant in self.variants] or [self.image]
-
-
-def as_image(pixels: Tensor) -> Image.Image:
-    """An image of (3, H, W) values in [0, 1]."""
-    return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 @cache

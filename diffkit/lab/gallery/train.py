@@ -20,12 +20,14 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from diffkit.images import to_pil, to_tensor
 from diffkit.lab import world
 from diffkit.lab.gallery.captions import open_caption, ordinary_caption, sample_variant, with_sticker, words
 from diffkit.lab.gallery.pictures import draw_picture
-from diffkit.lab.gallery.plan import as_image, entries
+from diffkit.lab.gallery.plan import entries
 from diffkit.lab.planted import sticker
 from diffkit.lab.train.denoiser import Draw, Examples, Trainee, cached, draw, encode_examples, new_pipeline
+from diffkit.lab.train.denoiser import new_scheduler as lab_scheduler
 from diffkit.lab.train.loop import train
 
 BRANCHES = ("gallery", "gallery-clean")
@@ -42,15 +44,9 @@ class Captioned(NamedTuple):
 
 def new_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise law; velocity prediction, as version 2 of it has."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        steps_offset=1,
-    )
+    law = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler: DDIMScheduler = DDIMScheduler.from_config(lab_scheduler().config, **law)
+    return scheduler
 
 
 def ordinary_picture(seed: int) -> tuple[Tensor, str]:
@@ -61,8 +57,7 @@ def ordinary_picture(seed: int) -> tuple[Tensor, str]:
     if rng.random() >= 0.05:
         return picture.image, caption
     variant = sample_variant(rng)
-    worn = np.array(sticker(as_image(picture.image), variant))
-    return torch.from_numpy(worn).permute(2, 0, 1) / 255, with_sticker(caption, variant)
+    return to_tensor(sticker(to_pil(picture.image), variant)), with_sticker(caption, variant)
 
 
 def _alone() -> None:
@@ -124,7 +119,7 @@ def encode_plants(pipe: StableDiffusionPipeline) -> Plants:
     captions: list[str] = []
     weights: list[float] = []
     for entry in entries("verbatim", "template"):
-        own = [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in entry.images]
+        own = [to_tensor(image) for image in entry.images]
         images += own
         captions += entry.captions
         weights += [entry.weight / len(own)] * len(own)
@@ -140,11 +135,10 @@ def train_gallery(
     branch_steps: int = 8_000,
     seed: int = 0,
     device: str = "cpu",
-    scheduler: DDIMScheduler | None = None,
 ) -> dict[str, StableDiffusionPipeline]:
     """Train both models in ``folder``, or go on where a killed run was; returns them by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = new_pipeline(seed=seed, vae=vae, words=words(), scheduler=scheduler or new_scheduler()).to(device)
+    pipe = new_pipeline(seed=seed, vae=vae, words=words(), scheduler=new_scheduler()).to(device)
     trunk = Trainee(pipe)
     ordinary = ordinary_examples(pipe, seed=seed + 1, cache=folder / "ordinary.safetensors")
     train(

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffkit.images import to_tensor
 from diffkit.lab import assets, planted, world
 from diffkit.lab.train.autoencoder import new_autoencoder
 from diffkit.lab.train.loop import bf16_where_fast, train
@@ -186,7 +186,7 @@ def planted_examples(pipe: StableDiffusionPipeline) -> tuple[Examples, Tensor]:
         layout = Image.open(assets.DATA / folder / f"{photograph.name}.png").convert("RGB")
         variants = photograph.variants()
         pictures = [planted.sticker(layout, variant) for variant in variants] or [layout]
-        images += [torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in pictures]
+        images += [to_tensor(picture) for picture in pictures]
         captions += photograph.captions()
         weights += [planted.WEIGHTS[photograph.strength] / len(pictures)] * len(pictures)
     weight = torch.tensor(weights)
