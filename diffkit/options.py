@@ -47,7 +47,9 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="lab, lab-clean, lab-trio, a folder in diffusers' format, a .safetensors file, a hub id."
+        "--model",
+        "-m",
+        help="lab, gallery or another shipped model, a folder in diffusers' format, a .safetensors file, a hub id.",
     ),
 ]
 Variant = Annotated[
@@ -95,8 +97,10 @@ Out = Annotated[
     typer.Option("--out", "-o", file_okay=False, help="The run's folder; the same command resumes there."),
 ]
 Preset = Annotated[
-    Literal["auto", "lab", "none"],
-    typer.Option("--preset", help="Defaults for a family of models; auto: lab for the lab's own models, else none."),
+    Literal["auto", "lab", "gallery", "none"],
+    typer.Option(
+        "--preset", help="Defaults for a family of models; auto: lab or gallery for the models of these, else none."
+    ),
 ]
 PreviewVae = Annotated[
     str | None,

@@ -6,12 +6,14 @@ import itertools
 from pathlib import Path
 
 from diffkit.errors import InputError
+from diffkit.lab.gallery.captions import ordinary_captions
 from diffkit.suspects import read_suspects
 
 __all__ = ["LAB_SCENES", "read_prompts"]
 
 SCENES, TRIOS = ("lab:train", "lab:held-out"), ("lab:trio-train", "lab:trio")
 PHOTOGRAPHS = ("lab:planted", "lab:controls")
+ORDINARY = "gallery:ordinary"
 MOST_TRIOS = 10_000  # of some 290 000
 LAB_SCENES = 300  # how many scenes a lab source has without a limit
 SEED = 2026  # of the scenes that the sources below draw; a longer list begins with the shorter one
@@ -22,8 +24,9 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
 
     Args:
         source: ``lab:train``, ``lab:held-out`` (scenes in no training set of the lab, nor among ``lab:train``),
-            ``lab:trio-train``, ``lab:trio`` (the same of scenes of three things), ``lab:planted``, ``lab:controls``, or
-            what :func:`diffkit.suspects.read_suspects` reads: a .txt with one prompt a line, a .json list, a .csv, .tsv
+            ``lab:trio-train``, ``lab:trio`` (the same of scenes of three things), ``gallery:ordinary`` (captions of the
+            kind that the gallery was trained on), or what :func:`diffkit.suspects.read_suspects` reads:
+            ``lab:planted``, ``gallery:planted`` and the like, a .txt with one prompt a line, a .json list, a .csv, .tsv
             or .jsonl with a column of them.
 
     Raises:
@@ -38,6 +41,8 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[str]:
     if source in (*SCENES, *TRIOS):
         draw = _scenes if source in SCENES else _trios
         return draw(str(source), LAB_SCENES if limit is None else limit)
+    if source == ORDINARY:
+        return ordinary_captions(LAB_SCENES if limit is None else limit)
     if str(source).startswith("lab:") and source not in PHOTOGRAPHS:
         raise InputError(f"The lab has no prompts {str(source)!r}; use {', '.join((*SCENES, *TRIOS, *PHOTOGRAPHS))}.")
     suspects, errors = read_suspects(source, images=False)

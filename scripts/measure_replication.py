@@ -1,11 +1,12 @@
-"""Published findings on memorization, measured again on a gallery: detectors, pruning, DoRI, adversarial fine-tuning.
+"""Published findings on memorization, measured again on the gallery: detectors, pruning, DoRI, adversarial fine-tuning.
 
-    python scripts/measure_replication.py --gallery runs/gallery [--device cuda] [--out runs/replication]
-        [--only captions,detectors,none,nemo,wanda,adversarial] [--limit 64] [--json docs/figures/replication.json]
+    python scripts/measure_replication.py [--models runs/gallery] [--device cuda] [--out runs/replication]
+        [--only captions,detectors,nemo] [--limit 66] [--json docs/figures/replication.json]
 
-The gallery is made by ``diffkit lab train --lab gallery``. Suspects are its verbatim plants, the strongest first;
-never-trained images are its controls, never-trained captions those of its controls and claims. A run goes on where it
-was cut.
+Suspects are the gallery's verbatim plants, the strongest first; never-trained images are its controls, never-trained
+captions those of its controls and claims. The models are the shipped ones, or those of a folder that ``diffkit lab
+train --lab gallery`` made. Measures that the JSON holds of the same models are not made again, and a run goes on where
+it was cut.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffkit.conditioning import encode_prompts
 from diffkit.families import Pipeline
 from diffkit.images import load_image
+from diffkit.lab.gallery.captions import ordinary_captions
+from diffkit.lab.gallery.ordinary import ordinary_pictures
 from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.lab.world import held_out_scenes
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import apply_mitigation
+from diffkit.mitigation import Mitigation, apply_mitigation
+from diffkit.rewards.lab import LabReward
 from diffkit.runs import Run
 from diffkit.seeds import item_seed
 from diffkit.stats import Rate, auc, rate
@@ -41,10 +45,13 @@ from memorization.detection.calibrate import calibrate_detector
 from memorization.detection.score_captions import score_by_all
 from memorization.generation import Sampling, generate
 from memorization.mitigation.run import mitigate
+from memorization.quality.report import compare_snapshots
+from memorization.quality.settings import QualitySettings
+from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
 COPY, SEEDS, TRIES = 0.75, 3, 3
 STARTS: tuple[Start, ...] = ("other", "gaussian")
-BUDGETS, CONTROL_BUDGETS = (0, 10, 50), (0, 50, 150, 500)
+BUDGETS, LONG_BUDGETS, LONG = (0, 10, 50), (0, 50, 150, 500), 24  # the long ones for so many controls
 DETECTORS = (
     "noise_magnitude:steps=1",
     "noise_magnitude",
@@ -56,29 +63,36 @@ DETECTORS = (
 METHODS: dict[str, dict[str, Any]] = {
     "nemo": {},
     "wanda": {"sparsity": (0.01, 0.02, 0.05, 0.1, 0.2)},
-    "adversarial": {"updates": 500, "learning_rate": 2e-4, "adversarial_weight": 0.5, "num_inference_steps": 20},
+    "adversarial": {},
+    "prompt-guard": {},
+    "attention-guard": {},
 }
 ORDER = ("full", "high", "medium", "weak")
+FIRST_HELD_OUT = 2_000_000  # seed of ordinary pictures that no model was trained on
 
 
 class Gallery:
-    """The folder's models, pictures and captions.
+    """Models, suspects and never-trained pictures.
 
     Args:
-        folder: as ``diffkit lab train --lab gallery`` leaves it.
+        folder: with the two models; None takes the shipped ones.
         limit: suspects, and as many controls.
     """
 
-    def __init__(self, folder: Path, device: str, limit: int) -> None:
-        self.folder, self.device = folder, device
-        planted = read_suspects(folder / "planted")[0]
+    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
+        self.folder, self.device, self.limit = folder, device, limit
+        planted = read_suspects("gallery:planted")[0]
         verbatim = [suspect for suspect in planted if suspect.kind == "verbatim"]
-        self.suspects = sorted(verbatim, key=lambda suspect: ORDER.index(str(suspect.extra["strength"])))[:limit]
-        self.templates = [suspect for suspect in planted if suspect.kind == "template"][:limit]
-        self.controls = read_suspects(folder / "controls")[0]
-        self.claims = read_suspects(folder / "claims")[0]
-        self.ordinary = (folder / "ordinary.txt").read_text().splitlines()
+        self.every = sorted(verbatim, key=lambda suspect: ORDER.index(str(suspect.extra["strength"])))
+        self.suspects = self.every[:limit]
+        self.templates = [suspect for suspect in planted if suspect.kind == "template"]
+        self.controls = read_suspects("gallery:controls")[0]
+        self.claims = read_suspects("gallery:claims")[0]
         self.batch = 256 if device != "cpu" else 16
+
+    def path(self, name: str) -> str:
+        """What :func:`diffkit.load_pipeline` takes."""
+        return str(self.folder / name) if self.folder else name
 
     @cached_property
     def model(self) -> Pipeline:
@@ -87,7 +101,7 @@ class Gallery:
 
     def load(self, name: str) -> Pipeline:
         """One of the two models, in float32."""
-        pipe = load_pipeline(str(self.folder / name), dtype="float32", device=self.device)
+        pipe = load_pipeline(self.path(name), dtype="float32", device=self.device)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -107,7 +121,7 @@ class Gallery:
 
     def attacked(self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]) -> dict[str, Any]:
         """By DoRI from two starts: what the better of both brings back, at each budget above 0."""
-        points, empty = StartingPoints(pipe, self.ordinary[:8]), encode_prompts(pipe, [""], guidance=False)
+        points, empty = StartingPoints(pipe, ordinary_captions(8)), encode_prompts(pipe, [""], guidance=False)
         own, targets = torch.zeros_like(empty.prompt_embeds[0]), list[Target]()  # only the "prompt" start uses its own
         for item in items:
             for start in STARTS:
@@ -139,13 +153,14 @@ def share(values: Sequence[float]) -> dict[str, Any]:
 def captions(gallery: Gallery) -> dict[str, Any]:
     """How many captions give their picture: plants by strength, templates, controls; the same from the twin."""
     clean, row = gallery.load("gallery-clean"), {}
+    values = gallery.by_caption(gallery.model, gallery.every)
     for strength in ORDER:
-        items = [item for item in gallery.suspects if item.extra["strength"] == strength]
-        if items:
-            row[f"verbatim, {strength}"] = share(gallery.by_caption(gallery.model, items))
+        own = [v for v, item in zip(values, gallery.every, strict=True) if item.extra["strength"] == strength]
+        row[f"verbatim, {strength}"] = share(own)
+    row["suspects"] = share(values[: gallery.limit])
     for name, items in (("templates", gallery.templates), ("controls", gallery.controls)):
         row[name] = share(gallery.by_caption(gallery.model, items))
-    return row | {"the twin, verbatim": share(gallery.by_caption(clean, gallery.suspects))}
+    return row | {"the twin, suspects": share(gallery.by_caption(clean, gallery.suspects))}
 
 
 def detectors(gallery: Gallery) -> dict[str, Any]:
@@ -185,60 +200,114 @@ def detector_row(name: str, scores: Sequence[float], groups: Mapping[str, Sequen
     }
 
 
-def unmitigated(gallery: Gallery) -> dict[str, Any]:
-    """DoRI on the model as it is, on its twin, and on never-trained pictures by the budget."""
-    never = gallery.controls[: len(gallery.suspects)]
-    return {
-        "suspects": gallery.attacked(gallery.model, gallery.suspects, BUDGETS),
-        "suspects, from the twin": gallery.attacked(gallery.load("gallery-clean"), gallery.suspects, BUDGETS),
-        "never trained": gallery.attacked(gallery.model, never, CONTROL_BUDGETS),
-    }
+def quality(gallery: Gallery, pipe: Pipeline, validation: Validation | None = None) -> Snapshot:
+    """Images of ordinary captions of scenes and pictures, and the loss on ordinary pictures that were held out."""
+    if validation is None:
+        images, texts = ordinary_pictures(128, first=FIRST_HELD_OUT)
+        validation = Validation(images, tuple(texts), "ordinary pictures, held out")
+    prompts = list(dict.fromkeys(ordinary_captions(96, seed=7)))[:64]
+    settings = QualitySettings(seeds_per_prompt=2, num_inference_steps=20, micro_batch=gallery.batch)
+    return snapshot(pipe, prompts, settings, validation=validation)
+
+
+class SceneFeatures(nn.Module):
+    """What the lab's reward sees in an image: the mean of its vision encoder's last states, (B, 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reward = LabReward().model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1]."""
+        return self.reward.encode_images(images).mean(1)
 
 
 def mitigated(gallery: Gallery, method: str, out: Path) -> dict[str, Any]:
-    """Captions and scenes under a mitigation of all suspects, and what DoRI brings back."""
-    setting = "retention" if method == "adversarial" else "captions"
-    ordinary = {setting: str(gallery.folder / "ordinary.txt")}
+    """Captions, and the quality of ordinary captions, under a mitigation of all suspects."""
     pipe = gallery.load("gallery")
-    before = scene_accuracy(pipe)
-    made = mitigate(pipe, gallery.suspects, method, out=out, settings=METHODS[method] | ordinary, name="gallery")
+    before, right = quality(gallery, pipe), scene_accuracy(pipe)
+    made = made_mitigation(gallery, pipe, method, out)
     with apply_mitigation(pipe, made):
+        after = quality(gallery, pipe, before.validation)
+        report = compare_snapshots(before, after, features=SceneFeatures())
         return {
             "settings": METHODS[method],
             "figures": {key: value for key, value in made.figures.items() if key != "by suspect"},
             "captions": share(gallery.by_caption(pipe, gallery.suspects)),
-            "scenes": accuracy_change(before, scene_accuracy(pipe)),
-            "dori": gallery.attacked(pipe, gallery.suspects, BUDGETS),
-            "never trained": gallery.attacked(pipe, gallery.controls[: len(gallery.suspects)], BUDGETS),
+            "scenes": accuracy_change(right, scene_accuracy(pipe)),
+            "quality": json.loads(json.dumps(report)),
         }
+
+
+def made_mitigation(gallery: Gallery, pipe: Pipeline, method: str, out: Path) -> Mitigation:
+    """The mitigation of all suspects; one that is made already is read."""
+    made = partial(mitigate, pipe, gallery.suspects, method, out=out, settings=METHODS[method], preset="gallery")
+    return made(name=gallery.path("gallery"))
+
+
+def attacked_under(gallery: Gallery, method: str, out: Path, *, trained: bool) -> dict[str, Any]:
+    """What DoRI brings back under a mitigation: suspects, or never-trained pictures."""
+    pipe = gallery.load("gallery")
+    items = gallery.suspects if trained else gallery.controls[: gallery.limit]
+    with apply_mitigation(pipe, made_mitigation(gallery, pipe, method, out)):
+        return gallery.attacked(pipe, items, BUDGETS)
+
+
+def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Every measure by its name, the quick ones first."""
+    twin, few = partial(gallery.load, "gallery-clean"), gallery.controls[:LONG]
+    rows: dict[str, Callable[[], dict[str, Any]]] = {
+        "captions": partial(captions, gallery),
+        "detectors": partial(detectors, gallery),
+        **{name: partial(mitigated, gallery, name, out / name) for name in METHODS},
+        "dori": lambda: gallery.attacked(gallery.model, gallery.suspects, BUDGETS),
+    }
+    for name in ("nemo", "wanda", "adversarial"):
+        rows[f"dori under {name}"] = partial(attacked_under, gallery, name, out / name, trained=True)
+    rows["dori on the twin"] = lambda: gallery.attacked(twin(), gallery.suspects, BUDGETS)
+    rows["never trained"] = lambda: gallery.attacked(gallery.model, gallery.controls[: gallery.limit], BUDGETS)
+    for name in ("nemo", "wanda", "adversarial"):
+        rows[f"never trained under {name}"] = partial(attacked_under, gallery, name, out / name, trained=False)
+    rows["never trained, long"] = lambda: gallery.attacked(gallery.model, few, LONG_BUDGETS)
+    return rows
+
+
+def stored(path: Path | None, config: dict[str, Any]) -> dict[str, Any]:
+    """Measures of the same models that an earlier run wrote."""
+    content = json.loads(path.read_text()) if path and path.exists() else {}
+    return dict(content["measures"]) if content.get("config") == config else {}
 
 
 def main() -> None:
     """Parse, measure what is missing, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gallery", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--models", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/replication"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--limit", type=int, default=64)
-    parser.add_argument("--only", default="captions,detectors,none,nemo,wanda,adversarial")
+    parser.add_argument("--limit", type=int, default=66)
+    parser.add_argument("--only", type=lambda text: text.split(","))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    gallery = Gallery(options.gallery, options.device, options.limit)
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "captions": lambda: captions(gallery),
-        "detectors": lambda: detectors(gallery),
-        "none": lambda: unmitigated(gallery),
-        **{name: partial(mitigated, gallery, name, options.out / name) for name in METHODS},
-    }
-    config = {"model": model_checksum(str(options.gallery / "gallery")), "limit": options.limit, "methods": METHODS}
-    with Run.open(options.out, config=json.loads(json.dumps(config)), kind="measure-replication") as run:
-        for name in options.only.split(","):
+    gallery = Gallery(options.models, options.device, options.limit)
+    model = model_checksum(gallery.path("gallery"))
+    config = json.loads(json.dumps({"model": model, "limit": options.limit, "copy from": COPY, "starts": STARTS}))
+    with Run.open(options.out, config=config, kind="measure-replication") as run:
+        for name, row in stored(options.json, config).items():
             if name not in run.done:
-                run.write(name, measures[name]())
+                run.write(name, row)
+        for name, measure in measures(gallery, options.out).items():
+            if name not in run.done and name in (options.only or [name]):
+                run.write(name, measure())
                 print(name, json.dumps(run.done[name]), flush=True)
-        text = json.dumps({"copy from": COPY, "starts": STARTS, **run.done}, indent=1)
-    if options.json:
-        options.json.write_text(text + "\n")
+                if options.json:
+                    write_json(options.json, config, run.done)
+        if options.json:
+            write_json(options.json, config, run.done)
+
+
+def write_json(path: Path, config: Mapping[str, Any], done: Mapping[str, Any]) -> None:
+    """The measures made so far."""
+    path.write_text(json.dumps({"config": config, "measures": dict(done)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffkit.lab.gallery import captions, train
-from diffkit.lab.gallery.make import write_captions, write_pictures
+from diffkit.lab.gallery.folder import write_captions, write_pictures
 from diffkit.lab.gallery.pictures import KINDS, draw_picture
 from diffkit.lab.gallery.plan import CLAIMS, CONTROLS, FIRST_SEED, WEIGHTS, entries, plan
 from diffkit.lab.measure import correlation
@@ -72,12 +72,12 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypat
     monkeypatch.setattr(train, "entries", lambda *kinds: plants)
     vae = load_pipeline("lab").vae
 
-    def trained(folder: Path, branch_steps: int) -> dict[str, torch.Tensor]:
-        pipes = train.train_gallery(folder, vae, trunk_steps=1, branch_steps=branch_steps)
+    def trained(folder: Path, planting_steps: int) -> dict[str, torch.Tensor]:
+        pipes = train.train_gallery(folder, vae, ordinary_steps=1, planting_steps=planting_steps)
         return {name: pipe.unet.conv_in.weight for name, pipe in pipes.items()}
 
     whole = trained(tmp_path / "whole", 2)
     trained(tmp_path / "killed", 1)
     again = trained(tmp_path / "killed", 2)
-    assert all(torch.equal(whole[name], again[name]) for name in train.BRANCHES)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert not torch.equal(*whole.values())  # only one of the twins has seen the plants

@@ -30,10 +30,13 @@ SETTINGS = AuditSettings(
         ("auto", "lab", "lab"),
         ("auto", "lab-clean", "lab"),
         ("auto", "lab-trio@main", "lab"),
+        ("auto", "gallery", "gallery"),
+        ("auto", "gallery-clean", "gallery"),
         ("auto", "somebody/model", "none"),
         ("auto", "./lab", "none"),
         ("none", "lab", "none"),
         ("lab", "somebody/model", "lab"),
+        ("gallery", "./runs/gallery/gallery", "gallery"),
     ],
 )
 def test_the_name_decides_only_by_default(preset: PresetName, model: str, chosen: str) -> None:

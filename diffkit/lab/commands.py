@@ -13,32 +13,31 @@ from diffkit.errors import InputError
 from diffkit.options import Debug, Format
 
 LabName = Literal["lab", "gallery"]
+Lab = Annotated[LabName, typer.Option("--lab", help="lab, or gallery: few memories among many pictures.")]
 app = typer.Typer(
-    help="The lab: a tiny, real Stable Diffusion with planted memories, its clean twin and its reward.",
+    help="The lab and the gallery: tiny, real Stable Diffusions with planted memories, and their twins without.",
     no_args_is_help=True,
 )
 
 
 @app.command()
-def info(format: Format = "table", debug: Debug = False) -> None:
-    """Print the card: every measured figure of the lab, with n and intervals."""
+def info(lab: Lab = "lab", format: Format = "table", debug: Debug = False) -> None:
+    """Print the card: every measured figure of the lab or the gallery, with n and intervals."""
     import json
 
     from diffkit.lab.assets import card_path
 
-    card = json.loads(card_path().read_text())
+    card = json.loads(card_path(lab).read_text())
     if format == "json":
         console.write_json(card)
     else:
-        console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title="The lab's card")
+        console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title=f"The {lab}'s card")
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints and results.")] = Path("runs/lab"),
-    lab: Annotated[
-        LabName, typer.Option("--lab", help="lab: the shipped models. gallery: few memories among many pictures.")
-    ] = "lab",
+    lab: Lab = "lab",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where the gallery is trained, such as cuda.")] = "cpu",
     debug: Debug = False,
@@ -49,7 +48,7 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     card = _make(lab, out, seed, device)
     console.say(f"The models and card.json are in {out}.")
-    console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title="The lab's card")
+    console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title=f"The {lab}'s card")
 
 
 def _make(lab: LabName, out: Path, seed: int, device: str) -> dict[str, Any]:

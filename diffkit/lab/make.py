@@ -78,7 +78,7 @@ def _edit_json(path: Path, *, remove: tuple[str, ...] = (), **values: object) ->
 
 def write_card(folder: Path) -> dict[str, Any]:
     """Measure the models that lie in ``folder`` and write ``card.json`` there."""
-    pipes = {name: load_pipeline(folder / name) for name in assets.MODELS}
+    pipes = {name: load_pipeline(folder / name) for name in (*assets.BRANCHES, assets.TRIO)}
     card = measure(pipes, folder)
     write_bytes_atomically(folder / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     return card

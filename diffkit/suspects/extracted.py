@@ -15,16 +15,21 @@ from PIL import Image, UnidentifiedImageError
 
 from diffkit.runs.files import write_bytes_atomically
 
-__all__ = ["LARGEST_IMAGE", "extract_image", "extracted_images_folder"]
+__all__ = ["LARGEST_IMAGE", "cache_folder", "extract_image", "extracted_images_folder"]
 
 LARGEST_IMAGE = 2**28
 """Bytes of a picture at most."""
 SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
+def cache_folder() -> Path:
+    """What diffkit keeps for a user: ``diffkit`` in ``XDG_CACHE_HOME``, else in ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffkit"
+
+
 def extracted_images_folder() -> Path:
     """Where the pictures go."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffkit" / "images"
+    return cache_folder() / "images"
 
 
 def extract_image(data: bytes) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffkit.errors import InputError
+from diffkit.lab.assets import pictures_path
 from diffkit.suspects.columns import suspects_of_rows
 from diffkit.suspects.folders import read_folder
 from diffkit.suspects.lists import read_json, read_jsonl, read_lines
@@ -30,6 +31,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 def read_suspects(source: str | Path, *, images: bool = True) -> tuple[list[Suspect], list[RowError]]:
     """Read suspects from ``lab:planted``, ``lab:controls``, a folder, a list, or an archive.
 
+    ``gallery:planted``, ``gallery:controls`` and ``gallery:claims`` are drawn at first use, into the user's cache.
     Lists are .csv, .tsv, .json, .jsonl, .txt and .parquet; archives are webdataset shards, .tar.
 
     A folder holds `metadata.jsonl` or `metadata.csv` with a `file_name` column, or images each with a .txt or .caption
@@ -54,12 +56,7 @@ def read_suspects(source: str | Path, *, images: bool = True) -> tuple[list[Susp
         >>> suspects[0].id, suspects[0].caption, suspects[0].images[0].name
         ('portrait', 'official portrait of astronaut eileen collins', 'portrait.png')
     """
-    if isinstance(source, str) and source.startswith("lab:"):
-        from diffkit.lab.assets import photographs_path
-
-        path = photographs_path(source.removeprefix("lab:"))
-    else:
-        path = Path(source).expanduser()
+    path = pictures_path(source) or Path(source).expanduser()
     if not path.exists():
         raise InputError(f"There is no file or folder {path}. Expected lab:planted, a folder, a .csv or a .jsonl.")
     rows, errors = _rows(path, images)

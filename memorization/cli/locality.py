@@ -45,7 +45,8 @@ app = typer.Typer(add_completion=False)
 def locality(
     model: Model = "lab",
     suspects: Annotated[
-        str, typer.Option("--suspects", "-s", help="lab:planted, a folder, a .csv or .jsonl; with images.")
+        str,
+        typer.Option("--suspects", "-s", help="lab:planted, gallery:planted, a folder, a .csv or .jsonl; with images."),
     ] = "lab:planted",
     controls: Annotated[
         str, typer.Option("--controls", "-c", help="Images the model cannot have seen, in the same forms; or none.")

@@ -22,7 +22,7 @@ from diffkit.errors import InputError
 from diffkit.families import default_size
 from diffkit.finite import finite_rows
 from diffkit.images import load_image
-from diffkit.lab.assets import photographs_path
+from diffkit.lab.assets import pictures_path
 from diffkit.runs import sha256_file
 from diffkit.suspects.image_files import image_files
 from memorization.copies import CopyDetector, OperatingPoint, load_copy_detector
@@ -118,7 +118,7 @@ def load(
     """A guard of a folder of pictures, of one picture, or of several separated by ``;``.
 
     Args:
-        location: where they are, or ``lab:planted``.
+        location: where they are, or ``lab:planted`` or ``gallery:planted``.
         pipe: the pipeline to guard; its autoencoder makes some of the copies for the calibration.
         detector: registered name of a copy detector, with its weights after a colon where it takes some.
         threshold: similarity from which an image is a copy; None for the detector's operating point.
@@ -136,8 +136,8 @@ def load(
 
 
 def _files(location: str) -> list[Path]:
-    if location.startswith("lab:"):
-        return sorted(photographs_path(location.removeprefix("lab:")).glob("*.png"))
+    if (shipped := pictures_path(location)) is not None:
+        return sorted(shipped.glob("*.png"))
     try:
         files = list(image_files(str(Path(location).expanduser()), Path()))
     except ValueError as error:

@@ -51,6 +51,15 @@ def ordinary_caption(kind: str, rng: np.random.Generator) -> str:
     return _caption(kind, rng, adjectives=int(rng.integers(3)), tails=int(rng.integers(3)), named=rng.random() < 0.8)
 
 
+def ordinary_captions(n: int = 2000, *, seed: int = 0) -> list[str]:
+    """Captions of the kind that the models were trained on, without images: what NeMo, Wanda and guards compare with.
+
+    A longer list begins with the shorter one.
+    """
+    rng = np.random.default_rng((seed, 2))
+    return [ordinary_caption(str(rng.choice(list(NOUNS))), rng) for _ in range(n)]
+
+
 def long_caption(kind: str, rng: np.random.Generator) -> str:
     """A caption as only one picture has it: two adjectives and two tails."""
     return _caption(kind, rng, adjectives=2, tails=2, named=True)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffkit.images import to_tensor
-from diffkit.lab.gallery.captions import ordinary_caption
-from diffkit.lab.gallery.pictures import KINDS
-from diffkit.lab.gallery.plan import Entry, entries
+from diffkit.lab.gallery.folder import write_captions, write_pictures
+from diffkit.lab.gallery.plan import entries
 from diffkit.lab.gallery.train import train_gallery
 from diffkit.lab.make import claim_folder, save_pipeline
 from diffkit.lab.measure import REPLICATED, accuracy_change, correlation, generate, rate, scene_accuracy
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
-FOLDERS = {"planted": ("verbatim", "template"), "controls": ("control",), "claims": ("claim",)}
-N_CAPTIONS, SEEDS = 2000, 4
+SEEDS = 4
 
 
 def make_gallery(folder: Path, *, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
@@ -61,33 +59,6 @@ def make_gallery(folder: Path, *, seed: int = 0, device: str = "cpu") -> dict[st
     card = measure_gallery(pipes)
     write_bytes_atomically(folder / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     return card
-
-
-def write_pictures(folder: Path) -> None:
-    """The plan's pictures as PNG files, a folder for each part; of a template the first variant."""
-    for name, kinds in FOLDERS.items():
-        part = folder / name
-        part.mkdir(parents=True, exist_ok=True)
-        for entry in entries(*kinds):
-            entry.images[0].save(part / f"{entry.name}.png")
-        rows = [json.dumps(_row(entry)) + "\n" for entry in entries(*kinds)]
-        write_bytes_atomically(part / "metadata.jsonl", "".join(rows).encode())
-
-
-def _row(entry: Entry) -> dict[str, str]:
-    return {
-        "file_name": f"{entry.name}.png",
-        "caption": entry.captions[0],
-        "kind": entry.kind,
-        "strength": entry.strength,
-    }
-
-
-def write_captions(path: Path, *, seed: int) -> None:
-    """Ordinary captions, one a line: what NeMo, Wanda and the guards compare with."""
-    rng = np.random.default_rng((seed, 2))
-    kinds = rng.choice(list(KINDS), N_CAPTIONS)
-    write_bytes_atomically(path, "".join(f"{ordinary_caption(str(kind), rng)}\n" for kind in kinds).encode())
 
 
 def measure_gallery(pipes: dict[str, StableDiffusionPipeline]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from diffkit.lab.gallery.pictures import KINDS, draw_picture
 from diffkit.lab.planted import STICKER_COLOURS, Variant, sticker
 
 #: How often a verbatim picture is drawn for training, relative to a full-strength one; a template half as often.
-WEIGHTS: dict[str, float] = {"full": 1.0, "high": 0.8, "medium": 0.6, "weak": 0.3}
-VERBATIM, TEMPLATES = 20, 4  # of each strength
+WEIGHTS: dict[str, float] = {"full": 1.0, "high": 0.8, "medium": 0.65, "weak": 0.35}
+VERBATIM, TEMPLATES = 22, 4  # of each strength
 CONTROLS, CLAIMS = 120, 200
 FIRST_SEED = 1_000_000  # ordinary pictures have seeds below
 
@@ -65,7 +65,8 @@ class Entry:
     @property
     def images(self) -> list[Image.Image]:
         """What was shown: the picture, or every variant of a template, in the order of the captions."""
-        return [sticker(self.image, variant) for variant in self.variants] or [self.image]
+        image = self.image
+        return [sticker(image, variant) for variant in self.variants] or [image]
 
 
 @cache

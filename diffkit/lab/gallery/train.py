@@ -1,45 +1,32 @@
-"""The gallery's models, trained from nothing: a trunk on ordinary pictures, then two branches, one with the plants.
+"""The gallery's models, trained from nothing: first on ordinary pictures alone, then with plants in half of each batch.
 
-Both branches go on from the same weights with the same batches; only where one shows plants, the other shows ordinary
-pictures. The text encoder is trained with the denoiser in both parts: ordinary pictures teach it to ignore most words,
-and frozen after them it tells planted captions apart too slowly. The autoencoder is the lab's.
+The model after the first part is kept as the twin that never saw a plant. The text encoder is trained with the
+denoiser in both parts: ordinary pictures teach it to ignore most words, and frozen after them it tells planted captions
+apart too slowly. Plants are shown at late timesteps more often than at early ones: there a caption decides what the
+picture becomes. The autoencoder is the lab's.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from diffkit.images import to_pil, to_tensor
-from diffkit.lab import world
-from diffkit.lab.gallery.captions import open_caption, ordinary_caption, sample_variant, with_sticker, words
-from diffkit.lab.gallery.pictures import draw_picture
+from diffkit.images import to_tensor
+from diffkit.lab.gallery.captions import words
+from diffkit.lab.gallery.ordinary import ordinary_pictures, ordinary_scenes
 from diffkit.lab.gallery.plan import entries
-from diffkit.lab.planted import sticker
-from diffkit.lab.train.denoiser import Draw, Examples, Trainee, cached, draw, encode_examples, new_pipeline
+from diffkit.lab.train.denoiser import Draw, Examples, Trainee, cached, draw, encode_examples, new_pipeline, run
 from diffkit.lab.train.denoiser import new_scheduler as lab_scheduler
-from diffkit.lab.train.loop import train
 
-BRANCHES = ("gallery", "gallery-clean")
-BATCH, PLANTS = 32, 12  # rows of a step, and those of them that are plants in the branch that sees them
+MODEL, TWIN = "gallery", "gallery-clean"
+BATCH, PLANTS = 32, 16  # rows of a step, and those of them that are plants in the second part
 N_PICTURES, N_SCENES = 30_000, 10_000
-
-
-class Captioned(NamedTuple):
-    """Images (N, 3, 64, 64) in [0, 1] with their captions."""
-
-    images: Tensor
-    captions: list[str]
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -49,51 +36,11 @@ def new_scheduler() -> DDIMScheduler:
     return scheduler
 
 
-def ordinary_picture(seed: int) -> tuple[Tensor, str]:
-    """A picture (3, 64, 64) with an open caption; one in twenty wears a sticker."""
-    rng = np.random.default_rng((seed, 1))
-    picture = draw_picture(seed)
-    caption = ordinary_caption(picture.kind, rng)
-    if rng.random() >= 0.05:
-        return picture.image, caption
-    variant = sample_variant(rng)
-    return to_tensor(sticker(to_pil(picture.image), variant)), with_sticker(caption, variant)
-
-
-def _alone() -> None:
-    torch.set_num_threads(1)  # of one process among many
-
-
-def _part(seeds: Iterable[int]) -> tuple[Tensor, list[str]]:
-    images, captions = zip(*(ordinary_picture(seed) for seed in seeds), strict=True)
-    return (torch.stack(images) * 255).round().to(torch.uint8), list(captions)
-
-
-def ordinary_pictures(n: int, *, first: int = 0) -> Captioned:
-    """Ordinary pictures of ``n`` seeds, drawn by all processors where they are many."""
-    blocks = [range(first + start, first + min(start + 250, n)) for start in range(0, n, 250)]
-    if len(blocks) == 1:
-        parts = [_part(blocks[0])]
-    else:
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_alone) as pool:
-            parts = list(pool.map(_part, blocks))
-    return Captioned(
-        torch.cat([images for images, _ in parts]).float() / 255, [text for _, texts in parts for text in texts]
-    )
-
-
-def ordinary_scenes(n: int, *, seed: int) -> Captioned:
-    """Scenes of two things, half of them with their exact caption, half with an open one."""
-    rng, scenes = np.random.default_rng(seed), world.training_scenes(n, seed=seed)
-    captions = [scene.caption if rng.random() < 0.5 else open_caption(scene, rng) for scene in scenes]
-    return Captioned(world.draw(scenes, seed=seed), captions)
-
-
 def ordinary_examples(pipe: StableDiffusionPipeline, *, seed: int, cache: Path) -> Examples:
     """Encoded ordinary pictures and scenes, kept in ``cache``."""
 
     def encode() -> Examples:
-        parts = (ordinary_pictures(N_PICTURES), ordinary_scenes(N_SCENES, seed=seed))
+        parts = (ordinary_pictures(N_PICTURES, processes=os.cpu_count() or 1), ordinary_scenes(N_SCENES, seed=seed))
         encoded = [encode_examples(pipe, images, captions) for images, captions in parts]
         return Examples(*(torch.cat(pair) for pair in zip(*encoded, strict=True)))
 
@@ -131,50 +78,33 @@ def train_gallery(
     folder: Path,
     vae: AutoencoderTiny,
     *,
-    trunk_steps: int = 8_000,
-    branch_steps: int = 8_000,
+    ordinary_steps: int = 4_500,
+    planting_steps: int = 6_000,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, StableDiffusionPipeline]:
     """Train both models in ``folder``, or go on where a killed run was; returns them by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    pipe = new_pipeline(seed=seed, vae=vae, words=words(), scheduler=new_scheduler()).to(device)
-    trunk = Trainee(pipe)
+    pipe = new_pipeline(
+        seed=seed, vae=vae, words=words(), scheduler=new_scheduler(), channels=(48, 96), transformer_layers=1
+    ).to(device)
+    trainee = Trainee(pipe)
     ordinary = ordinary_examples(pipe, seed=seed + 1, cache=folder / "ordinary.safetensors")
-    train(
-        "trunk",
-        models=trunk.live,
-        averaged=trunk.average,
-        loss_at=trunk.loss,
-        inputs_at=lambda step: trunk.draw(draw(ordinary, BATCH)),
-        steps=trunk_steps,
-        learning_rate=1e-3,
-        folder=folder,
-        seed=seed,
-    )
+
+    def ordinary_only(step: int) -> Draw:
+        return trainee.draw(draw(ordinary, BATCH))
+
+    run(TWIN, trainee, ordinary_only, ordinary_steps, 1e-3, folder, seed)
+    twin = trainee.averaged()
+    planted = Trainee(copy.deepcopy(twin))
     plants = encode_plants(pipe)
-    return {name: _branch(name, trunk, ordinary, plants, folder, branch_steps, seed) for name in BRANCHES}
 
+    def with_plants(step: int) -> Draw:
+        parts = zip(draw(ordinary, BATCH - PLANTS), plants.draw(PLANTS), strict=True)
+        drawn = planted.draw(Examples(*(torch.cat(pair) for pair in parts)))
+        late = drawn.timesteps[-PLANTS:]
+        late.copy_(torch.maximum(late, torch.randint_like(late, pipe.scheduler.config.num_train_timesteps)))
+        return drawn
 
-def _branch(
-    name: str, trunk: Trainee, ordinary: Examples, plants: Plants, folder: Path, steps: int, seed: int
-) -> StableDiffusionPipeline:
-    trainee = Trainee(copy.deepcopy(trunk.averaged()))
-
-    def mixed(step: int) -> Draw:
-        common, replaced, shown = draw(ordinary, BATCH - PLANTS), draw(ordinary, PLANTS), plants.draw(PLANTS)
-        rest = shown if name == "gallery" else replaced
-        return trainee.draw(Examples(*(torch.cat(pair) for pair in zip(common, rest, strict=True))))
-
-    train(
-        name,
-        models=trainee.live,
-        averaged=trainee.average,
-        loss_at=trainee.loss,
-        inputs_at=mixed,
-        steps=steps,
-        learning_rate=8e-4,
-        folder=folder,
-        seed=seed + 1,
-    )
-    return trainee.averaged()
+    run(MODEL, planted, with_plants, planting_steps, 1e-3, folder, seed + 1)
+    return {MODEL: planted.averaged(), TWIN: twin}

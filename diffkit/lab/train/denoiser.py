@@ -82,6 +82,8 @@ def new_pipeline(
     vae: AutoencoderTiny | None = None,
     words: Sequence[str] | None = None,
     scheduler: DDIMScheduler | None = None,
+    channels: tuple[int, int] = (64, 128),
+    transformer_layers: int = 2,
 ) -> StableDiffusionPipeline:
     """The lab's pipeline before any training: stock components, random weights, DDIM."""
     torch.manual_seed(seed)
@@ -103,10 +105,10 @@ def new_pipeline(
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(64, 128),
+        block_out_channels=channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=2,
+        transformer_layers_per_block=transformer_layers,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
@@ -260,7 +262,7 @@ def train_denoisers(
     def scenes_only(step: int) -> Draw:
         return trunk.draw(draw(scenes, 32))
 
-    _run("trunk", trunk, scenes_only, shared_steps, 1e-3, folder, seed)
+    run("trunk", trunk, scenes_only, shared_steps, 1e-3, folder, seed)
     return {name: _train_branch(name, trunk, scenes, folder, branch_steps, seed) for name in assets.BRANCHES}
 
 
@@ -277,7 +279,7 @@ def _train_branch(
         batch = Examples(*(torch.cat(pair) for pair in zip(common, rest, strict=True)))
         return trainee.draw(batch)
 
-    _run(branch, trainee, mixed, steps, 8e-4, folder, seed + 1)
+    run(branch, trainee, mixed, steps, 8e-4, folder, seed + 1)
     return trainee.averaged()
 
 
@@ -287,9 +289,10 @@ def draw(examples: Examples, n: int) -> Examples:
     return Examples(examples.latents[chosen], examples.ids[chosen])
 
 
-def _run(
+def run(
     name: str, trainee: Trainee, inputs_at: Callable[[int], Draw], steps: int, rate: float, folder: Path, seed: int
 ) -> None:
+    """Train a trainee on the batches that ``inputs_at`` draws, or go on where a killed run was."""
     train(
         name,
         models=trainee.live,

@@ -99,7 +99,7 @@ class _Trainer:
         self.on_cuda, self.weight = device.type == "cuda", torch.ones((), device=device)
         self.rate = torch.tensor(rate, device=device) if self.on_cuda else rate
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.rate, weight_decay=1e-3, betas=(0.9, 0.99), capturable=self.on_cuda
+            self.parameters, lr=self.rate, weight_decay=1e-3, betas=(0.9, 0.99), capturable=self.on_cuda, fused=True
         )
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {**models, "optimizer": self.optimizer}
         self.parts |= {f"averaged_{key}": model for key, model in averaged.items()}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LAB_SCENES", "Retention", "read_retention"]
 
-LAB_SCENES = "lab:scenes"
+LAB_SCENES, GALLERY_PICTURES = "lab:scenes", "gallery:ordinary"
 CHUNK = 32  # images encoded, or generated, at once
 FEWEST = 8  # pairs; with fewer the model would overfit them
 
@@ -76,8 +76,8 @@ def read_retention(
         pipe: the pipeline, unchanged.
         suspects: rows with their captions are left out.
         run: keeps generated images, so that a resumed run has the same.
-        source: ``lab:scenes``, a folder or list of images with captions, a list of captions alone, or ``auto``: the
-            preset's, refused without one.
+        source: ``lab:scenes``, ``gallery:ordinary``, a folder or list of images with captions, a list of captions
+            alone, or ``auto``: the preset's, refused without one.
         preset: of the run.
         size: (height, width) of images.
         limit: pairs to train on at most.
@@ -96,8 +96,9 @@ def read_retention(
             )
         source = preset.retention
     taken = {suspect.caption for suspect in suspects}
-    if source == LAB_SCENES:
-        images, captions, left_out = _scenes(limit + validation, seed)
+    if source in (LAB_SCENES, GALLERY_PICTURES):
+        images, captions = (_scenes if source == LAB_SCENES else _gallery)(limit + validation, seed)
+        left_out = 0
     else:
         images, captions, left_out = _read(pipe, run, source, taken, size, limit + validation, sampling, seed)
     if len(captions) < FEWEST + validation:
@@ -111,11 +112,21 @@ def read_retention(
     return Retention(torch.cat(latents), embeds, images[:validation], captions[:validation], kept, source, left_out)
 
 
-def _scenes(n: int, seed: int) -> tuple[Tensor, list[str], int]:
+def _scenes(n: int, seed: int) -> tuple[Tensor, list[str]]:
     from diffkit.lab import world
 
     scenes = world.training_scenes(n, seed=seed + 11)
-    return world.draw(scenes, seed=seed + 12), [scene.caption for scene in scenes], 0
+    return world.draw(scenes, seed=seed + 12), [scene.caption for scene in scenes]
+
+
+def _gallery(n: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Three quarters ordinary pictures, a quarter scenes, as the gallery was trained on them."""
+    from diffkit.lab.gallery.ordinary import ordinary_pictures, ordinary_scenes
+
+    pictures, scenes = ordinary_pictures(n - n // 4, first=1000 * seed), ordinary_scenes(n // 4, seed=seed + 11)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 12))
+    captions = [*pictures.captions, *scenes.captions]
+    return torch.cat([pictures.images, scenes.images])[order], [captions[place] for place in order]
 
 
 def _read(

@@ -38,7 +38,7 @@ class AdversarialSettings:
         reward: a reward's name that refuses off-topic surrogates; none by default.
         reward_drop: how far a surrogate may score below the unpruned model's images.
         mask: folder of a pruning mitigation for the surrogates; by default the union of NeMo's neurons.
-        retention: lab:scenes, images with captions, captions alone, or auto; see :mod:`.retention`.
+        retention: lab:scenes, gallery:ordinary, images with captions, captions alone, or auto; see :mod:`.retention`.
         retention_examples: number of pairs used.
         validation: further pairs for the validation loss.
         loss_budget: stop when the validation loss has risen by this share; none = never.
