@@ -202,8 +202,8 @@ def seconds_per_image(pipe: StableDiffusionPipeline, *, batch: int = 16) -> floa
 
 
 def megabytes(folder: Path) -> float:
-    """Size of a folder in MB (10^6 bytes)."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    """Size of a folder in MB (10^6 bytes); a file that models share by links counts once."""
+    return sum(file.stat().st_size for file in {path.resolve() for path in folder.rglob("*") if path.is_file()}) / 1e6
 
 
 def million_parameters(pipe: StableDiffusionPipeline) -> float:
