@@ -17,6 +17,7 @@ import sys
 import figures_evidence
 import figures_families
 import figures_few_steps
+import figures_gallery
 import figures_memorization
 import figures_ttsnap
 from figures_common import ROOT
@@ -29,7 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    modules = (figures_memorization, figures_evidence, figures_families, figures_few_steps, figures_ttsnap)
+    modules = (
+        figures_memorization,
+        figures_gallery,
+        figures_evidence,
+        figures_families,
+        figures_few_steps,
+        figures_ttsnap,
+    )
     blocks = {block.__name__: block() for module in modules for block in module.BLOCKS}
     for path in PAGES:
         before = after = path.read_text()
