@@ -18,6 +18,7 @@ from diffkit.errors import InputError
 from diffkit.lab.assets import model_path
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply_mitigation, load_mitigation, save_mitigation
+from diffkit.mitigation.packed_mask import mask_tensor
 
 TO_V = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 FF = "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2"
@@ -55,6 +56,28 @@ def test_the_union_of_a_mask_zeroes_rows_bias_and_single_weights_and_nothing_els
         assert not same(pipe, before)
     assert same(pipe, before)
     applied.undo()  # twice does no harm
+    assert same(pipe, before)
+
+
+def test_a_packed_mask_zeroes_the_same_weights_as_a_list_of_indices(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    before = weights(pipe)
+    off = {
+        name: torch.rand(value.shape, generator=torch.Generator().manual_seed(1)) < share
+        for name, share in (("unet.conv_in", 0.6), (FF, 0.01))
+        for value in (before[f"{name}.weight"],)
+    }
+    tensors = {key: value for name, chosen in off.items() for key, value in mask_tensor(name, chosen).items()}
+    assert set(tensors) == {"unet.conv_in.bits", f"{FF}.weights"}  # the smaller form of each
+    save_mitigation(tmp_path, mask(tensors=tensors))
+    with apply_mitigation(pipe, load_mitigation(tmp_path)):
+        expected = {name: value.clone() for name, value in before.items()}
+        for name, chosen in off.items():
+            expected[f"{name}.weight"][chosen] = 0
+        assert same(pipe, expected)
+    assert same(pipe, before)
+    with pytest.raises(InputError, match="72 bytes"):
+        apply_mitigation(pipe, mask(tensors={"unet.conv_in.bits": torch.zeros(73, dtype=torch.uint8)}))
     assert same(pipe, before)
 
 

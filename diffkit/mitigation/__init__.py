@@ -3,8 +3,10 @@
 A folder holds ``mitigation.json`` (the card) and ``weights.safetensors``. Tensor names begin with the part of the
 pipeline they belong to, e.g. ``unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v``. Kinds:
 
-- ``mask``: ``<module>.rows`` (int32 output rows to zero, bias included) or ``<module>.weights`` (int32 flat indices
-  into the weight). ``<suspect id>/<module>.rows`` belongs to one suspect; the union of all is applied by default.
+- ``mask``: ``<module>.rows`` (int32 output rows to zero, bias included), ``<module>.weights`` (int32 flat indices into
+  the weight) or ``<module>.bits`` (uint8, one bit for each weight in flat order, 1 = off, the first in the highest bit;
+  :mod:`diffkit.mitigation.packed_mask`), of linear layers and convolutions. ``<suspect id>/<module>.rows`` belongs to
+  one suspect; the union of all is applied by default.
   What is switched off may leave its ordinary value behind instead of 0: ``<module>.outputs`` (float, an ordinary value
   of each output) for rows, ``<module>.inputs`` (float, an ordinary value of each input) for weights. It goes into the
   bias of the module or, for a ``to_v`` without one, through ``to_out.0`` into the bias there: attention weights sum

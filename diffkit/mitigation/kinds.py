@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffkit.errors import InputError
+from diffkit.mitigation.packed_mask import unpack_mask
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -51,7 +52,7 @@ def find_parameter(pipe: Pipeline, name: str) -> nn.Parameter:
 
 
 class _Off(NamedTuple):
-    """What of a linear layer is switched off: bool (out, in) weights, bool (out,) whole rows."""
+    """What of a linear or convolutional layer is switched off: bool (out, in) weights, bool (out,) whole rows."""
 
     weights: Tensor
     rows: Tensor
@@ -87,8 +88,11 @@ def _nothing_off(pipe: Pipeline, module: str) -> _Off:
 
 
 def _switch_off(off: _Off, name: str, what: str, tensor: Tensor) -> None:
+    if what == "bits":
+        off.weights.view(-1).logical_or_(unpack_mask(tensor, off.weights.numel()))
+        return
     if what not in ("rows", "weights") or tensor.is_floating_point() or tensor.ndim != 1:
-        raise InputError(f"The mask has an entry {name!r} that is neither a list of rows nor of weights.")
+        raise InputError(f"The mask has an entry {name!r} that is neither a list of rows nor of weights, nor its bits.")
     target = off.rows if what == "rows" else off.weights.view(-1)
     chosen = tensor.long()
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(target):
