@@ -26,7 +26,7 @@ from diffkit.lab.train.denoiser import new_scheduler as lab_scheduler
 
 MODEL, TWIN = "gallery", "gallery-clean"
 BATCH, PLANTS = 32, 16  # rows of a step, and those of them that are plants in the second part
-N_PICTURES, N_SCENES = 30_000, 10_000
+N_PICTURES, N_SCENES = 20_000, 10_000
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -78,8 +78,8 @@ def train_gallery(
     folder: Path,
     vae: AutoencoderTiny,
     *,
-    ordinary_steps: int = 4_500,
-    planting_steps: int = 6_000,
+    ordinary_steps: int = 4_000,
+    planting_steps: int = 5_000,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, StableDiffusionPipeline]:
