@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffkit.lab.gallery import captions, train
+from diffkit.errors import InputError
+from diffkit.images import to_tensor
+from diffkit.lab import assets
+from diffkit.lab.gallery import captions, folder, ordinary, train
 from diffkit.lab.gallery.folder import write_captions, write_pictures
 from diffkit.lab.gallery.pictures import KINDS, draw_picture
 from diffkit.lab.gallery.plan import CLAIMS, CONTROLS, FIRST_SEED, WEIGHTS, entries, plan
-from diffkit.lab.measure import correlation
+from diffkit.lab.measure import REPLICATED, correlation, generate
 from diffkit.loading import load_pipeline
+from diffkit.prompts import read_prompts
 from diffkit.suspects import read_suspects
 
 
@@ -63,6 +68,46 @@ def test_pictures_and_captions_are_written_as_a_user_reads_them(tmp_path: Path) 
     assert [suspect.caption for suspect in planted] == [e.captions[0] for e in entries("verbatim", "template")]
     assert len(read_suspects(tmp_path / "claims")[0]) == CLAIMS
     assert len((tmp_path / "ordinary.txt").read_text().splitlines()) == 2000
+
+
+def test_the_pictures_are_drawn_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(folder, "FOLDERS", {"controls": ("control",)})  # fewer to draw
+    first = read_suspects("gallery:controls")[0]
+    assert len(first) == CONTROLS
+    made = first[0].images[0]
+    assert made.is_relative_to(tmp_path)
+    written = made.stat().st_mtime_ns
+    assert read_suspects("gallery:controls")[0] == first
+    assert made.stat().st_mtime_ns == written
+    assert [path.name for path in made.parents[2].iterdir()] == [made.parents[1].name]  # nothing half drawn
+    with pytest.raises(InputError, match="the gallery has controls, not 'weeds'"):
+        read_suspects("gallery:weeds")
+
+
+def test_ordinary_captions_are_prompts_and_retention_pairs() -> None:
+    assert read_prompts("gallery:ordinary", limit=3) == read_prompts("gallery:ordinary", limit=9)[:3]
+    pictures = ordinary.ordinary_pictures(3, first=5)
+    again = ordinary.ordinary_pictures(1, first=7)
+    assert torch.equal(pictures.images[2], again.images[0])
+    assert pictures.captions[2] == again.captions[0]
+
+
+@pytest.mark.parametrize(("name", "held"), [("gallery", True), ("gallery-clean", False)])
+def test_captions_bring_plants_back_only_where_they_were_planted(name: str, held: bool) -> None:
+    plants = entries("verbatim")[:4]
+    images = generate(load_pipeline(name), [plant.caption for plant in plants], [1, 2, 3, 4])
+    likeness = [float(correlation(i[None], to_tensor(p.image))) for i, p in zip(images, plants, strict=True)]
+    assert all((value > REPLICATED) is held for value in likeness), likeness
+
+
+def test_the_card_says_what_the_models_hold() -> None:
+    card = json.loads(assets.card_path("gallery").read_text())
+    rates = {name: row["rate"] for name, row in card["gallery"]["replication"].items()}
+    assert rates["verbatim, full"] >= 0.9
+    assert rates["verbatim, full"] >= rates["verbatim, weak"]
+    assert rates["control"] == 0
+    assert all(row["rate"] <= 0.02 for row in card["gallery-clean"]["replication"].values())
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,6 @@ def new_pipeline(
     seed: int = 0,
     vae: AutoencoderTiny | None = None,
     words: Sequence[str] | None = None,
-    scheduler: DDIMScheduler | None = None,
     channels: tuple[int, int] = (64, 128),
     transformer_layers: int = 2,
 ) -> StableDiffusionPipeline:
@@ -118,7 +117,7 @@ def new_pipeline(
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler or new_scheduler(),
+        scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
