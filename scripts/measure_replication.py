@@ -88,6 +88,7 @@ class Gallery:
         self.templates = [suspect for suspect in planted if suspect.kind == "template"]
         self.controls = read_suspects("gallery:controls")[0]
         self.claims = read_suspects("gallery:claims")[0]
+        self.other_captions = tuple(ordinary_captions(8))  # where the start "other" of an attack begins
         self.batch = 256 if device != "cpu" else 16
 
     def path(self, name: str) -> str:
@@ -121,7 +122,7 @@ class Gallery:
 
     def attacked(self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]) -> dict[str, Any]:
         """By DoRI from two starts: what the better of both brings back, at each budget above 0."""
-        points, empty = StartingPoints(pipe, ordinary_captions(8)), encode_prompts(pipe, [""], guidance=False)
+        points, empty = StartingPoints(pipe, self.other_captions), encode_prompts(pipe, [""], guidance=False)
         own, targets = torch.zeros_like(empty.prompt_embeds[0]), list[Target]()  # only the "prompt" start uses its own
         for item in items:
             for start in STARTS:

@@ -312,6 +312,28 @@ class TestMitigations:
         )
         self.check(pipe, name, made)
 
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("sdxl", ("saliency=wanda", "allocation=module")),
+            ("sd3", ("saliency=taylor", "allocation=global")),
+            ("flux", ("saliency=wanda", "allocation=tyr", "objective=dori", "grain=0.1", "generations=1")),
+            ("sd3", ("saliency=distortion", "allocation=ecoflap", "objective=forget", "perturbations=1")),
+        ],
+    )
+    def test_prune(self, name: str, options: tuple[str, ...], tmp_path: Path) -> None:
+        pipe = family_pipeline(name)
+        if SIZES[name] != tuple(default_size(pipe)):
+            pipe.default_sample_size = 32 // pipe.vae_scale_factor
+        few = (f"retention={captions(tmp_path)}", "examples=8", "draws=1", "num_inference_steps=2", "population=2")
+        method = methods.get("prune")
+        settings = parse_settings(method, [*options, *few, "attack_steps=1", "attack_images=1"], NONE)
+        made = mitigate(
+            pipe, suspects(tmp_path, name), method=method, out=tmp_path / "out", name="m", settings=settings
+        )
+        assert made.figures["share off in all"] == pytest.approx(0.3, abs=1e-4)
+        self.check(pipe, name, made)
+
     @pytest.mark.parametrize("name", FAMILIES)
     def test_adversarial(self, name: str, tmp_path: Path) -> None:
         pipe = family_pipeline(name)

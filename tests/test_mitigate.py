@@ -36,12 +36,27 @@ class Case(NamedTuple):
     parts: bool
 
 
+FEW = ("examples=8", "draws=1", "batch=8")  # of a pruning's calibration
 CASES = [
     Case("nemo", ("statistics=30", "calibration=3", "seeds=2", "theta=1.5", "smallest_theta=1.5"), "mask", True),
     Case("wanda", ("base_captions=2", "timesteps=1", "steps=3", "sparsity=0.1"), "mask", True),
     Case(
         "wanda",
         ("base_captions=2", "timesteps=1", "steps=3", "sparsity=0.1", "parts=false", "fill=zero"),
+        "mask",
+        False,
+    ),
+    Case("prune", ("saliency=magnitude", "allocation=global", "sparsity=0.4"), "mask", False),
+    Case("prune", ("saliency=taylor", "allocation=module", "layers=unet.mid_block*", *FEW), "mask", False),
+    Case(
+        "prune",
+        ("allocation=ecoflap", "objective=forget", "layers=*mid_block*attn2*", "perturbations=1", *FEW),
+        "mask",
+        False,
+    ),
+    Case(
+        "prune",
+        ("allocation=tyr", "layers=unet.mid_block*", "grain=0.1", "generations=2", "population=3", *FEW),
         "mask",
         False,
     ),

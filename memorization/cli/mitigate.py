@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def mitigate(
-    method: Annotated[str, typer.Argument(help="nemo, wanda, adversarial, prompt-guard, attention-guard, ...")],
+    method: Annotated[str, typer.Argument(help="nemo, wanda, prune, adversarial, prompt-guard, attention-guard, ...")],
     model: Model = "lab",
     lora: Lora = None,
     suspects: Suspects = "lab:planted",

@@ -27,8 +27,9 @@ class Method:
         kind: the kind of mitigation it gives, see :mod:`diffkit.mitigation`.
         settings: a frozen dataclass of simple fields (int, float, bool, str, tuples of str, or None); each has a
             default, and it raises InputError for a value out of its range. The command line reads it.
-        mitigate: (pipeline, suspects, open run, settings) -> mitigation. It writes a journal line per suspect into the
-            run, reuses the lines already in it, and takes ``model`` and ``model_sha256`` from ``run.record["config"]``.
+        mitigate: (pipeline, suspects, open run, settings) -> mitigation. It writes journal lines into the run, such as
+            one per suspect, reuses the lines already in it, and takes ``model`` and ``model_sha256`` from
+            ``run.record["config"]``.
         needs_images: whether every suspect needs an image.
         shared: whether several processes of ``accelerate launch`` may run it together; then ``run`` is None on all
             but the first.
@@ -48,6 +49,7 @@ methods: Registry[Method] = Registry(
     builtins={
         "nemo": "memorization.mitigation.nemo_method:METHOD",
         "wanda": "memorization.mitigation.wanda_method:METHOD",
+        "prune": "memorization.mitigation.pruning.method:METHOD",
         "adversarial": "memorization.mitigation.adversarial.method:METHOD",
         "prompt-guard": "memorization.mitigation.prompt_guard:METHOD",
         "attention-guard": "memorization.mitigation.attention_guard:METHOD",

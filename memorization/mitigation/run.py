@@ -47,7 +47,8 @@ def mitigate(
         suspects: the captions and images to mitigate: a source that :func:`diffkit.read_suspects` takes, suspects
             already read, or the result of :func:`memorization.items.gather`. Rows that could not be read are in the
             run's ``rows_in_error.csv``.
-        method: a registered name ("nemo", "wanda", "adversarial", "prompt-guard", "attention-guard"), or a method.
+        method: a registered name ("nemo", "wanda", "prune", "adversarial", "prompt-guard", "attention-guard"), or a
+            method.
         out: the run's folder, which is the mitigation's folder in the end.
         settings: settings of the method by name, the rest as by default; or an instance of ``method.settings``.
         preset: replaces defaults for the lab's models, see :mod:`memorization.presets`.

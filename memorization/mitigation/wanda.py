@@ -38,7 +38,7 @@ from memorization.text_embeddings import Embedded, as_embeds, empty_text
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-__all__ = ["column_norms", "input_norms", "mean_inputs", "root_mean_square", "scores", "select"]
+__all__ = ["column_norms", "input_norms", "mean_inputs", "on_inputs", "root_mean_square", "scores", "select"]
 
 Norms = dict[str, Tensor]  # layer -> (T, in) or, of several captions, (n, T, in); >= 0
 
@@ -87,7 +87,7 @@ def input_norms(
     parts: list[Norms] = []
     for rows in _blocks(prompt_embeds, micro_batch):
         calls_by_layer: dict[str, list[Tensor]] = {name: [] for name in layers}
-        with _on_inputs(layers, partial(_keep_norms, calls_by_layer)):
+        with on_inputs(layers, partial(_keep_norms, calls_by_layer)):
             _denoise(pipe, rows, negative, seed, steps, guidance, timesteps)
         if missing := [name for name, calls in calls_by_layer.items() if len(calls) < timesteps]:
             raise InputError(
@@ -128,13 +128,13 @@ def mean_inputs(
         counts[name] += len(rows)
 
     for index, rows in enumerate(_blocks(prompt_embeds, micro_batch)):
-        with _on_inputs(layers, add):
+        with on_inputs(layers, add):
             _denoise(pipe, rows, negative, seed + index, steps, guidance, steps)
     return {name: (value / counts[name]).float() for name, value in total.items()}
 
 
 @contextmanager
-def _on_inputs(layers: Mapping[str, nn.Linear], callback: Callable[[str, Tensor], None]) -> Iterator[None]:
+def on_inputs(layers: Mapping[str, nn.Module], callback: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call ``callback(name, input)`` whenever one of the layers runs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

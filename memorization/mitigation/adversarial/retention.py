@@ -91,7 +91,7 @@ def read_retention(
     if source == "auto":
         if preset.retention is None:
             raise InputError(
-                "Adversarial fine-tuning needs retention data: give --set retention=FOLDER (images with "
+                "Ordinary images to keep are needed, the retention data: give --set retention=FOLDER (images with "
                 "captions) or a .txt of ordinary captions, from which the model draws the images itself."
             )
         source = preset.retention

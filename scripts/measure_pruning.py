@@ -1,0 +1,171 @@
+"""Does any pruner erase? Saliencies and allocations at rising sparsity, until captions give no image; then DoRI.
+
+    python scripts/measure_pruning.py [--model gallery] [--models runs/gallery] [--device cuda] [--out runs/pruning]
+        [--only taylor/global,wanda/tyr/forget] [--sparsities 0.1,0.2,0.3] [--set examples=64] [--limit 66]
+        [--json docs/figures/pruning.json]
+
+Each row is a saliency, an allocation and, where the allocation is measured, its objective. At each sparsity: captions
+that still give their image, scene accuracy, and the loss on ordinary images that no model was trained on; at the first
+at which at most a fifth of the captions are left (or the last) also what DoRI brings back in 50 steps from two starts.
+A run goes on where it was cut, and measures that the JSON holds of the same model are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure_replication import FIRST_HELD_OUT, Gallery, share, stored, write_json
+from torch import Tensor
+
+from diffkit.families import Pipeline
+from diffkit.lab.gallery.ordinary import ordinary_pictures
+from diffkit.lab.measure import accuracy_change, scene_accuracy
+from diffkit.lab.planted import PHOTOGRAPHS
+from diffkit.lab.world import draw, held_out_scenes, training_scenes
+from diffkit.loading import model_checksum
+from diffkit.mitigation import apply_mitigation
+from diffkit.runs import Run
+from diffkit.suspects import read_suspects
+from memorization.mitigation import methods
+from memorization.mitigation.run import mitigate, parse_settings
+from memorization.presets import choose_preset
+from memorization.quality.losses import validation_losses
+
+SALIENCIES = ("magnitude", "wanda", "distortion", "taylor")
+ALLOCATIONS = ("uniform", "global", "module", "ecoflap/loss", "ecoflap/forget", "tyr/loss", "tyr/forget", "tyr/dori")
+SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LEFT, BUDGETS = 0.2, (0, 50)
+
+
+class Lab(Gallery):
+    """The lab's model and its verbatim images of full strength, with the interface of the gallery."""
+
+    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
+        self.folder, self.device, self.limit = folder, device, limit
+        full = {photograph.name for photograph in PHOTOGRAPHS if photograph.strength == "full"}
+        planted = [suspect for suspect in read_suspects("lab:planted")[0] if suspect.kind == "verbatim"]
+        self.suspects = [suspect for suspect in planted if suspect.images[0].stem in full][:limit]
+        self.other_captions = tuple(scene.caption for scene in training_scenes(8, seed=2024))
+        self.batch = 256 if device != "cpu" else 16
+
+
+def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
+    """Ordinary images that no model was trained on, and their captions."""
+    n = min(128, 2 * gallery.limit)
+    if not isinstance(gallery, Lab):
+        images, captions = ordinary_pictures(n, first=FIRST_HELD_OUT)
+        return images, captions
+    scenes = held_out_scenes(n, seed=7)
+    return draw(scenes, seed=8), [scene.caption for scene in scenes]
+
+
+class Pruned:
+    """A model, what it memorized, and how good it is without pruning."""
+
+    def __init__(self, name: str, gallery: Gallery) -> None:
+        self.name, self.gallery = name, gallery
+        self.pipe: Pipeline = gallery.load(name)
+        self.scenes = self._scenes()
+        self.held_out = held_out(gallery)
+
+    def _scenes(self) -> Tensor:
+        """Which held-out scenes the model draws right."""
+        return scene_accuracy(self.pipe, min(40, self.gallery.limit))
+
+    def figures(self) -> dict[str, Any]:
+        """Captions, scenes and loss of the pipeline as it is."""
+        images, captions = self.held_out
+        losses = validation_losses(self.pipe, images, captions, draws=1, micro_batch=self.gallery.batch).loss
+        return {
+            "captions": share(self.gallery.by_caption(self.pipe, self.gallery.suspects)),
+            "scenes": accuracy_change(self.scenes, self._scenes()),
+            "loss": float(losses.mean()),
+        }
+
+    def dori(self) -> dict[str, Any]:
+        """What DoRI brings back at 50 steps, by the better of two starts and by each."""
+        return dict(self.gallery.attacked(self.pipe, self.gallery.suspects, BUDGETS)["50"])
+
+
+def prune(
+    model: Pruned, row: str, sparsity: float, settings: Sequence[str], out: Path, measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Measures under the pruning of a row at a sparsity, and its figures."""
+    saliency, allocation, *objective = row.split("/")
+    chosen = [f"saliency={saliency}", f"allocation={allocation}", f"sparsity={sparsity}", *settings]
+    chosen += [f"objective={name}" for name in objective]
+    path, method = model.gallery.path(model.name), methods.get("prune")
+    made = mitigate(
+        model.pipe,
+        model.gallery.suspects,
+        method,
+        out=out / f"{row.replace('/', '-')}-{sparsity}",
+        settings=parse_settings(method, chosen, choose_preset("auto", model.name)),
+        preset="gallery" if model.name == "gallery" else "lab",
+        name=path,
+        model_sha256=model_checksum(path),
+    )
+    kept = ("weights", "weights off in all", "share off in all", "search")
+    with apply_mitigation(model.pipe, made):
+        return measure() | {"figures": {name: made.figures[name] for name in kept if name in made.figures}}
+
+
+def measure_row(model: Pruned, row: str, options: argparse.Namespace, run: Run) -> None:
+    """Sparsities of a row from the smallest, until few captions are left; DoRI at that one."""
+    common = (options.set or [], options.out)
+    for sparsity in options.sparsities:
+        key = f"{row} at {sparsity}"
+        if key not in run.done:
+            run.write(key, prune(model, row, sparsity, *common, model.figures))
+            print(key, json.dumps(run.done[key]), flush=True)
+        if run.done[key]["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
+            break
+    key = f"dori under {row} at {sparsity}"
+    if key not in run.done:
+        run.write(key, prune(model, row, sparsity, *common, model.dori))
+        print(key, json.dumps(run.done[key]), flush=True)
+
+
+def main() -> None:
+    """Parse, measure what is missing, write the JSON after each row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("gallery", "lab"), default="gallery")
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=int, default=66)
+    parser.add_argument("--only", type=lambda text: text.split(","))
+    parser.add_argument("--sparsities", type=lambda text: [float(part) for part in text.split(",")], default=SPARSITIES)
+    parser.add_argument("--set", action="append")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    gallery = (Lab if options.model == "lab" else Gallery)(options.models, options.device, options.limit)
+    config = {
+        "model": model_checksum(gallery.path(options.model)),
+        "limit": options.limit,
+        "sparsities": list(options.sparsities),
+        "settings": options.set or [],
+    }
+    model = Pruned(options.model, gallery)
+    rows = options.only or [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
+    with Run.open(options.out, config=config, kind="measure-pruning") as run:
+        for name, row in stored(options.json, config).items():
+            if name not in run.done:
+                run.write(name, row)
+        if "unpruned" not in run.done:
+            run.write("unpruned", model.figures() | {"dori": model.dori()})
+            print("unpruned", json.dumps(run.done["unpruned"]), flush=True)
+        for row in rows:
+            measure_row(model, row, options, run)
+            if options.json:
+                write_json(options.json, config, run.done)
+
+
+if __name__ == "__main__":
+    main()
