@@ -50,13 +50,13 @@ CASES = [
     Case("prune", ("saliency=taylor", "allocation=module", "layers=unet.mid_block*", *FEW), "mask", False),
     Case(
         "prune",
-        ("allocation=ecoflap", "objective=forget", "layers=*mid_block*attn2*", "perturbations=1", *FEW),
+        ("allocation=ecoflap", "objective=forget", "layers=unet.mid_block*1.attn2*", "perturbations=1", *FEW),
         "mask",
         False,
     ),
     Case(
         "prune",
-        ("allocation=tyr", "layers=unet.mid_block*", "grain=0.1", "generations=2", "population=3", *FEW),
+        ("allocation=tyr", "layers=unet.mid_block*attn2*", "grain=0.1", "generations=2", "population=3", *FEW),
         "mask",
         False,
     ),

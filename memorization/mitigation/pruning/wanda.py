@@ -5,8 +5,8 @@ Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
 :mod:`memorization.mitigation.wanda`, which removes the weights that score highest under a memorized caption, this keeps
 the weights that score highest on ordinary images. Where we differ from the authors: weights are compared within a layer
 and not within an output row, as all saliencies here; the norm is per token, which changes nothing within a layer, so
-that one threshold over several layers does not remove those that see few tokens, such as the projection of the timestep;
-and convolutions are taken as linear layers on unfolded patches.
+that one threshold over several layers does not remove those that see few tokens, such as the projection of the
+timestep; and convolutions are taken as linear layers on unfolded patches.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _columns(layer: Layer) -> tuple[int, int]:
 
 
 def columns(layer: Layer, inputs: Tensor) -> Tensor:
-    """(tokens, groups, columns) of the inputs, (..., in), or (B, C, h, w) of a convolution: a token an output position."""
+    """(tokens, groups, columns) of the inputs, (..., in), or (B, C, h, w) with a token for each output position."""
     if isinstance(layer, nn.Linear):
         return inputs.reshape(-1, 1, inputs.shape[-1])
     padding: tuple[int, int] = layer.padding  # type: ignore[assignment]  # no "same" in any denoiser
