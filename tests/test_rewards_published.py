@@ -249,7 +249,7 @@ def test_options_behind_a_name(folders):
     for text, message in [
         ("clip-score:unit=percent", r"option 'unit' .* it takes a location, convention=, device=, dtype="),
         ("hps-v2:version=v2.1", "option 'version'"),
-        ("lab:/somewhere", "it takes nothing"),
+        ("lab:/somewhere", "it takes token_pruning="),
         ("pick-score:", "does not understand ''"),
         (f"pick-score:{folders['pick-score']}:dtype=int8", "Unknown dtype"),
     ]:

@@ -19,6 +19,7 @@ from transformers import CLIPVisionModelWithProjection
 from diffkit.errors import InputError
 from diffkit.rewards.network import NetworkReward
 from diffkit.rewards.preprocessing import Preprocessing, normalised
+from diffkit.rewards.token_pruning import TokenPruning, prune_tokens
 from diffkit.rewards.weights import find_file, model_files, read_model, read_tensors
 
 __all__ = ["PLACES", "Aesthetic", "AestheticNetwork", "linear_head", "load", "widths_of"]
@@ -77,6 +78,7 @@ class Aesthetic(NetworkReward):
         clip: str | Path | None = None,
         device: str = "auto",
         dtype: str = "float32",
+        token_pruning: TokenPruning | str | None = None,
     ) -> Aesthetic:
         """Load the head and its CLIP.
 
@@ -85,6 +87,7 @@ class Aesthetic(NetworkReward):
             clip: folder or hub id of CLIP ViT-L/14; by default the head's own folder if it holds a ``config.json``,
                 else OpenAI's on the hub.
             device, dtype: see :class:`~diffkit.rewards.network.NetworkReward`.
+            token_pruning: which patches the image encoder drops on the way, see :mod:`diffkit.rewards.token_pruning`.
 
         Raises:
             InputError: nothing usable is there; the message says what to download.
@@ -103,9 +106,10 @@ class Aesthetic(NetworkReward):
             raise InputError(f"The head reads vectors of {width} numbers, but the CLIP in {source} makes {clip_width}.")
         fit = Preprocessing(model.config.image_size, "crop")
         files = [file, *model_files(source)]
-        reward = cls(AestheticNetwork(model, head), fit, files, device=device, dtype=dtype)
-        if str(location) != REPOSITORY:
-            reward.name = f"{cls.name}:{location}"
+        network = AestheticNetwork(model, head)
+        prune_tokens(network, token_pruning)
+        reward = cls(network, fit, files, device=device, dtype=dtype)
+        reward.set_name(location, REPOSITORY)
         return reward
 
 

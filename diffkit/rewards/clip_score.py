@@ -16,6 +16,7 @@ from diffkit.loading import quietly
 from diffkit.rewards.dual_encoder import DualEncoder, DualEncoderReward, OpenClip, Tokenizer, TransformersClip
 from diffkit.rewards.dual_encoder import load_transformers as _load_transformers
 from diffkit.rewards.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from diffkit.rewards.token_pruning import TokenPruning, prune_tokens
 from diffkit.rewards.weights import model_files, one_sentence
 
 __all__ = ["ClipScore", "load"]
@@ -39,6 +40,7 @@ class ClipScore(DualEncoderReward):
         convention: Convention = "cosine",
         device: str = "auto",
         dtype: str = "float32",
+        token_pruning: TokenPruning | str | None = None,
     ) -> ClipScore:
         """Load a CLIP.
 
@@ -47,6 +49,7 @@ class ClipScore(DualEncoderReward):
                 of an open_clip checkpoint behind ``hf-hub:``, as open_clip writes it.
             convention: ``cosine`` in [-1, 1]; ``clipscore`` 2.5 max(cos, 0) in [0, 2.5]; ``percent`` 100 cos.
             device, dtype: see :class:`~diffkit.rewards.network.NetworkReward`.
+            token_pruning: which patches the image encoder drops on the way, see :mod:`diffkit.rewards.token_pruning`.
 
         Raises:
             InputError: an unknown convention, or nothing usable is there; the message says what to download.
@@ -62,12 +65,12 @@ class ClipScore(DualEncoderReward):
             model, tokenizer = _load_transformers(location, location, reward=cls.name, download=DOWNLOAD)
             network = TransformersClip(model, convention)
             fit = Preprocessing(model.config.vision_config.image_size, "crop-floor")
+        prune_tokens(network, token_pruning)
         files = model_files(str(location).removeprefix("hf-hub:"))
         reward = cls(network, tokenizer, fit, files, device=device, dtype=dtype)
         if isinstance(network, OpenClip):
             reward.lora_targets = ["c_fc", "c_proj"]  # its attention reads its weights past any adapter
-        options = [] if str(location) == MODEL else [str(location)]
-        reward.name = ":".join([cls.name, *options, *([] if convention == "cosine" else [f"convention={convention}"])])
+        reward.set_name(location, MODEL, *([] if convention == "cosine" else [f"convention={convention}"]))
         return reward
 
 

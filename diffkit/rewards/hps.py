@@ -17,6 +17,7 @@ from typing import Any, Literal
 from diffkit.errors import InputError
 from diffkit.rewards.dual_encoder import DualEncoderReward, OpenClip
 from diffkit.rewards.preprocessing import Preprocessing
+from diffkit.rewards.token_pruning import TokenPruning, prune_tokens
 from diffkit.rewards.weights import find_file, one_sentence, read_tensors
 
 __all__ = ["HPS", "load_v2", "load_v21"]
@@ -41,6 +42,7 @@ class HPS(DualEncoderReward):
         version: Version = "v2.1",
         device: str = "auto",
         dtype: str = "float32",
+        token_pruning: TokenPruning | str | None = None,
     ) -> HPS:
         """Load published weights: a dictionary with ``state_dict``, or safetensors of its tensors.
 
@@ -49,6 +51,7 @@ class HPS(DualEncoderReward):
                 architecture; without one it is ViT-H-14.
             version: which of the two files is looked for.
             device, dtype: see :class:`~diffkit.rewards.network.NetworkReward`.
+            token_pruning: which patches the image encoder drops on the way, see :mod:`diffkit.rewards.token_pruning`.
 
         Raises:
             InputError: an unknown version, or nothing usable is there; the message says what to download.
@@ -67,10 +70,11 @@ class HPS(DualEncoderReward):
         words = SimpleTokenizer(context_length=config["text_cfg"].get("context_length", 77))
         side = int(config["vision_cfg"]["image_size"])
         fit = Preprocessing(side, "pad")
-        reward = cls(
-            OpenClip(model, "cosine"), lambda prompts: (words(prompts),), fit, [file], device=device, dtype=dtype
-        )
-        reward.name = name if str(location) == REPOSITORY else f"{name}:{location}"
+        network = OpenClip(model, "cosine")
+        prune_tokens(network, token_pruning)
+        reward = cls(network, lambda prompts: (words(prompts),), fit, [file], device=device, dtype=dtype)
+        reward.name = name
+        reward.set_name(location, REPOSITORY)
         return reward
 
 

@@ -24,6 +24,7 @@ from diffkit.rewards.aesthetic import linear_head, widths_of
 from diffkit.rewards.cross_attention import CrossAttentionReward
 from diffkit.rewards.network import NetworkReward
 from diffkit.rewards.preprocessing import Preprocessing
+from diffkit.rewards.token_pruning import TokenPruning, prune_tokens
 from diffkit.rewards.weights import find_file, one_sentence, read_tensors
 
 __all__ = ["ImageReward", "ImageRewardNetwork", "load", "renamed", "text_config", "vision_config"]
@@ -138,7 +139,12 @@ class ImageReward(NetworkReward):
 
     @classmethod
     def from_pretrained(
-        cls, location: str | Path = REPOSITORY, *, device: str = "auto", dtype: str = "float32"
+        cls,
+        location: str | Path = REPOSITORY,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        token_pruning: TokenPruning | str | None = None,
     ) -> ImageReward:
         """Load the published checkpoint.
 
@@ -147,6 +153,7 @@ class ImageReward(NetworkReward):
                 for a text encoder other than the published, and the tokenizer of bert-base-uncased (``vocab.txt`` or
                 ``tokenizer.json``), which otherwise comes from the hub.
             device, dtype: see :class:`~diffkit.rewards.network.NetworkReward`.
+            token_pruning: which patches the image encoder drops on the way, see :mod:`diffkit.rewards.token_pruning`.
 
         Raises:
             InputError: nothing usable is there; the message says what to download.
@@ -161,10 +168,10 @@ class ImageReward(NetworkReward):
             text = text_config(json.loads(config.read_bytes()) if config.is_file() else {}, vision.hidden_size)
             network = ImageRewardNetwork(vision, text, widths_of(state, "head."))
             network.load_state_dict(state)
+        prune_tokens(network, token_pruning)
         fit = Preprocessing(int(vision.image_size), "crop")
         reward = cls(network, _tokenizer(file.parent), fit, [file], device=device, dtype=dtype)
-        if str(location) != REPOSITORY:
-            reward.name = f"{cls.name}:{location}"
+        reward.set_name(location, REPOSITORY)
         return reward
 
 

@@ -13,6 +13,7 @@ from diffkit.errors import InputError
 from diffkit.lab import assets
 from diffkit.lab.trio import clauses, parse_trio
 from diffkit.rewards.cross_attention import CrossAttentionReward, tokenize
+from diffkit.rewards.token_pruning import TokenPruning, name_options, prune_tokens
 
 
 class LabReward:
@@ -20,6 +21,7 @@ class LabReward:
 
     Args:
         folder: where the weights lie; the shipped ones by default.
+        token_pruning: which patches the image encoder drops on the way, see :mod:`diffkit.rewards.token_pruning`.
     """
 
     name = "lab"
@@ -27,8 +29,9 @@ class LabReward:
     range = (0.0, 1.0)
     reads_prompts = True
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, token_pruning: TokenPruning | str | None = None) -> None:
         self.model, self.tokenizer = CrossAttentionReward.from_pretrained(folder or assets.reward_path())
+        self.name = ":".join([type(self).name, *name_options(prune_tokens(self.model, token_pruning))])
         self.input_size: int = self.model.vision.config.image_size
         self.flops_per_image: float | None = self._count_flops()
 
@@ -88,11 +91,11 @@ class LabTrioReward(LabReward):
         return ids.unflatten(0, (len(prompts), 2)), mask.unflatten(0, (len(prompts), 2))
 
 
-def load() -> LabReward:
+def load(*, token_pruning: TokenPruning | str | None = None) -> LabReward:
     """The shipped reward ``lab``."""
-    return LabReward()
+    return LabReward(token_pruning=token_pruning)
 
 
-def load_trio() -> LabTrioReward:
+def load_trio(*, token_pruning: TokenPruning | str | None = None) -> LabTrioReward:
     """The shipped reward ``lab-trio``."""
-    return LabTrioReward()
+    return LabTrioReward(token_pruning=token_pruning)

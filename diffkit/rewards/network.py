@@ -16,6 +16,7 @@ from diffkit.errors import InputError
 from diffkit.flops import count_flops
 from diffkit.loading import resolve_device, resolve_dtype
 from diffkit.rewards.preprocessing import Preprocessing
+from diffkit.rewards.token_pruning import name_options, token_pruning_of
 from diffkit.rewards.weights import digest
 
 __all__ = ["NetworkReward", "Recent"]
@@ -105,14 +106,21 @@ class NetworkReward:
         """Hex SHA-256 of the weight file as hubs show it, of all their digests where there are several, or None."""
         return digest(self.files)
 
+    def set_name(self, location: str | Path, published: str, *options: str) -> None:
+        """Put behind the name where the weights are, unless they are the published ones, and the options."""
+        own = [] if str(location) == published else [str(location)]
+        self.name = ":".join([self.name, *own, *options, *name_options(token_pruning_of(self.network))])
+
     def card(self) -> dict[str, object]:
-        """Name, range, preprocessing, licence and checksum, ready for JSON; reads the whole weight file."""
+        """Name, range, preprocessing, licence, checksum, and any token pruning, ready for JSON; reads all weights."""
+        pruning = token_pruning_of(self.network)
         return {
             "name": self.name,
             "range": [None if abs(end) == float("inf") else end for end in self.range],
             "preprocessing": f"{self.preprocessing.fit} {self.preprocessing.side}",
             "licence": self.licence,
             "sha256": self.sha256,
+            **({} if pruning is None else {"token_pruning": str(pruning)}),
         }
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, ...]:

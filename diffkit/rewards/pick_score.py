@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffkit.rewards.dual_encoder import DualEncoderReward, TransformersClip, load_transformers
 from diffkit.rewards.preprocessing import Preprocessing
+from diffkit.rewards.token_pruning import TokenPruning, prune_tokens
 from diffkit.rewards.weights import model_files
 
 __all__ = ["PickScore", "load"]
@@ -28,13 +29,19 @@ class PickScore(DualEncoderReward):
 
     @classmethod
     def from_pretrained(
-        cls, location: str | Path = MODEL, *, device: str = "auto", dtype: str = "float32"
+        cls,
+        location: str | Path = MODEL,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        token_pruning: TokenPruning | str | None = None,
     ) -> PickScore:
         """Load the published weights, or any transformers CLIP folder or hub id.
 
         Args:
             location: where model and tokenizer are; the published model takes the tokenizer of the CLIP it came from.
             device, dtype: see :class:`~diffkit.rewards.network.NetworkReward`.
+            token_pruning: which patches the image encoder drops on the way, see :mod:`diffkit.rewards.token_pruning`.
 
         Raises:
             InputError: nothing usable is there; the message says what to download.
@@ -43,10 +50,10 @@ class PickScore(DualEncoderReward):
         model, tokenizer = load_transformers(location, words, reward=cls.name, download=DOWNLOAD)
         side = model.config.vision_config.image_size
         network = TransformersClip(model, "logit")
+        prune_tokens(network, token_pruning)
         fit = Preprocessing(side, "crop-floor")
         reward = cls(network, tokenizer, fit, model_files(location), device=device, dtype=dtype)
-        if str(location) != MODEL:
-            reward.name = f"{cls.name}:{location}"
+        reward.set_name(location, MODEL)
         return reward
 
 

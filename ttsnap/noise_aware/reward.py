@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffkit.errors import InputError
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import TrainableReward
+from diffkit.rewards.token_pruning import token_pruning_of
 from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.assets import NAMES, NOISE_AWARE, shipped
 from ttsnap.noise_aware.backends import Backend, build, load_trainable
@@ -44,8 +45,11 @@ class LinearCalibration(NamedTuple):
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Hex SHA-256 of a network's weights as float32 in the order of their names: the same on every device."""
-    digest = hashlib.sha256()
+    """Hex SHA-256 of a network's weights as float32 in the order of their names: the same on every device.
+
+    A token pruning counts as well: with it the same weights are another network.
+    """
+    digest = hashlib.sha256(str(token_pruning_of(module) or "").encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
@@ -231,8 +235,8 @@ class NoiseAwareReward:
             raise InputError(f"The reward {config['base']['name']!r} has no network that {folder} could stand beside.")
         if weights_digest(plain.module) != config["base"]["sha256"]:
             raise InputError(
-                f"{folder} was distilled from the reward {config['base']['name']!r} with other weights than those of "
-                f"the reward {plain.name!r} given here; distil again from this one."
+                f"{folder} was distilled from the reward {config['base']['name']!r} with other weights, or another "
+                f"token pruning, than those of the reward {plain.name!r} given here; distil again from this one."
             )
         try:
             files = _weight_files(config["backend"], len(config["levels"]))
