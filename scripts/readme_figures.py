@@ -19,10 +19,14 @@ import figures_families
 import figures_few_steps
 import figures_gallery
 import figures_memorization
+import figures_rewards
 import figures_ttsnap
 from figures_common import ROOT
 
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("families", "lab", "memorization", "ttsnap")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("families", "lab", "memorization", "rewards", "ttsnap")),
+)
 
 
 def main() -> None:
@@ -36,6 +40,7 @@ def main() -> None:
         figures_evidence,
         figures_families,
         figures_few_steps,
+        figures_rewards,
         figures_ttsnap,
     )
     blocks = {block.__name__: block() for module in modules for block in module.BLOCKS}

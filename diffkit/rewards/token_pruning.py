@@ -164,7 +164,8 @@ def _layers(network: nn.Module) -> tuple[Sequence[nn.Module], int]:
     Raises:
         InputError: it has none whose layers are known.
     """
-    for part in network.modules():
+    parts: list[Any] = list(network.modules())
+    for part in parts:
         if hasattr(getattr(part, "embeddings", None), "patch_embedding") and hasattr(part, "encoder"):
             layers = part.encoder.layers
             return layers, len(layers) - (0 if hasattr(layers[0].self_attn, "qkv") else 1)
