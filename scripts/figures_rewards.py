@@ -64,9 +64,9 @@ def token_pruning_cost() -> str:
         cells = []
         for share in SHARES:
             seconds = clock["rows"][f"rank-{share}"] if clock else None
-            ranged = f"{seconds['median']:.2f} ({seconds['low']:.2f} to {seconds['high']:.2f})" if seconds else MISSING
-            cells.append(f"{network['rows'][f'rank-{share}']:.2f}; {ranged}")
-        seconds_whole = f"{clock['seconds']:.1f}" if clock else MISSING
+            ranged = f"{seconds['median']:.2f} ({seconds['low']:.2f} to {seconds['high']:.2f})" if seconds else ""
+            cells.append("; ".join([f"{network['rows'][f'rank-{share}']:.2f}", *([ranged] if ranged else [])]))
+        seconds_whole = f"{clock['seconds']:.1f}" if clock else "–"
         lines.append([name, f"{network['flop'] / 1e9:.0f}", seconds_whole, *cells])
     pairs = next(iter(timed.values()))["rows"]["rank-0.5"]["n"] if timed else 0
     said = "Ratio of the FLOP; of the seconds on two threads" + (
