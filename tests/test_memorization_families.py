@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from diffkit.conditioning import initial_latents
 from diffkit.errors import InputError
 from diffkit.families import default_size
+from diffkit.latents import encode_images
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.prompt_embeds import Embeds
@@ -38,6 +39,11 @@ from memorization.detection.score_captions import score_by_all
 from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
 from memorization.mitigation.layers import feed_forward_layers, value_layers
+from memorization.mitigation.pruning import wanda as pruning_wanda
+from memorization.mitigation.pruning.calibration import Calibration, noised_rows
+from memorization.mitigation.pruning.layers import prunable_layers
+from memorization.mitigation.pruning.taylor import root_mean_square_gradients
+from memorization.mitigation.pruning.wanda import input_norms
 from memorization.mitigation.run import mitigate, parse_settings
 from memorization.presets import NONE
 from memorization.text_embeddings import empty_text, encoded
@@ -333,6 +339,23 @@ class TestMitigations:
         )
         assert made.figures["share off in all"] == pytest.approx(0.3, abs=1e-4)
         self.check(pipe, name, made)
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_saliencies_of_every_other_family(self, name: str) -> None:
+        pipe = family_pipeline(name)
+        size = (64, 64) if name == "sd2-v" else (32, 32)
+        images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        embeds = encoded(pipe, ["a dog", "a"]).to("cpu", torch.float32)
+        rows = noised_rows(pipe, encode_images(pipe, images).float(), embeds, draws=1, seed=0, name="images")
+        calibration, layers = Calibration(pipe, rows, rows, images, size, 2), prunable_layers(pipe)
+        norms = input_norms(layers, lambda: calibration.loss(rows))
+        gradients = root_mean_square_gradients(calibration, layers, rows)
+        for layer, found in gradients.items():
+            scores = pruning_wanda.saliency(layers[layer].weight, norms[layer])
+            assert scores.shape == found.shape == layers[layer].weight.shape
+            assert bool(scores.isfinite().all() and found.isfinite().all())
+            assert bool(scores.any()) or not bool(found.any())  # what a layer never sees, its weights cannot matter to
+        assert sum(bool(found.any()) for found in gradients.values()) > len(gradients) / 2
 
     @pytest.mark.parametrize("name", FAMILIES)
     def test_adversarial(self, name: str, tmp_path: Path) -> None:
