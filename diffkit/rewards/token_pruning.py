@@ -42,7 +42,8 @@ def attention_received(queries: Tensor, keys: Tensor) -> Tensor:
         (B, N) float32 in [0, N], 1 on average; higher is more significant.
     """
     logits = queries.float() @ keys.float().transpose(-1, -2) * queries.shape[-1] ** -0.5
-    return logits.softmax(-1).sum(-2).mean(1)
+    received: Tensor = logits.softmax(-1).sum(-2).mean(1)
+    return received
 
 
 def keep_ranked(received: Tensor, share: float) -> Tensor:

@@ -13,6 +13,7 @@ scales can be compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -51,7 +52,8 @@ def squared_gradient_norm(
 
 def sensitivity(weight: Tensor, squared_norm: float) -> float:
     """``rms(W) * sqrt(squared_norm / n)``, >= 0, higher = prune less."""
-    return float(weight.detach().float().square().mean().sqrt()) * (squared_norm / weight.numel()) ** 0.5
+    root_mean_square = float(weight.detach().float().square().mean().sqrt())
+    return root_mean_square * math.sqrt(squared_norm / weight.numel())
 
 
 def ecoflap_counts(
@@ -78,7 +80,8 @@ def ecoflap_counts(
     values = (values / values.max()).clamp(min=1e-12) if values.any() else torch.ones_like(values)
 
     def kept(exponent: float) -> Tensor:
-        return (values * 10.0**exponent).clamp(fewest, most)
+        shares: Tensor = (values * 10.0**exponent).clamp(fewest, most)
+        return shares
 
     low, high = -1.0 - 12.0, 13.0  # everything at the lower end, everything at the upper end
     for _ in range(100):
