@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from figures_common import MISSING, gain, read, share, table
-
-from diffkit.lab.assets import card_path
 
 UNMEASURED = "not measured"
 METHODS = {
@@ -18,18 +15,6 @@ METHODS = {
     "prompt-guard": "prompt guard",
     "attention-guard": "attention guard",
 }
-
-
-def gallery() -> str:
-    """What the card says."""
-    card = json.loads(card_path("gallery").read_text())
-    clean = card["gallery-clean"]["replication"]
-    rows = [
-        [name, share(row), f"{row['median']:.2f}", share(clean[name])]
-        for name, row in card["gallery"]["replication"].items()
-    ]
-    head = ["planted", f"correlation > {card['replicated above']} by gallery", "median", "by gallery-clean"]
-    return table(head, rows)
 
 
 def replication() -> str:
@@ -127,4 +112,4 @@ def gallery_mitigations() -> str:
     return table(["mitigation", *effects, *quality_heads], rows)
 
 
-BLOCKS = (gallery, replication, gallery_mitigations)
+BLOCKS = (replication, gallery_mitigations)

@@ -45,13 +45,17 @@ LEFT, BUDGETS = 0.2, (0, 50)
 class Lab(Gallery):
     """The lab's model and its verbatim images of full strength, with the interface of the gallery."""
 
-    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
+    def __init__(self, folder: Path, device: str, limit: int) -> None:
         self.folder, self.device, self.limit = folder, device, limit
         full = {photograph.name for photograph in PHOTOGRAPHS if photograph.strength == "full"}
         planted = [suspect for suspect in read_suspects("lab:planted")[0] if suspect.kind == "verbatim"]
         self.suspects = [suspect for suspect in planted if suspect.images[0].stem in full][:limit]
         self.other_captions = tuple(scene.caption for scene in training_scenes(8, seed=2024))
         self.batch = 256 if device != "cpu" else 16
+
+    def path(self, name: str) -> str:
+        """The shipped model itself."""
+        return name
 
 
 def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
@@ -135,7 +139,7 @@ def main() -> None:
     """Parse, measure what is missing, write the JSON after each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("gallery", "lab"), default="gallery")
-    parser.add_argument("--models", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=66)

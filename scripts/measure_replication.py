@@ -1,12 +1,11 @@
 """Published findings on memorization, measured again on the gallery: detectors, pruning, DoRI, adversarial fine-tuning.
 
-    python scripts/measure_replication.py [--models runs/gallery] [--device cuda] [--out runs/replication]
+    python scripts/measure_replication.py --models runs/gallery [--device cuda] [--out runs/replication]
         [--only captions,detectors,nemo] [--limit 66] [--json docs/figures/replication.json]
 
 Suspects are the gallery's verbatim plants, the strongest first; never-trained images are its controls, never-trained
-captions those of its controls and claims. The models are the shipped ones, or those of a folder that ``diffkit lab
-train --lab gallery`` made. Measures that the JSON holds of the same models are not made again, and a run goes on where
-it was cut.
+captions those of its controls and claims. ``diffkit lab train --lab gallery`` makes the models. Measures that the JSON
+holds of the same models are not made again, and a run goes on where it was cut.
 """
 
 from __future__ import annotations
@@ -75,11 +74,11 @@ class Gallery:
     """Models, suspects and never-trained pictures.
 
     Args:
-        folder: with the two models; None takes the shipped ones.
+        folder: with the two models.
         limit: suspects, and as many controls.
     """
 
-    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
+    def __init__(self, folder: Path, device: str, limit: int) -> None:
         self.folder, self.device, self.limit = folder, device, limit
         planted = read_suspects("gallery:planted")[0]
         verbatim = [suspect for suspect in planted if suspect.kind == "verbatim"]
@@ -93,7 +92,7 @@ class Gallery:
 
     def path(self, name: str) -> str:
         """What :func:`diffkit.load_pipeline` takes."""
-        return str(self.folder / name) if self.folder else name
+        return str(self.folder / name)
 
     @cached_property
     def model(self) -> Pipeline:
@@ -282,7 +281,7 @@ def stored(path: Path | None, config: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Parse, measure what is missing, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--out", type=Path, default=Path("runs/replication"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=66)
