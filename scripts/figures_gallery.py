@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from figures_common import MISSING, gain, read, share, table
+from figures_common import MISSING, gain, read, table
+from figures_memorization import counted
 
 UNMEASURED = "not measured"
 METHODS = {
@@ -45,8 +46,8 @@ def _detector(measures: Mapping[str, Any], key: str) -> str:
         return row["could not be scored"] if row else UNMEASURED
     return (
         f"AUC {row['auc']:.3f} (n = {row['n'][0]} and {row['n'][1]}); on the half that set no threshold: AUC "
-        f"{row['auc on the other half']:.3f}, found {share(row['found on the other half'])} at "
-        f"{share(row['false alarms there'])} false alarms"
+        f"{row['auc on the other half']:.3f}, found {counted(row['found on the other half'])} at "
+        f"{counted(row['false alarms there'])} false alarms"
     )
 
 
@@ -76,11 +77,11 @@ def _dori_rows(measures: Mapping[str, Any]) -> list[list[str]]:
 
 def _attacked(measures: Mapping[str, Any], key: str, budget: str) -> str:
     row = measures.get(key, {}).get(budget)
-    return UNMEASURED if row is None else f"{share(row)}, similarity {row['median']:.2f}"
+    return UNMEASURED if row is None else f"{counted(row)}, similarity {row['median']:.2f}"
 
 
-def _share(row: Mapping[str, Any] | None) -> str:
-    return UNMEASURED if row is None else share(row)
+def _counted(row: Mapping[str, Any] | None) -> str:
+    return UNMEASURED if row is None else counted(row)
 
 
 def gallery_mitigations() -> str:
@@ -99,7 +100,7 @@ def gallery_mitigations() -> str:
         rows.append(
             [
                 title,
-                share(row["captions"]),
+                counted(row["captions"]),
                 _attacked(measures, f"dori under {name}", "50"),
                 _attacked(measures, f"never trained under {name}", "50"),
                 gain(row["scenes"]["change"]),
