@@ -80,7 +80,7 @@ def _attacked(measures: Mapping[str, Any], key: str, budget: str) -> str:
     return UNMEASURED if row is None else f"{counted(row)}, similarity {row['median']:.2f}"
 
 
-def _counted(row: Mapping[str, Any] | None) -> str:
+def _share(row: Mapping[str, Any] | None) -> str:
     return UNMEASURED if row is None else counted(row)
 
 
