@@ -123,7 +123,7 @@ def _gallery(n: int, seed: int) -> tuple[Tensor, list[str]]:
     """Three quarters ordinary pictures, a quarter scenes, as the gallery was trained on them."""
     from diffkit.lab.gallery.ordinary import ordinary_pictures, ordinary_scenes
 
-    pictures, scenes = ordinary_pictures(n - n // 4, first=1000 * seed), ordinary_scenes(n // 4, seed=seed + 11)
+    pictures, scenes = ordinary_pictures(n - n // 4), ordinary_scenes(n // 4, seed=seed + 11)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 12))
     captions = [*pictures.captions, *scenes.captions]
     return torch.cat([pictures.images, scenes.images])[order], [captions[place] for place in order]
