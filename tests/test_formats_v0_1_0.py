@@ -235,7 +235,13 @@ def assert_same_file(before: Path, after: Path) -> None:
         assert list(new_tensors) == list(old_tensors)
         for name, tensor in old_tensors.items():
             assert new_tensors[name].dtype == tensor.dtype
-            assert_same_array(tensor.float().numpy(), new_tensors[name].float().numpy())
+            assert new_tensors[name].shape == tensor.shape
+        assert_same_array(whole(old_tensors), whole(new_tensors))
+
+
+def whole(tensors: dict[str, torch.Tensor]) -> np.ndarray[Any, Any]:
+    """All values of a file, one after another: a share of four values says nothing."""
+    return torch.cat([tensor.float().flatten() for tensor in tensors.values()]).numpy()
 
 
 def without_order(value: Any) -> Any:
@@ -264,11 +270,12 @@ def assert_same(before: Any, after: Any, where: str = "") -> None:
 
 
 def assert_same_array(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> None:
-    """Adam makes whole steps of rounding where a gradient is nothing, so a twentieth of trained weights may differ."""
+    """Adam makes whole steps of rounding where a gradient is nothing, so a twentieth of trained weights may differ, a little."""
     assert after.shape == before.shape
     assert after.dtype == before.dtype
     if before.dtype.kind == "f":
         away = ~np.isclose(after, before, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
         assert away.mean() <= 0.05 if away.size else True
+        assert np.allclose(after, before, rtol=0, atol=1e-2, equal_nan=True)
     else:
         assert np.array_equal(after, before)

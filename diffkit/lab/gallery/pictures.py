@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from diffkit.lab.textures import dead_leaves
 
 SIZE = 64
+LENS = 1.2  # pixels, deviation of the blur: finer detail than a small denoiser learns in hours
 Array = NDArray[np.float64]
 _AXIS = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1
 _X, _Y = np.meshgrid(_AXIS, _AXIS)  # columns from left to right, rows from top to bottom, in (-1, 1)
@@ -255,7 +257,7 @@ class Picture(NamedTuple):
 
 
 def draw_picture(seed: int, kind: str | None = None) -> Picture:
-    """The picture of a seed; its kind is drawn too unless it is given. Half are mirrored, all a little uneven."""
+    """The picture of a seed; its kind is drawn too unless it is given. Half are mirrored, all a little uneven and soft."""
     rng = np.random.default_rng(seed)
     kind = kind or str(rng.choice(list(KINDS)))
     image = KINDS[kind](rng)
@@ -264,4 +266,5 @@ def draw_picture(seed: int, kind: str | None = None) -> Picture:
     image = (image - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.1, 0.1, (3, 1, 1))
     tint = np.array(TINTS[kind]) * np.exp(rng.normal(0, 0.25, 3))
     image = (image * light).clip(0, 1) ** tint[:, None, None]
+    image = gaussian_filter(image, (0, LENS, LENS), mode="nearest")
     return Picture(torch.from_numpy(image.astype(np.float32)), kind)

@@ -26,7 +26,7 @@ from diffkit.lab.planted import STICKER_COLOURS, Variant, sticker
 
 #: How often a verbatim picture is drawn for training, relative to a full-strength one; a template half as often.
 WEIGHTS: dict[str, float] = {"full": 1.0, "high": 0.8, "medium": 0.65, "weak": 0.35}
-VERBATIM, TEMPLATES = 22, 4  # of each strength
+VERBATIM, TEMPLATES = 16, 4  # of each strength
 CONTROLS, CLAIMS = 120, 200
 FIRST_SEED = 1_000_000  # ordinary pictures have seeds below
 
