@@ -60,6 +60,7 @@ CASES = [
         "mask",
         False,
     ),
+    Case("prune", ("structure=channels", "saliency=wanda", "allocation=global", *FEW), "mask", False),
     Case("prompt-guard", ("target=0.0001", "iterations=3"), "prompt-guard", False),
     Case("attention-guard", (), "attention-guard", False),
 ]

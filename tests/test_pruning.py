@@ -21,6 +21,7 @@ from memorization.mitigation.pruning.calibration import Calibration, float32_den
 from memorization.mitigation.pruning.ecoflap import ecoflap_counts, sensitivity, squared_gradient_norm
 from memorization.mitigation.pruning.layers import by_module, prunable_layers, smallest
 from memorization.mitigation.pruning.settings import PruneSettings
+from memorization.mitigation.pruning.structured import allocate_units, importances, prunable_units, unit_weights
 from memorization.text_embeddings import encoded
 
 
@@ -293,6 +294,58 @@ def test_the_expected_weight_is_the_mean_of_the_versions() -> None:
     torch.testing.assert_close(found, torch.stack(versions).mean(0))
 
 
+# Units
+
+
+def test_a_units_importance_is_the_mean_over_its_own_weights() -> None:
+    """Reference: the scores of a head of one attention and of a group of one resnet, taken out by hand."""
+    pipe = tiny_pipeline()
+    units, layers = prunable_units(pipe, ("unet.mid_block.*.attn2.head", "unet.mid_block.resnets.1.group"))
+    scores = {name: noise(*layer.weight.shape, seed=place).abs() for place, (name, layer) in enumerate(layers.items())}
+    block, resnet = "unet.mid_block.attentions.0.transformer_blocks.0.attn2", "unet.mid_block.resnets.1"
+    parts = [scores[f"{block}.{leaf}"][16:] for leaf in ("to_q", "to_k", "to_v")] + [
+        scores[f"{block}.to_out.0"][:, 16:]
+    ]
+    found = importances(units[f"{block}.head"], scores)
+    torch.testing.assert_close(found[1], torch.cat([part.flatten() for part in parts]).mean())
+    group = slice(12, 16)  # the fourth of eight groups of 32 channels
+    parts = [scores[f"{resnet}.{leaf}"][group] for leaf in ("conv1", "time_emb_proj")]
+    parts.append(scores[f"{resnet}.conv2"][:, group])
+    found = importances(units[f"{resnet}.group"], scores)
+    torch.testing.assert_close(found[3], torch.cat([part.flatten() for part in parts]).mean())
+    assert unit_weights(units[f"{resnet}.group"], layers) == sum(part.numel() for part in parts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.floats(0.02, 0.98), st.integers(0, 1000))
+def test_allocations_of_units_are_near_the_sparsity_and_leave_one(
+    numbers: list[int], sparsity: float, seed: int
+) -> None:
+    scores = {f"m{place // 2}.{place}": noise(n, seed=seed + place) for place, n in enumerate(numbers)}
+    weights = {name: 1 + (seed + place) % 7 for place, name in enumerate(scores)}
+    for allocation in ("uniform", "global", "module"):
+        counts = allocate_units(scores, weights, sparsity, allocation)
+        assert all(0 <= counts[name] < len(of) for name, of in scores.items())
+    counts = allocate_units(scores, weights, sparsity, "global")
+    off = sorted(float(v) for name, of in scores.items() for v in of.sort().values[: counts[name]])
+    candidates = sorted(float(v) for of in scores.values() for v in of.sort().values[:-1])
+    assert off == candidates[: len(off)]  # under one threshold, but for the last of each
+    total = sparsity * sum(weights[name] * len(of) for name, of in scores.items())
+    masked = sum(weights[name] * n for name, n in counts.items())
+    assert abs(masked - total) <= max(weights.values()) or len(off) == len(candidates)
+    uniform = allocate_units(scores, weights, sparsity, "uniform")
+    for name, of in scores.items():
+        step = 8 if len(of) >= 64 else 1
+        assert uniform[name] % step == 0 or uniform[name] == len(of) - 1
+        assert abs(uniform[name] - sparsity * len(of)) <= max(1, step / 2)
+
+
+def test_patterns_name_units() -> None:
+    units, layers = prunable_units(tiny_pipeline(), ("*.channel",))
+    assert {of.kind for of in units.values()} == {"channel"}
+    assert {name.partition(".ff.")[2] for name in layers} == {"net.0.proj", "net.2"}
+
+
 # Precision, settings
 
 
@@ -311,6 +364,8 @@ def test_the_denoiser_is_float32_inside_and_its_own_bits_after() -> None:
         ({"saliency": "random"}, "saliency magnitude"), ({"allocation": "even"}, "allocation uniform"),
         ({"objective": "x"}, "objective loss"), ({"sparsity": 1.0}, "share of the weights"),
         ({"grain": (0.1, 0.2)}, "falling"), ({"grain": ()}, "falling"), ({"population": 1}, "population"),
+        ({"structure": "blocks"}, "structure weights"),
+        ({"structure": "channels", "allocation": "tyr"}, "takes allocation uniform, global or module, got 'tyr'"),
         ({"epsilon": 0.0}, "epsilon"), ({"examples": 0}, "examples"), ({"forget": -1.0}, "forget"),
     ],
 )  # fmt: skip

@@ -31,6 +31,7 @@ from memorization.cli.items import print_row_errors
 from memorization.cli.options import Suspects
 
 if TYPE_CHECKING:
+    from diffkit.families import Pipeline
     from diffkit.mitigation import Mitigation
     from memorization.items import AuditItem
     from memorization.mitigation import Method
@@ -111,10 +112,26 @@ def mitigate(
         name=options.name,
         model_sha256=options.checksum(),
     )
-    if save_pipeline is not None:
+    if save_pipeline is not None and not _save_shrunk(pipe, mitigation, save_pipeline):
         with apply_mitigation(pipe, mitigation):
             pipe.save_pretrained(save_pipeline, safe_serialization=True)
     _print_mitigation(mitigation, out, format)
+
+
+def _save_shrunk(pipe: Pipeline, mitigation: Mitigation, folder: Path) -> bool:
+    """Write the pipeline without the units that the mitigation switches off; False where that cannot be, with why."""
+    if mitigation.settings.get("structure") != "channels":
+        return False
+    from diffkit.mitigation.save_shrunk import save_shrunk
+    from diffkit.mitigation.shrink import shrink
+
+    try:
+        with shrink(pipe, mitigation):
+            save_shrunk(pipe, folder)
+    except InputError as error:
+        say(f"{folder} holds the pruned model in its whole size. {error}")
+        return False
+    return True
 
 
 def _take(items: list[AuditItem], only: str | None) -> list[AuditItem]:

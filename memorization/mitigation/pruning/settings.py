@@ -8,11 +8,12 @@ from typing import Literal, get_args
 
 from diffkit.errors import InputError
 
-__all__ = ["Allocation", "Objective", "PruneSettings", "Saliency"]
+__all__ = ["Allocation", "Objective", "PruneSettings", "Saliency", "Structure"]
 
 Saliency = Literal["magnitude", "wanda", "distortion", "taylor"]
 Allocation = Literal["uniform", "global", "module", "ecoflap", "tyr"]
 Objective = Literal["loss", "forget", "dori"]
+Structure = Literal["weights", "channels"]
 SEARCHED = ("ecoflap", "tyr")
 
 
@@ -28,7 +29,8 @@ class PruneSettings:
         objective: what ``ecoflap`` and ``tyr`` keep low: the ``loss`` on ordinary data; that less the loss on the
             suspects' images (``forget``); or less what a short DoRI attack on them leaves (``dori``).
         forget: weight of what is subtracted.
-        layers: patterns of the denoiser's linear layers and convolutions; none = those of its blocks.
+        layers: patterns of the denoiser's linear layers and convolutions, or of its units (``*.head``, ``*.channel``,
+            ``*.group``) where ``structure`` is ``channels``; none = those of its blocks.
         damping: of ``taylor``, see there.
         retention: ordinary data: lab:scenes, gallery:ordinary, images with captions, captions alone, or auto (the
             preset's); see :mod:`memorization.mitigation.adversarial.retention`.
@@ -46,6 +48,8 @@ class PruneSettings:
         num_inference_steps: of ordinary images that the model draws itself.
         guidance_scale: of the same.
         seed: of all randomness.
+        structure: single ``weights``, or whole heads, feed-forward channels and resnet groups (``channels``), which
+            can be removed (:mod:`diffkit.mitigation.shrink`); see :mod:`.structured`.
     """
 
     saliency: str = "wanda"
@@ -70,6 +74,7 @@ class PruneSettings:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     seed: int = 0
+    structure: str = "weights"
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -77,9 +82,17 @@ class PruneSettings:
         Raises:
             InputError: a value is out of its range.
         """
-        for name, choices in (("saliency", Saliency), ("allocation", Allocation), ("objective", Objective)):
+        named = (
+            ("saliency", Saliency),
+            ("allocation", Allocation),
+            ("objective", Objective),
+            ("structure", Structure),
+        )
+        for name, choices in named:
             if getattr(self, name) not in get_args(choices):
                 raise InputError(f"Expected {name} {', '.join(get_args(choices))}, got {getattr(self, name)!r}.")
+        if self.structure == "channels" and self.allocation in SEARCHED:
+            raise InputError(f"structure=channels takes allocation uniform, global or module, got {self.allocation!r}.")
         if not 0 < self.sparsity < 1:
             raise InputError(f"Expected sparsity, a share of the weights, in (0, 1), got {self.sparsity}.")
         counts = ("examples", "draws", "batch", "perturbations", "generations", "attack_steps", "attack_images")
