@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +144,7 @@ def compared(model: Model, pairs: int) -> dict[str, Any]:
             seconds[place].append(clocked(both[place], latents, named))
     return {
         "share of the units' weights": share,
-        "flop": ratio([count_flops(each, ("call",), lambda each=each: each(latents, **named)) for each in both]),
+        "flop": ratio([count_flops(each, ("call",), partial(each, latents, **named)) for each in both]),
         "weights": ratio([sum(weight.numel() for weight in each.parameters()) for each in both]),
         "seconds": statistics.median(first for first, _ in seconds[0]),
         "processor": spread([a[0] / b[0] for a, b in zip(*seconds, strict=True)]),

@@ -20,6 +20,7 @@ import figures_few_steps
 import figures_gallery
 import figures_memorization
 import figures_rewards
+import figures_structured_pruning
 import figures_ttsnap
 from figures_common import ROOT
 
@@ -41,6 +42,7 @@ def main() -> None:
         figures_families,
         figures_few_steps,
         figures_rewards,
+        figures_structured_pruning,
         figures_ttsnap,
     )
     blocks = {block.__name__: block() for module in modules for block in module.BLOCKS}

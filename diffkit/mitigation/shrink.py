@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
 __all__ = ["remove_units", "shrink"]
+
+Removable: TypeAlias = nn.Linear | nn.Conv2d | nn.GroupNorm  # what units are made of
 
 
 def shrink(
@@ -91,8 +93,8 @@ def remove_units(denoiser: nn.Module) -> Undo:
             "smaller; make a mask with `diffkit mitigate prune --set structure=channels`."
         )
     names = list(dict.fromkeys([*rows, *columns]))
-    smaller = {name: _smaller(denoiser.get_submodule(name), rows.get(name), columns.get(name)) for name in names}
-    own = {name: denoiser.get_submodule(name) for name in names}
+    own = {name: cast("Removable", denoiser.get_submodule(name)) for name in names}
+    smaller = {name: _smaller(layer, rows.get(name), columns.get(name)) for name, layer in own.items()}
 
     def put(layers: Mapping[str, nn.Module], sign: int) -> None:
         for name, layer in layers.items():
@@ -123,30 +125,29 @@ def _mark(marks: dict[str, Tensor], name: str, n: int, index: Tensor) -> None:
     marks.setdefault(name, torch.zeros(n, dtype=torch.bool))[index.flatten()] = True
 
 
-def _smaller(layer: nn.Module, rows: Tensor | None, columns: Tensor | None) -> nn.Module:
+def _smaller(layer: Removable, rows: Tensor | None, columns: Tensor | None) -> nn.Module:
     """A new layer without these output rows and input columns, bool, True = removed."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
     if rows is not None:
         kept = (~rows).nonzero().flatten().to(weight.device)
         weight, bias = weight.index_select(0, kept), None if bias is None else bias.index_select(0, kept)
     if columns is not None:
         weight = weight.index_select(1, (~columns).nonzero().flatten().to(weight.device))
     small = _like(layer, weight)
-    small.weight = nn.Parameter(weight.clone(), layer.weight.requires_grad)  # type: ignore[arg-type]
+    small.weight = nn.Parameter(weight.clone(), layer.weight.requires_grad)
     if bias is not None:
-        small.bias = nn.Parameter(bias.clone(), layer.bias.requires_grad)  # type: ignore[union-attr,arg-type]
+        small.bias = nn.Parameter(bias.clone(), layer.weight.requires_grad)
     return small.train(layer.training)
 
 
-def _like(layer: nn.Module, weight: Tensor) -> nn.Module:
+def _like(layer: Removable, weight: Tensor) -> Removable:
     """A layer of the same kind for a smaller weight, without data."""
     if isinstance(layer, nn.GroupNorm):
         groups = layer.num_groups * len(weight) // layer.num_channels
         return nn.GroupNorm(groups, len(weight), layer.eps, layer.affine, device="meta")
     if isinstance(layer, nn.Linear):
         return nn.Linear(weight.shape[1], len(weight), layer.bias is not None, device="meta")
-    assert isinstance(layer, nn.Conv2d)  # there are no others in Units
     groups = len(weight) if layer.groups > 1 else 1  # depthwise
     return nn.Conv2d(
         weight.shape[1] * groups,

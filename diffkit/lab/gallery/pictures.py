@@ -257,7 +257,7 @@ class Picture(NamedTuple):
 
 
 def draw_picture(seed: int, kind: str | None = None) -> Picture:
-    """The picture of a seed; its kind is drawn too unless it is given. Half are mirrored, all a little uneven and soft."""
+    """The picture of a seed; its kind is drawn too unless given. Half are mirrored, all a little uneven and soft."""
     rng = np.random.default_rng(seed)
     kind = kind or str(rng.choice(list(KINDS)))
     image = KINDS[kind](rng)

@@ -40,14 +40,14 @@ def prunable_units(pipe: Pipeline, patterns: Sequence[str] | None = None) -> tup
         InputError: a pattern matches none, or the denoiser has no units.
     """
     part, layers = family_of(pipe).denoiser, prunable_layers(pipe)
-    every = {}
-    for name, units in removable_units(getattr(pipe, part)).items():
+    every: dict[str, Units] = {}
+    for name, of in removable_units(getattr(pipe, part)).items():
         rows, columns = (
             {f"{part}.{layer}": index for layer, index in side.items() if f"{part}.{layer}" in layers}
-            for side in (units.rows, units.columns)
+            for side in (of.rows, of.columns)
         )
         if columns:
-            every[f"{part}.{name}"] = replace(units, rows=rows, columns=columns)
+            every[f"{part}.{name}"] = replace(of, rows=rows, columns=columns)
     chosen = set(every) if patterns is None else set()
     for pattern in patterns or ():
         names = fnmatch.filter(every, pattern)
@@ -56,8 +56,8 @@ def prunable_units(pipe: Pipeline, patterns: Sequence[str] | None = None) -> tup
         chosen.update(names)
     if not chosen:
         raise InputError(f"{type(pipe).__name__} has no heads or channels that can be removed; prune weights.")
-    units = {name: value for name, value in every.items() if name in chosen}
-    used = {layer for value in units.values() for layer in (*value.rows, *value.columns)}
+    units = {name: of for name, of in every.items() if name in chosen}
+    used = {layer for of in units.values() for layer in (*of.rows, *of.columns)}
     return units, {name: layer for name, layer in layers.items() if name in used}
 
 
