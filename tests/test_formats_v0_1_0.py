@@ -270,7 +270,7 @@ def assert_same(before: Any, after: Any, where: str = "") -> None:
 
 
 def assert_same_array(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> None:
-    """Adam makes whole steps of rounding where a gradient is nothing: a twentieth of the weights may differ, a little."""
+    """Adam makes whole steps of rounding where a gradient is nothing: a twentieth of weights may differ, a little."""
     assert after.shape == before.shape
     assert after.dtype == before.dtype
     if before.dtype.kind == "f":

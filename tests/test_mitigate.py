@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from test_imports import HEAVY, ROOT, imported
+from tiny_families import family_pipeline
 from torch import Tensor
 from typer.testing import CliRunner
 
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
+from diffkit.families import pipe_denoiser
 from diffkit.images import load_image
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply_mitigation, load_mitigation
@@ -270,6 +272,20 @@ def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None
         assert isinstance(runner.invoke(app, wrong).exception, InputError)
     guard = ["attention-guard", "--out", str(tmp_path / "g"), "--save-pipeline", str(tmp_path / "w")]
     assert isinstance(runner.invoke(app, guard).exception, InputError)
+
+
+def test_the_pipeline_of_a_structured_pruning_is_smaller_where_a_folder_can_say_so(tmp_path: Path) -> None:
+    family_pipeline("lumina2").save_pretrained(tmp_path / "lumina2")
+    line = ["prune", "--set", "structure=channels", "--set", "saliency=magnitude", "--limit", "1"]
+    for model, shrinks in ((str(tmp_path / "lumina2"), True), ("lab", False)):
+        made, whole = tmp_path / f"{shrinks}-mask", tmp_path / f"{shrinks}-whole"
+        paths = ["--model", model, "--out", str(made), "--save-pipeline", str(whole)]
+        done = CliRunner(env={"DIFFKIT_QUIET": "0"}).invoke(app, [*line, *paths], catch_exceptions=False)
+        assert ("in its whole size" in done.stderr) is not shrinks
+        masked, saved = pipe_denoiser(load_pipeline(model, mitigation=made)), pipe_denoiser(load_pipeline(whole))
+        assert (saved.num_parameters() < masked.num_parameters()) is shrinks
+        if not shrinks:
+            assert all(torch.equal(value, masked.state_dict()[name]) for name, value in saved.state_dict().items())
 
 
 def test_the_command_module_loads_nothing_heavy() -> None:
