@@ -274,6 +274,14 @@ def test_the_command_makes_a_folder_and_a_whole_pipeline(tmp_path: Path) -> None
     assert isinstance(runner.invoke(app, guard).exception, InputError)
 
 
+def test_a_run_of_weights_does_not_go_on_as_one_of_channels(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
+    weights = Case("prune", ("saliency=magnitude",), "mask", False)
+    channels = Case("prune", ("saliency=magnitude", "structure=channels"), "mask", False)
+    make(lab, suspects, tmp_path, weights)
+    with pytest.raises(InputError, match=r"settings\.structure is \"weights\" there and \"channels\" here"):
+        make(lab, suspects, tmp_path, channels)
+
+
 def test_the_pipeline_of_a_structured_pruning_is_smaller_where_a_folder_can_say_so(tmp_path: Path) -> None:
     family_pipeline("lumina2").save_pretrained(tmp_path / "lumina2")
     line = ["prune", "--set", "structure=channels", "--set", "saliency=magnitude", "--limit", "1"]

@@ -108,6 +108,8 @@ def test_what_cannot_be_shrunk_is_refused_and_left_alone() -> None:
     attention = adapted.mid_block.attentions[0].transformer_blocks[0].attn1
     attention.to_q = nn.Sequential(attention.to_q)  # as an adapter wraps it
     assert "mid_block.attentions.0.transformer_blocks.0.attn1.head" not in removable_units(adapted)
+    adapted.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert not removable_units(adapted)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ FEED_FORWARDS = (
     (("linear_1", "linear_2"), "out_projection"),
     (("conv_inverted", "conv_depth"), "conv_point"),
 )
+HOOKS = {"_hf_hook", "_diffusers_hook"}  # attributes of layers that accelerate or diffusers offloads or casts
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,8 @@ class Units:
 def removable_units(denoiser: nn.Module) -> dict[str, Units]:
     """The units of a denoiser by module and kind, in the model's order; what is not known is left out.
 
-    Layers that are no plain linear layers or convolutions (quantized, with an adapter) are left out with their module.
+    Layers that are no plain linear layers or convolutions (quantized, with an adapter, or with hooks that offload or
+    cast them one by one) are left out with their module.
 
     Example:
         >>> from diffkit import load_pipeline
@@ -90,14 +92,14 @@ def spans(n: int, width: int, *starts: int) -> Tensor:
 
 
 def _plain(module: nn.Module, paths: Sequence[str]) -> dict[str, Any]:
-    """Those of the layers that are there and are plain linear layers or convolutions."""
+    """Those of the layers that are there and are plain linear layers or convolutions, offloaded and cast by nobody."""
     layers = {}
     for path in paths:
         try:
             layer = module.get_submodule(path)
         except AttributeError:
             continue
-        if type(layer) in (nn.Linear, nn.Conv2d):
+        if type(layer) in (nn.Linear, nn.Conv2d) and not HOOKS & set(vars(layer)):
             layers[path] = layer
     return layers
 
