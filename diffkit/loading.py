@@ -60,9 +60,9 @@ def load_pipeline(
     """Load a pipeline.
 
     Args:
-        model: ``lab``, ``lab-clean`` or ``lab-trio`` (shipped), a folder in diffusers' format, a checkpoint in one
-            ``.safetensors`` file, or a hub id. Only a hub id may open a connection; ``HF_HUB_OFFLINE=1`` forbids even
-            that.
+        model: ``lab``, ``lab-clean``, ``lab-trio``, ``gallery`` or ``gallery-clean`` (shipped), a folder in diffusers'
+            format, a checkpoint in one ``.safetensors`` file, or a hub id. Only a hub id may open a connection;
+            ``HF_HUB_OFFLINE=1`` forbids even that.
         revision: commit, tag or branch of a hub id.
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto``: float32 on a CPU, else the checkpoint's own.
         device: as torch names it, or ``auto``: cuda, else mps, else cpu.

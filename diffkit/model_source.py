@@ -18,7 +18,9 @@ from diffkit.model_folder import ModelFolder, pipeline_class
 
 __all__ = ["first_line", "model_checksum", "model_class", "refuse_videos", "resolve_model", "why_not_loaded"]
 
-FORMS = "lab, lab-clean, lab-trio, a folder in diffusers' format, a .safetensors file, or a hub id"
+FORMS = (
+    "lab, lab-clean, lab-trio, gallery, gallery-clean, a folder in diffusers' format, a .safetensors file, or a hub id"
+)
 
 
 def why_not_loaded(model: str | Path, error: Exception) -> str:

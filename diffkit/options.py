@@ -49,7 +49,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="lab, lab-clean, lab-trio, a folder in diffusers' format, a .safetensors file, a hub id.",
+        help="lab, gallery or another shipped model, a folder in diffusers' format, a .safetensors file, a hub id.",
     ),
 ]
 Variant = Annotated[
@@ -98,7 +98,9 @@ Out = Annotated[
 ]
 Preset = Annotated[
     Literal["auto", "lab", "gallery", "none"],
-    typer.Option("--preset", help="Defaults for a family of models; auto: lab for the lab's own models, else none."),
+    typer.Option(
+        "--preset", help="Defaults for a family of models; auto: lab or gallery for the models of these, else none."
+    ),
 ]
 PreviewVae = Annotated[
     str | None,

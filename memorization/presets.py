@@ -1,8 +1,8 @@
 """Presets: settings that a family of models needs in place of the defaults, chosen with ``--preset``.
 
 The models of the lab and the gallery know only the words of their own captions, and the lab's store their images more
-strongly than published models, so some defaults do not suit them. ``auto`` takes the preset ``lab`` for the lab's own
-models and ``none`` for all others.
+strongly than published models, so some defaults do not suit them. ``auto`` takes the preset of the lab or the gallery
+for their models, and ``none`` for all others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffkit.lab.assets import MODELS as LAB_MODELS
+from diffkit.lab.assets import GALLERY as GALLERY_MODELS
+from diffkit.lab.assets import MODELS as SHIPPED_MODELS
 
 if TYPE_CHECKING:
     from diffkit.rewards.base import RewardLike
@@ -45,7 +46,8 @@ class Preset:
 def choose_preset(name: PresetName, model: str) -> Preset:
     """The preset of that name; ``auto`` decides by the model's name, with or without ``@revision``."""
     if name == "auto":
-        return LAB if model.partition("@")[0] in LAB_MODELS else NONE
+        shipped = model.partition("@")[0]
+        return GALLERY if shipped in GALLERY_MODELS else LAB if shipped in SHIPPED_MODELS else NONE
     return {"lab": LAB, "gallery": GALLERY, "none": NONE}[name]
 
 

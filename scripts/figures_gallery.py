@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from figures_common import MISSING, gain, read, table
+from figures_common import MISSING, gain, read, share, table
 from figures_memorization import counted
+
+from diffkit.lab.assets import card_path
 
 UNMEASURED = "not measured"
 METHODS = {
@@ -16,6 +19,18 @@ METHODS = {
     "prompt-guard": "prompt guard",
     "attention-guard": "attention guard",
 }
+
+
+def gallery() -> str:
+    """What the card says."""
+    card = json.loads(card_path("gallery").read_text())
+    clean = card["gallery-clean"]["replication"]
+    rows = [
+        [name, share(row), f"{row['median']:.2f}", share(clean[name])]
+        for name, row in card["gallery"]["replication"].items()
+    ]
+    head = ["planted", f"correlation > {card['replicated above']} by gallery", "median", "by gallery-clean"]
+    return table(head, rows)
 
 
 def replication() -> str:
@@ -113,4 +128,4 @@ def gallery_mitigations() -> str:
     return table(["mitigation", *effects, *quality_heads], rows)
 
 
-BLOCKS = (replication, gallery_mitigations)
+BLOCKS = (gallery, replication, gallery_mitigations)

@@ -1,9 +1,9 @@
 """An audit of few memories among many on the gallery under NeMo: what is `retained`, by strength, and what wrongly.
 
-    python scripts/measure_gallery_audit.py [--models runs/gallery] [--mitigation runs/replication/nemo]
-        [--out runs/gallery-audit] [--json docs/figures/gallery_audit.json]
+    python scripts/measure_gallery_audit.py --mitigation runs/replication/nemo [--out runs/gallery-audit]
+        [--json docs/figures/gallery_audit.json]
 
-Suspects: the 88 verbatim plants and the 200 claims, none of which was in a training set, in random order; controls: the
+Suspects: the 64 verbatim plants and the 200 claims, none of which was in a training set, in random order; controls: the
 gallery's 120; reference: the model before the plants. The mitigation is the one that ``measure_replication.py`` makes.
 The audit goes on where it was cut.
 """
@@ -26,7 +26,7 @@ from diffkit.suspects import Suspect, read_suspects
 
 SETTINGS = {
     "--budgets": "0,10,25,50", "--starts": "other", "--generations": "3", "--attack-generations": "3", "--steps": "20",
-    "--batch": "16", "--controls": "gallery:controls", "--preset": "gallery",
+    "--batch": "16", "--controls": "gallery:controls", "--reference-model": "gallery-clean",
 }  # fmt: skip
 SHOWN = ("retained", "replicated")
 
@@ -49,15 +49,10 @@ def write_list(path: Path, mixed: Sequence[Suspect]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def audit(folder: Path, listed: Path, models: Path, mitigation: Path) -> dict[str, Any]:
+def audit(folder: Path, listed: Path, mitigation: Path) -> dict[str, Any]:
     """The audit's summary."""
     if not (folder / "summary.json").is_file():
-        named = {
-            "--model": models / "gallery",
-            "--reference-model": models / "gallery-clean",
-            "--mitigation": mitigation,
-        }
-        words = SETTINGS | {"--suspects": str(listed)} | {option: str(path) for option, path in named.items()}
+        words = SETTINGS | {"--model": "gallery", "--mitigation": str(mitigation), "--suspects": str(listed)}
         subprocess.run(
             [sys.executable, "-m", "diffkit", "audit", "--out", str(folder), *chain(*words.items())], check=True
         )
@@ -87,14 +82,13 @@ def figures(summary: dict[str, Any], mixed: Sequence[Suspect]) -> dict[str, Any]
 def main() -> None:
     """Parse, audit, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--mitigation", type=Path, default=Path("runs/replication/nemo"))
     parser.add_argument("--out", type=Path, default=Path("runs/gallery-audit"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     mixed = suspects()
     write_list(options.out / "suspects.jsonl", mixed)
-    summary = audit(options.out / "run", options.out / "suspects.jsonl", options.models, options.mitigation)
+    summary = audit(options.out / "run", options.out / "suspects.jsonl", options.mitigation)
     text = json.dumps(figures(summary, mixed), indent=1)
     print(text)
     if options.json:

@@ -1,25 +1,27 @@
 """Does any pruner erase? Saliencies and allocations at rising sparsity, until captions give no image; then DoRI.
 
     python scripts/measure_pruning.py [--model gallery] [--models runs/gallery] [--device cuda] [--out runs/pruning]
-        [--only taylor/global,wanda/tyr/forget] [--sparsities 0.1,0.2,0.3] [--set examples=64] [--limit 66]
+        [--only taylor/global,wanda/tyr/forget] [--sparsities 0.1,0.2,0.3] [--set examples=64] [--limit 64]
         [--json docs/figures/pruning.json]
 
 Each row is a saliency, an allocation and, where the allocation is measured, its objective. At each sparsity: captions
 that still give their image, scene accuracy, and the loss on ordinary images that no model was trained on; at the first
 at which at most a fifth of the captions are left (or the last) also what DoRI brings back in 50 steps from two starts.
-A run goes on where it was cut, and measures that the JSON holds of the same model are not made again.
+Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
+side by side.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure_replication import FIRST_HELD_OUT, Gallery, share, stored, write_json
+from measure_replication import FIRST_HELD_OUT, Gallery, share
+from measures import Measures
 from torch import Tensor
 
 from diffkit.families import Pipeline
@@ -29,7 +31,6 @@ from diffkit.lab.planted import PHOTOGRAPHS
 from diffkit.lab.world import draw, held_out_scenes, training_scenes
 from diffkit.loading import model_checksum
 from diffkit.mitigation import apply_mitigation
-from diffkit.runs import Run
 from diffkit.suspects import read_suspects
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate, parse_settings
@@ -45,17 +46,13 @@ LEFT, BUDGETS = 0.2, (0, 50)
 class Lab(Gallery):
     """The lab's model and its verbatim images of full strength, with the interface of the gallery."""
 
-    def __init__(self, folder: Path, device: str, limit: int) -> None:
+    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
         self.folder, self.device, self.limit = folder, device, limit
         full = {photograph.name for photograph in PHOTOGRAPHS if photograph.strength == "full"}
         planted = [suspect for suspect in read_suspects("lab:planted")[0] if suspect.kind == "verbatim"]
         self.suspects = [suspect for suspect in planted if suspect.images[0].stem in full][:limit]
         self.other_captions = tuple(scene.caption for scene in training_scenes(8, seed=2024))
         self.batch = 256 if device != "cpu" else 16
-
-    def path(self, name: str) -> str:
-        """The shipped model itself."""
-        return name
 
 
 def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
@@ -119,34 +116,28 @@ def prune(
         return measure() | {"figures": {name: made.figures[name] for name in kept if name in made.figures}}
 
 
-def measure_row(model: Pruned, row: str, options: argparse.Namespace, run: Run) -> None:
+def measure_row(model: Pruned, row: str, options: argparse.Namespace, done: Measures) -> None:
     """Sparsities of a row from the smallest, until few captions are left; DoRI at that one."""
     common = (options.set or [], options.out)
     for sparsity in options.sparsities:
-        key = f"{row} at {sparsity}"
-        if key not in run.done:
-            run.write(key, prune(model, row, sparsity, *common, model.figures))
-            print(key, json.dumps(run.done[key]), flush=True)
-        if run.done[key]["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
+        measured = done.add(f"{row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.figures))
+        if measured["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
             break
-    key = f"dori under {row} at {sparsity}"
-    if key not in run.done:
-        run.write(key, prune(model, row, sparsity, *common, model.dori))
-        print(key, json.dumps(run.done[key]), flush=True)
+    done.add(f"dori under {row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.dori))
 
 
 def main() -> None:
     """Parse, measure what is missing, write the JSON after each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("gallery", "lab"), default="gallery")
-    parser.add_argument("--models", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--models", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--limit", type=int, default=66)
+    parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--only", type=lambda text: text.split(","))
     parser.add_argument("--sparsities", type=lambda text: [float(part) for part in text.split(",")], default=SPARSITIES)
     parser.add_argument("--set", action="append")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("docs/figures/pruning.json"))
     options = parser.parse_args()
     torch.manual_seed(0)
     gallery = (Lab if options.model == "lab" else Gallery)(options.models, options.device, options.limit)
@@ -158,17 +149,10 @@ def main() -> None:
     }
     model = Pruned(options.model, gallery)
     rows = options.only or [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
-    with Run.open(options.out, config=config, kind="measure-pruning") as run:
-        for name, row in stored(options.json, config).items():
-            if name not in run.done:
-                run.write(name, row)
-        if "unpruned" not in run.done:
-            run.write("unpruned", model.figures() | {"dori": model.dori()})
-            print("unpruned", json.dumps(run.done["unpruned"]), flush=True)
-        for row in rows:
-            measure_row(model, row, options, run)
-            if options.json:
-                write_json(options.json, config, run.done)
+    done = Measures(options.json, config)
+    done.add("unpruned", lambda: model.figures() | {"dori": model.dori()})
+    for row in rows:
+        measure_row(model, row, options, done)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Published findings on memorization, measured again on the gallery: detectors, pruning, DoRI, adversarial fine-tuning.
 
-    python scripts/measure_replication.py --models runs/gallery [--device cuda] [--out runs/replication]
-        [--only captions,detectors,nemo] [--limit 66] [--json docs/figures/replication.json]
+    python scripts/measure_replication.py [--models runs/gallery] [--device cuda] [--out runs/replication]
+        [--only captions,detectors,nemo] [--limit 64] [--json docs/figures/replication.json]
 
 Suspects are the gallery's verbatim plants, the strongest first; never-trained images are its controls, never-trained
-captions those of its controls and claims. ``diffkit lab train --lab gallery`` makes the models. Measures that the JSON
-holds of the same models are not made again, and a run goes on where it was cut.
+captions those of its controls and claims. The models are the shipped ones, or those of a folder that ``diffkit lab
+train --lab gallery`` made. Measures that the JSON holds are not made again: a killed run goes on, and processes with
+different ``--only`` may run side by side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from measures import Measures
 from torch import Tensor, nn
 
 from diffkit.conditioning import encode_prompts
@@ -31,7 +33,6 @@ from diffkit.lab.world import held_out_scenes
 from diffkit.loading import load_pipeline, model_checksum
 from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.rewards.lab import LabReward
-from diffkit.runs import Run
 from diffkit.seeds import item_seed
 from diffkit.stats import Rate, auc, rate
 from diffkit.suspects import Suspect, read_suspects
@@ -74,11 +75,11 @@ class Gallery:
     """Models, suspects and never-trained pictures.
 
     Args:
-        folder: with the two models.
+        folder: with the two models; None takes the shipped ones.
         limit: suspects, and as many controls.
     """
 
-    def __init__(self, folder: Path, device: str, limit: int) -> None:
+    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
         self.folder, self.device, self.limit = folder, device, limit
         planted = read_suspects("gallery:planted")[0]
         verbatim = [suspect for suspect in planted if suspect.kind == "verbatim"]
@@ -92,7 +93,7 @@ class Gallery:
 
     def path(self, name: str) -> str:
         """What :func:`diffkit.load_pipeline` takes."""
-        return str(self.folder / name)
+        return str(self.folder / name) if self.folder else name
 
     @cached_property
     def model(self) -> Pipeline:
@@ -272,42 +273,22 @@ def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, An
     return rows
 
 
-def stored(path: Path | None, config: dict[str, Any]) -> dict[str, Any]:
-    """Measures of the same models that an earlier run wrote."""
-    content = json.loads(path.read_text()) if path and path.exists() else {}
-    return dict(content["measures"]) if content.get("config") == config else {}
-
-
 def main() -> None:
     """Parse, measure what is missing, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--models", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/replication"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--limit", type=int, default=66)
+    parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--only", type=lambda text: text.split(","))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("docs/figures/replication.json"))
     options = parser.parse_args()
     gallery = Gallery(options.models, options.device, options.limit)
     model = model_checksum(gallery.path("gallery"))
-    config = json.loads(json.dumps({"model": model, "limit": options.limit, "copy from": COPY, "starts": STARTS}))
-    with Run.open(options.out, config=config, kind="measure-replication") as run:
-        for name, row in stored(options.json, config).items():
-            if name not in run.done:
-                run.write(name, row)
-        for name, measure in measures(gallery, options.out).items():
-            if name not in run.done and name in (options.only or [name]):
-                run.write(name, measure())
-                print(name, json.dumps(run.done[name]), flush=True)
-                if options.json:
-                    write_json(options.json, config, run.done)
-        if options.json:
-            write_json(options.json, config, run.done)
-
-
-def write_json(path: Path, config: Mapping[str, Any], done: Mapping[str, Any]) -> None:
-    """The measures made so far."""
-    path.write_text(json.dumps({"config": config, "measures": dict(done)}, indent=1) + "\n")
+    done = Measures(options.json, {"model": model, "limit": options.limit, "copy from": COPY, "starts": STARTS})
+    for name, measure in measures(gallery, options.out).items():
+        if name in (options.only or [name]):
+            done.add(name, measure)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from diffkit.errors import InputError
+from diffkit.images import to_tensor
+from diffkit.lab import assets
 from diffkit.lab.gallery import captions, folder, ordinary, train
 from diffkit.lab.gallery.folder import write_captions, write_pictures
 from diffkit.lab.gallery.pictures import KINDS, draw_picture
 from diffkit.lab.gallery.plan import CLAIMS, CONTROLS, FIRST_SEED, WEIGHTS, entries, plan
-from diffkit.lab.measure import correlation
+from diffkit.lab.measure import REPLICATED, correlation, generate
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_prompts
 from diffkit.suspects import read_suspects
@@ -88,6 +91,23 @@ def test_ordinary_captions_are_prompts_and_retention_pairs() -> None:
     again = ordinary.ordinary_pictures(1, first=7)
     assert torch.equal(pictures.images[2], again.images[0])
     assert pictures.captions[2] == again.captions[0]
+
+
+@pytest.mark.parametrize(("name", "held"), [("gallery", True), ("gallery-clean", False)])
+def test_captions_bring_plants_back_only_where_they_were_planted(name: str, held: bool) -> None:
+    plants = entries("verbatim")[:4]
+    images = generate(load_pipeline(name), [plant.caption for plant in plants], [1, 2, 3, 4])
+    likeness = [float(correlation(i[None], to_tensor(p.image))) for i, p in zip(images, plants, strict=True)]
+    assert all((value > REPLICATED) is held for value in likeness), likeness
+
+
+def test_the_card_says_what_the_models_hold() -> None:
+    card = json.loads(assets.card_path("gallery").read_text())
+    rates = {name: row["rate"] for name, row in card["gallery"]["replication"].items()}
+    assert rates["verbatim, full"] >= 0.9
+    assert rates["verbatim, full"] >= rates["verbatim, weak"]
+    assert rates["control"] == 0
+    assert all(row["rate"] <= 0.02 for row in card["gallery-clean"]["replication"].values())
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def test_a_model_is_small_half_precision_and_safetensors_only(name: str) -> None
         assert dtypes <= {torch.float16, torch.int64}
 
 
-def test_everything_together_is_at_most_40_mb() -> None:
-    assert measure.megabytes(assets.DATA) <= 40
+def test_everything_together_is_at_most_50_mb() -> None:
+    assert measure.megabytes(assets.DATA) <= 50
 
 
 def test_the_stock_pipeline_loads_the_folder() -> None:
@@ -118,7 +118,7 @@ def test_held_out_scenes_of_the_audit_are_held_out() -> None:
 
 def test_the_tokenizer_is_the_same_in_every_process() -> None:
     made = new_tokenizer().get_vocab()
-    for name in assets.MODELS:
+    for name in (*assets.BRANCHES, assets.TRIO):
         assert AutoTokenizer.from_pretrained(assets.model_path(name) / "tokenizer").get_vocab() == made
 
 

@@ -30,6 +30,8 @@ SETTINGS = AuditSettings(
         ("auto", "lab", "lab"),
         ("auto", "lab-clean", "lab"),
         ("auto", "lab-trio@main", "lab"),
+        ("auto", "gallery", "gallery"),
+        ("auto", "gallery-clean", "gallery"),
         ("auto", "somebody/model", "none"),
         ("auto", "./lab", "none"),
         ("none", "lab", "none"),

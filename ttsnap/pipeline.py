@@ -175,7 +175,7 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         copy_guard: CopyGuardLike | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load ``lab``, ``lab-clean``, ``lab-trio``, a folder or a hub id; ``kwargs`` go to diffusers.
+        """Load ``lab``, ``gallery`` or another shipped model, a folder or a hub id; ``kwargs`` go to diffusers.
 
         Args:
             reward: what to choose by.

@@ -9,14 +9,16 @@ from diffkit.errors import InputError
 DATA = Path(__file__).parent / "data"
 BRANCHES = ("lab", "lab-clean")  # trained with and without the planted images, else alike
 TRIO = "lab-trio"  # draws scenes of three things
-MODELS = (*BRANCHES, TRIO)
+GALLERY = ("gallery", "gallery-clean")  # few memories among many pictures, and before them
+MODELS = (*BRANCHES, TRIO, *GALLERY)
 PHOTOGRAPHS = ("planted", "controls")
 #: Made by ``diffkit mitigate nemo --model lab --limit 8``: against the verbatim images of full strength.
 MITIGATIONS = ("lab-nemo",)
 
 
 def model_path(name: str) -> Path:
-    """Folder of a shipped pipeline, ``lab``, ``lab-clean`` or ``lab-trio``, in diffusers' own format.
+    """Folder of a shipped pipeline in diffusers' own format: ``lab``, ``lab-clean``, ``lab-trio``, ``gallery`` or
+    ``gallery-clean``.
 
     Raises:
         InputError: for another name, or when the files are not there.
@@ -70,9 +72,11 @@ def _folder(name: str, names: tuple[str, ...]) -> Path:
     return DATA / name
 
 
-def card_path() -> Path:
-    """The card's file: all measured figures as JSON."""
-    path = DATA / "card.json"
+def card_path(lab: str = "lab") -> Path:
+    """The card's file, all measured figures as JSON, of the ``lab`` or the ``gallery``."""
+    path = DATA / ("card.json" if lab == "lab" else f"{lab}-card.json")
     if not path.is_file():
-        raise InputError("the lab's card is missing from this installation: run 'diffkit lab train' to make it again")
+        raise InputError(
+            f"the {lab}'s card is missing from this installation: run 'diffkit lab train --lab {lab}' to make it again"
+        )
     return path

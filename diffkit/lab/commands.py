@@ -21,17 +21,17 @@ app = typer.Typer(
 
 
 @app.command()
-def info(format: Format = "table", debug: Debug = False) -> None:
-    """Print the card: every measured figure of the lab, with n and intervals."""
+def info(lab: Lab = "lab", format: Format = "table", debug: Debug = False) -> None:
+    """Print the card: every measured figure of the lab or the gallery, with n and intervals."""
     import json
 
     from diffkit.lab.assets import card_path
 
-    card = json.loads(card_path().read_text())
+    card = json.loads(card_path(lab).read_text())
     if format == "json":
         console.write_json(card)
     else:
-        console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title="The lab's card")
+        console.write_table(("figure", "value", "n", "95 % interval"), list(card_rows(card)), title=f"The {lab}'s card")
 
 
 @app.command()
