@@ -2,11 +2,12 @@
 
     python scripts/measure_pruning.py [--model gallery] [--models runs/gallery] [--device cuda] [--out runs/pruning]
         [--only taylor/global,wanda/tyr/forget] [--sparsities 0.1,0.2,0.3] [--set examples=64] [--limit 64]
-        [--json docs/figures/pruning.json]
+        [--attacked 32] [--json docs/figures/pruning.json]
 
 Each row is a saliency, an allocation and, where the allocation is measured, its objective. At each sparsity: captions
 that still give their image, scene accuracy, and the loss on ordinary images that no model was trained on; at the first
-at which at most a fifth of the captions are left (or the last) also what DoRI brings back in 50 steps from two starts.
+at which at most a fifth of the captions are left (or the last) also KID of ordinary captions, and what DoRI brings back
+in 50 and 150 steps from two starts, of ``--attacked`` suspects and as many pictures that were never trained on.
 Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
 side by side.
 """
@@ -14,13 +15,14 @@ side by side.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure_replication import FIRST_HELD_OUT, Gallery, share
+from measure_replication import FIRST_HELD_OUT, Gallery, SceneFeatures, share
 from measures import Measures
 from torch import Tensor
 
@@ -36,11 +38,14 @@ from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate, parse_settings
 from memorization.presets import choose_preset
 from memorization.quality.losses import validation_losses
+from memorization.quality.report import compare_snapshots
+from memorization.quality.settings import QualitySettings
+from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
 SALIENCIES = ("magnitude", "wanda", "distortion", "taylor")
 ALLOCATIONS = ("uniform", "global", "module", "ecoflap/loss", "ecoflap/forget", "tyr/loss", "tyr/forget", "tyr/dori")
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-LEFT, BUDGETS = 0.2, (0, 50)
+LEFT, BUDGETS = 0.2, (0, 50, 150)
 
 
 class Lab(Gallery):
@@ -51,6 +56,7 @@ class Lab(Gallery):
         full = {photograph.name for photograph in PHOTOGRAPHS if photograph.strength == "full"}
         planted = [suspect for suspect in read_suspects("lab:planted")[0] if suspect.kind == "verbatim"]
         self.suspects = [suspect for suspect in planted if suspect.images[0].stem in full][:limit]
+        self.controls = read_suspects("lab:controls")[0]
         self.other_captions = tuple(scene.caption for scene in training_scenes(8, seed=2024))
         self.batch = 256 if device != "cpu" else 16
 
@@ -68,15 +74,23 @@ def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
 class Pruned:
     """A model, what it memorized, and how good it is without pruning."""
 
-    def __init__(self, name: str, gallery: Gallery) -> None:
-        self.name, self.gallery = name, gallery
+    def __init__(self, name: str, gallery: Gallery, attacked: int) -> None:
+        self.name, self.gallery, self.attacked = name, gallery, attacked
         self.pipe: Pipeline = gallery.load(name)
         self.scenes = self._scenes()
         self.held_out = held_out(gallery)
+        self.before = self._snapshot()
 
     def _scenes(self) -> Tensor:
         """Which held-out scenes the model draws right."""
         return scene_accuracy(self.pipe, min(40, self.gallery.limit))
+
+    def _snapshot(self) -> Snapshot:
+        """Images of ordinary captions, and the loss on the held-out pictures."""
+        settings = QualitySettings(seeds_per_prompt=2, num_inference_steps=20, micro_batch=self.gallery.batch)
+        images, captions = self.held_out
+        prompts = list(dict.fromkeys(captions))[:64]
+        return snapshot(self.pipe, prompts, settings, validation=Validation(images, tuple(captions), "held out"))
 
     def figures(self) -> dict[str, Any]:
         """Captions, scenes and loss of the pipeline as it is."""
@@ -89,8 +103,17 @@ class Pruned:
         }
 
     def dori(self) -> dict[str, Any]:
-        """What DoRI brings back at 50 steps, by the better of two starts and by each."""
-        return dict(self.gallery.attacked(self.pipe, self.gallery.suspects, BUDGETS)["50"])
+        """What DoRI brings back of suspects and of controls, by the better of two starts and by each."""
+        attacked = partial(self.gallery.attacked, self.pipe, budgets=BUDGETS)
+        return {
+            "suspects": attacked(self.gallery.suspects[: self.attacked]),
+            "controls": attacked(self.gallery.controls[: self.attacked]),
+        }
+
+    def resistance(self) -> dict[str, Any]:
+        """:meth:`dori`, and what the pipeline as it is costs in quality."""
+        quality = compare_snapshots(self.before, self._snapshot(), features=SceneFeatures())
+        return {"dori": self.dori(), "quality": json.loads(json.dumps(quality))}
 
 
 def prune(
@@ -117,13 +140,13 @@ def prune(
 
 
 def measure_row(model: Pruned, row: str, options: argparse.Namespace, done: Measures) -> None:
-    """Sparsities of a row from the smallest, until few captions are left; DoRI at that one."""
+    """Sparsities of a row from the smallest, until few captions are left; DoRI and quality at that one."""
     common = (options.set or [], options.out)
     for sparsity in options.sparsities:
         measured = done.add(f"{row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.figures))
         if measured["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
             break
-    done.add(f"dori under {row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.dori))
+    done.add(f"dori under {row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.resistance))
 
 
 def main() -> None:
@@ -134,6 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=64)
+    parser.add_argument("--attacked", type=int, default=32)
     parser.add_argument("--only", type=lambda text: text.split(","))
     parser.add_argument("--sparsities", type=lambda text: [float(part) for part in text.split(",")], default=SPARSITIES)
     parser.add_argument("--set", action="append")
@@ -144,10 +168,11 @@ def main() -> None:
     config = {
         "model": model_checksum(gallery.path(options.model)),
         "limit": options.limit,
+        "attacked": options.attacked,
         "sparsities": list(options.sparsities),
         "settings": options.set or [],
     }
-    model = Pruned(options.model, gallery)
+    model = Pruned(options.model, gallery, options.attacked)
     rows = options.only or [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
     done = Measures(options.json, config)
     done.add("unpruned", lambda: model.figures() | {"dori": model.dori()})

@@ -19,6 +19,7 @@ import figures_families
 import figures_few_steps
 import figures_gallery
 import figures_memorization
+import figures_pruning
 import figures_rewards
 import figures_structured_pruning
 import figures_ttsnap
@@ -38,6 +39,7 @@ def main() -> None:
     modules = (
         figures_memorization,
         figures_gallery,
+        figures_pruning,
         figures_evidence,
         figures_families,
         figures_few_steps,
