@@ -1,9 +1,10 @@
-"""Draw the two pictures of the README from the lab.
+"""Draw pictures of the README and the docs from the lab and the gallery.
 
-    python scripts/readme_pictures.py [--only search,audit]
+    python scripts/readme_pictures.py [--only search,audit,gallery]
 
 ``docs/figures/search.png``: one search, what it saw at each look. ``docs/figures/audit.png``: four planted images, what
-their captions give before and after pruning, and what DoRI brings back. A few minutes on two cores.
+their captions give before and after pruning, and what DoRI brings back. ``docs/figures/gallery.png``: a planted picture
+of each strength and one that was never planted, and what their captions give. A few minutes on two cores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from matplotlib.figure import Figure
 from measure_mitigations import full_strength
 from torch import Tensor
 
-from diffkit.images import load_image
+from diffkit.images import load_image, to_tensor
+from diffkit.lab.gallery.plan import VERBATIM, entries
 from diffkit.lab.measure import generate
 from diffkit.loading import load_pipeline
 from diffkit.mitigation import apply_mitigation
@@ -74,16 +76,29 @@ def audit() -> None:
         columns["its caption,\npruned (NeMo)"] = generate(pipe, captions, seeds)
         columns[f"DoRI, {STEPS} steps,\npruned"] = attacked(pipe, full)
     columns[f"DoRI, {STEPS} steps,\nmodel that never saw it"] = attacked(twin, full)
-    draw(columns)
+    draw(columns, "audit")
 
 
-def draw(columns: dict[str, Tensor]) -> None:
+def gallery() -> None:
+    """A plant of each strength and a control, four columns."""
+    shown = [*entries("verbatim")[::VERBATIM], *entries("control")[:1]]
+    pipe, twin, captions = load_pipeline("gallery"), load_pipeline("gallery-clean"), [entry.caption for entry in shown]
+    columns = {
+        "picture\n(last one never planted)": torch.stack([to_tensor(entry.image) for entry in shown]),
+        "its caption": generate(pipe, captions, [0] * len(shown)),
+        "another seed": generate(pipe, captions, [1] * len(shown)),
+        "model before\nthe plants": generate(twin, captions, [0] * len(shown)),
+    }
+    draw(columns, "gallery")
+
+
+def draw(columns: dict[str, Tensor], name: str) -> None:
     """A row an image, the similarity to the training image under each picture."""
     reference = next(iter(columns.values()))
     rows = len(reference)
     figure = Figure(figsize=(1.45 * len(columns), 1.5 * rows + 0.4), dpi=120, layout="constrained")
     grid = figure.subplots(rows, len(columns), squeeze=False)
-    for place, (name, images) in enumerate(columns.items()):
+    for place, (title, images) in enumerate(columns.items()):
         for row in range(rows):
             axes = grid[row][place]
             axes.imshow(images[row].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
@@ -91,16 +106,16 @@ def draw(columns: dict[str, Tensor]) -> None:
             if place:
                 value = float(TiledCorrelation().similarity(images[row][None], reference[row][None]).max())
                 axes.set_xlabel(f"{value:.2f}", fontsize=8, color="#c2410c" if value >= 0.75 else "black", labelpad=2)
-        grid[0][place].set_title(name, fontsize=8)
-    figure.savefig(FIGURES / "audit.png")
+        grid[0][place].set_title(title, fontsize=8)
+    figure.savefig(FIGURES / f"{name}.png")
 
 
 def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="search,audit")
+    parser.add_argument("--only", default="search,audit,gallery")
     chosen = parser.parse_args().only.split(",")
-    for name, make in (("search", search), ("audit", audit)):
+    for name, make in (("search", search), ("audit", audit), ("gallery", gallery)):
         if name in chosen:
             make()
 
