@@ -36,7 +36,7 @@ def structured_pruning() -> str:
     rows += [[name, accuracy(row["after"]), points(row["change"])] for name, row in quality["rows"].items()]
     return (
         f"{text}\n\nQuality of the lab's model, without training after it: {quality['scenes']} held-out scenes, "
-        f"{quality['seeds']} seeds each, 95 % over scenes.\n\n"
+        f"{quality['seeds']} seed(s) each, 95 % over scenes.\n\n"
         + table(["saliency, share off", "scenes drawn right, %", "change, points"], rows)
     )
 
