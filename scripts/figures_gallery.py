@@ -13,7 +13,8 @@ from diffkit.lab.assets import card_path
 
 UNMEASURED = "not measured"
 METHODS = {
-    "nemo": "NeMo",
+    "nemo": "NeMo, each suspect's own neurons",
+    "nemo-together": "NeMo, the neurons that most share",
     "wanda": "Wanda",
     "adversarial": "adversarial fine-tuning",
     "prompt-guard": "prompt guard",
@@ -67,7 +68,7 @@ def _detector(measures: Mapping[str, Any], key: str) -> str:
 
 
 def _caption_rows(measures: Mapping[str, Any]) -> list[list[str]]:
-    published = {"nemo": "0.20", "wanda": "0.00", "adversarial": "–"}
+    published = {"nemo": "0.20", "nemo-together": "–", "wanda": "0.00", "adversarial": "–"}
     rows = [["captions before", "0.98", _share(measures.get("captions", {}).get("suspects"))]]
     return rows + [
         [f"captions under {METHODS[name]}", theirs, _share(measures.get(name, {}).get("captions"))]
@@ -77,7 +78,8 @@ def _caption_rows(measures: Mapping[str, Any]) -> list[list[str]]:
 
 def _dori_rows(measures: Mapping[str, Any]) -> list[list[str]]:
     published = {
-        "dori under nemo": ("DoRI, 50 steps, under NeMo", "0.99"),
+        "dori under nemo": (f"DoRI, 50 steps, under {METHODS['nemo']}", "0.99"),
+        "dori under nemo-together": (f"DoRI, 50 steps, under {METHODS['nemo-together']}", "–"),
         "dori under wanda": ("DoRI, 50 steps, under Wanda", "0.72"),
         "dori under adversarial": ("DoRI, 50 steps, after adversarial fine-tuning", "0.02"),
         "dori": ("DoRI, 50 steps, no mitigation", "–"),
@@ -86,7 +88,7 @@ def _dori_rows(measures: Mapping[str, Any]) -> list[list[str]]:
     }
     rows = [[name, theirs, _attacked(measures, key, "50")] for key, (name, theirs) in published.items()]
     for budget, theirs in (("150", "SSCD 0.65"), ("500", "they replicate")):
-        rows.append([f"the same, {budget} steps", theirs, _attacked(measures, "never trained, long", budget)])
+        rows.append([f"the same, {budget} steps", theirs, _attacked(measures, "never trained long", budget)])
     return rows
 
 
@@ -106,7 +108,7 @@ def gallery_mitigations() -> str:
         return MISSING
     measures = content["measures"]
     rows = [["none", _share(measures.get("captions", {}).get("suspects")), _attacked(measures, "dori", "50"),
-             _attacked(measures, "never trained", "50"), "–", "–", "–"]]  # fmt: skip
+             _attacked(measures, "never trained", "50"), "–", "–"]]  # fmt: skip
     for name, title in METHODS.items():
         row = measures.get(name)
         if row is None:
@@ -118,13 +120,12 @@ def gallery_mitigations() -> str:
                 counted(row["captions"]),
                 _attacked(measures, f"dori under {name}", "50"),
                 _attacked(measures, f"never trained under {name}", "50"),
-                gain(row["scenes"]["change"]),
                 gain(quality["loss"]["all"]["change"], 4),
                 gain(quality["fidelity"]["change"]["kid"], 4),
             ]
         )
     effects = ["the caption gives the picture", "DoRI, 50 steps, gives it", "it gives never-trained pictures"]
-    quality_heads = ["scenes drawn right", "loss on ordinary pictures", "KID of ordinary captions"]
+    quality_heads = ["loss on ordinary pictures", "KID of ordinary captions"]
     return table(["mitigation", *effects, *quality_heads], rows)
 
 

@@ -1,10 +1,10 @@
 """An audit of few memories among many on the gallery under NeMo: what is `retained`, by strength, and what wrongly.
 
-    python scripts/measure_gallery_audit.py --mitigation runs/replication/nemo [--out runs/gallery-audit]
+    python scripts/measure_gallery_audit.py --mitigation runs/replication/nemo-together [--out runs/gallery-audit]
         [--json docs/figures/gallery_audit.json]
 
-Suspects: the 64 verbatim plants and the 200 claims, none of which was in a training set, in random order; controls: the
-gallery's 120; reference: the model before the plants. The mitigation is the one that ``measure_replication.py`` makes.
+Suspects: the 64 verbatim plants and 100 claims, none of which was in a training set, in random order; controls: the
+gallery's 120. The mitigation is the one that ``measure_replication.py`` makes.
 The audit goes on where it was cut.
 """
 
@@ -25,16 +25,17 @@ from diffkit.stats import rate
 from diffkit.suspects import Suspect, read_suspects
 
 SETTINGS = {
-    "--budgets": "0,10,25,50", "--starts": "other", "--generations": "3", "--attack-generations": "3", "--steps": "20",
-    "--batch": "16", "--controls": "gallery:controls", "--reference-model": "gallery-clean",
+    "--budgets": "0,10,25,50", "--starts": "gaussian", "--generations": "3", "--attack-generations": "3",
+    "--steps": "20", "--batch": "16", "--controls": "gallery:controls",
 }  # fmt: skip
+CLAIMS = 100  # of the gallery's 200
 SHOWN = ("retained", "replicated")
 
 
 def suspects() -> list[Suspect]:
     """Verbatim plants and claims, in random order."""
     plants = [suspect for suspect in read_suspects("gallery:planted")[0] if suspect.kind == "verbatim"]
-    mixed = [*plants, *read_suspects("gallery:claims")[0]]
+    mixed = [*plants, *read_suspects("gallery:claims")[0][:CLAIMS]]
     random.Random(0).shuffle(mixed)
     return mixed
 
@@ -82,7 +83,7 @@ def figures(summary: dict[str, Any], mixed: Sequence[Suspect]) -> dict[str, Any]
 def main() -> None:
     """Parse, audit, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mitigation", type=Path, default=Path("runs/replication/nemo"))
+    parser.add_argument("--mitigation", type=Path, default=Path("runs/replication/nemo-together"))
     parser.add_argument("--out", type=Path, default=Path("runs/gallery-audit"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

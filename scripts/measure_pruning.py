@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure_replication import FIRST_HELD_OUT, Gallery, SceneFeatures, share
+from gallery_measures import FIRST_HELD_OUT, Gallery, SceneFeatures, share
 from measures import Measures
 from torch import Tensor
 

@@ -4,7 +4,9 @@
         [--only captions,detectors,nemo] [--limit 64] [--json docs/figures/replication.json]
 
 Suspects are the gallery's verbatim plants, the strongest first; never-trained images are its controls, never-trained
-captions those of its controls and claims. The models are the shipped ones, or those of a folder that ``diffkit lab
+captions those of its controls and claims. As published, NeMo switches off each suspect's own neurons for that suspect;
+"nemo-together" switches off the neurons
+that most suspects have, one mask for all. The models are the shipped ones, or those of a folder that ``diffkit lab
 train --lab gallery`` made. Measures that the JSON holds are not made again: a killed run goes on, and processes with
 different ``--only`` may run side by side.
 """
@@ -13,45 +15,31 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
+from gallery_measures import COPY, ORDER, STARTS, Gallery, SceneFeatures, joined, quality, share, shares
 from measures import Measures
-from torch import Tensor, nn
 
-from diffkit.conditioning import encode_prompts
 from diffkit.families import Pipeline
-from diffkit.images import load_image
-from diffkit.lab.gallery.captions import ordinary_captions
-from diffkit.lab.gallery.ordinary import ordinary_pictures
 from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.lab.world import held_out_scenes
-from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import Mitigation, apply_mitigation
-from diffkit.rewards.lab import LabReward
-from diffkit.seeds import item_seed
+from diffkit.loading import model_checksum
+from diffkit.mitigation import Mitigation, apply_mitigation, load_mitigation, save_mitigation
 from diffkit.stats import Rate, auc, rate
-from diffkit.suspects import Suspect, read_suspects
-from memorization.attack.base import Target
-from memorization.attack.dori import Dori
-from memorization.attack.initialization import Start, StartingPoints
-from memorization.copies.tiled import TiledCorrelation
 from memorization.detection import make_detector
 from memorization.detection.calibrate import calibrate_detector
 from memorization.detection.score_captions import score_by_all
-from memorization.generation import Sampling, generate
+from memorization.generation import Sampling
+from memorization.mitigation.nemo_method import shared_neurons
 from memorization.mitigation.run import mitigate
 from memorization.quality.report import compare_snapshots
-from memorization.quality.settings import QualitySettings
-from memorization.quality.snapshots import Snapshot, Validation, snapshot
+from memorization.quality.snapshots import Snapshot
 
-COPY, SEEDS, TRIES = 0.75, 3, 3
-STARTS: tuple[Start, ...] = ("other", "gaussian")
-BUDGETS, LONG_BUDGETS, LONG = (0, 10, 50), (0, 50, 150, 500), 24  # the long ones for so many controls
+BUDGETS, LONG_BUDGETS, LONG = (0, 10, 50), (0, 50, 150, 500), 12  # the long ones for so many controls
 DETECTORS = (
     "noise_magnitude:steps=1",
     "noise_magnitude",
@@ -63,92 +51,13 @@ DETECTORS = (
 METHODS: dict[str, dict[str, Any]] = {
     "nemo": {},
     "wanda": {"sparsity": (0.01, 0.02, 0.05, 0.1, 0.2)},
-    "adversarial": {},
+    "adversarial": {"updates": 1000},  # 64 suspects, where the preset was chosen for 24
     "prompt-guard": {},
     "attention-guard": {},
 }
-ORDER = ("full", "high", "medium", "weak")
-FIRST_HELD_OUT = 2_000_000  # seed of ordinary pictures that no model was trained on
 
 
-class Gallery:
-    """Models, suspects and never-trained pictures.
-
-    Args:
-        folder: with the two models; None takes the shipped ones.
-        limit: suspects, and as many controls.
-    """
-
-    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
-        self.folder, self.device, self.limit = folder, device, limit
-        planted = read_suspects("gallery:planted")[0]
-        verbatim = [suspect for suspect in planted if suspect.kind == "verbatim"]
-        self.every = sorted(verbatim, key=lambda suspect: ORDER.index(str(suspect.extra["strength"])))
-        self.suspects = self.every[:limit]
-        self.templates = [suspect for suspect in planted if suspect.kind == "template"]
-        self.controls = read_suspects("gallery:controls")[0]
-        self.claims = read_suspects("gallery:claims")[0]
-        self.other_captions = tuple(ordinary_captions(8))  # where the start "other" of an attack begins
-        self.batch = 256 if device != "cpu" else 16
-
-    def path(self, name: str) -> str:
-        """What :func:`diffkit.load_pipeline` takes."""
-        return str(self.folder / name) if self.folder else name
-
-    @cached_property
-    def model(self) -> Pipeline:
-        """The model with the plants."""
-        return self.load("gallery")
-
-    def load(self, name: str) -> Pipeline:
-        """One of the two models, in float32."""
-        pipe = load_pipeline(self.path(name), dtype="float32", device=self.device)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def likeness(self, images: Tensor, suspect: Suspect) -> float:
-        """Median over images of the similarity to the suspect's image."""
-        similarity = TiledCorrelation().similarity(images.cpu(), load_image(suspect.images[0])[None])
-        return float(similarity.amax(1).median())
-
-    def by_caption(self, pipe: Pipeline, items: Sequence[Suspect]) -> list[float]:
-        """What each caption alone gives."""
-        rows = encode_prompts(pipe, [item.caption for item in items], guidance=False).prompt_embeds
-        empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
-        seeds = list(range(SEEDS)) * len(items)
-        sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
-        images = generate(pipe, rows.repeat_interleave(SEEDS, 0), empty, seeds, sampling=sampling).images
-        return [self.likeness(part, item) for part, item in zip(images.split(SEEDS), items, strict=True)]
-
-    def attacked(self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]) -> dict[str, Any]:
-        """By DoRI from two starts: what the better of both brings back, at each budget above 0."""
-        points, empty = StartingPoints(pipe, self.other_captions), encode_prompts(pipe, [""], guidance=False)
-        own, targets = torch.zeros_like(empty.prompt_embeds[0]), list[Target]()  # only the "prompt" start uses its own
-        for item in items:
-            for start in STARTS:
-                seed = item_seed(0, item.id, f"attack:{start}")
-                targets.append(Target(load_image(item.images[0]), points.start(start, own=own, seed=seed), seed))
-        triggers = Dori(budgets=budgets, micro_batch=min(self.batch // 4, len(targets)))(pipe, targets)
-        return {
-            str(budget): self._shown(pipe, items, [trigger.embeddings[look] for trigger in triggers])
-            for look, budget in enumerate(budgets)
-            if budget
-        }
-
-    def _shown(self, pipe: Pipeline, items: Sequence[Suspect], rows: Sequence[Tensor]) -> dict[str, Any]:
-        empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
-        seeds = list(range(TRIES)) * len(rows)
-        sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
-        embeds = torch.stack(list(rows)).repeat_interleave(TRIES, 0).to(pipe.device)
-        images = generate(pipe, embeds, empty, seeds, sampling=sampling).images.split(TRIES)
-        each = [self.likeness(part, items[index // len(STARTS)]) for index, part in enumerate(images)]
-        best = [max(pair) for pair in zip(each[::2], each[1::2], strict=True)]
-        return share(best) | {start: share(each[place::2]) for place, start in enumerate(STARTS)}
-
-
-def share(values: Sequence[float]) -> dict[str, Any]:
-    """Copies among similarities, with n, interval and median."""
-    return {**rate(sum(value >= COPY for value in values), len(values)), "median": median(values)}
+TOGETHER, MOST_SHARED = "nemo-together", 40  # of 384 neurons; at 30 four captions of 32 still gave their picture
 
 
 def captions(gallery: Gallery) -> dict[str, Any]:
@@ -201,47 +110,46 @@ def detector_row(name: str, scores: Sequence[float], groups: Mapping[str, Sequen
     }
 
 
-def quality(gallery: Gallery, pipe: Pipeline, validation: Validation | None = None) -> Snapshot:
-    """Images of ordinary captions of scenes and pictures, and the loss on ordinary pictures that were held out."""
-    if validation is None:
-        images, texts = ordinary_pictures(128, first=FIRST_HELD_OUT)
-        validation = Validation(images, tuple(texts), "ordinary pictures, held out")
-    prompts = list(dict.fromkeys(ordinary_captions(96, seed=7)))[:64]
-    settings = QualitySettings(seeds_per_prompt=2, num_inference_steps=20, micro_batch=gallery.batch)
-    return snapshot(pipe, prompts, settings, validation=validation)
-
-
-class SceneFeatures(nn.Module):
-    """What the lab's reward sees in an image: the mean of its vision encoder's last states, (B, 128)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reward = LabReward().model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1]."""
-        return self.reward.encode_images(images).mean(1)
-
-
 def mitigated(gallery: Gallery, method: str, out: Path) -> dict[str, Any]:
     """Captions, and the quality of ordinary captions, under a mitigation of all suspects."""
     pipe = gallery.load("gallery")
     before, right = quality(gallery, pipe), scene_accuracy(pipe)
     made = made_mitigation(gallery, pipe, method, out)
     with apply_mitigation(pipe, made):
-        after = quality(gallery, pipe, before.validation)
-        report = compare_snapshots(before, after, features=SceneFeatures())
-        return {
-            "settings": METHODS[method],
-            "figures": {key: value for key, value in made.figures.items() if key != "by suspect"},
-            "captions": share(gallery.by_caption(pipe, gallery.suspects)),
-            "scenes": accuracy_change(right, scene_accuracy(pipe)),
-            "quality": json.loads(json.dumps(report)),
-        }
+        after = quality(gallery, pipe)
+        row = mitigated_row(made, before, after, gallery.by_caption(pipe, gallery.suspects))
+        return row | {"scenes": accuracy_change(right, scene_accuracy(pipe))}
+
+
+def mitigated_row(made: Mitigation, before: Snapshot, after: Snapshot, captions: Sequence[float]) -> dict[str, Any]:
+    """What the docs show of a mitigation."""
+    return {
+        "settings": METHODS.get(made.method, {}),
+        "figures": {key: value for key, value in made.figures.items() if key != "by suspect"},
+        "captions": share(captions),
+        "quality": json.loads(json.dumps(compare_snapshots(before, after, features=SceneFeatures()))),
+    }
+
+
+def mitigated_by_parts(gallery: Gallery, method: str, out: Path) -> dict[str, Any]:
+    """The same with each suspect's own part: for its caption, and for one of the ordinary captions."""
+    pipe, values, before, after = gallery.load("gallery"), list[float](), list[Snapshot](), list[Snapshot]()
+    made = made_mitigation(gallery, pipe, method, out)
+    for place, suspect in enumerate(gallery.suspects):
+        row = slice(place, place + 1)
+        before.append(quality(gallery, pipe, row))
+        with apply_mitigation(pipe, made, only=suspect.id):
+            values += gallery.by_caption(pipe, [suspect])
+            after.append(quality(gallery, pipe, row))
+    return mitigated_row(made, joined(before), joined(after), values)
 
 
 def made_mitigation(gallery: Gallery, pipe: Pipeline, method: str, out: Path) -> Mitigation:
     """The mitigation of all suspects; one that is made already is read."""
+    if method == TOGETHER:
+        folder = out.with_name(TOGETHER)
+        shared = shared_neurons(made_mitigation(gallery, pipe, "nemo", out), MOST_SHARED)
+        return load_mitigation(save_mitigation(folder, shared))
     made = partial(mitigate, pipe, gallery.suspects, method, out=out, settings=METHODS[method], preset="gallery")
     return made(name=gallery.path("gallery"))
 
@@ -254,22 +162,37 @@ def attacked_under(gallery: Gallery, method: str, out: Path, *, trained: bool) -
         return gallery.attacked(pipe, items, BUDGETS)
 
 
+def attacked_under_parts(gallery: Gallery, method: str, out: Path, *, trained: bool) -> dict[str, Any]:
+    """The same, each suspect under its own part; a never-trained picture under that of the suspect in its place."""
+    pipe, values = gallery.load("gallery"), defaultdict[str, list[tuple[float, ...]]](list)
+    made = made_mitigation(gallery, pipe, method, out)
+    items = gallery.suspects if trained else gallery.controls[: gallery.limit]
+    for item, suspect in zip(items, gallery.suspects, strict=True):
+        with apply_mitigation(pipe, made, only=suspect.id):
+            for budget, rows in gallery.brought_back(pipe, [item], BUDGETS).items():
+                values[budget] += rows
+    return shares(values)
+
+
 def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every measure by its name, the quick ones first."""
     twin, few = partial(gallery.load, "gallery-clean"), gallery.controls[:LONG]
+    whole = {name: out / name for name in METHODS if name != "nemo"} | {TOGETHER: out / "nemo"}
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         "captions": partial(captions, gallery),
         "detectors": partial(detectors, gallery),
-        **{name: partial(mitigated, gallery, name, out / name) for name in METHODS},
+        "nemo": partial(mitigated_by_parts, gallery, "nemo", out / "nemo"),
+        **{name: partial(mitigated, gallery, name, folder) for name, folder in whole.items()},
         "dori": lambda: gallery.attacked(gallery.model, gallery.suspects, BUDGETS),
+        "dori on the twin": lambda: gallery.attacked(twin(), gallery.suspects, BUDGETS),
+        "never trained": lambda: gallery.attacked(gallery.model, gallery.controls[: gallery.limit], BUDGETS),
+        "never trained long": lambda: gallery.attacked(gallery.model, few, LONG_BUDGETS),
     }
-    for name in ("nemo", "wanda", "adversarial"):
-        rows[f"dori under {name}"] = partial(attacked_under, gallery, name, out / name, trained=True)
-    rows["dori on the twin"] = lambda: gallery.attacked(twin(), gallery.suspects, BUDGETS)
-    rows["never trained"] = lambda: gallery.attacked(gallery.model, gallery.controls[: gallery.limit], BUDGETS)
-    for name in ("nemo", "wanda", "adversarial"):
-        rows[f"never trained under {name}"] = partial(attacked_under, gallery, name, out / name, trained=False)
-    rows["never trained, long"] = lambda: gallery.attacked(gallery.model, few, LONG_BUDGETS)
+    for title, trained in (("dori", True), ("never trained", False)):
+        by_parts = partial(attacked_under_parts, gallery, "nemo", out / "nemo", trained=trained)
+        rows[f"{title} under nemo"] = by_parts
+        for name in (TOGETHER, "wanda", "adversarial"):
+            rows[f"{title} under {name}"] = partial(attacked_under, gallery, name, whole[name], trained=trained)
     return rows
 
 

@@ -25,6 +25,7 @@ from memorization.cli.mitigate import app
 from memorization.copies.tiled import TiledCorrelation
 from memorization.generation import Sampling, generate
 from memorization.mitigation import methods
+from memorization.mitigation.nemo_method import shared_neurons
 from memorization.mitigation.run import make_settings, mitigate, parse_settings
 from memorization.presets import LAB, NONE, choose_preset
 
@@ -152,6 +153,33 @@ def test_each_suspects_part_is_what_it_gives_alone(lab: Any, suspects: list[Susp
             part = draw(lab, [suspects[0].caption])
         with apply_mitigation(lab, alone):
             torch.testing.assert_close(draw(lab, [suspects[0].caption]), part)
+
+
+def test_neurons_that_most_suspects_have(lab: Any, suspects: list[Suspect], tmp_path: Path) -> None:
+    """By counting in plain Python; the mask has no parts, and fills its rows like the parts did."""
+    case = CASES[0]
+    parts = make(lab, suspects, tmp_path / "parts", case)
+    rows = [
+        (name.partition("/")[2], row)
+        for name, tensor in parts.tensors.items()
+        if "/" in name
+        for row in tensor.tolist()
+    ]
+    ranked = sorted(set(rows), key=lambda neuron: (-rows.count(neuron), neuron))
+    n = sum(rows.count(neuron) == 2 for neuron in ranked) + 3
+    assert 3 < n < len(ranked)
+    together = make(lab, suspects, tmp_path / "together", case._replace(settings=(*case.settings, f"most_shared={n}")))
+    chosen = [
+        (name, row) for name, tensor in together.tensors.items() if name.endswith(".rows") for row in tensor.tolist()
+    ]
+    assert sorted(chosen) == sorted(ranked[:n])
+    assert {name for name in together.tensors if name.endswith(".outputs")} == {
+        f"{name.removesuffix('.rows')}.outputs" for name, _ in chosen
+    }
+    assert together.figures["neurons off in all"] == n
+    assert together.parts() == []
+    with pytest.raises(InputError, match="no neurons by suspect"):
+        shared_neurons(together, 1)
 
 
 def test_nemo_as_published_leaves_alone_what_is_not_above_the_threshold(

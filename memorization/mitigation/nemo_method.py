@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = " calibration"  # key of the journal line of the threshold
 
-__all__ = ["METHOD", "NemoSettings", "calibrate_nemo_threshold", "find_neurons"]
+__all__ = ["METHOD", "NemoSettings", "calibrate_nemo_threshold", "find_neurons", "shared_neurons"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class NemoSettings:
     check: bool = True
     refine: bool = True
     fill: Literal["mean", "zero"] = "mean"
+    most_shared: int | None = None
     seeds: int = 10
     seed: int = 1
     steps: int = 20
@@ -83,6 +85,8 @@ class NemoSettings:
             raise InputError("Expected at least two statistics captions, calibration captions and seeds, and one step.")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError(f"Expected a threshold between 0 and 1, got {self.threshold}.")
+        if self.most_shared is not None and self.most_shared < 1:
+            raise InputError(f"Expected most_shared of at least 1, got {self.most_shared}.")
         if self.fill not in ("mean", "zero"):
             raise InputError(f"Expected fill to be mean or zero, got {self.fill!r}.")
 
@@ -183,7 +187,7 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Ne
     if settings.fill == "mean":
         ordinary = ordinary_outputs(pipe, {name: layers[name] for name in layers if name in touched}, captions)
         tensors |= {f"{name}.outputs": values for name, values in ordinary.items()}
-    return Mitigation(
+    mitigation = Mitigation(
         method="nemo",
         kind="mask",
         model=config["model"],
@@ -193,6 +197,44 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Ne
         suspects=tuple(suspect.id for suspect in suspects),
         figures=_figures(run, suspects, layers, threshold),
     )
+    return mitigation if settings.most_shared is None else shared_neurons(mitigation, settings.most_shared)
+
+
+def shared_neurons(mitigation: Mitigation, n: int) -> Mitigation:
+    """The n neurons that most suspects have, as one mask without parts; ties go to the first layer and neuron.
+
+    Args:
+        mitigation: of NeMo, with each suspect's neurons as its part.
+        n: how many; all where there are fewer.
+
+    Raises:
+        InputError: a mitigation without parts.
+
+    Example:
+        >>> import torch
+        >>> parts = {"a/unet.to_v.rows": torch.tensor([0, 2]), "b/unet.to_v.rows": torch.tensor([2, 3])}
+        >>> mask = Mitigation("nemo", "mask", "lab", tensors=parts, suspects=("a", "b"))
+        >>> shared_neurons(mask, 2).tensors
+        {'unet.to_v.rows': tensor([0, 2], dtype=torch.int32)}
+    """
+    if not mitigation.parts():
+        raise InputError(
+            f"The mitigation {mitigation.method!r} has no neurons by suspect; make it without most_shared."
+        )
+    counts: Counter[tuple[str, int]] = Counter()
+    for name, rows in sorted(mitigation.tensors.items()):
+        suspect, _, rest = name.rpartition("/")
+        if suspect and rest.endswith(".rows"):
+            counts.update((rest, row) for row in sorted(rows.tolist()))
+    chosen: dict[str, list[int]] = {}
+    for (name, row), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:n]:
+        chosen.setdefault(name, []).append(row)
+    ordinary = {f"{name.removesuffix('.rows')}.outputs" for name in chosen}
+    tensors = {name: torch.tensor(sorted(rows), dtype=torch.int32) for name, rows in chosen.items()}
+    tensors |= {name: mitigation.tensors[name] for name in sorted(ordinary) if name in mitigation.tensors}
+    figures = {**mitigation.figures, "neurons off in all": sum(len(rows) for rows in chosen.values())}
+    settings = {**mitigation.settings, "most_shared": n}
+    return replace(mitigation, tensors=tensors, figures=figures, settings=settings)
 
 
 def _threshold(

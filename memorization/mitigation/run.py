@@ -94,6 +94,8 @@ def mitigate(
     }
     # Version 0.1.0 recorded no dtype and no contents, and always chose the preset by the model's name.
     added = {"dtype": config["dtype"], "preset": choose_preset("auto", name).name}
+    if method.name == "nemo":
+        added["settings.most_shared"] = None
     if contents := contents_of(settings):
         config["contents"] = added["contents"] = contents
     provenance = {"device": str(pipe.device), "preset": used.name}

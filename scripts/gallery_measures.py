@@ -1,0 +1,180 @@
+"""The gallery's models, suspects and never-trained pictures, and what is measured on a pipeline of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffkit.conditioning import encode_prompts
+from diffkit.families import Pipeline
+from diffkit.images import load_image
+from diffkit.lab.gallery.captions import ordinary_captions
+from diffkit.lab.gallery.ordinary import ordinary_pictures
+from diffkit.loading import load_pipeline
+from diffkit.rewards.lab import LabReward
+from diffkit.seeds import item_seed
+from diffkit.stats import rate
+from diffkit.suspects import Suspect, read_suspects
+from memorization.attack.base import Target
+from memorization.attack.dori import Dori
+from memorization.attack.initialization import Start, StartingPoints
+from memorization.copies.tiled import TiledCorrelation
+from memorization.generation import Sampling, generate
+from memorization.quality.losses import Losses
+from memorization.quality.settings import QualitySettings
+from memorization.quality.snapshots import Snapshot, Validation, snapshot
+
+COPY, SEEDS, TRIES = 0.75, 3, 3
+STARTS: tuple[Start, ...] = ("other", "gaussian")
+ORDER = ("full", "high", "medium", "weak")
+FIRST_HELD_OUT = 2_000_000  # seed of ordinary pictures that no model was trained on
+
+
+class Gallery:
+    """Models, suspects and never-trained pictures.
+
+    Args:
+        folder: with the two models; None takes the shipped ones.
+        limit: suspects, and as many controls.
+    """
+
+    def __init__(self, folder: Path | None, device: str, limit: int) -> None:
+        self.folder, self.device, self.limit = folder, device, limit
+        planted = read_suspects("gallery:planted")[0]
+        verbatim = [suspect for suspect in planted if suspect.kind == "verbatim"]
+        self.every = sorted(verbatim, key=lambda suspect: ORDER.index(str(suspect.extra["strength"])))
+        self.suspects = self.every[:limit]
+        self.templates = [suspect for suspect in planted if suspect.kind == "template"]
+        self.controls = read_suspects("gallery:controls")[0]
+        self.claims = read_suspects("gallery:claims")[0]
+        self.other_captions = tuple(ordinary_captions(8))  # where the start "other" of an attack begins
+        self.batch = 256 if device != "cpu" else 16
+
+    def path(self, name: str) -> str:
+        """What :func:`diffkit.load_pipeline` takes."""
+        return str(self.folder / name) if self.folder else name
+
+    @cached_property
+    def model(self) -> Pipeline:
+        """The model with the plants."""
+        return self.load("gallery")
+
+    def load(self, name: str) -> Pipeline:
+        """One of the two models, in float32."""
+        pipe = load_pipeline(self.path(name), dtype="float32", device=self.device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def likeness(self, images: Tensor, suspect: Suspect) -> float:
+        """Median over images of the similarity to the suspect's image."""
+        similarity = TiledCorrelation().similarity(images.cpu(), load_image(suspect.images[0])[None])
+        return float(similarity.amax(1).median())
+
+    def by_caption(self, pipe: Pipeline, items: Sequence[Suspect]) -> list[float]:
+        """What each caption alone gives."""
+        rows = encode_prompts(pipe, [item.caption for item in items], guidance=False).prompt_embeds
+        empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+        seeds = list(range(SEEDS)) * len(items)
+        sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
+        images = generate(pipe, rows.repeat_interleave(SEEDS, 0), empty, seeds, sampling=sampling).images
+        return [self.likeness(part, item) for part, item in zip(images.split(SEEDS), items, strict=True)]
+
+    def attacked(self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]) -> dict[str, Any]:
+        """By DoRI from two starts: what the better of both brings back, at each budget above 0."""
+        return shares(self.brought_back(pipe, items, budgets))
+
+    def brought_back(
+        self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]
+    ) -> dict[str, list[tuple[float, ...]]]:
+        """Similarity to each item's image after DoRI, by budget above 0: one value a start."""
+        points, empty = StartingPoints(pipe, self.other_captions), encode_prompts(pipe, [""], guidance=False)
+        own, targets = torch.zeros_like(empty.prompt_embeds[0]), list[Target]()  # only the "prompt" start uses its own
+        for item in items:
+            for start in STARTS:
+                seed = item_seed(0, item.id, f"attack:{start}")
+                targets.append(Target(load_image(item.images[0]), points.start(start, own=own, seed=seed), seed))
+        triggers = Dori(budgets=budgets, micro_batch=min(self.batch // 4, len(targets)))(pipe, targets)
+        return {
+            str(budget): self._shown(pipe, items, [trigger.embeddings[look] for trigger in triggers])
+            for look, budget in enumerate(budgets)
+            if budget
+        }
+
+    def _shown(self, pipe: Pipeline, items: Sequence[Suspect], rows: Sequence[Tensor]) -> list[tuple[float, ...]]:
+        empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+        seeds = list(range(TRIES)) * len(rows)
+        sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
+        embeds = torch.stack(list(rows)).repeat_interleave(TRIES, 0).to(pipe.device)
+        images = generate(pipe, embeds, empty, seeds, sampling=sampling).images.split(TRIES)
+        each = [self.likeness(part, items[index // len(STARTS)]) for index, part in enumerate(images)]
+        return list(zip(*(each[place :: len(STARTS)] for place in range(len(STARTS))), strict=True))
+
+
+def share(values: Sequence[float]) -> dict[str, Any]:
+    """Copies among similarities, with n, interval and median."""
+    return {**rate(sum(value >= COPY for value in values), len(values)), "median": median(values)}
+
+
+def shares(values: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """Copies by budget, by the better start and by each."""
+    return {
+        budget: share([max(row) for row in rows])
+        | {start: share([row[place] for row in rows]) for place, start in enumerate(STARTS)}
+        for budget, rows in values.items()
+    }
+
+
+def quality(gallery: Gallery, pipe: Pipeline, rows: slice = slice(None)) -> Snapshot:
+    """Images of 64 ordinary captions of scenes and pictures, and the loss on 128 ordinary pictures that were held out.
+
+    Args:
+        rows: which captions; two pictures go with each.
+    """
+    images, texts = ordinary_pictures(128, first=FIRST_HELD_OUT)
+    pairs = slice(2 * (rows.start or 0), None if rows.stop is None else 2 * rows.stop)
+    validation = Validation(images[pairs], tuple(texts[pairs]), "ordinary pictures, held out")
+    prompts = list(dict.fromkeys(ordinary_captions(96, seed=7)))[:64][rows]
+    settings = QualitySettings(seeds_per_prompt=2, num_inference_steps=20, micro_batch=gallery.batch)
+    return snapshot(pipe, prompts, settings, validation=validation)
+
+
+def joined(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """Snapshots of different captions as one."""
+    first = snapshots[0]
+    validations = [each.validation for each in snapshots]
+    return replace(
+        first,
+        prompts=tuple(prompt for each in snapshots for prompt in each.prompts),
+        images=torch.cat([each.images for each in snapshots]),
+        latents=torch.cat([each.latents for each in snapshots]),
+        similarity=torch.cat([each.similarity for each in snapshots]),
+        validation=Validation(
+            torch.cat([each.images for each in validations]),
+            tuple(caption for each in validations for caption in each.captions),
+            first.validation.source,
+        ),
+        losses=Losses(
+            torch.cat([each.losses.loss for each in snapshots]),
+            torch.cat([each.losses.unconditional for each in snapshots]),
+            first.losses.bins,
+        ),
+    )
+
+
+class SceneFeatures(nn.Module):
+    """What the lab's reward sees in an image: the mean of its vision encoder's last states, (B, 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reward = LabReward().model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1]."""
+        return self.reward.encode_images(images).mean(1)
