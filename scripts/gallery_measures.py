@@ -86,35 +86,41 @@ class Gallery:
         images = generate(pipe, rows.repeat_interleave(SEEDS, 0), empty, seeds, sampling=sampling).images
         return [self.likeness(part, item) for part, item in zip(images.split(SEEDS), items, strict=True)]
 
-    def attacked(self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]) -> dict[str, Any]:
-        """By DoRI from two starts: what the better of both brings back, at each budget above 0."""
-        return shares(self.brought_back(pipe, items, budgets))
+    def attacked(
+        self, pipe: Pipeline, items: Sequence[Suspect], budgets: Sequence[int], starts: Sequence[Start] = STARTS
+    ) -> dict[str, Any]:
+        """By DoRI: what the best start brings back, and each, at each budget above 0."""
+        return shares(self.brought_back(pipe, items, budgets, starts))
 
     def brought_back(
-        self, pipe: Pipeline, items: Sequence[Suspect], budgets: tuple[int, ...]
-    ) -> dict[str, list[tuple[float, ...]]]:
-        """Similarity to each item's image after DoRI, by budget above 0: one value a start."""
+        self, pipe: Pipeline, items: Sequence[Suspect], budgets: Sequence[int], starts: Sequence[Start] = STARTS
+    ) -> dict[str, list[dict[str, float]]]:
+        """Similarity to each item's image after DoRI: budget above 0 -> for each item, start -> similarity."""
         points, empty = StartingPoints(pipe, self.other_captions), encode_prompts(pipe, [""], guidance=False)
-        own, targets = torch.zeros_like(empty.prompt_embeds[0]), list[Target]()  # only the "prompt" start uses its own
-        for item in items:
-            for start in STARTS:
+        captions = encode_prompts(pipe, [item.caption for item in items], guidance=False).prompt_embeds
+        targets = list[Target]()
+        for item, own in zip(items, captions, strict=True):
+            for start in starts:
                 seed = item_seed(0, item.id, f"attack:{start}")
                 targets.append(Target(load_image(item.images[0]), points.start(start, own=own, seed=seed), seed))
         triggers = Dori(budgets=budgets, micro_batch=min(self.batch // 4, len(targets)))(pipe, targets)
-        return {
-            str(budget): self._shown(pipe, items, [trigger.embeddings[look] for trigger in triggers])
-            for look, budget in enumerate(budgets)
-            if budget
-        }
+        result: dict[str, list[dict[str, float]]] = {}
+        for look, budget in enumerate(budgets):
+            if budget:
+                rows = torch.stack([trigger.embeddings[look] for trigger in triggers])
+                values = iter(
+                    self._likenesses(pipe, [item for item in items for _ in starts], rows, empty.prompt_embeds)
+                )
+                result[str(budget)] = [{start: next(values) for start in starts} for _ in items]
+        return result
 
-    def _shown(self, pipe: Pipeline, items: Sequence[Suspect], rows: Sequence[Tensor]) -> list[tuple[float, ...]]:
-        empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
+    def _likenesses(self, pipe: Pipeline, items: Sequence[Suspect], rows: Tensor, empty: Tensor) -> list[float]:
+        """Of what each row of embeddings gives to the item beside it."""
         seeds = list(range(TRIES)) * len(rows)
         sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
-        embeds = torch.stack(list(rows)).repeat_interleave(TRIES, 0).to(pipe.device)
+        embeds = rows.repeat_interleave(TRIES, 0).to(pipe.device)
         images = generate(pipe, embeds, empty, seeds, sampling=sampling).images.split(TRIES)
-        each = [self.likeness(part, items[index // len(STARTS)]) for index, part in enumerate(images)]
-        return list(zip(*(each[place :: len(STARTS)] for place in range(len(STARTS))), strict=True))
+        return [self.likeness(part, item) for part, item in zip(images, items, strict=True)]
 
 
 def share(values: Sequence[float]) -> dict[str, Any]:
@@ -122,11 +128,11 @@ def share(values: Sequence[float]) -> dict[str, Any]:
     return {**rate(sum(value >= COPY for value in values), len(values)), "median": median(values)}
 
 
-def shares(values: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Copies by budget, by the better start and by each."""
+def shares(values: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Copies by budget, by the best start and by each."""
     return {
-        budget: share([max(row) for row in rows])
-        | {start: share([row[place] for row in rows]) for place, start in enumerate(STARTS)}
+        budget: share([max(row.values()) for row in rows])
+        | {start: share([row[start] for row in rows]) for start in rows[0]}
         for budget, rows in values.items()
     }
 

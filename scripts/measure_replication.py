@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gallery_measures import COPY, ORDER, STARTS, Gallery, SceneFeatures, joined, quality, share, shares
 from measures import Measures
@@ -30,6 +30,8 @@ from diffkit.lab.world import held_out_scenes
 from diffkit.loading import model_checksum
 from diffkit.mitigation import Mitigation, apply_mitigation, load_mitigation, save_mitigation
 from diffkit.stats import Rate, auc, rate
+from diffkit.suspects import Suspect
+from memorization.attack.initialization import Start
 from memorization.detection import make_detector
 from memorization.detection.calibrate import calibrate_detector
 from memorization.detection.score_captions import score_by_all
@@ -39,7 +41,8 @@ from memorization.mitigation.run import mitigate
 from memorization.quality.report import compare_snapshots
 from memorization.quality.snapshots import Snapshot
 
-BUDGETS, LONG_BUDGETS, LONG = (0, 10, 50), (0, 50, 150, 500), 12  # the long ones for so many controls
+BUDGETS = (0, 10, 50)
+LONG_BUDGETS, LONG, FEW = (0, 50, 150, 500), 12, 24  # so many controls for the long ones, and under mitigations
 DETECTORS = (
     "noise_magnitude:steps=1",
     "noise_magnitude",
@@ -154,29 +157,34 @@ def made_mitigation(gallery: Gallery, pipe: Pipeline, method: str, out: Path) ->
     return made(name=gallery.path("gallery"))
 
 
-def attacked_under(gallery: Gallery, method: str, out: Path, *, trained: bool) -> dict[str, Any]:
-    """What DoRI brings back under a mitigation: suspects, or never-trained pictures."""
+class Attack(NamedTuple):
+    """What DoRI attacks, and from where."""
+
+    items: Sequence[Suspect]
+    starts: tuple[Start, ...] = STARTS
+
+
+def attacked_under(gallery: Gallery, method: str, out: Path, attack: Attack) -> dict[str, Any]:
+    """What DoRI brings back under a mitigation."""
     pipe = gallery.load("gallery")
-    items = gallery.suspects if trained else gallery.controls[: gallery.limit]
     with apply_mitigation(pipe, made_mitigation(gallery, pipe, method, out)):
-        return gallery.attacked(pipe, items, BUDGETS)
+        return gallery.attacked(pipe, attack.items, BUDGETS, attack.starts)
 
 
-def attacked_under_parts(gallery: Gallery, method: str, out: Path, *, trained: bool) -> dict[str, Any]:
+def attacked_under_parts(gallery: Gallery, method: str, out: Path, attack: Attack) -> dict[str, Any]:
     """The same, each suspect under its own part; a never-trained picture under that of the suspect in its place."""
-    pipe, values = gallery.load("gallery"), defaultdict[str, list[tuple[float, ...]]](list)
+    pipe, values = gallery.load("gallery"), defaultdict[str, list[dict[str, float]]](list)
     made = made_mitigation(gallery, pipe, method, out)
-    items = gallery.suspects if trained else gallery.controls[: gallery.limit]
-    for item, suspect in zip(items, gallery.suspects, strict=True):
+    for item, suspect in zip(attack.items, gallery.suspects, strict=False):
         with apply_mitigation(pipe, made, only=suspect.id):
-            for budget, rows in gallery.brought_back(pipe, [item], BUDGETS).items():
+            for budget, rows in gallery.brought_back(pipe, [item], BUDGETS, attack.starts).items():
                 values[budget] += rows
     return shares(values)
 
 
 def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every measure by its name, the quick ones first."""
-    twin, few = partial(gallery.load, "gallery-clean"), gallery.controls[:LONG]
+    twin, long = partial(gallery.load, "gallery-clean"), gallery.controls[:LONG]
     whole = {name: out / name for name in METHODS if name != "nemo"} | {TOGETHER: out / "nemo"}
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         "captions": partial(captions, gallery),
@@ -186,13 +194,17 @@ def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, An
         "dori": lambda: gallery.attacked(gallery.model, gallery.suspects, BUDGETS),
         "dori on the twin": lambda: gallery.attacked(twin(), gallery.suspects, BUDGETS),
         "never trained": lambda: gallery.attacked(gallery.model, gallery.controls[: gallery.limit], BUDGETS),
-        "never trained long": lambda: gallery.attacked(gallery.model, few, LONG_BUDGETS),
+        "never trained long": lambda: gallery.attacked(gallery.model, long, LONG_BUDGETS),
     }
-    for title, trained in (("dori", True), ("never trained", False)):
-        by_parts = partial(attacked_under_parts, gallery, "nemo", out / "nemo", trained=trained)
-        rows[f"{title} under nemo"] = by_parts
+    attacks = {
+        "dori": Attack(gallery.suspects),
+        "dori from the caption": Attack(gallery.suspects, ("prompt",)),
+        "never trained": Attack(gallery.controls[:FEW]),
+    }
+    for title, attack in attacks.items():
+        rows[f"{title} under nemo"] = partial(attacked_under_parts, gallery, "nemo", out / "nemo", attack)
         for name in (TOGETHER, "wanda", "adversarial"):
-            rows[f"{title} under {name}"] = partial(attacked_under, gallery, name, whole[name], trained=trained)
+            rows[f"{title} under {name}"] = partial(attacked_under, gallery, name, whole[name], attack)
     return rows
 
 
