@@ -201,14 +201,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/structured_pruning"))
     parser.add_argument("--json", type=Path, default=FILE)
     options = parser.parse_args()
-    found = json.loads(options.json.read_bytes()) if options.json.is_file() else {}
+    content = json.loads(options.json.read_bytes()) if options.json.is_file() else {}
     for part in options.parts.split(","):
         if part == "speed":
             results: Iterable[dict[str, Any]] = [speed(options.pairs)]
         else:
             results = quality(options.scenes, options.seeds, options.out)
-        for found[part] in results:
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+        for content[part] in results:
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ METHODS = {
     "prompt-guard": "prompt guard",
     "attention-guard": "attention guard",
 }
+EFFECTS = ("its caption gives it", "DoRI from there", "DoRI from elsewhere", "never-trained pictures, by DoRI")
 
 
 def gallery() -> str:
@@ -49,15 +50,21 @@ def _detector_rows(measures: Mapping[str, Any]) -> list[list[str]]:
         "noise_magnitude:steps=1": ("noise magnitude, one step", "AUC 0.976, TPR 0.90"),
         "noise_magnitude": ("noise magnitude, all steps", "AUC 0.994, TPR 0.98"),
         "anisotropy": ("anisotropy", "AUC 0.99"),
-        "sharpness": ("sharpness", "AUC 0.998"),
+        "sharpness": ("sharpness", "–"),
         "attention_entropy": ("attention entropy", "weak"),
         "bright_ending": ("bright ending", "AUC up to 0.997"),
     }
-    return [[name, theirs, _detector(measures, key)] for key, (name, theirs) in published.items()]
+    rows = [[name, theirs, _detector(measures, key)] for key, (name, theirs) in published.items()]
+    four = [
+        "sharpness, 4 seeds as published, not 2",
+        "AUC 0.998",
+        _detector(measures, "sharpness", "sharpness of 4 seeds"),
+    ]
+    return [*rows[:4], four, *rows[4:]]
 
 
-def _detector(measures: Mapping[str, Any], key: str) -> str:
-    row = measures.get("detectors", {}).get(key)
+def _detector(measures: Mapping[str, Any], key: str, measure: str = "detectors") -> str:
+    row = measures.get(measure, {}).get(key)
     if row is None or "auc" not in row:
         return row["could not be scored"] if row else UNMEASURED
     return (
@@ -78,10 +85,13 @@ def _caption_rows(measures: Mapping[str, Any]) -> list[list[str]]:
 
 def _dori_rows(measures: Mapping[str, Any]) -> list[list[str]]:
     published = {
-        "dori under nemo": (f"DoRI, 50 steps, under {METHODS['nemo']}", "0.99"),
+        "dori under nemo": (f"DoRI, 50 steps, under {METHODS['nemo']}", "–"),
+        "dori from the caption under nemo": ("the same, from the caption", "0.99"),
         "dori under nemo-together": (f"DoRI, 50 steps, under {METHODS['nemo-together']}", "–"),
-        "dori under wanda": ("DoRI, 50 steps, under Wanda", "0.72"),
-        "dori under adversarial": ("DoRI, 50 steps, after adversarial fine-tuning", "0.02"),
+        "dori under wanda": ("DoRI, 50 steps, under Wanda", "–"),
+        "dori from the caption under wanda": ("the same, from the caption", "0.72"),
+        "dori under adversarial": ("DoRI, 50 steps, after adversarial fine-tuning", "–"),
+        "dori from the caption under adversarial": ("the same, from the caption", "0.02"),
         "dori": ("DoRI, 50 steps, no mitigation", "–"),
         "dori on the twin": ("DoRI, 50 steps, on the twin that never saw them", "–"),
         "never trained": ("DoRI, 50 steps, never-trained pictures", "none (SSCD 0.48)"),
@@ -107,26 +117,45 @@ def gallery_mitigations() -> str:
     if not content:
         return MISSING
     measures = content["measures"]
-    rows = [["none", _share(measures.get("captions", {}).get("suspects")), _attacked(measures, "dori", "50"),
-             _attacked(measures, "never trained", "50"), "–", "–"]]  # fmt: skip
+    rows = [["none", *_effects(measures, ""), "–", "–"]]
     for name, title in METHODS.items():
-        row = measures.get(name)
-        if row is None:
-            continue
-        quality = row["quality"]
-        rows.append(
-            [
-                title,
-                counted(row["captions"]),
-                _attacked(measures, f"dori under {name}", "50"),
-                _attacked(measures, f"never trained under {name}", "50"),
-                gain(quality["loss"]["all"]["change"], 4),
-                gain(quality["fidelity"]["change"]["kid"], 4),
-            ]
-        )
-    effects = ["the caption gives the picture", "DoRI, 50 steps, gives it", "it gives never-trained pictures"]
-    quality_heads = ["loss on ordinary pictures", "KID of ordinary captions"]
-    return table(["mitigation", *effects, *quality_heads], rows)
+        if name in measures:
+            quality = measures[name]["quality"]
+            costs = [quality["loss"]["all"]["change"], quality["fidelity"]["change"]["kid"]]
+            rows.append([title, *_effects(measures, f" under {name}"), *(gain(cost, 4) for cost in costs)])
+    return table(["mitigation", *EFFECTS, "loss on ordinary pictures", "KID of ordinary captions"], rows)
 
 
-BLOCKS = (gallery, replication, gallery_mitigations)
+def finding() -> str:
+    """What pruning and adversarial fine-tuning leave of the memorized images, for the README."""
+    content = read("replication")
+    if not content:
+        return MISSING
+    measures = content["measures"]
+    rows = [["`gallery`", *_effects(measures, "")]]
+    for name in ("nemo", "nemo-together", "wanda", "adversarial"):
+        rows.append([METHODS[name], *_effects(measures, f" under {name}")])
+    twin = measures["captions"]["the twin, suspects"]
+    rows.append(
+        ["`gallery-clean`, never trained on them", counted(twin), "–", _count(measures, "dori on the twin"), "–"]
+    )
+    n = measures["captions"]["suspects"]["n"]
+    text = (
+        f"{n} pictures planted verbatim among 30,000; 50 steps, from elsewhere the better of two starts; 95 % intervals"
+    )
+    return f"{table(['model', *EFFECTS], rows)}\n\n{text}."
+
+
+def _effects(measures: Mapping[str, Any], under: str) -> list[str]:
+    """How many captions give their picture, and how many attacks, under a mitigation; the columns of EFFECTS."""
+    mitigated = measures.get(under.removeprefix(" under "), {}).get("captions")
+    captions = mitigated if under else measures["captions"]["suspects"]
+    attacks = (f"dori from the caption{under}", f"dori{under}", f"never trained{under}")
+    return [_share(captions), *("–" if not under and "caption" in key else _count(measures, key) for key in attacks)]
+
+
+def _count(measures: Mapping[str, Any], key: str) -> str:
+    return _share(measures.get(key, {}).get("50"))
+
+
+BLOCKS = (gallery, replication, gallery_mitigations, finding)

@@ -138,35 +138,6 @@ def mitigations() -> str:
     return text + f"\n\nSuspects: the verbatim images of full strength, {found['seeds per caption']} seeds, medians."
 
 
-def finding() -> str:
-    """What pruning and adversarial fine-tuning leave of the memorized images, for the README."""
-    pruned, tuned = read("mitigations"), read("adversarial")
-    if not pruned or not tuned:
-        return MISSING
-    steps = pruned["attack"]["steps"]
-    unmitigated = next(iter(tuned["unmitigated"].values()))[str(steps)]["verbatim, full"]
-    attacks = tuned["attacks, full-strength verbatim, all cells together"][str(steps)]
-    rows = [
-        ["`lab`", of(pruned["before"]["captions"]), of(unmitigated), "–"],
-        [
-            "`lab`, neurons pruned by NeMo",
-            of(pruned["best nemo"]["union"]["replicated by caption"]),
-            of(pruned["attack nemo suspect"]["brought back"]),
-            of(pruned["attack nemo control"]["brought back"]),
-        ],
-        [
-            "`lab`, adversarially fine-tuned",
-            f"{of(tuned['captions after, every seed'])}, every seed",
-            f"{of(attacks)}, {len(tuned['attacks'])} attacks",
-            "–",
-        ],
-        ["`lab-clean`, never trained on them", "–", of(pruned["attack lab-clean suspect"]["brought back"]), "–"],
-    ]
-    head = ["model", "the caption gives the image", f"an attack of {steps} steps gives it", "it gives the controls"]
-    n = pruned["before"]["captions"]["n"]
-    return table(head, rows) + f"\n\n{n} images planted verbatim at full strength; 95 % intervals."
-
-
 def from_each(attack: Mapping[str, Any]) -> str:
     """How many came back, start by start; by the better of two where that alone was kept."""
     rows = attack.get("from each start", {"better of two": attack["brought back"]})
@@ -490,7 +461,6 @@ def trend() -> str:
 BLOCKS = (
     lab,
     audit,
-    finding,
     detectors,
     ladder,
     bench_dori,

@@ -1,13 +1,14 @@
 """Does any pruner erase? Saliencies and allocations at rising sparsity, until captions give no image; then DoRI.
 
     python scripts/measure_pruning.py [--model gallery] [--models runs/gallery] [--device cuda] [--out runs/pruning]
-        [--only taylor/global,wanda/tyr/forget] [--sparsities 0.1,0.2,0.3] [--set examples=64] [--limit 64]
-        [--attacked 32] [--json docs/figures/pruning.json]
+        [--only taylor/global,wanda/tyr/forget,taylor/global@channels] [--sparsities 0.1,0.2,0.3] [--set examples=64]
+        [--limit 64] [--attacked 32] [--starts prompt,gaussian] [--json docs/figures/pruning.json]
 
-Each row is a saliency, an allocation and, where the allocation is measured, its objective. At each sparsity: captions
-that still give their image, scene accuracy, and the loss on ordinary images that no model was trained on; at the first
-at which at most a fifth of the captions are left (or the last) also KID of ordinary captions, and what DoRI brings back
-in 50 and 150 steps from two starts, of ``--attacked`` suspects and as many pictures that were never trained on.
+Each row is a saliency, an allocation and, where the allocation is measured, its objective; ``@channels`` prunes whole
+heads, channels and groups. At each sparsity: captions that still give their image, scene accuracy (on the lab), and the
+loss on ordinary images that no model was trained on; at the first at which at most a fifth of the captions are left (or
+the last) also KID of ordinary captions, and what DoRI brings back in 50 and 150 steps from ``--starts``, of
+``--attacked`` suspects and half as many pictures that were never trained on.
 Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
 side by side.
 """
@@ -34,6 +35,7 @@ from diffkit.lab.world import draw, held_out_scenes, training_scenes
 from diffkit.loading import model_checksum
 from diffkit.mitigation import apply_mitigation
 from diffkit.suspects import read_suspects
+from memorization.attack.initialization import Start
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate, parse_settings
 from memorization.presets import choose_preset
@@ -44,7 +46,8 @@ from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
 SALIENCIES = ("magnitude", "wanda", "distortion", "taylor")
 ALLOCATIONS = ("uniform", "global", "module", "ecoflap/loss", "ecoflap/forget", "tyr/loss", "tyr/forget", "tyr/dori")
-SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+CHANNELS = tuple(f"{saliency}/global@channels" for saliency in SALIENCIES)
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LEFT, BUDGETS = 0.2, (0, 50, 150)
 
 
@@ -74,16 +77,16 @@ def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
 class Pruned:
     """A model, what it memorized, and how good it is without pruning."""
 
-    def __init__(self, name: str, gallery: Gallery, attacked: int) -> None:
-        self.name, self.gallery, self.attacked = name, gallery, attacked
+    def __init__(self, name: str, gallery: Gallery, attacked: int, starts: Sequence[Start]) -> None:
+        self.name, self.gallery, self.attacked, self.starts = name, gallery, attacked, starts
         self.pipe: Pipeline = gallery.load(name)
         self.scenes = self._scenes()
         self.held_out = held_out(gallery)
         self.before = self._snapshot()
 
-    def _scenes(self) -> Tensor:
-        """Which held-out scenes the model draws right."""
-        return scene_accuracy(self.pipe, min(40, self.gallery.limit))
+    def _scenes(self) -> Tensor | None:
+        """Which held-out scenes the model draws right; None for the gallery's, which draws none right."""
+        return scene_accuracy(self.pipe, min(40, self.gallery.limit)) if isinstance(self.gallery, Lab) else None
 
     def _snapshot(self) -> Snapshot:
         """Images of ordinary captions, and the loss on the held-out pictures."""
@@ -96,18 +99,17 @@ class Pruned:
         """Captions, scenes and loss of the pipeline as it is."""
         images, captions = self.held_out
         losses = validation_losses(self.pipe, images, captions, draws=1, micro_batch=self.gallery.batch).loss
-        return {
-            "captions": share(self.gallery.by_caption(self.pipe, self.gallery.suspects)),
-            "scenes": accuracy_change(self.scenes, self._scenes()),
-            "loss": float(losses.mean()),
-        }
+        copies = share(self.gallery.by_caption(self.pipe, self.gallery.suspects))
+        scenes = self._scenes()
+        changed = {} if self.scenes is None or scenes is None else {"scenes": accuracy_change(self.scenes, scenes)}
+        return {"captions": copies, "loss": float(losses.mean())} | changed
 
     def dori(self) -> dict[str, Any]:
-        """What DoRI brings back of suspects and of controls, by the better of two starts and by each."""
-        attacked = partial(self.gallery.attacked, self.pipe, budgets=BUDGETS)
+        """What DoRI brings back of suspects and of controls, by the best start and by each."""
+        attacked = partial(self.gallery.attacked, self.pipe, budgets=BUDGETS, starts=self.starts)
         return {
             "suspects": attacked(self.gallery.suspects[: self.attacked]),
-            "controls": attacked(self.gallery.controls[: self.attacked]),
+            "controls": attacked(self.gallery.controls[: self.attacked // 2]),
         }
 
     def resistance(self) -> dict[str, Any]:
@@ -120,9 +122,10 @@ def prune(
     model: Pruned, row: str, sparsity: float, settings: Sequence[str], out: Path, measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """Measures under the pruning of a row at a sparsity, and its figures."""
-    saliency, allocation, *objective = row.split("/")
+    weights, _, structure = row.partition("@")
+    saliency, allocation, *objective = weights.split("/")
     chosen = [f"saliency={saliency}", f"allocation={allocation}", f"sparsity={sparsity}", *settings]
-    chosen += [f"objective={name}" for name in objective]
+    chosen += [f"objective={name}" for name in objective] + ([f"structure={structure}"] if structure else [])
     path, method = model.gallery.path(model.name), methods.get("prune")
     made = mitigate(
         model.pipe,
@@ -158,6 +161,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--attacked", type=int, default=32)
+    parser.add_argument("--starts", type=lambda text: text.split(","), default=["prompt"])
     parser.add_argument("--only", type=lambda text: text.split(","))
     parser.add_argument("--sparsities", type=lambda text: [float(part) for part in text.split(",")], default=SPARSITIES)
     parser.add_argument("--set", action="append")
@@ -169,11 +173,13 @@ def main() -> None:
         "model": model_checksum(gallery.path(options.model)),
         "limit": options.limit,
         "attacked": options.attacked,
+        "starts": options.starts,
         "sparsities": list(options.sparsities),
         "settings": options.set or [],
     }
-    model = Pruned(options.model, gallery, options.attacked)
-    rows = options.only or [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
+    model = Pruned(options.model, gallery, options.attacked, options.starts)
+    weights = [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
+    rows = options.only or [*weights, *CHANNELS]
     done = Measures(options.json, config)
     done.add("unpruned", lambda: model.figures() | {"dori": model.dori()})
     for row in rows:

@@ -76,7 +76,7 @@ def captions(gallery: Gallery) -> dict[str, Any]:
     return row | {"the twin, suspects": share(gallery.by_caption(clean, gallery.suspects))}
 
 
-def detectors(gallery: Gallery) -> dict[str, Any]:
+def detectors(gallery: Gallery, names: Sequence[str] = DETECTORS, seeds: Sequence[int] = (0, 1)) -> dict[str, Any]:
     """AUC and the share found at 1 % false alarms: threshold from one half of the captions, share from the other."""
     groups = {
         "plants": [item.caption for item in gallery.suspects],
@@ -86,9 +86,9 @@ def detectors(gallery: Gallery) -> dict[str, Any]:
     every = [caption for captions in groups.values() for caption in captions]
     sampling = Sampling(20, 3.0, min(gallery.batch, 128))
     rows: dict[str, Any] = {}
-    for name in DETECTORS:
+    for name in names:
         detector = {name: make_detector(name)}
-        scored = score_by_all(gallery.model, every, detector, [[0, 1]] * len(every), sampling=sampling)[name]
+        scored = score_by_all(gallery.model, every, detector, [list(seeds)] * len(every), sampling=sampling)[name]
         reasons = [score.reason for score in scored if score.reason]
         scores = [score.value for score in scored if score.value is not None]
         rows[name] = {"could not be scored": reasons[0]} if reasons else detector_row(name, scores, groups)
@@ -189,6 +189,7 @@ def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, An
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         "captions": partial(captions, gallery),
         "detectors": partial(detectors, gallery),
+        "sharpness of 4 seeds": partial(detectors, gallery, ["sharpness"], range(4)),
         "nemo": partial(mitigated_by_parts, gallery, "nemo", out / "nemo"),
         **{name: partial(mitigated, gallery, name, folder) for name, folder in whole.items()},
         "dori": lambda: gallery.attacked(gallery.model, gallery.suspects, BUDGETS),

@@ -21,7 +21,6 @@ import figures_gallery
 import figures_memorization
 import figures_pruning
 import figures_rewards
-import figures_structured_pruning
 import figures_ttsnap
 from figures_common import ROOT
 
@@ -44,7 +43,6 @@ def main() -> None:
         figures_families,
         figures_few_steps,
         figures_rewards,
-        figures_structured_pruning,
         figures_ttsnap,
     )
     blocks = {block.__name__: block() for module in modules for block in module.BLOCKS}
