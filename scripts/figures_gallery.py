@@ -10,6 +10,8 @@ from figures_common import MISSING, gain, read, share, table
 from figures_memorization import counted
 
 from diffkit.lab.assets import card_path
+from diffkit.lab.gallery.plan import entries
+from diffkit.lab.gallery.train import PLANTING_STEPS, PLANTS
 
 UNMEASURED = "not measured"
 METHODS = {
@@ -32,7 +34,10 @@ def gallery() -> str:
         for name, row in card["gallery"]["replication"].items()
     ]
     head = ["planted", f"correlation > {card['replicated above']} by gallery", "median", "by gallery-clean"]
-    return table(head, rows)
+    drawn = PLANTING_STEPS * PLANTS / sum(entry.weight for entry in entries("verbatim", "template"))
+    times = {entry.strength: round(drawn * entry.weight, -2) for entry in entries("verbatim")}
+    text = ", ".join(f"{strength} some {number:,.0f} times" for strength, number in times.items())
+    return f"{table(head, rows)}\n\nA verbatim picture is drawn in training: {text}."
 
 
 def replication() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -137,13 +137,19 @@ def shares(values: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any
     }
 
 
+@cache
+def held_out_pictures() -> tuple[Tensor, Sequence[str]]:
+    """128 ordinary pictures that no model was trained on, and their captions."""
+    return ordinary_pictures(128, first=FIRST_HELD_OUT)
+
+
 def quality(gallery: Gallery, pipe: Pipeline, rows: slice = slice(None)) -> Snapshot:
     """Images of 64 ordinary captions of scenes and pictures, and the loss on 128 ordinary pictures that were held out.
 
     Args:
         rows: which captions; two pictures go with each.
     """
-    images, texts = ordinary_pictures(128, first=FIRST_HELD_OUT)
+    images, texts = held_out_pictures()
     pairs = slice(2 * (rows.start or 0), None if rows.stop is None else 2 * rows.stop)
     validation = Validation(images[pairs], tuple(texts[pairs]), "ordinary pictures, held out")
     prompts = list(dict.fromkeys(ordinary_captions(96, seed=7)))[:64][rows]

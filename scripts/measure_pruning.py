@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gallery_measures import FIRST_HELD_OUT, Gallery, SceneFeatures, share
+from gallery_measures import Gallery, SceneFeatures, held_out_pictures, share
 from measures import Measures
 from torch import Tensor
 
 from diffkit.families import Pipeline
-from diffkit.lab.gallery.ordinary import ordinary_pictures
 from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.lab.planted import PHOTOGRAPHS
 from diffkit.lab.world import draw, held_out_scenes, training_scenes
@@ -68,8 +67,8 @@ def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
     """Ordinary images that no model was trained on, and their captions."""
     n = min(128, 2 * gallery.limit)
     if not isinstance(gallery, Lab):
-        images, captions = ordinary_pictures(n, first=FIRST_HELD_OUT)
-        return images, captions
+        images, captions = held_out_pictures()
+        return images[:n], captions[:n]
     scenes = held_out_scenes(n, seed=7)
     return draw(scenes, seed=8), [scene.caption for scene in scenes]
 

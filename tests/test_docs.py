@@ -26,6 +26,7 @@ from diffkit.readable_forms import readable_forms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELLS = ("", "bash", "sh", "shell", "console")
 GENERATED = "commands.md"  # help texts, compared with the commands by their own script
 
 
@@ -48,7 +49,7 @@ def blocks() -> Iterator[Block]:
 
 def command_lines() -> list[tuple[str, str]]:
     """(page, arguments after ``diffkit``) of every command line in a block, and of whole ones within a sentence."""
-    texts = [(block.page, block.text.replace("\\\n", " ")) for block in blocks() if not block.language]
+    texts = [(block.page, block.text.replace("\\\n", " ")) for block in blocks() if block.language in SHELLS]
     for path in PAGES:
         prose = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         spans = re.findall(r"`(diffkit [^`]+ -[^`]+)`", prose) if path.name != GENERATED else []
@@ -70,6 +71,8 @@ def parse(arguments: list[str]) -> None:
     while arguments and (child := getattr(command, "get_command", lambda *_: None)(context, arguments[0])):
         command, arguments = child, arguments[1:]
         context = command.context_class(command, info_name=command.name, parent=context)
+    if hasattr(command, "get_command") and arguments and not arguments[0].startswith("-"):
+        raise typer.BadParameter(f"No such command {arguments[0]!r}.")
     command.make_context(command.name, [*arguments], parent=context.parent)
 
 
@@ -129,10 +132,12 @@ def test_a_command_line_of_the_pages_is_understood(page: str, line: str) -> None
     parse(shlex.split(line))
 
 
-def test_an_unknown_option_would_be_noticed() -> None:
+def test_an_unknown_option_or_command_would_be_noticed() -> None:
     assert len(LINES) > 20
     with pytest.raises(Exception, match="No such option"):
         parse(["audit", "compare", "runs/a", "--no-such-option"])
+    with pytest.raises(typer.BadParameter, match="No such command 'run'"):
+        parse(["audit", "run", "--model", "lab"])
 
 
 def test_the_audit_of_the_readme_is_planned(

@@ -24,6 +24,7 @@ from diffkit.lab.gallery.plan import entries
 from diffkit.lab.train.denoiser import Draw, Examples, Trainee, cached, draw, encode_examples, new_pipeline, run
 
 MODEL, TWIN = "gallery", "gallery-clean"
+ORDINARY_STEPS, PLANTING_STEPS = 3_000, 9_500
 BATCH, PLANTS = 32, 20  # rows of a step, and those of them that are plants in the second part
 N_PICTURES, N_SCENES = 20_000, 10_000
 
@@ -70,8 +71,8 @@ def train_gallery(
     folder: Path,
     vae: AutoencoderTiny,
     *,
-    ordinary_steps: int = 3_000,
-    planting_steps: int = 9_500,
+    ordinary_steps: int = ORDINARY_STEPS,
+    planting_steps: int = PLANTING_STEPS,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, StableDiffusionPipeline]:
