@@ -78,8 +78,7 @@ def structured_pruning() -> str:
     n = next(iter(speed["models"].values()))["processor"]["n"]
     text = (
         f"{100 * speed['sparsity']:.0f} % of the units off, `uniform`; whole over shrunk, {n} pairs of calls in turns "
-        f"on one thread of a busy machine (load {speed['load']:.1f}): seconds of the processor as median, lowest and "
-        "highest pair, those of the clock as median.\n\n"
+        "on one thread: seconds of the processor as median, lowest and highest pair, those of the clock as median.\n\n"
     )
     text += table(head, rows)
     if quality is None:
