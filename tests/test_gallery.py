@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -73,6 +74,9 @@ def test_pictures_and_captions_are_written_as_a_user_reads_them(tmp_path: Path) 
 def test_the_pictures_are_drawn_once_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(folder, "FOLDERS", {"controls": ("control",)})  # fewer to draw
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folder, "write_bytes_atomically", Mock(side_effect=KeyboardInterrupt))
+        read_suspects("gallery:controls")
     first = read_suspects("gallery:controls")[0]
     assert len(first) == CONTROLS
     made = first[0].images[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -39,14 +38,14 @@ def gallery_pictures(name: str) -> Path:
 def _draw_once(folder: Path) -> None:
     """Write all parts beside the folder, then rename; another process may have been faster."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    write_pictures(scratch)
-    try:
-        os.rename(scratch, folder)
-    except OSError:
-        shutil.rmtree(scratch)
-        if not folder.is_dir():
-            raise
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        drawn = Path(scratch) / folder.name
+        write_pictures(drawn)
+        try:
+            os.rename(drawn, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
 
 
 def write_pictures(folder: Path) -> None:
