@@ -10,7 +10,7 @@ from figures_common import MISSING, gain, read, share, table
 from figures_memorization import counted
 
 from diffkit.lab.assets import card_path
-from diffkit.lab.gallery.plan import entries
+from diffkit.lab.gallery.plan import WEIGHTS, entries
 from diffkit.lab.gallery.train import PLANTING_STEPS, PLANTS
 
 UNMEASURED = "not measured"
@@ -163,4 +163,25 @@ def _count(measures: Mapping[str, Any], key: str) -> str:
     return _share(measures.get(key, {}).get("50"))
 
 
-BLOCKS = (gallery, replication, gallery_mitigations, finding)
+def gallery_audit() -> str:
+    """Verdicts of an audit of plants among claims under NeMo."""
+    content = read("gallery_audit")
+    if not content:
+        return MISSING
+    names = list(dict.fromkeys(verdict for row in content["verdicts"].values() for verdict in row))
+    order = [name for name in (*WEIGHTS, "claimed") if name in content["verdicts"]]
+    rows = [[name, *(str(content["verdicts"][name].get(verdict, 0)) for verdict in names)] for name in order]
+    looks = [
+        [str(row["budget"]), counted(row["suspects"]), counted(row["controls"]), f"{row['auc']:.2f}"]
+        for row in content["attack"]
+    ]
+    return (
+        f"{table(['suspects', *names], rows)}\n\n"
+        f"Planted, retained or replicated: {counted(content['planted, retained or replicated'])}; claimed and never "
+        f"planted: {counted(content['claimed, retained or replicated'])}; controls flagged at the pre-set budget of "
+        f"{content['budget']} steps: {counted(content['controls']['flagged'])}.\n\n"
+        + table(["steps", "suspects whose image comes", "controls", "AUC of the two"], looks)
+    )
+
+
+BLOCKS = (gallery, replication, gallery_mitigations, gallery_audit, finding)

@@ -76,6 +76,7 @@ def figures(summary: dict[str, Any], mixed: Sequence[Suspect]) -> dict[str, Any]
         "planted, retained or replicated": rate(sum(v in SHOWN for v in planted), len(planted)),
         "claimed, retained or replicated": rate(sum(v in SHOWN for v in verdicts["claimed"]), len(verdicts["claimed"])),
         "controls": summary["controls"],
+        "attack": summary["attack"],
         "cost": summary["cost"],
     }
 
