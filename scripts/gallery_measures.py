@@ -17,6 +17,7 @@ from diffkit.families import Pipeline
 from diffkit.images import load_image
 from diffkit.lab.gallery.captions import ordinary_captions
 from diffkit.lab.gallery.ordinary import ordinary_pictures
+from diffkit.lab.gallery.plan import WEIGHTS
 from diffkit.loading import load_pipeline
 from diffkit.rewards.lab import LabReward
 from diffkit.seeds import item_seed
@@ -33,7 +34,7 @@ from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
 COPY, SEEDS, TRIES = 0.75, 3, 3
 STARTS: tuple[Start, ...] = ("other", "gaussian")
-ORDER = ("full", "high", "medium", "weak")
+
 FIRST_HELD_OUT = 2_000_000  # seed of ordinary pictures that no model was trained on
 
 
@@ -49,7 +50,7 @@ class Gallery:
         self.folder, self.device, self.limit = folder, device, limit
         planted = read_suspects("gallery:planted")[0]
         verbatim = [suspect for suspect in planted if suspect.kind == "verbatim"]
-        self.every = sorted(verbatim, key=lambda suspect: ORDER.index(str(suspect.extra["strength"])))
+        self.every = sorted(verbatim, key=lambda suspect: list(WEIGHTS).index(str(suspect.extra["strength"])))
         self.suspects = self.every[:limit]
         self.templates = [suspect for suspect in planted if suspect.kind == "template"]
         self.controls = read_suspects("gallery:controls")[0]

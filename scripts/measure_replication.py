@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gallery_measures import COPY, ORDER, STARTS, Gallery, SceneFeatures, joined, quality, share, shares
+from gallery_measures import COPY, STARTS, Gallery, SceneFeatures, joined, quality, share, shares
 from measures import Measures
 
 from diffkit.families import Pipeline
+from diffkit.lab.gallery.plan import WEIGHTS
 from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.lab.world import held_out_scenes
 from diffkit.loading import model_checksum
@@ -67,7 +68,7 @@ def captions(gallery: Gallery) -> dict[str, Any]:
     """How many captions give their picture: plants by strength, templates, controls; the same from the twin."""
     clean, row = gallery.load("gallery-clean"), {}
     values = gallery.by_caption(gallery.model, gallery.every)
-    for strength in ORDER:
+    for strength in WEIGHTS:
         own = [v for v, item in zip(values, gallery.every, strict=True) if item.extra["strength"] == strength]
         row[f"verbatim, {strength}"] = share(own)
     row["suspects"] = share(values[: gallery.limit])
