@@ -128,7 +128,15 @@ def gallery_mitigations() -> str:
             quality = measures[name]["quality"]
             costs = [quality["loss"]["all"]["change"], quality["fidelity"]["change"]["kid"]]
             rows.append([title, *_effects(measures, f" under {name}"), *(gain(cost, 4) for cost in costs)])
-    return table(["mitigation", *EFFECTS, "loss on ordinary pictures", "KID of ordinary captions"], rows)
+    heads = ["mitigation", *EFFECTS, "loss on ordinary pictures", "KID of ordinary captions"]
+    text = table(heads, rows)
+    if "nemo" in measures:
+        nemo = measures["nemo"]["figures"]
+        text += (
+            f"\n\nNeMo switches off {nemo['neurons off, median']:.0f} of {nemo['neurons']} neurons for a suspect "
+            f"(median); all suspects' neurons together are {nemo['neurons off in all']}."
+        )
+    return text
 
 
 def finding() -> str:
