@@ -24,10 +24,10 @@ TOLERANCE = 1e-3
 #: checksum of weights that hold floats computed anew; a shard's own "sha256" likewise.
 VOLATILE = {"seconds", "s", "weights_sha256"}
 #: Keys that later versions write beside those of 0.1.0: what a simulation's calls cost, checksums of an item's files,
-#: p-values, the verdict that a triage gives, and how many attacks ended early.
+#: p-values, the verdict that a triage gives, how many attacks ended early, and a setting of NeMo.
 ADDED = {
     "costs", "sha256", "tail_p", "bulk_p", "evidence", "caption_tail_p", "caption_q", "null", "power", "not attacked",
-    "stopped",
+    "stopped", "most_shared",
 }  # fmt: skip
 #: Fields of an audit's summary that a resumed run does not share with one of 0.1.0: the version of the rules, and what
 #: depends on how many suspects are put before the reference model: since then only those that it could acquit.
