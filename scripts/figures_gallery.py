@@ -182,6 +182,7 @@ def gallery_audit() -> str:
     looks = [
         [str(row["budget"]), counted(row["suspects"]), counted(row["controls"]), f"{row['auc']:.2f}"]
         for row in content["attack"]
+        if row["suspects"]["n"]  # suspects are not looked at before the first step
     ]
     return (
         f"{table(['suspects', *names], rows)}\n\n"
