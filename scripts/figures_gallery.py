@@ -153,10 +153,8 @@ def finding() -> str:
         ["`gallery-clean`, never trained on them", counted(twin), "–", _count(measures, "dori on the twin"), "–"]
     )
     n = measures["captions"]["suspects"]["n"]
-    text = (
-        f"{n} pictures planted verbatim among 30,000; 50 steps, from elsewhere the better of two starts; 95 % intervals"
-    )
-    return f"{table(['model', *EFFECTS], rows)}\n\n{text}."
+    text = f"{n} pictures planted verbatim; from elsewhere the better of two starts; 95 % intervals; –: not measured."
+    return f"{table(['model', *EFFECTS], rows).replace(UNMEASURED, '–')}\n\n{text}"
 
 
 def _effects(measures: Mapping[str, Any], under: str) -> list[str]:
