@@ -189,6 +189,8 @@ def test_nemo_as_published_leaves_alone_what_is_not_above_the_threshold(
     made = make(lab, suspects, tmp_path / "run", Case("nemo", settings, "mask", False))
     assert made.figures["suspects below the threshold"] == 2
     assert made.tensors == {}
+    shared = make(lab, suspects[:1], tmp_path / "shared", Case("nemo", (*settings, "most_shared=3"), "mask", False))
+    assert shared.tensors == {}
     searched = ("statistics=30", "check=true", "refine=true", "theta=4", "smallest_theta=4", "threshold=0.97")
     found = make(lab, suspects[:1], tmp_path / "other", Case("nemo", (*searched, "seeds=3"), "mask", True))
     record = found.figures["by suspect"][suspects[0].id]

@@ -60,6 +60,9 @@ class NemoSettings:
             captions far less, or "zero" as published.
         seeds: noises per caption, derived from ``seed``.
         steps: denoising steps of a generation.
+        most_shared: switch off only so many neurons, those that most suspects have, as one mask for all suspects (the
+            paper's single pruned model); none = each suspect's own neurons. The union of many suspects' neurons can
+            be nearly all there are.
     """
 
     layers: tuple[str, ...] | None = None
@@ -72,10 +75,10 @@ class NemoSettings:
     check: bool = True
     refine: bool = True
     fill: Literal["mean", "zero"] = "mean"
-    most_shared: int | None = None
     seeds: int = 10
     seed: int = 1
     steps: int = 20
+    most_shared: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -197,11 +200,13 @@ def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: Ne
         suspects=tuple(suspect.id for suspect in suspects),
         figures=_figures(run, suspects, layers, threshold),
     )
-    return mitigation if settings.most_shared is None else shared_neurons(mitigation, settings.most_shared)
+    if settings.most_shared is None or not mitigation.parts():
+        return mitigation
+    return shared_neurons(mitigation, settings.most_shared)
 
 
 def shared_neurons(mitigation: Mitigation, n: int) -> Mitigation:
-    """The n neurons that most suspects have, as one mask without parts; ties go to the first layer and neuron.
+    """The n neurons that most suspects have, as one mask without parts; ties go by the layer's name and the neuron.
 
     Args:
         mitigation: of NeMo, with each suspect's neurons as its part.
