@@ -32,9 +32,8 @@ from memorization.quality.losses import Losses
 from memorization.quality.settings import QualitySettings
 from memorization.quality.snapshots import Snapshot, Validation, snapshot
 
-COPY, SEEDS, TRIES = 0.75, 3, 3
+COPY, SEEDS = 0.75, 3
 STARTS: tuple[Start, ...] = ("other", "gaussian")
-
 FIRST_HELD_OUT = 2_000_000  # seed of ordinary pictures that no model was trained on
 
 
@@ -82,10 +81,7 @@ class Gallery:
         """What each caption alone gives."""
         rows = encode_prompts(pipe, [item.caption for item in items], guidance=False).prompt_embeds
         empty = encode_prompts(pipe, [""], guidance=False).prompt_embeds
-        seeds = list(range(SEEDS)) * len(items)
-        sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
-        images = generate(pipe, rows.repeat_interleave(SEEDS, 0), empty, seeds, sampling=sampling).images
-        return [self.likeness(part, item) for part, item in zip(images.split(SEEDS), items, strict=True)]
+        return self._likenesses(pipe, items, rows, empty)
 
     def attacked(
         self, pipe: Pipeline, items: Sequence[Suspect], budgets: Sequence[int], starts: Sequence[Start] = STARTS
@@ -117,10 +113,10 @@ class Gallery:
 
     def _likenesses(self, pipe: Pipeline, items: Sequence[Suspect], rows: Tensor, empty: Tensor) -> list[float]:
         """Of what each row of embeddings gives to the item beside it."""
-        seeds = list(range(TRIES)) * len(rows)
+        seeds = list(range(SEEDS)) * len(rows)
         sampling = Sampling(20, 3.0, min(self.batch, len(seeds)))
-        embeds = rows.repeat_interleave(TRIES, 0).to(pipe.device)
-        images = generate(pipe, embeds, empty, seeds, sampling=sampling).images.split(TRIES)
+        embeds = rows.repeat_interleave(SEEDS, 0).to(pipe.device)
+        images = generate(pipe, embeds, empty, seeds, sampling=sampling).images.split(SEEDS)
         return [self.likeness(part, item) for part, item in zip(images, items, strict=True)]
 
 

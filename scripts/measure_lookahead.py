@@ -61,6 +61,12 @@ class Lab:
         self.levels = [latent_coefficients(self.pipe.scheduler, step) for step in range(STEPS)]
         self.log_snr = [float((level.signal / level.noise).log()) for level in self.levels]
 
+    def text(self, caption: str) -> Tensor:
+        """(2, L, D) embeddings of the empty text and of the caption, as :meth:`estimate` takes them."""
+        encoded = encode_prompts(self.pipe, [caption], guidance=True)
+        assert encoded.negative is not None
+        return torch.cat([encoded.negative.prompt_embeds, encoded.positive.prompt_embeds])
+
     def noise(self, prompt: int, candidates: int, seed: int = SEED) -> Tensor:
         """Initial noise of each candidate, as a search draws it."""
         config = self.pipe.unet.config
@@ -110,9 +116,7 @@ class Lab:
 @torch.no_grad()
 def taus(lab: Lab, reward: Any, caption: str, prompt: int, candidates: int) -> dict[tuple[tuple[int, int], Way], float]:
     """Rank correlation of each look and way on one caption."""
-    encoded = encode_prompts(lab.pipe, [caption], guidance=True)
-    assert encoded.negative is not None
-    text = torch.cat([encoded.negative.prompt_embeds, encoded.positive.prompt_embeds])
+    text = lab.text(caption)
     latents = lab.noise(prompt, candidates)
     estimates: dict[tuple[tuple[int, int], Way], Tensor] = {}
     for step in range(STEPS):

@@ -25,7 +25,6 @@ from measure_lookahead import PACKAGE, STEPS, Floats, Lab
 from measures import Measures
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.flops import count_flops
 from diffkit.lab.trio import training_trios
 from diffkit.latents import decode_latents
@@ -70,9 +69,7 @@ class Drafts:
     def denoised(self, seed: int, prompts: int, number: int | None = None) -> Iterator[Candidates]:
         """Candidates of captions, by the whole model."""
         for index, scene in enumerate(training_trios(prompts, seed=seed)):
-            encoded = encode_prompts(self.lab.pipe, [scene.caption], guidance=True)
-            assert encoded.negative is not None
-            text = torch.cat([encoded.negative.prompt_embeds, encoded.positive.prompt_embeds])
+            text = self.lab.text(scene.caption)
             latents, states = self.lab.noise(index, number or self.number, seed), {}
             for step in range(STEPS):
                 x0 = self.lab.estimate(latents, step, text)
@@ -97,9 +94,9 @@ class Drafts:
 
     def flops(self) -> float:
         """Of one call of the denoiser as it is now, of one row."""
-        unet, text = self.lab.pipe.unet, self.lab.pipe.text_encoder.config.hidden_size
+        unet = self.lab.pipe.unet
         shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        call = partial(unet, torch.zeros(shape), 500, encoder_hidden_states=torch.zeros(1, 32, text))
+        call = partial(unet, torch.zeros(shape), 500, encoder_hidden_states=self.lab.text("")[:1])
         counted = count_flops(unet, ("call",), call)
         assert counted is not None
         return float(counted)

@@ -5,10 +5,9 @@
 
 Suspects are the gallery's verbatim plants, the strongest first; never-trained images are its controls, never-trained
 captions those of its controls and claims. As published, NeMo switches off each suspect's own neurons for that suspect;
-"nemo-together" switches off the neurons
-that most suspects have, one mask for all. The models are the shipped ones, or those of a folder that ``diffkit lab
-train --lab gallery`` made. Measures that the JSON holds are not made again: a killed run goes on, and processes with
-different ``--only`` may run side by side.
+"nemo-together" switches off the neurons that most suspects have, one mask for all. The models are the shipped ones, or
+those of a folder that ``diffkit lab train --lab gallery`` made. Measures that the JSON holds are not made again: a
+killed run goes on, and processes with different ``--only`` may run side by side.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from measures import Measures
 
 from diffkit.families import Pipeline
 from diffkit.lab.gallery.plan import WEIGHTS
-from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.lab.world import held_out_scenes
 from diffkit.loading import model_checksum
 from diffkit.mitigation import Mitigation, apply_mitigation, load_mitigation, save_mitigation
@@ -59,8 +57,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt-guard": {},
     "attention-guard": {},
 }
-
-
 TOGETHER, MOST_SHARED = "nemo-together", 40  # of 384 neurons; at 30 four captions of 32 still gave their picture
 
 
@@ -117,12 +113,9 @@ def detector_row(name: str, scores: Sequence[float], groups: Mapping[str, Sequen
 def mitigated(gallery: Gallery, method: str, out: Path) -> dict[str, Any]:
     """Captions, and the quality of ordinary captions, under a mitigation of all suspects."""
     pipe = gallery.load("gallery")
-    before, right = quality(gallery, pipe), scene_accuracy(pipe)
-    made = made_mitigation(gallery, pipe, method, out)
+    before, made = quality(gallery, pipe), made_mitigation(gallery, pipe, method, out)
     with apply_mitigation(pipe, made):
-        after = quality(gallery, pipe)
-        row = mitigated_row(made, before, after, gallery.by_caption(pipe, gallery.suspects))
-        return row | {"scenes": accuracy_change(right, scene_accuracy(pipe))}
+        return mitigated_row(made, before, quality(gallery, pipe), gallery.by_caption(pipe, gallery.suspects))
 
 
 def mitigated_row(made: Mitigation, before: Snapshot, after: Snapshot, captions: Sequence[float]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from measure_lookahead import GUIDANCE, PACKAGE, STEPS, Lab
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffkit.conditioning import encode_prompts
 from diffkit.console import progress
 from diffkit.lab.trio import training_trios
 from diffkit.lab.world import training_scenes
@@ -56,9 +55,7 @@ class Recorder:
     def scores(self, caption: str, prompt: int, candidates: int) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """("final", "x0.STEP" or "ahead.STEP+CALLS", (candidates,))."""
         lab, captions = self.lab, [caption] * candidates
-        encoded = encode_prompts(lab.pipe, [caption], guidance=True)
-        assert encoded.negative is not None
-        text = torch.cat([encoded.negative.prompt_embeds, encoded.positive.prompt_embeds])
+        text = lab.text(caption)
         latents = lab.noise(prompt, candidates, NOISE_SEED)
         for step in range(STEPS):
             x0 = lab.estimate(latents, step, text)
