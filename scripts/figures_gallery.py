@@ -109,7 +109,11 @@ def _dori_rows(measures: Mapping[str, Any]) -> list[list[str]]:
 
 def _attacked(measures: Mapping[str, Any], key: str, budget: str) -> str:
     row = measures.get(key, {}).get(budget)
-    return UNMEASURED if row is None else f"{counted(row)}, similarity {row['median']:.2f}"
+    if row is None:
+        return UNMEASURED
+    text = f"{counted(row)}, similarity {row['median']:.2f}"
+    early = measures[key].get("10") if budget == "50" else None
+    return f"{text}; {early['count']} after 10 steps" if early else text
 
 
 def _share(row: Mapping[str, Any] | None) -> str:

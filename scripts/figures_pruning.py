@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,54 +10,81 @@ from figures_memorization import counted, points
 
 #: The model of each file of figures.
 FILES = {"pruning": "gallery", "pruning_lab": "lab"}
+OTHERS = {"unpruned": "nothing pruned", "adversarial": "adversarial fine-tuning"}
+START = {"prompt": "the caption", "gaussian": "noise", "other": "an unrelated caption"}
 
 
-class Pruning(NamedTuple):
-    """A row of ``measure_pruning.py`` at the sparsity where few captions are left."""
+LAST = "150"  # steps of DoRI that the picture shows
+
+
+class Resistance(NamedTuple):
+    """A model as it is, one that was pruned until few captions are left, or one after another mitigation.
+
+    Attributes:
+        name: of the row of ``measure_pruning.py``.
+        sparsity: None where nothing was pruned.
+        captions: how many give their picture.
+        loss: on ordinary pictures that no model was trained on.
+        dori: what it brings back of ``suspects`` and ``controls``, by steps.
+        figures: all of the row; ``quality`` is missing of the model as it is.
+    """
 
     name: str
-    sparsity: float
+    sparsity: float | None
+    captions: Mapping[str, Any]
+    loss: float
+    dori: Mapping[str, Any]
     figures: Mapping[str, Any]
-    resistance: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Name and sparsity for people."""
+        name = OTHERS.get(self.name, self.name.replace("/", ", ").replace("@", ", "))
+        return name if self.sparsity is None else f"{name}, {100 * self.sparsity:.0f} %"
 
 
-def prunings(measures: Mapping[str, Any]) -> Iterator[Pruning]:
-    """The rows that were put before DoRI."""
-    for key, resistance in measures.items():
-        if match := re.fullmatch(r"dori under (.+) at (.+)", key):
-            name, sparsity = match.groups()
-            yield Pruning(name, float(sparsity), measures[f"{name} at {sparsity}"], resistance)
+def resistances(measures: Mapping[str, Any]) -> Iterator[Resistance]:
+    """Everything that was put before DoRI, the untouched model first."""
+    for key, attacked in {"unpruned": measures["unpruned"], **measures}.items():
+        name = "unpruned" if key == "unpruned" else key.removeprefix("dori under ")
+        if "dori" in attacked:
+            figures = measures[name]
+            base, _, sparsity = name.partition(" at ")
+            yield Resistance(
+                base,
+                float(sparsity) if sparsity else None,
+                figures["captions"],
+                figures["loss"],
+                attacked["dori"],
+                figures | attacked,
+            )
 
 
 def pruning() -> str:
     """Captions, DoRI, controls and quality of every row, of the gallery where it was measured, else of the lab."""
     for file, model in FILES.items():
         if content := read(file):
-            return f"On `{model}`:\n\n{_table(content['measures'])}"
+            starts = " and ".join(START[name] for name in content["config"]["starts"])
+            return f"On `{model}`, DoRI from {starts}:\n\n{_table(content['measures'])}"
     return MISSING
 
 
 def _table(measures: Mapping[str, Any]) -> str:
-    plain = measures["unpruned"]
-    rows = [["none", "0", counted(plain["captions"]), *_attacks(plain["dori"]), "–", f"{plain['loss']:.3f}", "–"]]
-    rows += [
-        [
-            row.name.replace("/", ", ").replace("@", ", "),
-            f"{row.sparsity:g}",
-            counted(row.figures["captions"]),
-            *_attacks(row.resistance["dori"]),
-            gain(row.figures["scenes"]["change"]) if "scenes" in row.figures else "–",
-            f"{row.figures['loss']:.3f}",
-            gain(row.resistance["quality"]["fidelity"]["change"]["kid"], 4),
-        ]
-        for row in prunings(measures)
-    ]
-    heads = ["saliency, allocation", "sparsity", "captions", "DoRI, 50 steps", "150", "controls, 50", "150"]
-    return table([*heads, "scenes drawn right", "loss", "KID"], rows)
+    scenes = any("scenes" in row for row in measures.values())
+    rows = []
+    for row in resistances(measures):
+        quality = row.figures.get("quality")
+        cells = [row.title, f"{row.figures.get('flop', 1):.2f}", counted(row.captions), *_attacks(row.dori)]
+        if scenes:
+            cells.append(gain(row.figures["scenes"]["change"]) if "scenes" in row.figures else "–")
+        cells += [f"{row.loss - measures['unpruned']['loss']:+.3f}"] if quality else [f"{row.loss:.3f}"]
+        rows.append([*cells, gain(quality["fidelity"]["change"]["kid"], 3) if quality else "–"])
+    heads = ["saliency, allocation, sparsity", "FLOP", "captions", "DoRI, 50 steps", "150", "controls, 50", "150"]
+    return table([*heads, *(["scenes drawn right"] if scenes else []), "loss", "KID"], rows)
 
 
 def _attacks(dori: Mapping[str, Any]) -> list[str]:
-    return [counted(dori[items][budget]) for items in ("suspects", "controls") for budget in ("50", "150")]
+    return [counted(dori[items][budget]) for items in ("suspects", "controls") for budget in ("50", LAST)]
 
 
 def structured_pruning() -> str:

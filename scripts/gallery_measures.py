@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffkit.conditioning import encode_prompts
 from diffkit.families import Pipeline
+from diffkit.flops import count_flops
 from diffkit.images import load_image
 from diffkit.lab.gallery.captions import ordinary_captions
 from diffkit.lab.gallery.ordinary import ordinary_pictures
@@ -31,6 +32,7 @@ from memorization.generation import Sampling, generate
 from memorization.quality.losses import Losses
 from memorization.quality.settings import QualitySettings
 from memorization.quality.snapshots import Snapshot, Validation, snapshot
+from memorization.text_embeddings import encoded
 
 COPY, SEEDS = 0.75, 3
 STARTS: tuple[Start, ...] = ("other", "gaussian")
@@ -118,6 +120,17 @@ class Gallery:
         embeds = rows.repeat_interleave(SEEDS, 0).to(pipe.device)
         images = generate(pipe, embeds, empty, seeds, sampling=sampling).images.split(SEEDS)
         return [self.likeness(part, item) for part, item in zip(images, items, strict=True)]
+
+
+def denoiser_flops(pipe: Pipeline) -> float:
+    """Of one call of the denoiser as it is now, of one row."""
+    denoiser: Any = pipe.unet
+    latents = torch.zeros(1, denoiser.config.in_channels, *[denoiser.config.sample_size] * 2)
+    text = encoded(pipe, [""]).prompt_embeds
+    call = partial(denoiser, latents.to(text.device), 500, encoder_hidden_states=text)
+    counted = count_flops(denoiser, ("call",), call)
+    assert counted is not None
+    return counted
 
 
 def share(values: Sequence[float]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gallery_measures import denoiser_flops
 from measure_lookahead import PACKAGE, STEPS, Floats, Lab
 from measures import Measures
 from torch import Tensor
 
-from diffkit.flops import count_flops
 from diffkit.lab.trio import training_trios
 from diffkit.latents import decode_latents
 from diffkit.lookahead import ddim_step
@@ -64,7 +64,7 @@ class Drafts:
         norms = input_norms(self.layers, lambda: list(self.denoised(SEARCH_SEED, 2, CALIBRATED)))
         by_weight = {name: saliency(layer.weight, norms[name]) for name, layer in self.layers.items()}
         self.scores = {name: importances(of, by_weight) for name, of in self.units.items()}
-        self.whole = self.flops()
+        self.whole = denoiser_flops(self.lab.pipe)
 
     def denoised(self, seed: int, prompts: int, number: int | None = None) -> Iterator[Candidates]:
         """Candidates of captions, by the whole model."""
@@ -92,15 +92,6 @@ class Drafts:
         tensors = mask_of_units(self.units, self.layers, self.scores, full)
         return shrink(self.lab.pipe, Mitigation("prune", "mask", "lab-trio", tensors=tensors))
 
-    def flops(self) -> float:
-        """Of one call of the denoiser as it is now, of one row."""
-        unet = self.lab.pipe.unet
-        shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        call = partial(unet, torch.zeros(shape), 500, encoder_hidden_states=self.lab.text("")[:1])
-        counted = count_flops(unet, ("call",), call)
-        assert counted is not None
-        return float(counted)
-
     def taus(self, candidates: Candidates, look: int, calls: Sequence[int]) -> list[float]:
         """Tau of the rewards so many calls ahead, by the denoiser as it is now, with the final ones."""
         latents, x0 = candidates.states[look]
@@ -126,7 +117,7 @@ class Drafts:
             if counts[name] == of.number:
                 continue
             with self.draft(counts):
-                price = self.flops() / self.whole
+                price = denoiser_flops(self.lab.pipe) / self.whole
                 taus = [self.taus(candidates, look, [calls])[0] for candidates, _ in prompts]
             gains = [tau - at_price(curve, calls * price) for tau, (_, curve) in zip(taus, prompts, strict=True)]
             trials.append(

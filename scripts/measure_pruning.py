@@ -3,12 +3,15 @@
     python scripts/measure_pruning.py [--model gallery] [--models runs/gallery] [--device cuda] [--out runs/pruning]
         [--only taylor/global,wanda/tyr/forget,taylor/global@channels] [--sparsities 0.1,0.2,0.3] [--set examples=64]
         [--limit 64] [--attacked 32] [--starts prompt,gaussian] [--json docs/figures/pruning.json]
+        [--mitigations runs/replication/adversarial]
 
 Each row is a saliency, an allocation and, where the allocation is measured, its objective; ``@channels`` prunes whole
-heads, channels and groups. At each sparsity: captions that still give their image, scene accuracy (on the lab), and the
-loss on ordinary images that no model was trained on; at the first at which at most a fifth of the captions are left (or
-the last) also KID of ordinary captions, and what DoRI brings back in 50 and 150 steps from ``--starts``, of
-``--attacked`` suspects and half as many pictures that were never trained on.
+heads, channels and groups. At each sparsity: captions that still give their image, scene accuracy (on the lab), the
+loss on ordinary images that no model was trained on and, of channels, the FLOP of the shrunk denoiser over the whole
+one's; at the first at which at most a fifth of the captions are left (or the last) also KID of ordinary captions, and
+what DoRI brings back in 50 and 150 steps from ``--starts``, of ``--attacked`` suspects and half as many pictures that
+were never trained on. ``--mitigations`` takes mitigations of the same model that were made elsewhere, and measures them
+alike, without ``--only`` no row besides them.
 Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
 side by side.
 """
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gallery_measures import Gallery, SceneFeatures, held_out_pictures, share
+from gallery_measures import Gallery, SceneFeatures, denoiser_flops, held_out_pictures, share
 from measures import Measures
 from torch import Tensor
 
@@ -33,6 +36,7 @@ from diffkit.lab.planted import PHOTOGRAPHS
 from diffkit.lab.world import draw, held_out_scenes, training_scenes
 from diffkit.loading import model_checksum
 from diffkit.mitigation import apply_mitigation
+from diffkit.mitigation.shrink import shrink
 from diffkit.suspects import read_suspects
 from memorization.attack.initialization import Start
 from memorization.mitigation import methods
@@ -138,7 +142,12 @@ def prune(
     )
     kept = ("weights", "weights off in all", "share off in all", "search")
     with apply_mitigation(model.pipe, made):
-        return measure() | {"figures": {name: made.figures[name] for name in kept if name in made.figures}}
+        measured = measure() | {"figures": {name: made.figures[name] for name in kept if name in made.figures}}
+    if not structure:
+        return measured
+    whole = denoiser_flops(model.pipe)
+    with shrink(model.pipe, made):
+        return measured | {"flop": denoiser_flops(model.pipe) / whole}
 
 
 def measure_row(model: Pruned, row: str, options: argparse.Namespace, done: Measures) -> None:
@@ -149,6 +158,17 @@ def measure_row(model: Pruned, row: str, options: argparse.Namespace, done: Meas
         if measured["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
             break
     done.add(f"dori under {row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.resistance))
+
+
+def measure_mitigation(model: Pruned, folder: Path, done: Measures) -> None:
+    """A mitigation that is there already, measured like a row at its last sparsity."""
+
+    def measure(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        with apply_mitigation(model.pipe, str(folder)):
+            return take()
+
+    done.add(folder.name, partial(measure, model.figures))
+    done.add(f"dori under {folder.name}", partial(measure, model.resistance))
 
 
 def main() -> None:
@@ -164,6 +184,7 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","))
     parser.add_argument("--sparsities", type=lambda text: [float(part) for part in text.split(",")], default=SPARSITIES)
     parser.add_argument("--set", action="append")
+    parser.add_argument("--mitigations", type=Path, nargs="+", default=[])
     parser.add_argument("--json", type=Path, default=Path("docs/figures/pruning.json"))
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -178,9 +199,11 @@ def main() -> None:
     }
     model = Pruned(options.model, gallery, options.attacked, options.starts)
     weights = [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
-    rows = options.only or [*weights, *CHANNELS]
+    rows = options.only or ([] if options.mitigations else [*weights, *CHANNELS])
     done = Measures(options.json, config)
     done.add("unpruned", lambda: model.figures() | {"dori": model.dori()})
+    for folder in options.mitigations:
+        measure_mitigation(model, folder, done)
     for row in rows:
         measure_row(model, row, options, done)
 

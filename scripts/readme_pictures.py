@@ -1,20 +1,25 @@
 """Draw pictures of the README and the docs from the lab and the gallery.
 
-    python scripts/readme_pictures.py [--only search,audit,gallery]
+    python scripts/readme_pictures.py [--only search,audit,gallery,pruning]
 
 ``docs/figures/search.png``: one search, what it saw at each look. ``docs/figures/audit.png``: four planted images, what
 their captions give before and after pruning, and what DoRI brings back. ``docs/figures/gallery.png``: a planted picture
-of each strength and one that was never planted, and what their captions give. A few minutes on two cores.
+of each strength and one that was never planted, and what their captions give. ``docs/figures/pruning.png``: quality
+against what DoRI brings back, of every pruning in the figures of ``measure_pruning.py``. A few minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from figures_common import read
+from figures_pruning import LAST, resistances
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 from measure_mitigations import full_strength
 from torch import Tensor
@@ -110,12 +115,37 @@ def draw(columns: dict[str, Tensor], name: str) -> None:
     figure.savefig(FIGURES / f"{name}.png")
 
 
+def pruning() -> None:
+    """The untouched model, every row of pruning, and other mitigations: a point each, and its interval."""
+    content = read("pruning")
+    if content is None:
+        sys.exit("docs/figures/pruning.json is missing: run scripts/measure_pruning.py first.")
+    measures = content["measures"]
+    figure = Figure(figsize=(8.2, 4.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for row, colour in zip(resistances(measures), [*color_sequences["tab20"], "black"], strict=False):
+        brought_back = row.dori["suspects"][LAST]
+        low, high = (100 * end for end in brought_back["interval"])
+        share = 100 * brought_back["share"]
+        axes.errorbar(
+            row.loss - measures["unpruned"]["loss"], share, [[share - low], [high - share]],
+            fmt="s" if "channels" in row.name else "o" if "/" in row.name else "D",
+            color=colour, markersize=6, elinewidth=1, label=row.title,
+        )  # fmt: skip
+    axes.set(xlabel="loss on ordinary pictures, above the untouched model's", ylim=(-4, 104))
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_ylabel(f"suspects that DoRI brings back in {LAST} steps, %")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(FIGURES / "pruning.png")
+
+
 def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="search,audit,gallery")
+    parser.add_argument("--only", default="search,audit,gallery,pruning")
     chosen = parser.parse_args().only.split(",")
-    for name, make in (("search", search), ("audit", audit), ("gallery", gallery)):
+    for name, make in (("search", search), ("audit", audit), ("gallery", gallery), ("pruning", pruning)):
         if name in chosen:
             make()
 
