@@ -25,8 +25,9 @@ from diffkit.families import Pipeline, Scheduler
 from diffkit.noise_levels import has_unit_signal, latent_coefficients
 from diffkit.parameterization import Coefficients, is_flow, x0_of_output
 from diffkit.scheduler_window import Window, exclusive, window
-from diffkit.segments import Candidate, Denoising, check_pipeline, micro_batches, quiet, run_loop, scheduled
+from diffkit.segments import Candidate, Denoising, micro_batches, quiet, run_loop
 from diffkit.solvers import solver_of
+from diffkit.step_plan import check_pipeline, scheduled
 
 __all__ = ["big_steps", "ddim_step", "extrapolated", "look_ahead"]
 

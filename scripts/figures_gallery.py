@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from figures_common import MISSING, gain, read, share, table
-from figures_memorization import counted
+from figures_common import MISSING, counted, gain, read, share, table
 
 from diffkit.lab.assets import card_path
 from diffkit.lab.gallery.plan import WEIGHTS, entries

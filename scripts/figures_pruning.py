@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from figures_common import MISSING, gain, read, table
-from figures_memorization import counted, points
+from figures_common import MISSING, counted, gain, points, read, table
 
 #: The model of each file of figures.
 FILES = {"pruning": "gallery", "pruning_lab": "lab"}

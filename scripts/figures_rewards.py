@@ -33,8 +33,8 @@ def token_pruning_tau() -> str:
         for layer, way in ways
     ]  # fmt: skip
     n = measured["rows"][0]["tau"]["n"]
-    said = f"{n} captions of {measured['candidates']} seeds each; intervals are 95 % over captions."
-    return table(["after layer (of 4)", "strategy", *KEPT], lines) + "\n\n" + said
+    text = f"{n} captions of {measured['candidates']} seeds each; intervals are 95 % over captions."
+    return table(["after layer (of 4)", "strategy", *KEPT], lines) + "\n\n" + text
 
 
 def token_pruning_looks() -> str:
@@ -69,11 +69,11 @@ def token_pruning_cost() -> str:
         seconds_whole = f"{clock['seconds']:.1f}" if clock else "–"
         lines.append([name, f"{network['flop'] / 1e9:.0f}", seconds_whole, *cells])
     pairs = next(iter(timed.values()))["rows"]["rank-0.5"]["n"] if timed else 0
-    said = "Ratio of the FLOP; of the seconds on two threads" + (
+    text = "Ratio of the FLOP; of the seconds on two threads" + (
         f", median of {pairs} pairs and their range." if timed else ": not measured yet."
     )
     head = ["network", "GFLOP of an image", "seconds", *KEPT]
-    return table(head, lines) + f"\n\n{said} Rank strategy, after a third of the layers; random weights."
+    return table(head, lines) + f"\n\n{text} Rank strategy, after a third of the layers; random weights."
 
 
 def token_pruning_steps() -> str:

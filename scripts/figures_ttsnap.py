@@ -23,8 +23,8 @@ def search_trio() -> str:
 
 
 def _search(name: str) -> str:
-    found = read(name)
-    if not found:
+    figures = read(name)
+    if not figures:
         return MISSING
     rows = [
         [
@@ -36,10 +36,10 @@ def _search(name: str) -> str:
             f"{100 * row['judged']:.1f} %",
             gain(row["judged_gain"]),
         ]
-        for budget, ways in found.items()
+        for budget, ways in figures.items()
         for row in ways
     ]
-    n = next(iter(found.values()))[0]["prompts"]
+    n = next(iter(figures.values()))[0]["prompts"]
     head = ["cost of best-of", "search", "seeds", "reward", "over best-of-N", "judged right", "over best-of-N"]
     return table(head, rows) + f"\n\n{n} held-out scenes; intervals are 95 % over prompts, paired."
 
@@ -83,8 +83,8 @@ def overhead() -> str:
 
 def backends() -> str:
     """The back-ends of distillation."""
-    found = read("backends")
-    if not found:
+    figures = read("backends")
+    if not figures:
         return MISSING
     rows = [
         [
@@ -95,25 +95,25 @@ def backends() -> str:
             f"{row['megabytes']:.1f}",
             f"{row['seconds']:.0f}",
         ]
-        for row in found["rows"]
+        for row in figures["rows"]
     ]
-    steps = ", ".join(map(str, found["early steps"]))
-    counts = found["rows"][0]["prompts"]
-    said = (
+    steps = ", ".join(map(str, figures["early steps"]))
+    counts = figures["rows"][0]["prompts"]
+    text = (
         f"Mean over the looks after steps {steps} of Kendall's tau with the final reward, on {counts['held_out']} "
-        f"held-out prompts (trained on {counts['trained']}), {found['updates']} updates each."
+        f"held-out prompts (trained on {counts['trained']}), {figures['updates']} updates each."
     )
-    return table(["back-end", "loss", "tau before", "tau after", "MB", "seconds"], rows) + "\n\n" + said
+    return table(["back-end", "loss", "tau before", "tau after", "MB", "seconds"], rows) + "\n\n" + text
 
 
 def chain() -> str:
     """The whole chain from an empty folder, timed."""
-    found = read("lab_search")
-    if not found:
+    figures = read("lab_search")
+    if not figures:
         return MISSING
-    parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found["seconds"].items())
+    parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in figures["seconds"].items())
     return (
-        f"A smaller version of it, from an empty folder to a served pipeline, took {found['minutes in all']:.0f} "
+        f"A smaller version of it, from an empty folder to a served pipeline, took {figures['minutes in all']:.0f} "
         f"minutes on two cores (`scripts/lab_search.py`; minutes: {parts})."
     )
 
@@ -139,8 +139,8 @@ def taught_trio() -> str:
 
 def copy_guard() -> str:
     """How many winners are copies of planted pictures, without and with a guard."""
-    found = read("copy_guard")
-    if not found:
+    figures = read("copy_guard")
+    if not figures:
         return MISSING
 
     def counted(rate: Mapping[str, Any]) -> str:
@@ -157,32 +157,33 @@ def copy_guard() -> str:
             f"{row['mixed_with_winner']} of {row['mixed']}",
             f"{row['seconds_guarded'] / row['seconds_without']:.2f}",
         ]
-        for kind, row in [*found["groups"].items(), ("all", found["all"])]
+        for kind, row in [*figures["groups"].items(), ("all", figures["all"])]
     ]
     head = ["caption", "winner is a copy", "with the guard", "no winner", "though clean images finish",
             "searches with both that have a winner", "time"]  # fmt: skip
     return table(head, rows) + (
-        f"\n\nSearches, with 95 % (Clopper and Pearson). Both: of the {found['candidates']} finished images some are "
+        f"\n\nSearches, with 95 % (Clopper and Pearson). Both: of the {figures['candidates']} finished images some are "
         f"copies and some are not. Time: with the guard over without; copies are dropped early, which saves more than "
-        f"the checks cost. Where nothing is dropped ({found['undisturbed_searches']} searches) the checks are "
-        f"{100 * found['guard_share_of_seconds']:.0f} % of the time and {100 * found['guard_share_of_flop']:.0f} % of "
-        f"the FLOP, for {found['guard']['pictures']} pictures. Looks after steps "
-        f"{' and '.join(part.split(':')[0] for part in found['schedule'].split(','))} of {found['steps']}."
+        f"the checks cost. Where nothing is dropped ({figures['undisturbed_searches']} searches) the checks are "
+        f"{100 * figures['guard_share_of_seconds']:.0f} % of the time and "
+        f"{100 * figures['guard_share_of_flop']:.0f} % of the FLOP, for "
+        f"{figures['guard']['pictures']} pictures. Looks after steps "
+        f"{' and '.join(part.split(':')[0] for part in figures['schedule'].split(','))} of {figures['steps']}."
     )
 
 
 def steps() -> str:
     """The noise-aware reward at other numbers of steps than it was taught at."""
-    found = read("steps")
-    if not found:
+    figures = read("steps")
+    if not figures:
         return MISSING
 
     def shown(value: Mapping[str, Any]) -> str:
         return f"{value['mean']:.2f} ({value['interval'][0]:.2f} to {value['interval'][1]:.2f})"
 
-    rows = [[str(row["steps"]), shown(row["lab"]), shown(row["lab-noise-aware"])] for row in found]
+    rows = [[str(row["steps"]), shown(row["lab"]), shown(row["lab-noise-aware"])] for row in figures]
     head = ["denoising steps", "tau of the plain reward", "tau of the noise-aware reward"]
-    return table(head, rows) + f"\n\nMean over the early looks; {found[0]['n']} held-out scenes, 95 % over scenes."
+    return table(head, rows) + f"\n\nMean over the early looks; {figures[0]['n']} held-out scenes, 95 % over scenes."
 
 
 def wall() -> str:
@@ -202,12 +203,12 @@ def wall_ahead() -> str:
 
 def rounds() -> str:
     """The search in rounds against best-of-64, in a sentence."""
-    found = read("wall_clock_trio")
-    if not found:
+    figures = read("wall_clock_trio")
+    if not figures:
         return MISSING
     sentences = []
     for name in ("lookahead", "TTSnap"):
-        ways = [row for row in found["rows"] if row["way"].startswith(f"{name} until")]
+        ways = [row for row in figures["rows"] if row["way"].startswith(f"{name} until")]
         if not ways:
             continue
         row = min(ways, key=lambda way: way["share of time"])
@@ -217,7 +218,7 @@ def rounds() -> str:
             f"In rounds, until its reward is {until}, {name} takes {_share(row)} of the time of best-of-64 there, at a "
             f"mean reward of {row['difference']:+.4f} over it (95 % interval {low:+.4f} to {high:+.4f})."
         )
-    return " ".join([*sentences, f"{found['n']} held-out scenes."])
+    return " ".join([*sentences, f"{figures['n']} held-out scenes."])
 
 
 def _share(row: Mapping[str, Any]) -> str:
@@ -227,8 +228,8 @@ def _share(row: Mapping[str, Any]) -> str:
 
 
 def _wall(name: str) -> str:
-    found = read(name)
-    if not found:
+    figures = read(name)
+    if not figures:
         return MISSING
     rows = [
         [
@@ -238,17 +239,17 @@ def _wall(name: str) -> str:
             f"{row['seconds']:.1f}",
             _share(row),
         ]
-        for row in found["rows"]
+        for row in figures["rows"]
     ]
     head = ["search", "reward", "over best-of-64", "seconds a prompt", "of its time"]
-    threads = "one thread" if found.get("threads") == 1 else "two threads"
-    return table(head, rows) + f"\n\n{found['n']} held-out scenes, one process, {threads}, interleaved."
+    threads = "one thread" if figures.get("threads") == 1 else "two threads"
+    return table(head, rows) + f"\n\n{figures['n']} held-out scenes, one process, {threads}, interleaved."
 
 
 def first_level() -> str:
     """Sampling lab-trio from the lab's own first level of noise and from its own."""
-    found = read("first_level")
-    if not found:
+    figures = read("first_level")
+    if not figures:
         return MISSING
     rows = [
         [
@@ -256,25 +257,25 @@ def first_level() -> str:
             f"{100 * row['right']:.1f} % ({100 * row['interval'][0]:.1f} to {100 * row['interval'][1]:.1f})",
             str(row["calls to the look"]),
         ]
-        for row in found["rows"]
+        for row in figures["rows"]
     ]
-    said = (
-        f"{found['n']} held-out scenes, {found['seeds']} seeds each; {found['right with both']:.0f} images are right "
-        f"from both, {found['right with either']:.0f} from either."
+    text = (
+        f"{figures['n']} held-out scenes, {figures['seeds']} seeds each; {figures['right with both']:.0f} images are "
+        f"right from both, {figures['right with either']:.0f} from either."
     )
     head = ["noise over signal at the first call", "single samples right", "calls to the noise of the first look"]
-    return table(head, rows) + "\n\n" + said
+    return table(head, rows) + "\n\n" + text
 
 
 def preview() -> str:
     """The preview decoder."""
-    found = read("preview")
-    if not found:
+    figures = read("preview")
+    if not figures:
         return MISSING
     names = ("tau of full and preview", "tau to the final, full", "tau to the final, preview")
-    rows = [[str(step["step"]), *(f"{step[name]['mean']:.2f}" for name in names)] for step in found["steps"]]
-    cost = found["look in denoiser calls"]
-    n = found["steps"][0][names[0]]["n"]
+    rows = [[str(step["step"]), *(f"{step[name]['mean']:.2f}" for name in names)] for step in figures["steps"]]
+    cost = figures["look in denoiser calls"]
+    n = figures["steps"][0][names[0]]["n"]
     return (
         table(["look after step", *names], rows)
         + f"\n\n{n} held-out scenes. A look costs {cost['full']:.2f} denoiser calls with the full decoder and "
@@ -284,46 +285,46 @@ def preview() -> str:
 
 def fit() -> str:
     """Learned schedules and the index rule on the published rewards."""
-    found = read("fit")
-    if not found:
+    figures = read("fit")
+    if not figures:
         return MISSING
-    keys = list(found["rewards"])
-    variants = list(found["rewards"][keys[0]]["variants"])
+    keys = list(figures["rewards"])
+    variants = list(figures["rewards"][keys[0]]["variants"])
     rows = []
     for name in variants:
-        cells = [found["rewards"][key]["variants"][name] for key in keys]
-        means = [f"{found[f'mean gain %, {model}'][name]:.1f}" for model in ("flux", "sdxl")]
+        cells = [figures["rewards"][key]["variants"][name] for key in keys]
+        means = [f"{figures[f'mean gain %, {model}'][name]:.1f}" for model in ("flux", "sdxl")]
         rows.append([name, *(f"{c['gain %']:.1f} ({c['low']:.0f} to {c['high']:.0f})" for c in cells), *means])
     return table(["", *(key.replace("_", " ") for key in keys), "mean flux", "mean sdxl"], rows)
 
 
 def fit_budgets() -> str:
     """Schedule, index rule and the better of the two at each budget."""
-    found = read("fit")
-    if not found:
+    figures = read("fit")
+    if not figures:
         return MISSING
     gaps = [
         {budget: means[ADAPTIVE][budget] - means[EACH][budget] for budget in means[EACH]}
-        for means in (reward["mean difference to best-of-N"] for reward in found["rewards"].values())
+        for means in (reward["mean difference to best-of-N"] for reward in figures["rewards"].values())
     ]
     below = [
         f"{key.replace('_', ' ')} at {budget} by {-gap:.2g}"
-        for key, gap_of in zip(found["rewards"], gaps, strict=True)
+        for key, gap_of in zip(figures["rewards"], gaps, strict=True)
         for budget, gap in gap_of.items()
         if gap < 0
     ]
     surely = sum(
         interval[1] < 0
-        for reward in found["rewards"].values()
+        for reward in figures["rewards"].values()
         for interval in reward["difference of index or schedule to the schedule"].values()
     )
     cells = sum(map(len, gaps))
     spent = max(
         variants["variants"][name]["highest share of the budget spent"]
-        for variants in found["rewards"].values()
+        for variants in figures["rewards"].values()
         for name in ("index", ADAPTIVE)
     )
-    prompts = next(iter(found["rewards"].values()))["prompts"]
+    prompts = next(iter(figures["rewards"].values()))["prompts"]
     return (
         f"Of {cells} budgets and rewards, *index or schedule* is above the schedule at {cells - len(below)} "
         f"({prompts} prompts each); below it: {'; '.join(below) or 'nowhere'}; surely below (95 %): {surely}. The "
@@ -333,21 +334,21 @@ def fit_budgets() -> str:
 
 def tensors() -> str:
     """The published schedule under three accountings."""
-    found = read("tensors")
-    if not found:
+    figures = read("tensors")
+    if not figures:
         return MISSING
     ways = ("exact", "fractional", "published")
     rows = [
         [row["reward"].replace("_", " "), row["pruned by"], *(f"{row[way][0]:+.1f}" for way in ways)]
-        for row in found["gains"]
+        for row in figures["gains"]
     ]
     return table(["reward", "pruned by", *ways], rows)
 
 
 def lab_index() -> str:
     """What the index rules that ship gain on prompts held out."""
-    found = read("lab_index")
-    if not found:
+    figures = read("lab_index")
+    if not figures:
         return MISSING
 
     def cell(row: Mapping[str, float]) -> str:
@@ -355,11 +356,11 @@ def lab_index() -> str:
 
     rows = [
         [name, f"{row['equivalent']:.0f}x", cell(row), cell(row["schedule"]), row["kept"]]
-        for name, part in found.items()
+        for name, part in figures.items()
         for row in part["rows"]
     ]
     head = ["", "budget", "index under one total", "learned schedule", "the file holds"]
-    n = next(iter(found.values()))["prompts"]
+    n = next(iter(figures.values()))["prompts"]
     note = f"Reward over best-of-N at the same budget, {n} prompts each, held out in five parts (replayed); 95 %."
     return table(head, rows) + f"\n\n{note}"
 

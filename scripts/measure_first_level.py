@@ -17,8 +17,8 @@ from diffkit.lab.measure import generate, scene_correct
 from diffkit.lab.train.trio import FIRST_LEVEL, from_level
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_prompts
-from diffkit.segments import plan
 from diffkit.stats import bootstrap_mean
+from diffkit.step_plan import plan
 
 LOOK = 4.6  # noise over signal at the shipped schedule's first look
 

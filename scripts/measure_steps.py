@@ -15,8 +15,8 @@ import numpy as np
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_prompts
 from diffkit.rewards import load_reward
-from diffkit.segments import plan
 from diffkit.stats import bootstrap_mean
+from diffkit.step_plan import plan
 from ttsnap.alignment import kendall
 from ttsnap.trajectories.collect import CollectSettings, collect
 from ttsnap.trajectories.dataset import steps_near

@@ -19,6 +19,7 @@ import figures_families
 import figures_few_steps
 import figures_gallery
 import figures_memorization
+import figures_mitigation
 import figures_pruning
 import figures_rewards
 import figures_ttsnap
@@ -37,6 +38,7 @@ def main() -> None:
     check = parser.parse_args().check
     modules = (
         figures_memorization,
+        figures_mitigation,
         figures_gallery,
         figures_pruning,
         figures_evidence,

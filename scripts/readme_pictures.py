@@ -39,7 +39,7 @@ from memorization.generation import Sampling
 from memorization.generation import generate as generate_from
 from memorization.text_embeddings import encoded
 from ttsnap import TTSnapPipeline
-from ttsnap.pipeline import TTSnapPipelineOutput
+from ttsnap.pipeline_output import TTSnapPipelineOutput
 from ttsnap.plots.search import look_figure
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"

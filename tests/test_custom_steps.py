@@ -18,7 +18,8 @@ from diffkit.errors import InputError
 from diffkit.families import family_of, stock_class
 from diffkit.families.base import keywords_of
 from diffkit.seeds import generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import plan
 from ttsnap import TTSnapPipeline
 
 TIMESTEPS, SIGMAS = [901, 700, 640, 300, 60], [1.0, 0.7, 0.62, 0.2, 0.1]

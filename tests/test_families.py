@@ -28,8 +28,9 @@ from diffkit.lookahead import look_ahead
 from diffkit.parameterization import is_flow
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
 from diffkit.step_noise import hands_generator, refuse_unseeded_noise
+from diffkit.step_plan import plan
 from memorization.generation import Sampling, call_arguments
 from ttsnap import TTSnapPipeline
 from ttsnap.search.pipeline_kwargs import sort_keywords

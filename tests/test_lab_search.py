@@ -10,7 +10,7 @@ import pytest
 from diffkit.loading import load_pipeline
 from diffkit.prompts import read_prompts
 from diffkit.rewards import load_reward
-from diffkit.segments import plan
+from diffkit.step_plan import plan
 from ttsnap import TTSnapPipeline
 from ttsnap.alignment import kendall
 from ttsnap.assets import NAMES

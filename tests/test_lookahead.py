@@ -13,7 +13,8 @@ from diffkit.errors import InputError
 from diffkit.lookahead import big_steps, ddim_step, extrapolated, look_ahead
 from diffkit.parameterization import Coefficients
 from diffkit.seeds import generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import plan
 
 STEPS, START = 6, 2
 

@@ -26,7 +26,8 @@ from diffkit.families import FAMILIES, family_of, is_guided
 from diffkit.lookahead import look_ahead
 from diffkit.model_options import ModelOptions
 from diffkit.prepared_again import idle
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import plan
 from ttsnap import TTSnapPipeline
 from ttsnap.search.noise import replay
 from ttsnap.search.strategies.fk_steering import FKSteering

@@ -16,7 +16,8 @@ from diffkit.conditioning import denoiser_call, encode_prompts
 from diffkit.errors import InputError
 from diffkit.families import SEARCH_FAMILIES, any_family_of
 from diffkit.seeds import generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import plan
 from ttsnap import TTSnapPipeline
 
 PROMPT = "a dog"

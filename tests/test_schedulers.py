@@ -32,8 +32,9 @@ from diffkit.errors import InputError
 from diffkit.parameterization import is_flow
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
 from diffkit.solvers import SOLVERS, draws_noise
+from diffkit.step_plan import plan
 from ttsnap import CollectSettings, TTSnapPipeline, collect
 
 PROMPT, STEPS = "a dog", 4

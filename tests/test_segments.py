@@ -14,7 +14,8 @@ from tiny_search import shared_tiny
 from diffkit.conditioning import encode_prompts
 from diffkit.errors import InputError
 from diffkit.seeds import generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import plan
 
 PROMPTS = ["a dog", "cat at dog"]
 STEPS, SEEDS = 6, (11, 12, 13)

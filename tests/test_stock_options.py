@@ -19,7 +19,7 @@ from tiny_search import brightness, shared_family
 from diffkit.errors import InputError
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
-from diffkit.segments import plan as plan_of
+from diffkit.step_plan import plan as plan_of
 from ttsnap import TTSnapPipeline
 
 SLG = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.8}

@@ -192,7 +192,7 @@ def test_without_previews_only_scores_are_kept(tmp_path):
 def test_memory_is_bounded_each_prompt_is_handed_out_before_the_next_is_denoised():
     pipe, calls = tiny_pipeline(), []
     pipe.unet.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
-    from diffkit.segments import plan
+    from diffkit.step_plan import plan
 
     steps = plan(pipe, STEPS)
     recorder = Recorder(pipe, {"brightness": as_reward(brightness)}, settings().resolved(steps), steps)

@@ -20,7 +20,8 @@ from diffkit.errors import InputError, ScoringError
 from diffkit.ledger import Budget, Ledger, Prices
 from diffkit.rewards.base import as_reward
 from diffkit.seeds import candidate_seed, generators
-from diffkit.segments import Denoising, plan
+from diffkit.segments import Denoising
+from diffkit.step_plan import plan
 from ttsnap import PruningSchedule, TTSnapPipeline
 from ttsnap.schedules.fitted_schedule import Entry, FittedSchedule
 from ttsnap.search.budget import affordable, planned_cost, spending_limit

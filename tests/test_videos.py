@@ -20,7 +20,8 @@ from diffkit.families import SEARCH_FAMILIES, any_family_of, family_of
 from diffkit.model_source import model_class
 from diffkit.rewards.frames import frame_reward
 from diffkit.seeds import generators
-from diffkit.segments import Candidate, Denoising, plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import plan
 from ttsnap import TTSnapPipeline
 from ttsnap.search.pipeline_kwargs import sort_keywords
 

@@ -21,7 +21,7 @@ from tiny import NOISE, tiny_pipeline
 from diffkit.errors import InputError
 from diffkit.parameterization import PURE_NOISE, is_pure_noise, is_silent
 from diffkit.seeds import generators
-from diffkit.segments import plan
+from diffkit.step_plan import plan
 from memorization.detection import make_detector
 from memorization.generation import Sampling
 from memorization.mitigation.nemo import differences

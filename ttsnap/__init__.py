@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ttsnap.noise_aware.curriculum import DistillSettings
     from ttsnap.noise_aware.distill import distill
     from ttsnap.noise_aware.reward import NoiseAwareReward
-    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
+    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.pipeline_output import TTSnapPipelineOutput
     from ttsnap.schedules.load import load_schedule
     from ttsnap.schedules.pruning_schedule import PruningSchedule
     from ttsnap.search.strategies.rounds import Rounds
@@ -49,7 +50,7 @@ __getattr__, __dir__ = lazy_names(
         "PruningSchedule": "ttsnap.schedules.pruning_schedule",
         "Rounds": "ttsnap.search.strategies.rounds",
         "TTSnapPipeline": "ttsnap.pipeline",
-        "TTSnapPipelineOutput": "ttsnap.pipeline",
+        "TTSnapPipelineOutput": "ttsnap.pipeline_output",
         "collect": "ttsnap.trajectories.collect",
         "compare": "ttsnap.evaluation.compare",
         "distill": "ttsnap.noise_aware.distill",

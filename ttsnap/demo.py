@@ -11,7 +11,8 @@ from diffkit.demo import Demonstration
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ttsnap.pipeline import TTSnapPipeline, TTSnapPipelineOutput
+    from ttsnap.pipeline import TTSnapPipeline
+    from ttsnap.pipeline_output import TTSnapPipelineOutput
 
 PROMPTS, CANDIDATES, STEPS = 24, 4, 20
 

@@ -186,7 +186,7 @@ def _load(config: dict[str, Any], options: ModelOptions) -> TTSnapPipeline:
     from diffkit.families import default_size
     from diffkit.ledger import parse_budget
     from diffkit.rewards import load_reward
-    from diffkit.segments import plan
+    from diffkit.step_plan import plan
     from ttsnap.cli.named_search import search_of
     from ttsnap.pipeline import TTSnapPipeline
     from ttsnap.schedules.load import load_schedule

@@ -36,7 +36,7 @@ from ttsnap.cli.options import Negative, Steps
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
     from diffkit.rewards.base import Reward
-    from diffkit.segments import Plan
+    from diffkit.step_plan import Plan
     from ttsnap.trajectories.recorder import CollectSettings
 
 
@@ -82,7 +82,7 @@ def collect(
     from diffkit.micro_batch import read_micro_batch
     from diffkit.prompts import read_prompts
     from diffkit.rewards import load_reward
-    from diffkit.segments import plan
+    from diffkit.step_plan import plan
     from ttsnap.trajectories.collect import CollectSettings
     from ttsnap.trajectories.collect import collect as carry_out
     from ttsnap.trajectories.recorded_lookahead import read_lookahead
@@ -158,7 +158,7 @@ def _origin(options: ModelOptions, preview: str | None) -> dict[str, Any]:
 
 
 def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], settings: CollectSettings) -> None:
-    from diffkit.segments import plan
+    from diffkit.step_plan import plan
 
     steps = plan(pipe, settings.num_inference_steps)
     chosen = settings.resolved(steps)

@@ -12,7 +12,8 @@ from diffkit.families import Autoencoder, Pipeline, Size, VideoSize, any_family_
 from diffkit.ledger import Budget, parse_budget
 from diffkit.micro_batch import auto_size
 from diffkit.seeds import plain_integers
-from diffkit.segments import Denoising, Plan, alone_only, plan
+from diffkit.segments import Denoising, alone_only
+from diffkit.step_plan import Plan, plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 if TYPE_CHECKING:

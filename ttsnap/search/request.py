@@ -23,7 +23,7 @@ from diffkit.ledger import NOTHING, Cost, Ledger
 from diffkit.prepared_again import DenoiserCall
 from diffkit.recorded_calls import first_step_calls
 from diffkit.rewards.base import Reward
-from diffkit.segments import Plan
+from diffkit.step_plan import Plan
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable, spending_limit
 from ttsnap.search.config import SearchConfig

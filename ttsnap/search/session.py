@@ -24,8 +24,9 @@ from diffkit.micro_batch import MicroBatch
 from diffkit.parallel import everyone, interleave, processes, shard
 from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
-from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
 from diffkit.step_noise import global_generators
+from diffkit.step_plan import Plan
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.diversity import POOL, chosen
 from ttsnap.search.guarding import Guarded, drop_copies, too_few

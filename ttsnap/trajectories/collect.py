@@ -33,7 +33,7 @@ from diffkit.rewards.base import Reward, RewardLike
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.runs.shared import open_shared
-from diffkit.segments import plan
+from diffkit.step_plan import plan
 from diffkit.truncation import say_truncated
 from ttsnap.search.preview_decoder import load_preview_vae
 from ttsnap.search.prices import probe_reward

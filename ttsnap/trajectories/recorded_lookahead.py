@@ -12,7 +12,8 @@ from diffkit.conditioning import Conditioning
 from diffkit.errors import InputError
 from diffkit.families import Pipeline
 from diffkit.lookahead import look_ahead
-from diffkit.segments import Candidate, Denoising, Plan, run_segment
+from diffkit.segments import Candidate, Denoising, run_segment
+from diffkit.step_plan import Plan
 
 __all__ = ["check_lookahead", "denoise_looking_ahead", "read_lookahead"]
 

@@ -21,7 +21,8 @@ from diffkit.micro_batch import MicroBatch
 from diffkit.parameterization import log_snr
 from diffkit.rewards.base import Reward, score_checked
 from diffkit.seeds import candidate_seed, check_seed, generators, plain_integers
-from diffkit.segments import Candidate, Denoising, Plan
+from diffkit.segments import Candidate, Denoising
+from diffkit.step_plan import Plan
 from ttsnap.trajectories.recorded_lookahead import check_lookahead, denoise_looking_ahead
 
 __all__ = ["Recorded", "Recorder", "CollectSettings", "guided", "image_size", "preview_side"]

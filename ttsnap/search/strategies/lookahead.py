@@ -32,7 +32,7 @@ def drafts(calls: int, candidates: int, *, finished: int = 1, blind: Sequence[in
         calls: T, denoiser calls of one finished candidate.
         candidates: drafts.
         finished: how many to keep at least.
-        blind: steps after which there is no look, see :class:`diffkit.segments.Plan`.
+        blind: steps after which there is no look, see :class:`diffkit.step_plan.Plan`.
 
     Example:
         >>> str(drafts(20, 56)), str(drafts(50, 56)), str(drafts(4, 5)), str(drafts(2, 5))
