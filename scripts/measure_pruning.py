@@ -3,7 +3,7 @@
     python scripts/measure_pruning.py [--model gallery] [--models runs/gallery] [--device cuda] [--out runs/pruning]
         [--only taylor/global,wanda/tyr/forget,taylor/global@channels] [--sparsities 0.1,0.2,0.3] [--set examples=64]
         [--limit 64] [--attacked 32] [--starts prompt,gaussian] [--json docs/figures/pruning.json]
-        [--mitigations runs/replication/adversarial]
+        [--mitigations runs/replication/adversarial] [--skip 2]
 
 Each row is a saliency, an allocation and, where the allocation is measured, its objective; ``@channels`` prunes whole
 heads, channels and groups. At each sparsity: captions that still give their image, scene accuracy (on the lab), the
@@ -153,7 +153,7 @@ def prune(
 def measure_row(model: Pruned, row: str, options: argparse.Namespace, done: Measures) -> None:
     """Sparsities of a row from the smallest, until few captions are left; DoRI and quality at that one."""
     common = (options.set or [], options.out)
-    for sparsity in options.sparsities:
+    for sparsity in options.sparsities[options.skip :]:
         measured = done.add(f"{row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.figures))
         if measured["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
             break
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--attacked", type=int, default=32)
     parser.add_argument("--starts", type=lambda text: text.split(","), default=["prompt"])
     parser.add_argument("--only", type=lambda text: text.split(","))
+    parser.add_argument("--skip", type=int, default=0, help="sparsities that a dear search leaves out, from the lowest")
     parser.add_argument("--sparsities", type=lambda text: [float(part) for part in text.split(",")], default=SPARSITIES)
     parser.add_argument("--set", action="append")
     parser.add_argument("--mitigations", type=Path, nargs="+", default=[])
