@@ -84,9 +84,9 @@ def erasure() -> str:
     saliencies, allocations = ({row.name.partition("/")[part] for row in hidden} for part in (0, 2))
     text = (
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
-        f"weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
-        f"DoRI, {LAST} steps, brings back from {least['count']} to {counted(most)}. Fewest come back under {hidden[0].title}: {counted(least)}, for "
-        f"{cost(hidden[0], measures)} on the loss of ordinary pictures"
+        "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
+        f"DoRI, {LAST} steps, brings back from {least['count']} to {counted(most)}. Fewest come back under "
+        f"{hidden[0].title}: {counted(least)}, for {cost(hidden[0], measures)} on the loss of ordinary pictures"
     )
     for row in rows:
         if row.name == "adversarial":
