@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,14 @@ class Lab:
         guided = without + GUIDANCE * (with_text - without)
         return x0_of_output(self.pipe.scheduler, guided, latents, self.levels[step])
 
+    def denoising(self, latents: Tensor, text: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each step from the initial noise on, the latents that the next one gets (of the last its own), and its x0."""
+        for step in range(STEPS):
+            x0 = self.estimate(latents, step, text)
+            if step + 1 < STEPS:
+                latents = ddim_step(latents, x0, self.levels[step], self.levels[step + 1])
+            yield step, latents, x0
+
     def big_steps(self, start: int, calls: int, way: Way) -> list[int]:
         """Where the denoiser is called, after ``start`` where that costs no call, else from there on."""
         parts = calls + way.free_start
@@ -117,12 +126,8 @@ class Lab:
 def taus(lab: Lab, reward: Any, caption: str, prompt: int, candidates: int) -> dict[tuple[tuple[int, int], Way], float]:
     """Rank correlation of each look and way on one caption."""
     text = lab.text(caption)
-    latents = lab.noise(prompt, candidates)
     estimates: dict[tuple[tuple[int, int], Way], Tensor] = {}
-    for step in range(STEPS):
-        x0 = lab.estimate(latents, step, text)
-        if step + 1 < STEPS:
-            latents = ddim_step(latents, x0, lab.levels[step], lab.levels[step + 1])
+    for step, latents, x0 in lab.denoising(lab.noise(prompt, candidates), text):
         for look, way in itertools.product([look for look in LOOKS if look[0] == step], WAYS):
             estimates[look, way] = lab.ahead(latents, x0, step + 1, look[1], way, text)
 

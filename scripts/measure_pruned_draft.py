@@ -22,13 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gallery_measures import denoiser_flops
-from measure_lookahead import PACKAGE, STEPS, Floats, Lab
+from measure_lookahead import PACKAGE, Floats, Lab
 from measures import Measures
 from torch import Tensor
 
 from diffkit.lab.trio import training_trios
 from diffkit.latents import decode_latents
-from diffkit.lookahead import ddim_step
 from diffkit.mitigation import Mitigation
 from diffkit.mitigation.shrink import shrink
 from diffkit.rewards import load_reward
@@ -70,11 +69,8 @@ class Drafts:
         """Candidates of captions, by the whole model."""
         for index, scene in enumerate(training_trios(prompts, seed=seed)):
             text = self.lab.text(scene.caption)
-            latents, states = self.lab.noise(index, number or self.number, seed), {}
-            for step in range(STEPS):
-                x0 = self.lab.estimate(latents, step, text)
-                if step + 1 < STEPS:
-                    latents = ddim_step(latents, x0, self.lab.levels[step], self.lab.levels[step + 1])
+            noise, states = self.lab.noise(index, number or self.number, seed), {}
+            for step, latents, x0 in self.lab.denoising(noise, text):
                 if step in LOOKS:
                     states[step] = (latents, x0)
             yield Candidates(scene.caption, text, states, self.rewards(x0, scene.caption))

@@ -29,7 +29,6 @@ from diffkit.lab.trio import training_trios
 from diffkit.lab.world import training_scenes
 from diffkit.latents import decode_latents
 from diffkit.ledger import Prices
-from diffkit.lookahead import ddim_step
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import EstimateReward
 from ttsnap.reward_tensor import RewardTensor, save_npz
@@ -56,14 +55,10 @@ class Recorder:
         """("final", "x0.STEP" or "ahead.STEP+CALLS", (candidates,))."""
         lab, captions = self.lab, [caption] * candidates
         text = lab.text(caption)
-        latents = lab.noise(prompt, candidates, NOISE_SEED)
-        for step in range(STEPS):
-            x0 = lab.estimate(latents, step, text)
+        for step, latents, x0 in lab.denoising(lab.noise(prompt, candidates, NOISE_SEED), text):
             if step in LOOKS:
                 level = 2 * lab.log_snr[step]
                 yield f"x0.{step}", _array(self.reward.score_estimates(self._images(x0), captions, level))
-            if step + 1 < STEPS:
-                latents = ddim_step(latents, x0, lab.levels[step], lab.levels[step + 1])
             for calls in [calls for at, calls in AHEAD if at == step]:
                 clean = lab.ahead(latents, x0, step + 1, calls, PACKAGE, text)
                 yield f"ahead.{step}+{calls}", _array(self.reward.score(self._images(clean), captions))
