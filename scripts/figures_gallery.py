@@ -21,6 +21,7 @@ METHODS = {
     "prompt-guard": "prompt guard",
     "attention-guard": "attention guard",
 }
+GUARDS = ("prompt-guard", "attention-guard")  # of generation: no weight is changed, and an attack leaves them out
 EFFECTS = ("its caption gives it", "DoRI from there", "DoRI from elsewhere", "never-trained pictures, by DoRI")
 
 
@@ -130,7 +131,9 @@ def gallery_mitigations() -> str:
         if name in measures:
             quality = measures[name]["quality"]
             costs = [quality["loss"]["all"]["change"], quality["fidelity"]["change"]["kid"]]
-            rows.append([title, *_effects(measures, f" under {name}"), *(gain(cost, 4) for cost in costs)])
+            captions, *attacks = _effects(measures, f" under {name}")
+            attacks = ["–"] * len(attacks) if name in GUARDS else attacks
+            rows.append([title, captions, *attacks, *(gain(cost, 4) for cost in costs)])
     heads = ["mitigation", *EFFECTS, "loss on ordinary pictures", "KID of ordinary captions"]
     text = table(heads, rows)
     if "nemo" in measures:
