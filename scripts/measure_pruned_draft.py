@@ -1,6 +1,6 @@
 """Does a pruned denoiser look ahead at a lower price? Structured pruning of the lab's network as a draft of lookahead.
 
-    python scripts/measure_pruned_draft.py [--prompts 40] [--json docs/figures/pruned_draft.json]
+    python scripts/measure_pruned_draft.py [--prompts 30] [--json docs/figures/pruned_draft.json]
 
 On ``lab-trio``, 20 steps of DDIM, guidance 3. Candidates are denoised by the whole model; only the big steps ahead of a
 look are calls of the draft, which cost its share of the whole model's FLOP. The draft is searched greedily: of all
@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,21 +37,22 @@ from memorization.mitigation.pruning.structured import importances, mask_of_unit
 from memorization.mitigation.pruning.wanda import input_norms, saliency
 from ttsnap.alignment import kendall
 
-LOOKS, CALLS = (0, 1), (1, 2, 3, 4)
-SEARCHED = (1, 3)  # look and calls of the search
-SEARCH_SEED, HELD_OUT_SEED, SEARCH_PROMPTS = 311, 312, 8
+LOOK, CALLS = 1, (1, 2, 3, 4)
+SEARCHED = 3  # calls of the search
+SEARCH_SEED, HELD_OUT_SEED, SEARCH_PROMPTS = 311, 312, 6
 CALIBRATED = 4  # candidates of two captions, on which units are ranked
-PARTS, ROUNDS = 4, 8  # a module loses its units in so many steps; the search takes so many
+PARTS, ROUNDS = 4, 6  # a module loses its units in so many steps; the search takes so many
 
 Counts = dict[str, int]
 
 
 class Candidates(NamedTuple):
-    """One caption's candidates after each look: latents before the next step, the estimate, and the final rewards."""
+    """One caption's candidates at the look: latents before the next step, the estimate; and the final rewards."""
 
     caption: str
     text: Tensor
-    states: dict[int, tuple[Tensor, Tensor]]
+    latents: Tensor
+    estimate: Tensor
     final: Floats
 
 
@@ -69,11 +71,9 @@ class Drafts:
         """Candidates of captions, by the whole model."""
         for index, scene in enumerate(training_trios(prompts, seed=seed)):
             text = self.lab.text(scene.caption)
-            noise, states = self.lab.noise(index, number or self.number, seed), {}
-            for step, latents, x0 in self.lab.denoising(noise, text):
-                if step in LOOKS:
-                    states[step] = (latents, x0)
-            yield Candidates(scene.caption, text, states, self.rewards(x0, scene.caption))
+            noise = self.lab.noise(index, number or self.number, seed)
+            steps = list(self.lab.denoising(noise, text))
+            yield Candidates(scene.caption, text, *steps[LOOK][1:], self.rewards(steps[-1][2], scene.caption))
 
     def rewards(self, clean: Tensor, caption: str) -> Floats:
         """Of clean latents, (n,)."""
@@ -88,34 +88,33 @@ class Drafts:
         tensors = mask_of_units(self.units, self.layers, self.scores, full)
         return shrink(self.lab.pipe, Mitigation("prune", "mask", "lab-trio", tensors=tensors))
 
-    def taus(self, candidates: Candidates, look: int, calls: Sequence[int]) -> list[float]:
+    def taus(self, candidates: Candidates, calls: Sequence[int]) -> list[float]:
         """Tau of the rewards so many calls ahead, by the denoiser as it is now, with the final ones."""
-        latents, x0 = candidates.states[look]
-        ahead = [self.lab.ahead(latents, x0, look + 1, n, PACKAGE, candidates.text) for n in calls]
+        start = (candidates.latents, candidates.estimate, LOOK + 1)
+        ahead = [self.lab.ahead(*start, n, PACKAGE, candidates.text) for n in calls]
         return [float(kendall(self.rewards(clean, candidates.caption), candidates.final)) for clean in ahead]
 
-    def curve(self, candidates: Candidates, look: int) -> list[float]:
+    def curve(self, candidates: Candidates) -> list[float]:
         """Tau of the estimate at the look, and 1, 2, ... calls ahead, by the denoiser as it is now."""
-        estimate = self.rewards(candidates.states[look][1], candidates.caption)
-        return [float(kendall(estimate, candidates.final)), *self.taus(candidates, look, CALLS)]
+        estimate = self.rewards(candidates.estimate, candidates.caption)
+        return [float(kendall(estimate, candidates.final)), *self.taus(candidates, CALLS)]
 
     def next_step(self, before: Counts, prompts: Sequence[tuple[Candidates, list[float]]]) -> dict[str, Any]:
         """Of the drafts with a part of one module less, the one that gains most at its price.
 
         Args:
             before: what is off already.
-            prompts: with the whole model's :meth:`curve` at the look of the search.
+            prompts: with the whole model's :meth:`curve`.
         """
-        look, calls = SEARCHED
         trials = []
         for name, of in self.units.items():
-            counts = before | {name: before.get(name, 0) + of.number // PARTS}
-            if counts[name] == of.number:
+            counts = before | {name: before.get(name, 0) + max(1, of.number // PARTS)}
+            if counts[name] >= of.number:
                 continue
             with self.draft(counts):
                 price = denoiser_flops(self.lab.pipe) / self.whole
-                taus = [self.taus(candidates, look, [calls])[0] for candidates, _ in prompts]
-            gains = [tau - at_price(curve, calls * price) for tau, (_, curve) in zip(taus, prompts, strict=True)]
+                taus = [self.taus(candidates, [SEARCHED])[0] for candidates, _ in prompts]
+            gains = [tau - at_price(curve, SEARCHED * price) for tau, (_, curve) in zip(taus, prompts, strict=True)]
             trials.append(
                 {"counts": counts, "price": price, "tau": float(np.mean(taus)), "gain": float(np.mean(gains))}
             )
@@ -128,7 +127,7 @@ class Drafts:
         for step in range(1, ROUNDS + 1):
             if f"step {step}" not in measures.rows() and not prompts:
                 denoised = list(self.denoised(SEARCH_SEED, SEARCH_PROMPTS))
-                prompts = [(candidates, self.curve(candidates, SEARCHED[0])) for candidates in denoised]
+                prompts = [(candidates, self.curve(candidates)) for candidates in denoised]
             before: Counts = path[-1]["counts"] if path else {}
             path.append(measures.add(f"step {step}", partial(self.next_step, before, prompts)))
         return path
@@ -140,25 +139,26 @@ def at_price(curve: Sequence[float], calls: float) -> float:
 
 
 def held_out(drafts: Drafts, path: Sequence[Mapping[str, Any]], prompts: int) -> list[dict[str, Any]]:
-    """Every draft's tau by look and calls, and over the whole model's at the same number of counted calls."""
-    rows: dict[tuple[int, int, int], list[tuple[float, float]]] = {}
+    """Tau of the whole model and of every draft by calls, and over the whole model's at as many counted calls."""
+    prices = [1.0, *(draft["price"] for draft in path)]
+    rows: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for candidates in drafts.denoised(HELD_OUT_SEED, prompts):
-        for look in LOOKS:
-            curve = drafts.curve(candidates, look)
-            for place, draft in enumerate(path):
-                with drafts.draft(draft["counts"]):
-                    taus = drafts.taus(candidates, look, CALLS)
-                for calls, tau in zip(CALLS, taus, strict=True):
-                    gain = tau - at_price(curve, calls * draft["price"])
-                    rows.setdefault((place, look, calls), []).append((tau, gain))
+        curve = drafts.curve(candidates)
+        every = [curve[1:]]
+        for draft in path:
+            with drafts.draft(draft["counts"]):
+                every.append(drafts.taus(candidates, CALLS))
+        for (place, taus), (column, calls) in product(enumerate(every), enumerate(CALLS)):
+            gain = taus[column] - at_price(curve, calls * prices[place])
+            rows.setdefault((place, calls), []).append((taus[column], gain))
     return [
         {
-            "price": path[place]["price"], "look": look, "calls": calls, "n": len(values),
+            "price": prices[place], "calls": calls, "n": len(values),
             "tau": float(np.mean([tau for tau, _ in values])),
             "over the whole model": float(np.mean([gain for _, gain in values])),
             "interval": list(bootstrap_mean([gain for _, gain in values])),
         }
-        for (place, look, calls), values in rows.items()
+        for (place, calls), values in rows.items()
     ]  # fmt: skip
 
 
@@ -166,15 +166,16 @@ def held_out(drafts: Drafts, path: Sequence[Mapping[str, Any]], prompts: int) ->
 def main() -> None:
     """Search, compare on other captions, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=30)
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--json", type=Path, default=Path("docs/figures/pruned_draft.json"))
     given = parser.parse_args()
     drafts = Drafts(given.candidates)
-    measures = Measures(given.json, {"candidates": given.candidates, "prompts": given.prompts, "searched": SEARCHED})
+    measures = Measures(
+        given.json, {"candidates": given.candidates, "prompts": given.prompts, "look": LOOK, "searched": SEARCHED}
+    )
     path = drafts.search(measures)
-    whole = {"counts": {}, "price": 1.0}
-    measures.add("held out", lambda: held_out(drafts, [whole, *path[1::2]], given.prompts))
+    measures.add("held out", lambda: held_out(drafts, path[1::2], given.prompts))
 
 
 if __name__ == "__main__":
