@@ -4,7 +4,7 @@
 
 On ``lab-trio``, 20 steps of DDIM, guidance 3. Candidates are denoised by the whole model; only the big steps ahead of a
 look are calls of the draft, which cost its share of the whole model's FLOP. The draft is searched greedily: of all
-heads, channels and groups a quarter of one module goes, the one without which Kendall's tau (reward of the image ahead,
+heads, channels and groups half of one module goes, the one without which Kendall's tau (reward of the image ahead,
 by the draft, with that of the finished image, by the whole model) is highest over that of the whole model at the same
 number of counted calls, linear between its whole numbers of calls. Then the same difference on other captions, of every
 second draft on the way, paired by caption. The search goes on where it was cut.
@@ -41,7 +41,7 @@ LOOK, CALLS = 1, (1, 2, 3, 4)
 SEARCHED = 3  # calls of the search
 SEARCH_SEED, HELD_OUT_SEED, SEARCH_PROMPTS = 311, 312, 6
 CALIBRATED = 4  # candidates of two captions, on which units are ranked
-PARTS, ROUNDS = 4, 6  # a module loses its units in so many steps; the search takes so many
+PARTS, ROUNDS = 2, 6  # a module loses its units in so many steps; the search takes so many
 
 Counts = dict[str, int]
 
