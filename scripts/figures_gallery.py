@@ -142,6 +142,12 @@ def gallery_mitigations() -> str:
             f"\n\nNeMo switches off {nemo['neurons off, median']:.0f} of {nemo['neurons']} neurons for a suspect "
             f"(median); all suspects' neurons together are {nemo['neurons off in all']}."
         )
+    if "wanda" in measures:
+        wanda = measures["wanda"]["figures"]
+        text += (
+            f" Wanda switches off {wanda['weights off, median']:,.0f} of {wanda['weights']:,} weights for a suspect "
+            f"(median), and its one mask {100 * wanda['share off in all']:.0f} % of them."
+        )
     return text
 
 
