@@ -86,13 +86,19 @@ def erasure() -> str:
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
         "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
         f"DoRI, {LAST} steps, brings back from {least['count']} to {counted(most)}. Fewest come back under "
-        f"{hidden[0].title}: {counted(least)}, for {cost(hidden[0], measures)} on the loss of ordinary pictures"
+        f"{hidden[0].title}: {counted(least)}, for {price(hidden[0], measures)}"
     )
     for row in rows:
         if row.name == "adversarial":
             left = counted(row.dori["suspects"][LAST])
-            text += f"; after adversarial fine-tuning, {left}, for {cost(row, measures)}"
+            text += f"; after adversarial fine-tuning, {left}, for {price(row, measures)}"
     return f"{text}."
+
+
+def price(row: Resistance, measures: Mapping[str, Any]) -> str:
+    """What it costs in ordinary pictures."""
+    kid = row.figures["quality"]["fidelity"]["change"]["kid"]
+    return f"{cost(row, measures)} on the loss of ordinary pictures and {gain(kid, 2)} on KID"
 
 
 def cost(row: Resistance, measures: Mapping[str, Any]) -> str:

@@ -133,7 +133,6 @@ def pruning() -> None:
             color=colour, markersize=6, elinewidth=1, label=row.title,
         )  # fmt: skip
     axes.set(xlabel="loss on ordinary pictures, above the untouched model's", ylim=(-4, 104))
-    axes.set_xscale("symlog", linthresh=0.01)
     axes.set_ylabel(f"suspects that DoRI brings back in {LAST} steps, %")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
