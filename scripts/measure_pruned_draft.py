@@ -4,10 +4,11 @@
 
 On ``lab-trio``, 20 steps of DDIM, guidance 3. Candidates are denoised by the whole model; only the big steps ahead of a
 look are calls of the draft, which cost its share of the whole model's FLOP. The draft is searched greedily: of all
-heads, channels and groups half of one module goes, the one without which Kendall's tau (reward of the image ahead,
-by the draft, with that of the finished image, by the whole model) is highest over that of the whole model at the same
-number of counted calls, linear between its whole numbers of calls. Then the same difference on other captions, paired by caption, of every
-second draft on the way and of one that lost half of every module. The search goes on where it was cut.
+heads, channels and groups half of one module goes, the one without which Kendall's tau (reward of the image ahead, by
+the draft, with that of the finished image, by the whole model) is highest over that of the whole model at the same
+number of counted calls, linear between its whole numbers of calls. Then the same difference on other captions, paired
+by caption, of every second draft on the way and of one that lost half of every module. The search goes on where it was
+cut.
 """
 
 from __future__ import annotations
