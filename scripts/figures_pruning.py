@@ -85,8 +85,8 @@ def erasure() -> str:
     text = (
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
         "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
-        f"DoRI, {LAST} steps, brings back from {least['count']} to {counted(most)}. Fewest come back under "
-        f"{hidden[0].title}: {counted(least)}, for {price(hidden[0], measures)}"
+        f"DoRI, {LAST} steps, brings back from {counted(least)} to {counted(most)}. Fewest come back under "
+        f"{hidden[0].title}, for {price(hidden[0], measures)}"
     )
     for row in rows:
         if row.name == "adversarial":
