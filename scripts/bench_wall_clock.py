@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from diffkit.lab import trio, world
 from diffkit.stats import bootstrap_mean
 from ttsnap import Rounds, TTSnapPipeline
-from ttsnap.pipeline_output import TTSnapPipelineOutput
+from ttsnap.search.output import TTSnapPipelineOutput
 
 CAPTIONS = {"lab": world.held_out_scenes, "lab-trio": trio.held_out_trios}
 Runs = dict[str, list[tuple[float, float]]]

@@ -39,8 +39,8 @@ from memorization.generation import Sampling
 from memorization.generation import generate as generate_from
 from memorization.text_embeddings import encoded
 from ttsnap import TTSnapPipeline
-from ttsnap.pipeline_output import TTSnapPipelineOutput
 from ttsnap.plots.search import look_figure
+from ttsnap.search.output import TTSnapPipelineOutput
 
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 PROMPT, SCHEDULE = "a red circle left of a blue square on gray", "3:0.5,6:0.5,10:0.5"

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ttsnap.noise_aware.distill import distill
     from ttsnap.noise_aware.reward import NoiseAwareReward
     from ttsnap.pipeline import TTSnapPipeline
-    from ttsnap.pipeline_output import TTSnapPipelineOutput
     from ttsnap.schedules.load import load_schedule
     from ttsnap.schedules.pruning_schedule import PruningSchedule
+    from ttsnap.search.output import TTSnapPipelineOutput
     from ttsnap.search.strategies.rounds import Rounds
     from ttsnap.trajectories.collect import collect
     from ttsnap.trajectories.read import load_tensor
@@ -50,7 +50,7 @@ __getattr__, __dir__ = lazy_names(
         "PruningSchedule": "ttsnap.schedules.pruning_schedule",
         "Rounds": "ttsnap.search.strategies.rounds",
         "TTSnapPipeline": "ttsnap.pipeline",
-        "TTSnapPipelineOutput": "ttsnap.pipeline_output",
+        "TTSnapPipelineOutput": "ttsnap.search.output",
         "collect": "ttsnap.trajectories.collect",
         "compare": "ttsnap.evaluation.compare",
         "distill": "ttsnap.noise_aware.distill",

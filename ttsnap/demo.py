@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ttsnap.pipeline import TTSnapPipeline
-    from ttsnap.pipeline_output import TTSnapPipelineOutput
+    from ttsnap.search.output import TTSnapPipelineOutput
 
 PROMPTS, CANDIDATES, STEPS = 24, 4, 20
 

@@ -26,13 +26,13 @@ from diffkit.prepared_again import pictures_encoded_once
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
 from diffkit.scheduler_window import exclusive
-from ttsnap.pipeline_output import TTSnapPipelineOutput, pipeline_output
 from ttsnap.schedules.index_book import IndexBook
 from ttsnap.schedules.load import load_schedule
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
 from ttsnap.search.noise import Noise
+from ttsnap.search.output import TTSnapPipelineOutput, pipeline_output
 from ttsnap.search.pictures import take_pictures
 from ttsnap.search.pipeline_class import (
     PickledPart,

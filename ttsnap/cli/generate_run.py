@@ -26,12 +26,12 @@ from diffkit.rewards.base import Reward, describe
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from ttsnap.cli.named_search import search_of
-from ttsnap.pipeline_output import TTSnapPipelineOutput
 from ttsnap.plots.search import contact_sheet, score_figure
 from ttsnap.schedules.load import load_schedule
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.held_out import load_held_out
 from ttsnap.search.noise import Noise
+from ttsnap.search.output import TTSnapPipelineOutput
 from ttsnap.search.request import Request
 
 if TYPE_CHECKING:

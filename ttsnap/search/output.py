@@ -55,6 +55,7 @@ class TTSnapPipelineOutput(BaseOutput):  # type: ignore[misc]
             the first), which the stock pipeline draws, or None. The ledger has the calls that ran.
 
     Example:
+        >>> from ttsnap import TTSnapPipeline
         >>> pipe = TTSnapPipeline.from_pretrained("lab", reward="lab")
         >>> pipe.set_progress_bar_config(disable=True)
         >>> out = pipe("a red circle on gray", num_candidates=2, num_inference_steps=4, seeds=[5, 6])
