@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from figures_common import MISSING, counted, gain, points, read, table
@@ -43,21 +43,17 @@ class Resistance(NamedTuple):
         return name if self.sparsity is None else f"{name}, {100 * self.sparsity:.0f} %"
 
 
-def resistances(measures: Mapping[str, Any]) -> Iterator[Resistance]:
-    """Everything that was put before DoRI, the untouched model first."""
-    for key, attacked in {"unpruned": measures["unpruned"], **measures}.items():
-        name = "unpruned" if key == "unpruned" else key.removeprefix("dori under ")
+def resistances(measures: Mapping[str, Any]) -> list[Resistance]:
+    """Everything that was put before DoRI: the untouched model, the prunings, the other mitigations."""
+    rows = []
+    for key, attacked in measures.items():
         if "dori" in attacked:
-            figures = measures[name]
+            name = key.removeprefix("dori under ")
+            figures = measures[name] | attacked
             base, _, sparsity = name.partition(" at ")
-            yield Resistance(
-                base,
-                float(sparsity) if sparsity else None,
-                figures["captions"],
-                figures["loss"],
-                attacked["dori"],
-                figures | attacked,
-            )
+            measured = (figures["captions"], figures["loss"], figures["dori"], figures)
+            rows.append(Resistance(base, float(sparsity) if sparsity else None, *measured))
+    return sorted(rows, key=lambda row: row.sparsity is None and row.name != "unpruned")
 
 
 def pruning() -> str:
@@ -75,7 +71,7 @@ def erasure() -> str:
     if not content:
         return MISSING
     measures = content["measures"]
-    rows = list(resistances(measures))
+    rows = resistances(measures)
     hidden = [row for row in rows if row.sparsity is not None and row.captions["share"] <= LEFT]
     if not hidden:
         return MISSING

@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--mitigations", type=Path, nargs="+", default=[])
     parser.add_argument("--json", type=Path, default=Path("docs/figures/pruning.json"))
     options = parser.parse_args()
+    if options.skip >= len(options.sparsities):
+        parser.error(f"--skip {options.skip} leaves none of the {len(options.sparsities)} sparsities.")
     torch.manual_seed(0)
     gallery = (Lab if options.model == "lab" else Gallery)(options.models, options.device, options.limit)
     config = {
