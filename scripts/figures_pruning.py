@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from figures_common import MISSING, counted, gain, points, read, table
 
@@ -11,30 +12,28 @@ from figures_common import MISSING, counted, gain, points, read, table
 FILES = {"pruning": "gallery", "pruning_lab": "lab"}
 OTHERS = {"unpruned": "nothing pruned", "adversarial": "adversarial fine-tuning"}
 START = {"prompt": "the caption", "gaussian": "noise", "other": "an unrelated caption"}
-
-
 LAST = "150"  # steps of DoRI that the picture and the answer show
 LEFT = 0.2  # of the captions, at most, where pruning has hidden the memories
 
 
-class Resistance(NamedTuple):
+@dataclass(frozen=True)
+class Resistance:
     """A model as it is, one that was pruned until few captions are left, or one after another mitigation.
 
     Attributes:
         name: of the row of ``measure_pruning.py``.
         sparsity: None where nothing was pruned.
-        captions: how many give their picture.
-        loss: on ordinary pictures that no model was trained on.
-        dori: what it brings back of ``suspects`` and ``controls``, by steps.
-        figures: all of the row; ``quality`` is missing of the model as it is.
+        figures: captions that give their picture, loss on ordinary pictures that no model was trained on; of channels
+            the FLOP of the shrunk denoiser over the whole one's.
+        quality: of ordinary captions, against the untouched model's; None for that model itself.
+        dori: start -> what it brings back of ``suspects`` and ``controls``, by steps.
     """
 
     name: str
     sparsity: float | None
-    captions: Mapping[str, Any]
-    loss: float
-    dori: Mapping[str, Any]
     figures: Mapping[str, Any]
+    quality: Mapping[str, Any] | None
+    dori: Mapping[str, Mapping[str, Any]]
 
     @property
     def title(self) -> str:
@@ -42,26 +41,30 @@ class Resistance(NamedTuple):
         name = OTHERS.get(self.name, self.name.replace("/", ", ").replace("@", ", "))
         return name if self.sparsity is None else f"{name}, {100 * self.sparsity:.0f} %"
 
+    @property
+    def brought_back(self) -> Mapping[str, Any]:
+        """Of the suspects, in the most steps from the start that brings back most."""
+        return max((attacked["suspects"][LAST] for attacked in self.dori.values()), key=lambda share: share["share"])
+
 
 def resistances(measures: Mapping[str, Any]) -> list[Resistance]:
     """Everything that was put before DoRI: the untouched model, the prunings, the other mitigations."""
     rows = []
-    for key, attacked in measures.items():
-        if "dori" in attacked:
-            name = key.removeprefix("dori under ")
-            figures = measures[name] | attacked
-            base, _, sparsity = name.partition(" at ")
-            measured = (figures["captions"], figures["loss"], figures["dori"], figures)
-            rows.append(Resistance(base, float(sparsity) if sparsity else None, *measured))
+    for key, figures in measures.items():
+        attacks = {start: measures[name] for start in START if (name := f"dori under {key} from {start}") in measures}
+        if attacks:
+            name, _, sparsity = key.partition(" at ")
+            quality = measures.get(f"quality under {key}")
+            rows.append(Resistance(name, float(sparsity) if sparsity else None, figures, quality, attacks))
     return sorted(rows, key=lambda row: row.sparsity is None and row.name != "unpruned")
 
 
 def pruning() -> str:
-    """Captions, DoRI, controls and quality of every row, of the gallery where it was measured, else of the lab."""
+    """Captions, quality, DoRI and controls of every row, of the gallery where it was measured, else of the lab."""
     for file, model in FILES.items():
         if content := read(file):
-            starts = " and ".join(START[name] for name in content["config"]["starts"])
-            return f"On `{model}`, DoRI from {starts}:\n\n{_table(content['measures'])}"
+            rows = resistances(content["measures"])
+            return f"On `{model}`:\n\n{_quality(rows)}\n\nDoRI on the same models:\n\n{_attacks(rows)}"
     return MISSING
 
 
@@ -70,54 +73,64 @@ def erasure() -> str:
     content = read("pruning")
     if not content:
         return MISSING
-    measures = content["measures"]
-    rows = resistances(measures)
-    hidden = [row for row in rows if row.sparsity is not None and row.captions["share"] <= LEFT]
+    rows = resistances(content["measures"])
+    hidden = [row for row in rows if row.sparsity is not None and row.figures["captions"]["share"] <= LEFT]
     if not hidden:
         return MISSING
-    hidden.sort(key=lambda row: row.dori["suspects"][LAST]["count"])
-    least, most = (row.dori["suspects"][LAST] for row in (hidden[0], hidden[-1]))
+    hidden.sort(key=lambda row: row.brought_back["share"])
     saliencies, allocations = ({row.name.partition("/")[part] for row in hidden} for part in (0, 2))
+    starts = " or ".join(dict.fromkeys(START[start] for row in hidden for start in row.dori))
     text = (
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
         "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
-        f"DoRI, {LAST} steps, brings back from {counted(least)} to {counted(most)}. Fewest come back under "
-        f"{hidden[0].title}, for {price(hidden[0], measures)}"
+        f"DoRI, {LAST} steps from {starts}, brings back from {counted(hidden[0].brought_back)} to "
+        f"{counted(hidden[-1].brought_back)}. Fewest come back under {hidden[0].title}, for "
+        f"{_price(hidden[0], rows[0])}"
     )
     for row in rows:
         if row.name == "adversarial":
-            left = counted(row.dori["suspects"][LAST])
-            text += f"; after adversarial fine-tuning, {left}, for {price(row, measures)}"
+            text += f"; after adversarial fine-tuning, {counted(row.brought_back)}, for {_price(row, rows[0])}"
     return f"{text}."
 
 
-def price(row: Resistance, measures: Mapping[str, Any]) -> str:
-    """What it costs in ordinary pictures."""
-    kid = row.figures["quality"]["fidelity"]["change"]["kid"]
-    return f"{cost(row, measures)} on the loss of ordinary pictures and {gain(kid, 2)} on KID"
-
-
-def cost(row: Resistance, measures: Mapping[str, Any]) -> str:
+def cost(row: Resistance, unpruned: Resistance) -> float:
     """Its loss on ordinary pictures, above the untouched model's."""
-    return f"{row.loss - measures['unpruned']['loss']:+.3f}"
+    return float(row.figures["loss"] - unpruned.figures["loss"])
 
 
-def _table(measures: Mapping[str, Any]) -> str:
-    scenes = any("scenes" in row for row in measures.values())
-    rows = []
-    for row in resistances(measures):
-        quality = row.figures.get("quality")
-        cells = [row.title, f"{row.figures.get('flop', 1):.2f}", counted(row.captions), *_attacks(row.dori)]
+def _price(row: Resistance, unpruned: Resistance) -> str:
+    return f"{cost(row, unpruned):+.3f} on the loss of ordinary pictures and {_kid(row, 2)} on KID"
+
+
+def _kid(row: Resistance, digits: int) -> str:
+    return gain(row.quality["fidelity"]["change"]["kid"], digits) if row.quality else "–"
+
+
+def _quality(rows: Sequence[Resistance]) -> str:
+    scenes = any("scenes" in row.figures for row in rows)
+    lines = []
+    for row in rows:
+        cells = [row.title, f"{row.figures.get('flop', 1):.2f}", counted(row.figures["captions"])]
         if scenes:
             cells.append(gain(row.figures["scenes"]["change"]) if "scenes" in row.figures else "–")
-        cells.append(cost(row, measures) if quality else f"{row.loss:.3f}")
-        rows.append([*cells, gain(quality["fidelity"]["change"]["kid"], 3) if quality else "–"])
-    heads = ["saliency, allocation, sparsity", "FLOP", "captions", "DoRI, 50 steps", "150", "controls, 50", "150"]
-    return table([*heads, *(["scenes drawn right"] if scenes else []), "loss", "KID"], rows)
+        loss = f"{cost(row, rows[0]):+.3f}" if row.quality else f"{row.figures['loss']:.3f}"
+        lines.append([*cells, loss, _kid(row, 3)])
+    heads = ["saliency, allocation, sparsity", "FLOP", "captions", *(["scenes drawn right"] if scenes else [])]
+    return table([*heads, "loss", "KID"], lines)
 
 
-def _attacks(dori: Mapping[str, Any]) -> list[str]:
-    return [counted(dori[items][budget]) for items in ("suspects", "controls") for budget in ("50", LAST)]
+def _attacks(rows: Sequence[Resistance]) -> str:
+    """By start; the controls in the most steps."""
+    starts = [start for start in START if any(start in row.dori for row in rows)]
+    heads = [f"{START[start]}, {title}" for start in starts for title in ("50 steps", LAST, f"controls, {LAST}")]
+    lines = [[row.title, *(cell for start in starts for cell in _attack(row.dori.get(start)))] for row in rows]
+    return table(["saliency, allocation, sparsity", *(f"from {head}" for head in heads)], lines)
+
+
+def _attack(dori: Mapping[str, Any] | None) -> list[str]:
+    if dori is None:
+        return ["–"] * 3
+    return [counted(dori["suspects"]["50"]), *(counted(dori[items][LAST]) for items in ("suspects", "controls"))]
 
 
 def structured_pruning() -> str:

@@ -9,9 +9,9 @@ Each row is a saliency, an allocation and, where the allocation is measured, its
 heads, channels and groups. At each sparsity: captions that still give their image, scene accuracy (on the lab), the
 loss on ordinary images that no model was trained on and, of channels, the FLOP of the shrunk denoiser over the whole
 one's; at the first at which at most a fifth of the captions are left (or the last) also KID of ordinary captions, and
-what DoRI brings back in 50 and 150 steps from ``--starts``, of ``--attacked`` suspects and half as many pictures that
-were never trained on. ``--mitigations`` takes mitigations of the same model that were made elsewhere, and measures them
-alike, without ``--only`` no row besides them.
+what DoRI brings back in 50 and 150 steps from each of ``--starts``, of ``--attacked`` suspects and half as many
+pictures that were never trained on. ``--mitigations`` takes mitigations of the same model that were made elsewhere, and
+measures them alike, without ``--only`` no row besides them.
 Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
 side by side.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ from diffkit.lab.measure import accuracy_change, scene_accuracy
 from diffkit.lab.planted import PHOTOGRAPHS
 from diffkit.lab.world import draw, held_out_scenes, training_scenes
 from diffkit.loading import model_checksum
-from diffkit.mitigation import apply_mitigation
+from diffkit.mitigation import Mitigation, apply_mitigation
 from diffkit.mitigation.shrink import shrink
-from diffkit.suspects import read_suspects
+from diffkit.suspects import Suspect, read_suspects
 from memorization.attack.initialization import Start
 from memorization.mitigation import methods
 from memorization.mitigation.run import mitigate, parse_settings
@@ -77,11 +78,14 @@ def held_out(gallery: Gallery) -> tuple[Tensor, Sequence[str]]:
     return draw(scenes, seed=8), [scene.caption for scene in scenes]
 
 
-class Pruned:
-    """A model, what it memorized, and how good it is without pruning."""
+Make = Callable[[], Mitigation | str | None]  # none where the model stays as it is
 
-    def __init__(self, name: str, gallery: Gallery, attacked: int, starts: Sequence[Start]) -> None:
-        self.name, self.gallery, self.attacked, self.starts = name, gallery, attacked, starts
+
+class Subject:
+    """A model, what it memorized, and how good it is before anything is done to it."""
+
+    def __init__(self, name: str, gallery: Gallery, attacked: int) -> None:
+        self.name, self.gallery, self.attacked = name, gallery, attacked
         self.pipe: Pipeline = gallery.load(name)
         self.scenes = self._scenes()
         self.held_out = held_out(gallery)
@@ -98,6 +102,12 @@ class Pruned:
         prompts = list(dict.fromkeys(captions))[:64]
         return snapshot(self.pipe, prompts, settings, validation=Validation(images, tuple(captions), "held out"))
 
+    def under(self, make: Make, take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A measure of the pipeline under a mitigation, or as it is."""
+        made = make()
+        with nullcontext() if made is None else apply_mitigation(self.pipe, made):
+            return take()
+
     def figures(self) -> dict[str, Any]:
         """Captions, scenes and loss of the pipeline as it is."""
         images, captions = self.held_out
@@ -107,68 +117,72 @@ class Pruned:
         changed = {} if self.scenes is None or scenes is None else {"scenes": accuracy_change(self.scenes, scenes)}
         return {"captions": copies, "loss": float(losses.mean())} | changed
 
-    def dori(self) -> dict[str, Any]:
-        """What DoRI brings back of suspects and of controls, by the best start and by each."""
-        attacked = partial(self.gallery.attacked, self.pipe, budgets=BUDGETS, starts=self.starts)
-        return {
-            "suspects": attacked(self.gallery.suspects[: self.attacked]),
-            "controls": attacked(self.gallery.controls[: self.attacked // 2]),
+    def quality(self) -> dict[str, Any]:
+        """What the pipeline as it is has lost on ordinary captions and pictures."""
+        return dict(json.loads(json.dumps(compare_snapshots(self.before, self._snapshot(), features=SceneFeatures()))))
+
+    def dori(self, start: Start) -> dict[str, Any]:
+        """What DoRI brings back of suspects and of controls, by its steps."""
+        items = {
+            "suspects": self.gallery.suspects[: self.attacked],
+            "controls": self.gallery.controls[: self.attacked // 2],
         }
+        return {name: self._brought_back(chosen, start) for name, chosen in items.items()}
 
-    def resistance(self) -> dict[str, Any]:
-        """:meth:`dori`, and what the pipeline as it is costs in quality."""
-        quality = compare_snapshots(self.before, self._snapshot(), features=SceneFeatures())
-        return {"dori": self.dori(), "quality": json.loads(json.dumps(quality))}
+    def _brought_back(self, items: Sequence[Suspect], start: Start) -> dict[str, Any]:
+        similarities = self.gallery.brought_back(self.pipe, items, BUDGETS, [start])
+        return {budget: share([row[start] for row in rows]) for budget, rows in similarities.items()}
 
 
-def prune(
-    model: Pruned, row: str, sparsity: float, settings: Sequence[str], out: Path, measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """Measures under the pruning of a row at a sparsity, and its figures."""
+def prune(subject: Subject, row: str, sparsity: float, settings: Sequence[str], out: Path) -> Mitigation:
+    """The pruning of a row at a sparsity, made once."""
     weights, _, structure = row.partition("@")
     saliency, allocation, *objective = weights.split("/")
     chosen = [f"saliency={saliency}", f"allocation={allocation}", f"sparsity={sparsity}", *settings]
     chosen += [f"objective={name}" for name in objective] + ([f"structure={structure}"] if structure else [])
-    path, method = model.gallery.path(model.name), methods.get("prune")
-    made = mitigate(
-        model.pipe,
-        model.gallery.suspects,
+    path, method = subject.gallery.path(subject.name), methods.get("prune")
+    return mitigate(
+        subject.pipe,
+        subject.gallery.suspects,
         method,
         out=out / f"{row.replace('/', '-')}-{sparsity}",
-        settings=parse_settings(method, chosen, choose_preset("auto", model.name)),
-        preset="gallery" if model.name == "gallery" else "lab",
+        settings=parse_settings(method, chosen, choose_preset("auto", subject.name)),
+        preset="gallery" if subject.name == "gallery" else "lab",
         name=path,
         model_sha256=model_checksum(path),
     )
+
+
+def pruning_figures(subject: Subject, made: Mitigation) -> dict[str, Any]:
+    """What went, and of channels the FLOP of the shrunk denoiser over the whole one's."""
     kept = ("weights", "weights off in all", "share off in all", "search")
-    with apply_mitigation(model.pipe, made):
-        measured = measure() | {"figures": {name: made.figures[name] for name in kept if name in made.figures}}
-    if not structure:
-        return measured
-    whole = denoiser_flops(model.pipe)
-    with shrink(model.pipe, made):
-        return measured | {"flop": denoiser_flops(model.pipe) / whole}
+    figures = {"figures": {name: made.figures[name] for name in kept if name in made.figures}}
+    if made.settings["structure"] != "channels":
+        return figures
+    whole = denoiser_flops(subject.pipe)
+    with shrink(subject.pipe, made):
+        return figures | {"flop": denoiser_flops(subject.pipe) / whole}
 
 
-def measure_row(model: Pruned, row: str, options: argparse.Namespace, done: Measures) -> None:
+def measure_resistance(subject: Subject, name: str, make: Make, starts: Sequence[Start], done: Measures) -> None:
+    """Under a mitigation: what ordinary captions have lost, and what DoRI brings back from each start."""
+    if name != "unpruned":
+        done.add(f"quality under {name}", partial(subject.under, make, subject.quality))
+    for start in starts:
+        done.add(f"dori under {name} from {start}", partial(subject.under, make, partial(subject.dori, start)))
+
+
+def measure_row(subject: Subject, row: str, options: argparse.Namespace, done: Measures) -> None:
     """Sparsities of a row from the smallest, until few captions are left; DoRI and quality at that one."""
-    common = (options.set or [], options.out)
+
+    def figures(make: Callable[[], Mitigation]) -> dict[str, Any]:
+        return subject.under(make, subject.figures) | pruning_figures(subject, make())
+
     for sparsity in options.sparsities[options.skip :]:
-        measured = done.add(f"{row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.figures))
-        if measured["captions"]["share"] <= LEFT or sparsity == options.sparsities[-1]:
+        name, make = f"{row} at {sparsity}", partial(prune, subject, row, sparsity, options.set or [], options.out)
+        if done.add(name, partial(figures, make))["captions"]["share"] <= LEFT:
             break
-    done.add(f"dori under {row} at {sparsity}", partial(prune, model, row, sparsity, *common, model.resistance))
-
-
-def measure_mitigation(model: Pruned, folder: Path, done: Measures) -> None:
-    """A mitigation that is there already, measured like a row at its last sparsity."""
-
-    def measure(take: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        with apply_mitigation(model.pipe, str(folder)):
-            return take()
-
-    done.add(folder.name, partial(measure, model.figures))
-    done.add(f"dori under {folder.name}", partial(measure, model.resistance))
+    measure_resistance(subject, name, make, options.starts, done)
 
 
 def main() -> None:
@@ -196,19 +210,20 @@ def main() -> None:
         "model": model_checksum(gallery.path(options.model)),
         "limit": options.limit,
         "attacked": options.attacked,
-        "starts": options.starts,
         "sparsities": list(options.sparsities),
         "settings": options.set or [],
     }
-    model = Pruned(options.model, gallery, options.attacked, options.starts)
+    subject = Subject(options.model, gallery, options.attacked)
     weights = [f"{saliency}/{allocation}" for allocation in ALLOCATIONS for saliency in SALIENCIES]
     rows = options.only or ([] if options.mitigations else [*weights, *CHANNELS])
     done = Measures(options.json, config)
-    done.add("unpruned", lambda: model.figures() | {"dori": model.dori()})
-    for folder in options.mitigations:
-        measure_mitigation(model, folder, done)
+    others: dict[str, Make] = {"unpruned": lambda: None}
+    others |= {folder.name: partial(str, folder) for folder in options.mitigations}
+    for name, make in others.items():
+        done.add(name, partial(subject.under, make, subject.figures))
+        measure_resistance(subject, name, make, options.starts, done)
     for row in rows:
-        measure_row(model, row, options, done)
+        measure_row(subject, row, options, done)
 
 
 if __name__ == "__main__":

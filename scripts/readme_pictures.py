@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from figures_common import read
-from figures_pruning import LAST, resistances
+from figures_pruning import LAST, cost, resistances
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
 from measure_mitigations import full_strength
@@ -120,15 +120,14 @@ def pruning() -> None:
     content = read("pruning")
     if content is None:
         sys.exit("docs/figures/pruning.json is missing: run scripts/measure_pruning.py first.")
-    measures = content["measures"]
+    rows = resistances(content["measures"])
     figure = Figure(figsize=(8.2, 4.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for row, colour in zip(resistances(measures), [*color_sequences["tab20"], "black"], strict=False):
-        brought_back = row.dori["suspects"][LAST]
-        low, high = (100 * end for end in brought_back["interval"])
-        share = 100 * brought_back["share"]
+    for row, colour in zip(rows, [*color_sequences["tab20"], "black"], strict=False):
+        low, high = (100 * end for end in row.brought_back["interval"])
+        share = 100 * row.brought_back["share"]
         axes.errorbar(
-            row.loss - measures["unpruned"]["loss"], share, [[share - low], [high - share]],
+            cost(row, rows[0]), share, [[share - low], [high - share]],
             fmt="s" if "channels" in row.name else "o" if "/" in row.name else "D",
             color=colour, markersize=6, elinewidth=1, label=row.title,
         )  # fmt: skip
