@@ -14,8 +14,6 @@ import argparse
 import copy
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor, nn
+from paired import paired_seconds
 
 from diffkit.families import Pipeline, pipe_denoiser
 from diffkit.flops import count_flops
@@ -120,13 +118,6 @@ def inputs(model: Model) -> dict[str, Any]:
     }
 
 
-def clocked(denoiser: nn.Module, latents: Tensor, named: dict[str, Any]) -> tuple[float, float]:
-    """Seconds of the processor and of the clock of one call."""
-    began = time.process_time(), time.perf_counter()
-    denoiser(latents, **named)
-    return time.process_time() - began[0], time.perf_counter() - began[1]
-
-
 @torch.no_grad()
 def compared(model: Model, pairs: int) -> dict[str, Any]:
     """Ratios whole over shrunk, of FLOP, weights and seconds; of the seconds median, lowest and highest pair."""
@@ -136,20 +127,13 @@ def compared(model: Model, pairs: int) -> dict[str, Any]:
     with shrink(model.pipe, chosen):
         small = copy.deepcopy(whole)
     both = (whole, small)
-    for each in both:
-        clocked(each, latents, named)
-    seconds: list[list[tuple[float, float]]] = [[], []]
-    for pair in range(pairs):
-        for place in (0, 1) if pair % 2 else (1, 0):
-            seconds[place].append(clocked(both[place], latents, named))
+    calls = [partial(each, latents, **named) for each in both]
+    flop = [count_flops(each, ("call",), call) for each, call in zip(both, calls, strict=True)]
     return {
         "share of the units' weights": share,
-        "flop": ratio([count_flops(each, ("call",), partial(each, latents, **named)) for each in both]),
+        "flop": ratio(flop),
         "weights": ratio([sum(weight.numel() for weight in each.parameters()) for each in both]),
-        "seconds": statistics.median(first for first, _ in seconds[0]),
-        "processor": spread([a[0] / b[0] for a, b in zip(*seconds, strict=True)]),
-        "clock": spread([a[1] / b[1] for a, b in zip(*seconds, strict=True)]),
-    }
+    } | paired_seconds(calls[0], calls[1], pairs)
 
 
 def speed(pairs: int) -> dict[str, Any]:
@@ -167,11 +151,6 @@ def ratio(pair: list[Any]) -> float:
     if None in pair:
         raise SystemExit("This denoiser cannot be counted.")
     return float(pair[0] / pair[1])
-
-
-def spread(ratios: list[float]) -> dict[str, float]:
-    """Median, lowest, highest."""
-    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
 
 
 def quality(scenes: int, seeds: int, out: Path) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Resistance:
             the FLOP of the shrunk denoiser over the whole one's.
         quality: of ordinary captions, against the untouched model's; None for that model itself.
         dori: start -> what it brings back of ``suspects`` and ``controls``, by steps.
+        speed: of channels the seconds of the whole denoiser over the shrunk one's.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Resistance:
     figures: Mapping[str, Any]
     quality: Mapping[str, Any] | None
     dori: Mapping[str, Mapping[str, Any]]
+    speed: Mapping[str, Any] | None
 
     @property
     def title(self) -> str:
@@ -54,8 +56,8 @@ def resistances(measures: Mapping[str, Any]) -> list[Resistance]:
         attacks = {start: measures[name] for start in START if (name := f"dori under {key} from {start}") in measures}
         if attacks:
             name, _, sparsity = key.partition(" at ")
-            quality = measures.get(f"quality under {key}")
-            rows.append(Resistance(name, float(sparsity) if sparsity else None, figures, quality, attacks))
+            quality, speed = (measures.get(f"{measure} under {key}") for measure in ("quality", "speed"))
+            rows.append(Resistance(name, float(sparsity) if sparsity else None, figures, quality, attacks, speed))
     return sorted(rows, key=lambda row: row.sparsity is None and row.name != "unpruned")
 
 
@@ -106,16 +108,30 @@ def _kid(row: Resistance, digits: int) -> str:
     return gain(row.quality["fidelity"]["change"]["kid"], digits) if row.quality else "–"
 
 
+def _seconds(row: Resistance) -> str:
+    """Of the shrunk denoiser over the whole one's: median, lowest and highest pair."""
+    if row.speed is None:
+        return "–" if "flop" in row.figures else "1.00"
+    pairs = row.speed["processor"]
+    return "{:.2f} ({:.2f} to {:.2f})".format(*(1 / pairs[end] for end in ("median", "high", "low")))
+
+
 def _quality(rows: Sequence[Resistance]) -> str:
     scenes = any("scenes" in row.figures for row in rows)
     lines = []
     for row in rows:
-        cells = [row.title, f"{row.figures.get('flop', 1):.2f}", counted(row.figures["captions"])]
+        cells = [row.title, f"{row.figures.get('flop', 1):.2f}", _seconds(row), counted(row.figures["captions"])]
         if scenes:
             cells.append(gain(row.figures["scenes"]["change"]) if "scenes" in row.figures else "–")
         loss = f"{cost(row, rows[0]):+.3f}" if row.quality else f"{row.figures['loss']:.3f}"
         lines.append([*cells, loss, _kid(row, 3)])
-    heads = ["saliency, allocation, sparsity", "FLOP", "captions", *(["scenes drawn right"] if scenes else [])]
+    heads = [
+        "saliency, allocation, sparsity",
+        "FLOP",
+        "seconds",
+        "captions",
+        *(["scenes drawn right"] if scenes else []),
+    ]
     return table([*heads, "loss", "KID"], lines)
 
 

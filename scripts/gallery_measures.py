@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -122,13 +122,17 @@ class Gallery:
         return [self.likeness(part, item) for part, item in zip(images, items, strict=True)]
 
 
+def denoiser_call(pipe: Pipeline, rows: int = 1) -> Callable[[], Any]:
+    """One call of the denoiser."""
+    denoiser: Any = pipe.unet
+    latents = torch.zeros(rows, denoiser.config.in_channels, *[denoiser.config.sample_size] * 2)
+    text = encoded(pipe, [""] * rows).prompt_embeds
+    return partial(denoiser, latents.to(text.device), 500, encoder_hidden_states=text)
+
+
 def denoiser_flops(pipe: Pipeline) -> float:
     """Of one call of the denoiser as it is now, of one row."""
-    denoiser: Any = pipe.unet
-    latents = torch.zeros(1, denoiser.config.in_channels, *[denoiser.config.sample_size] * 2)
-    text = encoded(pipe, [""]).prompt_embeds
-    call = partial(denoiser, latents.to(text.device), 500, encoder_hidden_states=text)
-    counted = count_flops(denoiser, ("call",), call)
+    counted = count_flops(pipe.unet, ("call",), denoiser_call(pipe))
     assert counted is not None
     return counted
 

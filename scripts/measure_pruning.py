@@ -10,8 +10,9 @@ heads, channels and groups. At each sparsity: captions that still give their ima
 loss on ordinary images that no model was trained on and, of channels, the FLOP of the shrunk denoiser over the whole
 one's; at the first at which at most a fifth of the captions are left (or the last) also KID of ordinary captions, and
 what DoRI brings back in 50 and 150 steps from each of ``--starts``, of ``--attacked`` suspects and half as many
-pictures that were never trained on. ``--mitigations`` takes mitigations of the same model that were made elsewhere, and
-measures them alike, without ``--only`` no row besides them.
+pictures that were never trained on; of channels the seconds of the whole denoiser over the shrunk one's, in pairs of
+calls, for which the machine should be quiet. ``--mitigations`` takes mitigations of the same model that were made
+elsewhere, and measures them alike, without ``--only`` no row besides them.
 Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
 side by side.
 """
@@ -19,6 +20,7 @@ side by side.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gallery_measures import Gallery, SceneFeatures, denoiser_flops, held_out_pictures, share
+from gallery_measures import Gallery, SceneFeatures, denoiser_call, denoiser_flops, held_out_pictures, share
 from measures import Measures
+from paired import paired_seconds
 from torch import Tensor
 
 from diffkit.families import Pipeline
@@ -53,6 +56,7 @@ ALLOCATIONS = ("uniform", "global", "module", "ecoflap/loss", "ecoflap/forget", 
 CHANNELS = tuple(f"{saliency}/global@channels" for saliency in SALIENCIES)
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 LEFT, BUDGETS = 0.2, (0, 50, 150)
+SPEED_ROWS, SPEED_PAIRS = 16, 15
 
 
 class Lab(Gallery):
@@ -121,6 +125,14 @@ class Subject:
         """What the pipeline as it is has lost on ordinary captions and pictures."""
         return dict(json.loads(json.dumps(compare_snapshots(self.before, self._snapshot(), features=SceneFeatures()))))
 
+    @torch.no_grad()
+    def speed(self, make: Callable[[], Mitigation]) -> dict[str, Any]:
+        """Seconds of the whole denoiser over those of the shrunk one."""
+        whole = denoiser_call(self.pipe, SPEED_ROWS)
+        with shrink(self.pipe, make()):
+            shrunk = copy.deepcopy(denoiser_call(self.pipe, SPEED_ROWS))  # the pipeline's own is whole again after this
+        return paired_seconds(whole, shrunk, SPEED_PAIRS)
+
     def dori(self, start: Start) -> dict[str, Any]:
         """What DoRI brings back of suspects and of controls, by its steps."""
         items = {
@@ -183,6 +195,8 @@ def measure_row(subject: Subject, row: str, options: argparse.Namespace, done: M
         if done.add(name, partial(figures, make))["captions"]["share"] <= LEFT:
             break
     measure_resistance(subject, name, make, options.starts, done)
+    if row.endswith("@channels"):
+        done.add(f"speed under {name}", partial(subject.speed, make))
 
 
 def main() -> None:
