@@ -180,7 +180,7 @@ def root(
     """Audit diffusion models for memorized images, and search seeds by pruning in mid-denoising.
 
     Results go to stdout, progress to stderr. Exit codes: 0 done; 1 done and --fail-on met; 2 wrong usage or input;
-    3 some items in error; 130 interrupted.
+    3 some items in error; 70 the machine or a bug stopped it; 130 interrupted.
     """
 
 

@@ -165,7 +165,9 @@ def finding() -> str:
         ["`gallery-clean`, never trained on them", counted(twin), "–", _count(measures, "dori on the twin"), "–"]
     )
     n = measures["captions"]["suspects"]["n"]
-    text = f"{n} pictures planted verbatim; from elsewhere the better of two starts; 95 % intervals; –: not measured."
+    text = (
+        f"{n} pictures planted verbatim; from elsewhere the better of two starts; 95 % intervals; –: not in this table."
+    )
     return f"{table(['model', *EFFECTS], rows).replace(UNMEASURED, '–')}\n\n{text}"
 
 

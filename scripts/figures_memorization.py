@@ -90,7 +90,8 @@ def kill_line() -> str:
     if not figures:
         return MISSING
     whole = (
-        f"`scripts/kill_line.py` killed this line {figures['kills']} times at random moments; "
+        f"`scripts/kill_line.py` killed a smaller version of this line {figures['kills']} times at random "
+        "moments; "
         f"{figures['lines_compared']} resumed lines were compared with an undisturbed one: "
         f"{len(figures['differences'])} differences."
     )

@@ -42,7 +42,11 @@ def mitigations() -> str:
     if sweep:
         head = ["setting", "union: by caption", "scene accuracy", "per suspect: by caption", "scene accuracy"]
         text += "\n\nOther settings of the two:\n\n" + table(head, sweep)
-    return text + f"\n\nSuspects: the verbatim images of full strength, {figures['seeds per caption']} seeds, medians."
+    return text + (
+        f"\n\nSuspects: the verbatim images of full strength, {figures['seeds per caption']} seeds, medians. Union: one "
+        "mask for all suspects; per suspect: each under its own. Scene accuracy: change of the share of held-out scenes "
+        "that the mechanical judge calls right."
+    )
 
 
 def from_each(attack: Mapping[str, Any]) -> str:
@@ -111,7 +115,7 @@ def adversarial() -> str:
             [
                 label,
                 of(row["captions after, every seed"]),
-                *(f"{of(worst[budget])}, {len(row['attacks'])} attacks" for budget in ("50", "150")),
+                *(f"{of(worst[budget])}, attacks: {len(row['attacks'])}" for budget in ("50", "150")),
                 points(row["scene accuracy"]["change"]),
                 f"{row['quality']['drift']['relative']['mean']:.2f}",
                 f"{row['training']['seconds'] / 60:.0f}",
@@ -168,7 +172,7 @@ def ladder() -> str:
         names = list(next(iter(figures["transfer"].values())))
         moved = [[name, *(f"{100 * rates[name]:.0f} %" for rates in figures["transfer"].values())] for name in names]
         text += "\n\n" + table(["the same triggers with", *(f"`{name}`" for name in figures["transfer"])], moved)
-    return text + f"\n\nEvery search starts at an unrelated caption; {budget} steps where no other number stands."
+    return text + f"\n\nEvery search starts at an unrelated caption; {budget} steps."
 
 
 BLOCKS = (mitigations, adversarial, locality, ladder)

@@ -76,10 +76,11 @@ def erasure() -> str:
     if not content:
         return MISSING
     rows = resistances(content["measures"])
-    hidden = [row for row in rows if row.sparsity is not None and row.figures["captions"]["share"] <= LEFT]
+    pruned = sorted((row for row in rows if row.sparsity is not None), key=lambda row: (row.name, row.sparsity))
+    first = {row.name: row for row in reversed(pruned) if row.figures["captions"]["share"] <= LEFT}
+    hidden = sorted(first.values(), key=lambda row: row.brought_back["share"])
     if not hidden:
         return MISSING
-    hidden.sort(key=lambda row: row.brought_back["share"])
     saliencies, allocations = ({row.name.partition("/")[part] for row in hidden} for part in (0, 2))
     starts = " or ".join(dict.fromkeys(START[start] for row in hidden for start in row.dori))
     text = (
@@ -111,7 +112,7 @@ def _kid(row: Resistance, digits: int) -> str:
 def _seconds(row: Resistance) -> str:
     """Of the shrunk denoiser over the whole one's: median, lowest and highest pair."""
     if row.speed is None:
-        return "–" if "flop" in row.figures else "1.00"
+        return "–"
     pairs = row.speed["processor"]
     return "{:.2f} ({:.2f} to {:.2f})".format(*(1 / pairs[end] for end in ("median", "high", "low")))
 

@@ -40,7 +40,7 @@ TRIES = 150
 RESAMPLES = 200  # of the published schedule, as in bench_simulate.py
 PUBLISHED_NAME, ALL, EACH, ADAPTIVE = (
     "published schedule", "one schedule for all budgets", "one schedule for each budget",
-    "index or schedule, whichever was better on the prompts it was fitted on",
+    "index or schedule, whichever was better on prompts held out of the fitting",
 )  # fmt: skip
 INDEX = [
     "index", "index, hard budget for each prompt", "index without caution", "index without cap", "index, scale known",

@@ -13,6 +13,7 @@ what DoRI brings back in 50 and 150 steps from each of ``--starts``, of ``--atta
 pictures that were never trained on; of channels the seconds of the whole denoiser over the shrunk one's, in pairs of
 calls, for which the machine should be quiet. ``--mitigations`` takes mitigations of the same model that were made
 elsewhere, and measures them alike, without ``--only`` no row besides them.
+``--only ROW --sparsities 0.3`` measures a row beyond the sparsity at which its captions are gone.
 Measures that the JSON holds are not made again: a killed run goes on, and processes with different ``--only`` may run
 side by side.
 """
@@ -224,7 +225,6 @@ def main() -> None:
         "model": model_checksum(gallery.path(options.model)),
         "limit": options.limit,
         "attacked": options.attacked,
-        "sparsities": list(options.sparsities),
         "settings": options.set or [],
     }
     subject = Subject(options.model, gallery, options.attacked)

@@ -71,8 +71,8 @@ def generate(
     schedule: Annotated[
         str,
         typer.Option(
-            help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5; 1:0.06+3 looks 3 calls ahead; or a .json file; none is "
-            "best-of-N."
+            help="Looks and shares to keep, 2:0.4,6:0.4,11:0.5; 1:0.06+3 looks 3 calls ahead; or a .json file, or the "
+            "name of a shipped one (lab); without it best-of-N."
         ),
     ] = "",
     search: Annotated[
