@@ -43,9 +43,9 @@ def mitigations() -> str:
         head = ["setting", "union: by caption", "scene accuracy", "per suspect: by caption", "scene accuracy"]
         text += "\n\nOther settings of the two:\n\n" + table(head, sweep)
     return text + (
-        f"\n\nSuspects: the verbatim images of full strength, {figures['seeds per caption']} seeds, medians. Union: one "
-        "mask for all suspects; per suspect: each under its own. Scene accuracy: change of the share of held-out scenes "
-        "that the mechanical judge calls right."
+        f"\n\nSuspects: the verbatim images of full strength, {figures['seeds per caption']} seeds, medians. Union: "
+        "one mask for all suspects; per suspect: each under its own. Scene accuracy: change of the share of held-out "
+        "scenes that the mechanical judge calls right."
     )
 
 
