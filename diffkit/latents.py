@@ -15,7 +15,7 @@ from diffkit.finite import finite_rows
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
 
-__all__ = ["decode_latents", "decode_videos", "decoded_latents", "encode_images", "spatial"]
+__all__ = ["decode_latents", "decode_videos", "decoded_latents", "decoding_dtype", "encode_images", "spatial"]
 
 
 @torch.no_grad()
@@ -85,15 +85,24 @@ def decoded_latents(
     if family.makes_videos:
         raise InputError(f"A {family.pipeline} makes videos; decode its latents by decode_videos.")
     pixels = size_of_latents(pipe, family, latents) if size is None else as_size(size)
-    upcast = family.upcasts and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-    if upcast:
-        vae.to(dtype=torch.float32)
-    unscaled = family.to_vae(pipe, latents.to(pipe._execution_device, vae.dtype), vae, pixels)
-    decoded = vae.decode(unscaled, return_dict=False)[0]
-    if upcast:
-        vae.to(dtype=torch.float16)
+    before, needed = vae.dtype, decoding_dtype(pipe, vae)
+    try:
+        if needed != before:
+            vae.to(dtype=needed)
+        unscaled = family.to_vae(pipe, latents.to(pipe._execution_device, needed), vae, pixels)
+        decoded = vae.decode(unscaled, return_dict=False)[0]
+    finally:
+        if needed != before:
+            vae.to(dtype=before)
     images: Tensor = decoded[:, :, 0] if family.frames else decoded
     return images
+
+
+def decoding_dtype(pipe: Pipeline, vae: Autoencoder | None = None) -> torch.dtype:
+    """The precision in which the stock pipeline decodes: float32 where the autoencoder would overflow in float16."""
+    vae = pipe.vae if vae is None else vae
+    upcast = any_family_of(pipe).upcasts and vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+    return torch.float32 if upcast else vae.dtype
 
 
 def spatial(pipe: Pipeline, latents: Tensor) -> Tensor:

@@ -203,6 +203,7 @@ def scheduler_copy(pipe: Pipeline) -> Iterator[Scheduler]:
     with exclusive(pipe):
         own: Any = pipe.scheduler
         _mend(own)
+        _refuse_replaced(own)
         kind: Any = type(own)
         copied = kind.__new__(kind)
         copied.__dict__.update(
@@ -215,6 +216,20 @@ def scheduler_copy(pipe: Pipeline) -> Iterator[Scheduler]:
         finally:
             if attributes["scheduler"] is copied:
                 attributes["scheduler"] = own
+
+
+def _refuse_replaced(scheduler: Any) -> None:
+    """Refuse a scheduler of which a method was replaced on the object: a copy's would call the original's.
+
+    Raises:
+        InputError: see there.
+    """
+    replaced = [name for name in ("step", "set_timesteps", "scale_model_input") if name in vars(scheduler)]
+    if replaced:
+        raise InputError(
+            f"The method {replaced[0]} of this {type(scheduler).__name__} was replaced on the object, and a copy would "
+            f"call the original's: delete it (del pipe.scheduler.{replaced[0]}), or write a subclass."
+        )
 
 
 def _mend(scheduler: Any) -> None:

@@ -65,6 +65,11 @@ def check_pipeline(
     Raises:
         InputError: unknown family, or something that it cannot carry.
     """
+    if type(pipe.vae).__name__ == "ConsistencyDecoderVAE":
+        raise InputError(
+            "A ConsistencyDecoderVAE draws noise while it decodes, which no seed of an image draws again; use the "
+            "pipeline with its own autoencoder."
+        )
     family = any_family_of(pipe)
     reason = family.refusals(pipe, extra or {}, family.default_size(pipe) if size is None else as_size(size))
     if reason is not None:

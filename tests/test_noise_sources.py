@@ -8,6 +8,7 @@ import torch
 from tiny import tiny_pipeline
 from tiny_families import family_pipeline
 from tiny_search import brightness
+from tiny_videos import video_pipeline
 
 from diffkit.errors import InputError
 from diffkit.seeds import generators
@@ -71,6 +72,29 @@ def test_a_generator_for_each_prompt_draws_its_candidates():
     assert all(float(seed) == seed < 2**53 for look in out.trace for seed in look.seeds)
     default = pipe([PROMPT, "cat"], **OPTIONS, generator=[generator(0), generator(1)], budget="2x")
     assert [look.seeds for look in default.trace] == [look.seeds[:2] for look in out.trace]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_a_budget_for_one_image_each_draws_a_seed_for_each_prompt(micro_batch):
+    """Its number of candidates is found after the search has begun, too late to draw as a stock batch does."""
+    prompts, source = [PROMPT, "cat", "at"], generator(7)
+    out = search_pipe()(prompts, **OPTIONS, generator=source, budget="1x", micro_batch=micro_batch)
+    assert len(set(out.seeds)) == 3
+    expected = [tiny_pipeline()(PROMPT, **OPTIONS, generator=generator(seed)).images[0] for seed in out.seeds[:1]]
+    assert np.abs(np.subtract(pixels(out.images[:1]), pixels(expected))).max() <= 1
+    again = generator(7)
+    torch.randint(2**53, (3,), generator=again)
+    assert torch.equal(source.get_state(), again.get_state())
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "prompts"),
+    [(family_pipeline, "cogview4", ["a dog", "a dog " * 12]), (video_pipeline, "ltx", ["a dog", "cat"])],
+)
+def test_what_is_denoised_or_decoded_apart_cannot_draw_from_one_generator(build, name, prompts):
+    pipe = TTSnapPipeline.from_pipe(build(name), reward=lambda images, texts: [0.0] * len(texts))
+    with pytest.raises(InputError, match="of different encoded lengths, .* give a list with one generator"):
+        pipe(prompts, num_inference_steps=2, height=32, width=32, generator=generator(7), num_candidates=1)
 
 
 def test_seeds_of_numpy_and_torch_are_plain_integers():

@@ -184,3 +184,85 @@ def test_the_class_alone_makes_no_pipeline():
     made.set_progress_bar_config(disable=True)
     assert search(made, reward=brightness).seeds in ([3], [4])
     assert torch.is_tensor(search(made, reward=brightness, output_type="pt").images)
+
+
+def test_a_reward_may_change_its_images_in_place(pipe):
+    """They are its own copy, so that the winner and what other rewards see stay as they were made."""
+
+    def halving(images, prompts):
+        images *= 0.5
+        return brightness(images, prompts)
+
+    def dark(images, prompts):
+        return -brightness(images, prompts)
+
+    expected = search(pipe, held_out_rewards=[dark])
+    out = search(pipe, reward=halving, held_out_rewards=[brightness, dark])
+    assert np.array_equal(pixels(out.images[0]), pixels(expected.images[0]))
+    assert out.held_out[0]["dark"] == expected.held_out[0]["dark"] == -out.held_out[0]["brightness"]
+
+
+def test_a_reward_may_be_set_on_the_pipeline():
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline())
+    pipe.reward = brightness
+    assert search(pipe).seeds == search(TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)).seeds
+
+
+def test_a_stderr_that_knows_no_terminal(pipe, monkeypatch):
+    """Such as notebooks and services put in its place."""
+
+    class Written:
+        def write(self, text):
+            return len(text)
+
+        def flush(self):
+            pass
+
+    expected = search(pipe).seeds
+    monkeypatch.setattr("sys.stderr", Written())
+    assert search(pipe).seeds == expected
+
+
+@pytest.mark.parametrize(("answer", "stops"), [(False, True), (np.False_, True), (None, False), ({}, False)])
+def test_a_search_is_stopped_by_false_alone(pipe, answer, stops):
+    out = search(pipe, schedule="1:0.5", callback_on_look=lambda *_look: answer)
+    assert out.interrupted is stops
+
+
+def test_settings_of_the_pipeline_may_be_replaced_with_components():
+    pipe = TTSnapPipeline.from_pipe(
+        tiny_pipeline(), reward=brightness, safety_checker=None, requires_safety_checker=False
+    )
+    assert pipe.config.requires_safety_checker is False
+    assert search(pipe).seeds == search(TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)).seeds
+
+
+@pytest.fixture(scope="module")
+def half():
+    pipe = family_pipeline("sdxl").to(dtype=torch.float16)
+    pipe.vae.register_to_config(force_upcast=True)
+    return pipe
+
+
+def test_an_upcast_autoencoder_is_half_again_when_memory_runs_out(half, monkeypatch):
+    decode, sizes = half.vae.decode, []
+
+    def scarce(latents, **named):
+        sizes.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents, **named)
+
+    monkeypatch.setattr(half.vae, "decode", scarce)
+    pipe = TTSnapPipeline.from_pipe(half, reward=brightness)
+    search(pipe, schedule="", micro_batch="auto")
+    assert max(sizes) == 2
+    assert half.vae.dtype == torch.float16
+
+
+def test_tensors_of_an_upcast_autoencoder_are_the_stock_pipelines(half):
+    options = {**OPTIONS, "output_type": "pt"}
+    out = TTSnapPipeline.from_pipe(half, reward=brightness)(PROMPT, **options, seeds=[3], micro_batch=1)
+    expected = half(PROMPT, **options, generator=generators([3])[0]).images
+    assert out.images.dtype == expected.dtype == torch.float32
+    assert torch.equal(out.images, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import logging
 from typing import Any
@@ -9,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import ConsistencyDecoderVAE, DPMSolverMultistepScheduler
 from PIL.Image import Image
 from test_families import FLOW_SIGMAS, STEPS, call_options, parts
 from tiny import tiny_pipeline
-from tiny_families import family_pipeline
+from tiny_edits import EDITS, edit_pipeline
+from tiny_families import FAMILY_ROWS, family_pipeline
 from tiny_search import brightness, shared_family
 
 from diffkit.errors import InputError
+from diffkit.families import default_size
 from diffkit.seeds import generators
 from diffkit.segments import Candidate, run_segment
 from diffkit.step_plan import plan as plan_of
@@ -137,3 +141,55 @@ def test_candidates_run_alone_where_the_stock_pipeline_mixes_the_rows_of_a_batch
     assert torch.equal(out.images, stock("sdxl", out.seeds[0], **sizes, output_type="pt"))
     with pytest.raises(InputError, match="mixes up negative_original_size and .* give micro_batch=1"):
         search("sdxl", **sizes, micro_batch=2)
+
+
+@pytest.mark.parametrize("name", ["flux-controlnet", "flux-controlnet-img2img", "flux-controlnet-inpaint"])
+def test_a_flux_controlnet_for_a_part_of_the_steps_works_whole_alone(name):
+    built, options = edit_pipeline(name), {**EDITS[name].options, "control_guidance_end": 0.5, "output_type": "pt"}
+    pipe, options = TTSnapPipeline.from_pipe(built, reward=brightness), {**options, "num_inference_steps": 4}
+    whole = pipe("a dog", **options, seeds=[3], schedule="", micro_batch=1)
+    assert torch.equal(whole.images, built("a dog", **options, generator=generators([3])[0]).images)
+    with pytest.raises(InputError, match="cannot be cut: a ControlNet that works for a part"):
+        pipe("a dog", **options, seeds=[3], schedule="1:1.0")
+
+
+def test_sana_without_its_instruction():
+    out = search("sana", complex_human_instruction=None, output_type="pt")
+    assert torch.equal(out.images, stock("sana", out.seeds[0], complex_human_instruction=None, output_type="pt"))
+    assert not torch.equal(out.images, search("sana", seeds=out.seeds, output_type="pt").images)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILY_ROWS))
+def test_the_size_of_a_call_without_one_is_the_stock_pipelines(name, monkeypatch):
+    """Read off its latents, before anything is denoised."""
+    pipe, asked = shared_family(name), []
+
+    class Sized(Exception):
+        pass
+
+    def prepared(*_given: Any, **_named: Any) -> Any:
+        values = inspect.signature(type(pipe).prepare_latents).bind(pipe, *_given, **_named).arguments
+        asked.append((values["height"], values["width"]))
+        raise Sized
+
+    monkeypatch.setattr(pipe, "prepare_latents", prepared)
+    options = {key: value for key, value in call_options(name).items() if key not in {"height", "width"}}
+    with pytest.raises(Sized):
+        pipe(prompt="a dog", **options)
+    assert asked == [tuple(default_size(pipe))]
+
+
+def test_an_autoencoder_that_draws_noise_is_refused():
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
+    pipe.vae = ConsistencyDecoderVAE.__new__(ConsistencyDecoderVAE)
+    with pytest.raises(InputError, match="ConsistencyDecoderVAE draws noise while it decodes"):
+        pipe("a dog", num_inference_steps=2)
+
+
+def test_a_replaced_method_of_the_scheduler_is_refused_with_the_way_out():
+    pipe = TTSnapPipeline.from_pipe(tiny_pipeline(), reward=brightness)
+    pipe.scheduler.step = functools.partial(pipe.scheduler.step)
+    with pytest.raises(InputError, match=r"step of this DDIMScheduler was replaced .*del pipe\.scheduler\.step"):
+        pipe("a dog", num_inference_steps=2)
+    del pipe.scheduler.step
+    assert pipe("a dog", num_inference_steps=2, seeds=[3]).seeds == [3]

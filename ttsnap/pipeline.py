@@ -220,15 +220,16 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         any_family_of(pipeline)
         target = search_class(cast("Any", cls), cast("Any", type(pipeline)))
         expected, optional = target._get_signature_keys(target)
+        given = {name: components.pop(name) for name in optional if name in components}
         parts = {**pipeline.components, **components}
         if odd := set(parts) ^ set(expected):
             raise InputError(
                 f"{type(pipeline).__name__} cannot become a {cls.__name__}: they differ in {', '.join(sorted(odd))}; "
                 f"use a text-to-image pipeline of a known family."
             )
-        if components:
+        if components or given:
             settings = {name: pipeline.config[name] for name in optional if name in pipeline.config}
-            pipe = target(**parts, **settings)
+            pipe = target(**parts, **(settings | given))
             for name in _CARRIED:
                 if name in vars(pipeline):
                     setattr(pipe, name, getattr(pipeline, name))
@@ -478,4 +479,4 @@ class TTSnapPipeline(_Stock):  # type: ignore[misc]
         if self.reward is None:
             left_out = f" (the one it had could not be pickled: {self._no_reward})" if self._no_reward else ""
             raise InputError(f"There is no reward to choose by{left_out}; give reward=, for example reward='lab'.")
-        return self.reward
+        return load_reward(self.reward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline
+from diffkit.families.base import FLOW, Call, Family, Inputs, Pipeline, Size
 
 __all__ = ["AURA_FLOW"]
 
@@ -22,6 +22,7 @@ AURA_FLOW = Family(
     encoded=("prompt_embeds", "prompt_attention_mask", None, None),
     inputs=_inputs,
     schedulers=FLOW,
+    default_size=lambda pipe: Size(1024, 1024),
     upcasts=True,
     encoding=frozenset({"max_sequence_length"}),
 )

@@ -16,10 +16,8 @@ from diffkit.families.stable_diffusion import STABLE_DIFFUSION_CONTROLNET
 __all__ = ["FLUX_CONTROLS"]
 
 
-def _parts_of_steps(pipe: Pipeline, options: Mapping[str, object], size: Size) -> str | None:
-    if hasattr(pipe.controlnet, "nets"):
-        return "several ControlNets of FLUX.1 are not carried; give one"
-    return STABLE_DIFFUSION_CONTROLNET.refusals(pipe, options, size)
+def _several_nets(pipe: Pipeline, _options: Mapping[str, object], _size: Size) -> str | None:
+    return "several ControlNets of FLUX.1 are not carried; give one" if hasattr(pipe.controlnet, "nets") else None
 
 
 _ALL: dict[str, object] = {
@@ -28,7 +26,10 @@ _ALL: dict[str, object] = {
     "schedulers": ("FlowMatchEulerDiscreteScheduler",),
 }
 _UNGUIDED: dict[str, object] = {**_ALL, "guided": never_guided, "guidance": "told to the denoiser"}
-_NET = {"refused": "several ControlNets, control_guidance_start and _end other than 0 and 1"}
+_NET: dict[str, object] = {
+    "whole_only": STABLE_DIFFUSION_CONTROLNET.whole_only,
+    "refused": f"several ControlNets, {STABLE_DIFFUSION_CONTROLNET.refused}",
+}
 
 FLUX_CONTROLS: tuple[Family, ...] = (
     from_picture(
@@ -50,7 +51,7 @@ FLUX_CONTROLS: tuple[Family, ...] = (
         "FLUX.1 with ControlNet",
         "FluxControlNetPipeline",
         pictures=("control_image",),
-        beside=_parts_of_steps,
+        beside=_several_nets,
         shared={**_ALL, **_NET},
     ),
     from_picture(
@@ -58,7 +59,7 @@ FLUX_CONTROLS: tuple[Family, ...] = (
         "FLUX.1 with ControlNet, image-to-image",
         "FluxControlNetImg2ImgPipeline",
         pictures=("image", "control_image"),
-        beside=_parts_of_steps,
+        beside=_several_nets,
         shared={**_UNGUIDED, **_NET},
     ),
     from_picture(
@@ -67,7 +68,7 @@ FLUX_CONTROLS: tuple[Family, ...] = (
         "FluxControlNetInpaintPipeline",
         pictures=("image", "mask_image", "control_image"),
         reasons={**CROP, **MADE},
-        beside=_parts_of_steps,
+        beside=_several_nets,
         shared={**_UNGUIDED, **_NET},
     ),
 )

@@ -185,11 +185,12 @@ def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str], log_sn
 
 
 def _scored(reward: Reward, images: Tensor, prompts: Sequence[str], log_snr: float | None) -> Scores:
-    """Scores of finite images.
+    """Scores of finite images, of which the reward gets a copy: some normalize in place.
 
     Raises:
         InputError: the reward does not return one number for each image.
     """
+    images = images.clone()
     if log_snr is not None and isinstance(reward, EstimateReward):
         returned = reward.score_estimates(images, list(prompts), log_snr)
     else:

@@ -42,13 +42,21 @@ def load_held_out(rewards: RewardLike | Sequence[RewardLike] | None, reward: Rew
 
 
 def score_held_out(
-    rewards: Sequence[Reward], winners: Sequence[Sequence[Winner]], prompts: Sequence[str], ledger: Ledger
+    rewards: Sequence[Reward],
+    winners: Sequence[Sequence[Winner]],
+    prompts: Sequence[str],
+    ledger: Ledger,
+    device: torch.device,
 ) -> list[list[Winner]]:
-    """The winners of each prompt with the held-out rewards' scores, NaN where one cannot score an image."""
+    """The winners of each prompt with the held-out rewards' scores, NaN where one cannot score an image.
+
+    Args:
+        device: of the images that the rewards get.
+    """
     scored = [list(best) for best in winners]
     with ledger.clock("held_out"):
         for best in filter(None, scored):
-            images = torch.stack([winner.image for winner in best])
+            images = torch.stack([winner.image for winner in best]).to(device)
             texts = [prompts[winner.candidate.prompt] for winner in best]
             columns = {reward.name: score_checked(reward, images, texts).values.tolist() for reward in rewards}
             best[:] = [

@@ -32,12 +32,15 @@ class Noise:
         seed: of the run; see :func:`diffkit.seeds.candidate_seed`.
         seeds: of the candidates, the same for every prompt.
         first_prompt: the first prompt's number in the run, when a long list of prompts is searched in parts.
+        together: whether one generator draws the noise of several prompts' only candidates, as in a batch of the stock
+            pipeline; else it draws their seeds.
     """
 
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     seed: int | None = None
     seeds: Sequence[int] | None = None
     first_prompt: int = 0
+    together: bool = True
 
     def __post_init__(self) -> None:
         """Seeds as plain integers, also from numpy.
@@ -84,7 +87,7 @@ class Noise:
 
     def draws_together(self, prompts: int, n: int | None) -> bool:
         """Whether the noise of several prompts comes from one generator as in a batch of the stock pipeline."""
-        return n == 1 and prompts > 1 and isinstance(self.generator, torch.Generator)
+        return n == 1 and prompts > 1 and self.together and isinstance(self.generator, torch.Generator)
 
     def agreed(self) -> Noise:
         """The same for all processes of a launch, which call it alike: a run's seed is the first one's draw.
@@ -102,7 +105,7 @@ class Noise:
         one, so that the images are the stock pipeline's. Several candidates draw from seeds that it has drawn.
         """
         listed = self._listed
-        if listed is None and n == 1 and isinstance(self.generator, torch.Generator):
+        if n == 1 and isinstance(self.generator, torch.Generator) and (prompts == 1 or self.together):
             together = self.generator.clone_state()
             seed = _seed_of(together) if prompts == 1 else None
             return [Candidate(0, prompt, together, seed) for prompt in range(prompts)]
@@ -123,6 +126,8 @@ class Noise:
         Args:
             finished: one of each prompt.
         """
+        if isinstance(self.generator, torch.Generator) and len(finished) > 1 and not self.together:
+            return  # it drew seeds
         own = [self.generator] if isinstance(self.generator, torch.Generator) else self._listed or []
         for generator, candidate in zip(own, finished, strict=False):
             generator.set_state(candidate.generator.get_state())

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffkit.conditioning import latent_shape
 from diffkit.families import Pipeline, Size, VideoSize, any_family_of
 from diffkit.image_filters import has_safety_checker
-from diffkit.latents import decoded_latents
+from diffkit.latents import decoded_latents, decoding_dtype
 from diffkit.ledger import Cost, Ledger
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.interruption import places, with_gaps
@@ -137,7 +137,7 @@ def _images(pipe: Pipeline, winners: Sequence[Winner], ledger: Ledger, output_ty
     images = torch.stack([winner.image for winner in winners])
     images[torch.tensor([winner.flagged for winner in winners])] = 0.0
     if output_type == "pt":
-        return images.to(pipe._execution_device, pipe.vae.dtype)
+        return images.to(pipe._execution_device, decoding_dtype(pipe))
     shown = pipe.image_processor.postprocess(images, output_type, [False] * len(images))
     return shown
 

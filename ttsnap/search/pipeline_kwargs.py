@@ -16,12 +16,12 @@ __all__ = ["Keywords", "check_sides", "check_step_callback", "rounded_sides", "s
 
 REFUSED = {
     "latents": "the noise comes from seeds or generators",
-    "output_type": "say it by itself",
 }
 REFUSED_PARTS = {
     "prompt_embeds": "give the prompts as text, they are encoded once",
     "callback": "a search calls the pipeline several times, in parts; callback_on_look is called at each of its looks",
 }
+NONE_IS_A_VALUE = (*ANGLES, "complex_human_instruction")  # of Sana: no instruction instead of its own
 STEP_CALLBACKS = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
@@ -97,7 +97,7 @@ def sort_keywords(
     for name, value in given.items():
         if name not in accepted and name not in family.encoding:
             raise InputError(f"{family.pipeline} takes no {name}; its own keywords are: {', '.join(accepted)}.")
-        if value is None and name not in ANGLES:
+        if value is None and name not in NONE_IS_A_VALUE:
             continue
         if "ip_adapter" in name and not family.image_prompts:
             raise InputError(f"A search takes no {name}: image prompts of {family.name} are not carried.")

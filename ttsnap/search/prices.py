@@ -29,16 +29,21 @@ class Probe(NamedTuple):
     images: int
 
 
-def probe_reward(reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
+def probe_reward(reward: Reward, prompt: str, size: tuple[int, int], device: torch.device | str | None = None) -> Probe:
     """Try the reward on two grey images, or one grey video, so that a wrong one is found before anything is denoised.
 
     A noise-aware reward is tried both ways. Where the reward does not state its FLOP, the trial is counted, and the
     dearer way is its price.
 
+    Args:
+        device: of the images, where a search has its own; the CPU when None.
+
     Raises:
         InputError: it does not return one score for each image.
     """
-    images = torch.full((1, size.frames, 3, *size) if isinstance(size, VideoSize) else (2, 3, *size), 0.5)
+    images = torch.full(
+        (1, size.frames, 3, *size) if isinstance(size, VideoSize) else (2, 3, *size), 0.5, device=device
+    )
     levels = [None, 0.0] if isinstance(reward, EstimateReward) else [None]
     counted = []
     for log_snr in levels:
@@ -64,17 +69,19 @@ class Trials:
     def __init__(self) -> None:
         self._last: list[tuple[Reward, object, float | None]] = []
 
-    def probe(self, reward: Reward, prompt: str, size: tuple[int, int]) -> Probe:
+    def probe(
+        self, reward: Reward, prompt: str, size: tuple[int, int], device: torch.device | str | None = None
+    ) -> Probe:
         """As :func:`probe_reward`; no image is scored where an earlier trial holds.
 
         Raises:
             InputError: see there.
         """
-        holds_for = reward.flops_per_image, size, getattr(size, "frames", None)
+        holds_for = reward.flops_per_image, size, getattr(size, "frames", None), str(device)
         for tried, conditions, flop in self._last:
             if is_same(tried, reward) and conditions == holds_for:
                 return Probe(flop, 0)
-        probe = probe_reward(reward, prompt, size)
+        probe = probe_reward(reward, prompt, size, device)
         self._last = [*self._last[1 - self.KEPT :], (reward, holds_for, probe.flop)]
         return probe
 

@@ -69,7 +69,7 @@ def search_bar(pipe: Pipeline, total: int) -> Iterator[SearchBar]:
     own = vars(pipe).get("_progress_bar_config", missing)
     settings = dict(own) if isinstance(own, dict) else {}
     file = settings.get("file") or sys.stderr
-    lines = not file.isatty() and "ipykernel" not in sys.modules
+    lines = not getattr(file, "isatty", lambda: False)() and "ipykernel" not in sys.modules
     if lines:
         pace = {} if "mininterval" in settings else {"mininterval": PLAIN_INTERVAL, "delay": PLAIN_INTERVAL}
         settings = {**pace, **settings, "file": _Lines(file)}

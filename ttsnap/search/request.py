@@ -110,7 +110,7 @@ class Request:
         engine = self._engine(pipe, call, trials)
         self.strategy.check(engine)
         if self.config.share:
-            engine.noise = self.noise.agreed()
+            engine.noise = engine.noise.agreed()
         interrupted = False
         try:
             winners = self._run(engine, began)
@@ -124,7 +124,7 @@ class Request:
         spent = [engine.spent.get(prompt, NOTHING) for prompt in range(len(self.prompts))]
         trace = engine.trace
         if self.held_out:
-            winners = score_held_out(self.held_out, winners, self.reward_prompts, engine.ledger)
+            winners = score_held_out(self.held_out, winners, self.reward_prompts, engine.ledger, pipe._execution_device)
             trace = with_held_out(trace, winners)
         leading = [
             engine.progress.seeds(prompt, higher_is_better=self.reward.higher_is_better) if interrupted else []
@@ -159,17 +159,18 @@ class Request:
         n = self._num_candidates()
         self._calls_back_at_steps(n)
         ledger = Ledger(rows_per_call=2 if self._guided(pipe) else 1)
-        probe = (trials or Trials()).probe(self.reward, self.reward_prompts[0], self.config.size(pipe))
+        trials, tried = trials or Trials(), (self.reward_prompts[0], self.config.size(pipe), pipe._execution_device)
+        probe = trials.probe(self.reward, *tried)
         ledger.calibration_images += probe.images
         for reward in self.held_out:
-            (trials or Trials()).probe(reward, self.reward_prompts[0], self.config.size(pipe))
+            trials.probe(reward, *tried)
         conditioning, images = self._encode(pipe, ledger)
         if (guard := self.config.copy_guard) is not None:
             ledger.guard = {"checks": 0, "flop_per_check": guard.flops_per_image}
         denoising = self.config.denoising(pipe, None if n is None else n * len(self.prompts))
         if self.noise.draws_together(len(self.prompts), n):
             denoising = replace(denoising, micro_batch=len(self.prompts))
-            self._refuse_apart(pipe, images)
+            self._refuse_apart(pipe, conditioning, images)
         elif self._calls_back_at_steps(n) and self.config.micro_batch is None and not any_family_of(pipe).one_row:
             denoising = replace(denoising, micro_batch=len(self.prompts))
         conditioning, denoising = with_image_prompts(conditioning, denoising, images)
@@ -177,8 +178,9 @@ class Request:
         verify = with_guard(probe.flop, self.config.copy_guard)
         self._price(pipe, conditioning, (images[0] if images else (), calls), ledger, verify)
         words = self.reward_prompts
+        noise = self.noise if n is not None else replace(self.noise, together=False)
         return Engine(
-            pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, self.noise, n,
+            pipe, self.reward, words, conditioning, denoising, steps, ledger, call, self.config, noise, n,
             as_stock=self._is_uncut(n),
         )  # fmt: skip
 
@@ -242,17 +244,20 @@ class Request:
         """Whether one candidate of each prompt is denoised without a look."""
         return n == 1 and self.search is None and not self.config.schedule.steps
 
-    def _refuse_apart(self, pipe: Pipeline, images: Sequence[object]) -> None:
-        """Refuse to draw together what is denoised apart.
+    def _refuse_apart(self, pipe: Pipeline, conditioning: Conditioning, images: Sequence[object]) -> None:
+        """Refuse to draw together what is denoised or decoded apart.
 
         Raises:
-            InputError: prompts have images of their own, or the pipeline makes one image at a time.
+            InputError: prompts have images of their own or are encoded to different lengths, the pipeline makes one
+                image at a time, or its decoder draws noise too.
         """
-        if self.own or len(images) > 1 or any_family_of(pipe).one_row:
+        apart = self.own or len(images) > 1 or any_family_of(pipe).one_row
+        widths = {conditioning.width(row) for row in range(len(self.prompts))}
+        if apart or len(widths) > 1 or bool(getattr(pipe.vae.config, "timestep_conditioning", False)):
             raise InputError(
-                "One generator draws the noise of all prompts in one batch. Prompts with images of their own, or of a "
-                "pipeline that makes one image at a time, are denoised apart; give a list with one generator for each "
-                "prompt."
+                "One generator draws the noise of all prompts in one batch. Prompts with images of their own, of "
+                "different encoded lengths, or of a pipeline that makes one image at a time or whose decoder draws "
+                "noise too, are denoised or decoded apart; give a list with one generator for each prompt."
             )
 
     def _limit(self, engine: Engine, began: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -384,7 +385,8 @@ class Engine:
                 else [],
             )
         )
-        if self.config.on_look is not None and self.config.on_look(self.pipe, self.trace[-1]) is False:
+        answer = None if self.config.on_look is None else self.config.on_look(self.pipe, self.trace[-1])
+        if isinstance(answer, bool | np.bool_) and not answer:
             self.pipe._interrupt = True
 
     def _charge(self, prompt: int, cost: Cost) -> None:
