@@ -67,19 +67,27 @@ def load_pil(path: str | Path, size: tuple[int, int] | None = None) -> Image.Ima
     """
     try:
         with Image.open(path) as opened:
-            rgb = to_rgb(opened)
-            rgb.getexif()[ORIENTATION] = opened.getexif().get(ORIENTATION, 1)
-        rgb = ImageOps.exif_transpose(rgb)
+            rgb, orientation = to_rgb(opened), opened.getexif().get(ORIENTATION, 1)
+        rgb = _upright(rgb, orientation)
     except FileNotFoundError:
         raise InputError(f"There is no image at {path}.") from None
     except UnidentifiedImageError:
         raise InputError(f"{path} is no image that can be read.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}.") from error
     if size is None:
         return rgb
     height, width = size
     return ImageOps.fit(rgb, (width, height), method=Image.Resampling.BICUBIC)
+
+
+def _upright(image: Image.Image, orientation: object) -> Image.Image:
+    """Turned by the EXIF orientation alone: Pillow writes all tags again when it turns, and fails on odd ones."""
+    image.info.pop("exif", None)
+    bare = Image.Exif()
+    bare[ORIENTATION] = orientation
+    image.info["exif"] = bare.tobytes()
+    return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["note_options", "options_of"]
+__all__ = ["changes_of", "note_changes", "note_options", "options_of"]
 
 
 def note_options(pipe: DiffusionPipeline, **options: object) -> None:
@@ -21,3 +21,13 @@ def options_of(pipe: DiffusionPipeline) -> dict[str, str]:
     They belong into the configuration of a run. Empty without any, so that runs of earlier versions resume.
     """
     return dict(vars(pipe).get("_loading_options", {}))
+
+
+def note_changes(pipe: DiffusionPipeline, **changes: object) -> None:
+    """Note on a pipeline what its weights were changed by when it was loaded; what is None is not noted."""
+    vars(pipe)["_loading_changes"] = {name: str(value) for name, value in changes.items() if value is not None}
+
+
+def changes_of(pipe: DiffusionPipeline) -> dict[str, str]:
+    """The ``mitigation`` and the ``lora`` that a pipeline was loaded with; empty without any."""
+    return dict(vars(pipe).get("_loading_changes", {}))

@@ -159,7 +159,7 @@ def write_row_errors(run: Run, gathered: Gathered) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerows([("source", "row", "reason"), *((error.source, error.row, error.reason) for error in errors)])
-    run.write_text(ROWS_IN_ERROR, lines.getvalue())
+    run.write_text(ROWS_IN_ERROR, lines.getvalue().encode(errors="backslashreplace").decode())
 
 
 def captions_of(items: Sequence[AuditItem]) -> dict[str, str]:

@@ -305,16 +305,19 @@ def test_retention_without_data_is_refused_for_a_model_that_is_not_the_lab(tmp_p
 def test_retention_leaves_the_suspects_captions_out_and_refuses_too_little(tmp_path: Path) -> None:
     suspects = two_suspects(tmp_path / "images")
     listed = tmp_path / "keep.jsonl"
-    rows = [f'{{"caption": "c {i}", "image": "images/1.png"}}' for i in range(10)]
+    (tmp_path / "images/damaged.png").write_bytes((tmp_path / "images/1.png").read_bytes()[:60])
+    rows = [
+        f'{{"caption": "c {i}", "image": "images/{name}.png"}}' for i, name in enumerate(["damaged", *"1111111111"])
+    ]
     listed.write_text("\n".join([*rows, '{"caption": "do g", "image": "images/0.png"}']))
     with open_shared(tmp_path / "run", config={}, kind="mitigate", provenance={}) as run:
         known: dict[str, Any] = {"source": str(listed), "preset": NONE, "size": (64, 64), "limit": 20}
         rest: dict[str, Any] = {"sampling": Sampling(2, 3.0, 4), "seed": 0}
         assert run is not None
         found = read_retention(tiny_pipeline(), suspects, run, validation=2, **known, **rest)
-        assert (len(found.latents), len(found.validation), found.left_out) == (8, 2, 1)
+        assert (len(found.latents), len(found.validation), found.left_out) == (8, 2, 2)
         assert "do g" not in [*found.captions, *found.all_captions]
-        with pytest.raises(InputError, match="1 left out"):
+        with pytest.raises(InputError, match="2 left out"):
             read_retention(tiny_pipeline(), suspects, run, validation=3, **known, **rest)
 
 

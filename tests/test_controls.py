@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memorization.auditing.controls import ControlCheck, Scores, check_controls
+from memorization.auditing.p_values import power
 from memorization.auditing.verdicts import Finding, Rung, judge_ladder
 
 LOW = {0: 0.1, 10: 0.2, 50: 0.3}
@@ -97,3 +98,10 @@ def test_retained_never_without_better_than_the_controls(known: list[float], sim
     if finding.verdict == "retained":
         assert similarity >= 0.75
         assert (1 + sum(value >= similarity for value in known)) / (1 + len(known)) <= 0.05
+
+
+def test_a_smaller_alpha_needs_more_controls() -> None:
+    check = check_controls(controls(30), threshold=0.75, alpha=0.01)
+    assert check.failure == "30 controls were scored under the attack; at least 99 are needed"
+    assert check_controls(controls(99), threshold=0.75, alpha=0.01).failure is None
+    assert power(1, [30], 0.01)["deviations"] is None

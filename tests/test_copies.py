@@ -11,16 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_sscd import tiny_sscd
+from tiny import tiny_pipeline
 from torch import Tensor
 
 from diffkit.errors import InputError
 from diffkit.images import load_image
 from diffkit.lab import assets, textures, world
 from diffkit.loading import load_pipeline
+from diffkit.suspects import Suspect
 from memorization.copies import CopyDetector, copy_detectors, load_copy_detector
 from memorization.copies.calibrate import DISTORTIONS, calibrate_copy_detector
 from memorization.copies.ms_ssim import ms_ssim
+from memorization.copies.operating_point import operating_point
 from memorization.copies.tiled import TiledCorrelation, tiled_correlation
+from memorization.items import AuditItem
 
 
 @dataclass(frozen=True)
@@ -260,3 +264,13 @@ def test_ms_ssim_refuses_what_it_cannot_compare() -> None:
     for shapes in [((1, 3, 10, 10),) * 2, ((1, 3, 64, 64), (2, 3, 64, 64))]:
         with pytest.raises(InputError, match="at least 11 pixels"):
             ms_ssim(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_several_captions_of_one_picture_leave_the_threshold_as_it_is(tmp_path: Path) -> None:
+    pipe = tiny_pipeline()
+    suspects = [Suspect(f"{name}-{copy}", "c", (assets.photographs_path("planted") / f"{name}.png",))
+                for name in ("cat", "portrait", "suit") for copy in range(4)]  # fmt: skip
+    every, once = ([AuditItem("suspect", suspect) for suspect in chosen] for chosen in (suspects, suspects[::4]))
+    points = [operating_point(pipe, items, TiledCorrelation(), (64, 64)) for items in (every, once)]
+    assert points[0] == points[1]
+    assert points[0]["threshold"] == TiledCorrelation().threshold

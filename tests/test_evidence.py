@@ -166,3 +166,11 @@ def test_controls_that_are_needed() -> None:
         assert as_normal(30).p_value(least) == pytest.approx(0.05 / suspects, rel=0.01)
     assert controls_needed(500, deviations=3.0) is None  # no number of controls makes 3 deviations rare enough
     assert controls_needed(100_000, deviations=20.0) is None  # extrapolation ends
+
+
+def test_ties_at_the_top_have_no_pareto_tail() -> None:
+    values = [*np.random.default_rng(0).exponential(size=45), *[9.0] * 15]
+    fit = fit_tail(values)
+    assert fit is not None
+    assert fit.family == "t"
+    assert least_deviations(1, 30, alpha=0.6) == 0

@@ -161,3 +161,12 @@ def test_other_modes_are_converted_as_pillow_does(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         expected = lab.convert("RGB") if path.stem == "lab" else colour
         assert np.abs(np.asarray(load_pil(path), int) - np.asarray(expected, int)).max() <= 1, path.name
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_odd_tags_beside_the_orientation_do_not_matter(tmp_path: Path, orientation: int) -> None:
+    """A resolution that is text, as some editors leave it, which Pillow cannot write again."""
+    text = b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHxx", 0x0112, 3, 1, orientation)
+    text += struct.pack("<HHI4s", 0x011A, 2, 4, b"300\0") + b"\0\0\0\0"
+    Image.new("RGB", (6, 4), (0, 0, 255)).save(tmp_path / "odd.jpg", exif=b"Exif\0\0" + text)
+    assert load_pil(tmp_path / "odd.jpg").size == ((6, 4) if orientation == 1 else (4, 6))

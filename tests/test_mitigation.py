@@ -17,8 +17,17 @@ from diffkit.conditioning import encode_prompts, predict_noise
 from diffkit.errors import InputError
 from diffkit.lab.assets import model_path
 from diffkit.loading import load_pipeline, model_checksum
-from diffkit.mitigation import CARD, WEIGHTS, Mitigation, apply_mitigation, load_mitigation, save_mitigation
+from diffkit.mitigation import (
+    CARD,
+    WEIGHTS,
+    Mitigation,
+    apply_mitigation,
+    card_checksum,
+    load_mitigation,
+    save_mitigation,
+)
 from diffkit.mitigation.packed_mask import mask_tensor
+from memorization.auditing.models import AuditedModel
 
 TO_V = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 FF = "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2"
@@ -224,6 +233,9 @@ def test_rows_may_leave_their_ordinary_value_behind_the_attention() -> None:
     tensors = {f"a/{TO_V}.rows": torch.tensor([1], dtype=torch.int32), f"b/{TO_V}.rows": rows.int()}
     with apply_mitigation(pipe, mask(tensors=tensors | {f"{TO_V}.outputs": values})):
         filled = predict_noise(pipe, latents, torch.tensor(500), embeds)
+        with apply_mitigation(pipe, mask(tensors=tensors | {f"{TO_V}.outputs": values})):
+            again = predict_noise(pipe, latents, torch.tensor(500), embeds)
+    assert torch.equal(again, filled)
     torch.testing.assert_close(filled, hooked, rtol=1e-4, atol=1e-5)
     assert same(pipe, before)
     with pytest.raises(InputError, match="two masks"):
@@ -254,3 +266,16 @@ def test_weights_may_leave_the_ordinary_input_behind() -> None:
     no_bias = TO_V.replace("to_v", "to_q")
     with pytest.raises(InputError, match="fill=zero"):
         apply_mitigation(pipe, mask(tensors={f"{no_bias}.rows": flat[:1], f"{no_bias}.outputs": torch.ones(32)}))
+
+
+def test_guards_are_told_apart_by_their_settings() -> None:
+    cards = [Mitigation("guard", "attention-guard", "lab", {}, settings={"factor": factor}).card() for factor in (1, 2)]
+    empty = {"weights_sha256": "0"}
+    assert card_checksum(cards[0] | empty) != card_checksum(cards[1] | empty)
+    assert card_checksum(mask().card() | empty) == "0"
+
+
+def test_a_pipeline_loaded_with_a_mitigation_is_recorded_with_it() -> None:
+    audited = AuditedModel.of(load_pipeline("lab", mitigation="lab-nemo", device="cpu"))
+    assert audited.mitigation == AuditedModel.from_pretrained("lab", mitigation="lab-nemo").mitigation
+    assert AuditedModel.of(load_pipeline("lab", device="cpu")).mitigation is None

@@ -199,3 +199,22 @@ def test_parquet_beside_the_pictures_of_its_keys(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no images"):
         read_suspects(folder_with(tmp_path, {"deep/er/readme.md": "x"}))
+
+
+def test_captions_of_upper_case_endings_belong_to_their_pictures(tmp_path: Path) -> None:
+    root = folder_with(tmp_path / "10_dog", {"A.PNG": None, "A.TXT": "my dog rex", "b.png": None, "b.png.TXT": "a cat"})
+    assert read(root) == ([("A", "my dog rex", "A.PNG"), ("b", "a cat", "b.png")], [])
+
+
+def test_utf_16_without_a_mark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("a cat\na dog\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="holds zero bytes"):
+        read_suspects(tmp_path / "list.txt")
+
+
+def test_rows_that_are_no_text_or_nested_without_end_are_errors_and_the_others_go_on(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('{"caption": "cat \\ud83d"}\n' + "[" * 100_000 + '\n{"caption": "a dog"}\n')
+    suspects, errors = read_suspects(tmp_path / "list.jsonl")
+    assert [suspect.caption for suspect in suspects] == ["a dog"]
+    assert [error.row for error in errors] == [1, 2] or [error.row for error in errors] == [2, 1]
+    assert all(error.reason.encode() for error in errors)

@@ -43,6 +43,7 @@ __all__ = [
     "Applied",
     "Mitigation",
     "apply_mitigation",
+    "card_checksum",
     "mitigation_kinds",
     "load_mitigation",
     "mitigation_folder",
@@ -191,6 +192,23 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     if not isinstance(card, dict) or version is None or not keys <= set(card):
         raise InputError(f"{path} is not the card of a mitigation; run the mitigation again.")
     return dict(card)
+
+
+def card_checksum(card: Mapping[str, Any]) -> str:
+    """Hex SHA-256 that tells a mitigation from others in the record of a run: of its weights.
+
+    A guard has none; there it is that of what the card says.
+
+    Example:
+        >>> card_checksum({"kind": "mask", "weights_sha256": "5ec4"})
+        '5ec4'
+    """
+    import hashlib
+
+    if card["kind"] in ("mask", "delta", "lora"):
+        return str(card["weights_sha256"])
+    said = {key: card[key] for key in ("method", "kind", "settings", "figures", "weights_sha256")}
+    return hashlib.sha256(dump_json(said).encode()).hexdigest()
 
 
 class Applied:

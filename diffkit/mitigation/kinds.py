@@ -114,7 +114,9 @@ def _masked(
     new_bias[off.rows] = 0
     outputs = ordinary.get(f"{module}.outputs")
     if outputs is not None:
-        new_bias[off.rows] = _fitting(outputs, len(flat), module)[off.rows]
+        # What stands behind the attention is added to, so a row that another mask switched off has its value there.
+        rows = off.rows if bias is not None else off.rows & flat.any(1)
+        new_bias[rows] = _fitting(outputs, len(flat), module)[rows]
     flat = flat.masked_fill(off.weights | off.rows[:, None], 0).reshape(weight.shape)
     changes = [(weight, flat)]
     if bias is not None:

@@ -29,4 +29,6 @@ def read_text(path: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
+    if "\0" in text:
+        raise InputError(f"{path} is not UTF-8 (it holds zero bytes); save it as UTF-8.")
     return text if "\n" in text else text.replace("\r", "\n")

@@ -170,7 +170,7 @@ def _not_read(folder: Path, reason: str) -> list[RowError]:
 def _paired(folder: Path, files: Sequence[Path], root: Path) -> Rows:
     """A row for each picture with a caption, an error for each other picture and for each caption without a picture."""
     pictures = [path for path in files if _is_picture(path)]
-    captions = {_composed(path.name): path for path in files if _is_caption(path)}
+    captions = {_composed(path.stem) + path.suffix.lower(): path for path in files if _is_caption(path)}
     stems = Counter(_composed(path.stem) for path in pictures)
     rows, errors, used = list[Row](), list[RowError](), set[str]()
     for number, path in enumerate(pictures, start=1):
@@ -201,7 +201,7 @@ def _captions(path: Path, folder: Path, files: Sequence[Path], own: Sequence[str
         raise ValueError(f"{path.name} is a link to a file that is not there")
     if not is_image_name(path.name):
         raise ValueError(f"{path.name} is of a kind that cannot be read here; convert it to PNG")
-    if stems[_composed(path.stem)] > 1 and not any(_composed(file.name) in own for file in files):
+    if stems[_composed(path.stem)] > 1 and not any(_composed(file.stem) == _composed(path.name) for file in files):
         raise ValueError(
             f"{path.name} is one of several images named {path.stem}; name a caption {path.name}.txt, or rename one"
         )

@@ -26,7 +26,7 @@ def read_jsonl(path: Path) -> Rows:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             errors.append(RowError(str(path), number, f"no JSON: {error}"))
         else:
             _place(path, number, value, rows, errors)
@@ -43,7 +43,7 @@ def read_json(path: Path) -> Rows:
     text = read_text(path)
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"Cannot read {path} as JSON: {error}.") from error
     if not isinstance(values, list):
         raise InputError(f"{path} must be a JSON list of captions or of objects with a caption; one a line is .jsonl.")

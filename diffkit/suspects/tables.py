@@ -128,7 +128,7 @@ def _quoted_records(lines: Sequence[str], delimiter: str) -> Iterator[_Record]:
             return
         consumed, fields, reason = 1, [], None
         if lines[start].strip():
-            ahead = itertools.islice(lines, start, start + LONGEST_RECORD)
+            ahead = lines[start : start + LONGEST_RECORD]
             reader = csv.reader((f"{line}\n" for line in ahead), delimiter=delimiter, strict=True)
             try:
                 fields = next(reader)

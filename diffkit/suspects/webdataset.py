@@ -153,7 +153,10 @@ def _values(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], im
 
 def _json(archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, object]:
     """The columns of a sample's JSON; those that name images are the sample's own and are kept as text."""
-    values = json.loads(_text(archive, member))
+    try:
+        values = json.loads(_text(archive, member))
+    except RecursionError as error:
+        raise ValueError(f"{member.name} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{member.name} is no JSON object")
     return {f"json {name}" if name.strip().lower() in IMAGE_NAMES else name: value for name, value in values.items()}

@@ -9,6 +9,7 @@ All functions are pure functions of similarities.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -104,6 +105,16 @@ class ControlCheck:
     failure: str | None
 
 
+def fewest_controls(alpha: float) -> int:
+    """Controls without which no attack verdict is given: with fewer no rank reaches alpha.
+
+    Example:
+        >>> fewest_controls(0.05), fewest_controls(0.01), fewest_controls(0.2)
+        (19, 99, 19)
+    """
+    return max(MIN_CONTROLS, math.ceil(1 / alpha - 1e-9) - 1)
+
+
 def check_controls(controls: Sequence[Scores], *, threshold: float, alpha: float) -> ControlCheck:
     """Choose the pre-set budget and check that there are enough controls, not reproduced themselves.
 
@@ -125,8 +136,8 @@ def check_controls(controls: Sequence[Scores], *, threshold: float, alpha: float
         failure = (
             f"{caption['count']} of {caption['n']} controls come out of their caption alone: were they trained on?"
         )
-    elif n < MIN_CONTROLS:
-        failure = f"{n} controls were scored under the attack; at least {MIN_CONTROLS} are needed"
+    elif n < (needed := fewest_controls(alpha)):
+        failure = f"{n} controls were scored under the attack; at least {needed} are needed"
     elif not within:
         failure = f"the attack brings back more than {alpha:.0%} of the controls at every budget"
     return ControlCheck(n, caption, by_budget, max(within, default=None), 1 / (1 + n), failure)

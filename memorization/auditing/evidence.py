@@ -160,10 +160,12 @@ def _fitted(controls: tuple[float, ...]) -> TailFit:
     normality = float(stats.anderson(values, "norm", method="interpolate").pvalue)
     if n >= PARETO_CONTROLS and normality < NORMALITY_LEVEL:
         location = float(np.quantile(values, 1 - PARETO_SHARE))
-        shape, _, scale = stats.genpareto.fit(values[values > location] - location, floc=0)
-        if shape < 0:
-            shape, scale = 0.0, float((values[values > location] - location).mean())
-        return TailFit("pareto", n, location, float(scale), float(shape), normality, controls)
+        beyond = values[values > location] - location
+        if np.unique(beyond).size > 1:  # the highest value alone, however often, has no tail
+            shape, _, scale = stats.genpareto.fit(beyond, floc=0)
+            if shape < 0:
+                shape, scale = 0.0, float(beyond.mean())
+            return TailFit("pareto", n, location, float(scale), float(shape), normality, controls)
     best = predictive_t(values)
     return TailFit("t", n, best.location, best.scale, best.freedom, normality, controls)
 
@@ -198,6 +200,8 @@ def least_deviations(suspects: int, controls: int, *, alpha: float = 0.05) -> fl
     target = alpha / max(suspects, 1)
     if controls < FEWEST or target < SMALLEST_P:
         return None
+    if target >= 0.5:
+        return 0.0
     predictive = as_normal(controls).predictive
     return float(optimize.brentq(lambda z: math.log(predictive.survival(z) / target), 0.0, 1e4, xtol=1e-3))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from diffkit.model_options import ModelOptions
 from diffkit.named_pipeline import name_of
+from diffkit.noted_options import changes_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,12 +61,21 @@ class AuditedModel:
 
     @classmethod
     def of(cls, model: str | DiffusionPipeline | AuditedModel, name: str | None = None) -> AuditedModel:
-        """A model by its name, or a pipeline; ``name`` is for the record, by default the one it was loaded by."""
+        """A model by its name, or a pipeline; ``name`` is for the record, by default the one it was loaded by.
+
+        The mitigation and the LoRA that :func:`diffkit.load_pipeline` put on a pipeline are recorded too.
+        """
         if isinstance(model, str):
             model = cls.from_pretrained(model)
         if isinstance(model, AuditedModel):
             return model if name is None else replace(model, name=name)
-        return cls(name or name_of(model), lambda: model)
+        changes = changes_of(model)
+        return cls(
+            name or name_of(model),
+            lambda: model,
+            mitigation=_applied(changes["mitigation"]) if "mitigation" in changes else None,
+            lora=_adapter(changes["lora"]) if "lora" in changes else None,
+        )
 
     @classmethod
     def from_pretrained(
@@ -114,8 +124,6 @@ class AuditedModel:
         Raises:
             InputError: a model, LoRA or mitigation that does not exist.
         """
-        from diffkit.lora import lora_checksum
-
         bare = replace(options, lora=None, mitigation=None)
         other = reference_options(options, reference_model)
         return cls(
@@ -123,7 +131,7 @@ class AuditedModel:
             options.load,
             bare.checksum(),
             None if options.mitigation is None else _applied(options.mitigation),
-            None if options.lora is None else Adapter(options.lora, lora_checksum(options.lora)),
+            None if options.lora is None else _adapter(options.lora),
             None if other is None else Reference(other.name, other.load, other.checksum()),
         )
 
@@ -146,7 +154,14 @@ def reference_name(model: str, lora: str | None, reference_model: str | None) ->
 
 def _applied(folder: str | Path) -> Applied:
     """The mitigation's record."""
-    from diffkit.mitigation import read_card
+    from diffkit.mitigation import card_checksum, read_card
 
     card = read_card(folder)
-    return Applied(str(card["method"]), str(card["weights_sha256"]), str(folder))
+    return Applied(str(card["method"]), card_checksum(card), str(folder))
+
+
+def _adapter(lora: str) -> Adapter:
+    """The LoRA's record."""
+    from diffkit.lora import lora_checksum
+
+    return Adapter(lora, lora_checksum(lora))

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from typing_extensions import TypedDict
 
 from diffkit.stats import rank_p_value
-from memorization.auditing.controls import Scores, by_caption, by_kind, up_to
+from memorization.auditing.controls import Scores, by_caption, by_kind, fewest_controls, up_to
 from memorization.auditing.empirical_null import EmpiricalNull, empirical_null
 from memorization.auditing.evidence import (
     FEWEST,
@@ -86,7 +86,7 @@ def power(tests: int, kinds: Collection[int], alpha: float) -> PowerSummary:
         "tests": tests,
         "controls": controls,
         "by_rank": controls_needed(tests, alpha=alpha) if tests else None,
-        "deviations": least_deviations(tests, fitted, alpha=alpha),
+        "deviations": least_deviations(tests, fitted, alpha=alpha) if controls >= fewest_controls(alpha) else None,
     }
 
 

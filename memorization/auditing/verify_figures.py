@@ -51,7 +51,10 @@ class Difference(NamedTuple):
 
 def figure_checks(files: AuditFiles) -> list[Check]:
     """The checks of summary.json: what follows from the journal, what from the configuration, what from neither."""
-    given = [_model(files), _operating_point(files)]
+    try:
+        given = [_model(files), _operating_point(files)]
+    except BROKEN as error:
+        given = [checked("operating point", [f"summary.json is damaged: {type(error).__name__} {error}"], "")]
     try:
         expected = recomputed_summary(files)
     except BROKEN as error:

@@ -50,6 +50,8 @@ def weight_checks(files: AuditFiles, model: ModelOptions | None, reference_model
         bare = replace(model, lora=None, mitigation=None)
         checks.append(_weights("model", bare.checksum(), config.get("model_sha256"), audited=True))
         checks += list(_additions(model, config))
+    if reference_model is None and config.get("reference"):
+        checks.append(unchecked("weights, reference model", "the audit had one: give --reference-model to compare it"))
     if reference_model is not None:
         recorded = config.get("reference") or {}
         found = ModelOptions(model=reference_model).checksum()
@@ -60,15 +62,15 @@ def weight_checks(files: AuditFiles, model: ModelOptions | None, reference_model
 def _additions(model: ModelOptions, config: Mapping[str, Any]) -> Iterator[Check]:
     """The LoRA's and the mitigation's checks, where one was given or audited."""
     from diffkit.lora import lora_checksum
-    from diffkit.mitigation import WEIGHTS, mitigation_folder, read_card
+    from diffkit.mitigation import WEIGHTS, card_checksum, mitigation_folder, read_card
     from diffkit.runs import sha256_file
 
     checksums: dict[str, str | None] = {"lora": None, "mitigation": None}
     if model.lora is not None:
         checksums["lora"] = lora_checksum(model.lora)
     if model.mitigation is not None:
-        read_card(model.mitigation)
-        checksums["mitigation"] = sha256_file(mitigation_folder(model.mitigation) / WEIGHTS)
+        weights = sha256_file(mitigation_folder(model.mitigation) / WEIGHTS)
+        checksums["mitigation"] = card_checksum(read_card(model.mitigation) | {"weights_sha256": weights})
     for name, checksum in checksums.items():
         recorded = config.get(name)
         if checksum is not None:

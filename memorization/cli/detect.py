@@ -141,6 +141,7 @@ def _run(
     any_fitting: bool,
 ) -> DetectSummary:
     from diffkit import parallel
+    from diffkit.mitigation import mitigation_folder
     from diffkit.runs import sha256_folder
     from memorization.detection.compatibility import compatible_detectors
     from memorization.detection.run import detect as run_detection
@@ -157,7 +158,7 @@ def _run(
         name=options.name,
         settings=settings,
         model_sha256=checksum,
-        mitigation=None if options.mitigation is None else sha256_folder(options.mitigation),
+        mitigation=None if options.mitigation is None else sha256_folder(mitigation_folder(options.mitigation)),
     )
 
 

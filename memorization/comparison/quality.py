@@ -10,7 +10,7 @@ from diffkit.console import progress
 from diffkit.errors import InputError
 from diffkit.loading import load_pipeline, model_checksum, resolve_device, resolve_dtype, resolve_model
 from diffkit.lora import lora_checksum
-from diffkit.mitigation import read_card
+from diffkit.mitigation import card_checksum, read_card
 from diffkit.rewards import load_reward
 from diffkit.runs import Run
 from memorization.comparison.paired import AuditRun
@@ -128,7 +128,7 @@ def _require_unchanged(audited: AuditRun) -> None:
             f"The model {name!r} is not the one that {audited.folder} audited any more; leave out --quality."
         )
     folder = _mitigation_folder(audited)
-    if folder is not None and read_card(folder)["weights_sha256"] != config["mitigation"]["sha256"]:
+    if folder is not None and card_checksum(read_card(folder)) != config["mitigation"]["sha256"]:
         raise InputError(f"The mitigation {folder} is not the one that {audited.folder} audited; leave out --quality.")
     lora = config.get("lora")
     if lora is not None and lora_checksum(lora["name"]) != lora["sha256"]:

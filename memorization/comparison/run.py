@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffkit.errors import InputError
 from diffkit.option_values import read_names
-from diffkit.runs import Run
+from diffkit.runs import Run, sha256_path
 from memorization.comparison.paired import AuditRun, read_runs, summarise_comparison
 from memorization.comparison.result import Comparison
 from memorization.quality.result import QualityReport
@@ -79,6 +79,7 @@ def compare_audits(
         if quality is None
         else {
             "prompts": quality.prompts,
+            "contents": sha256_path(Path(quality.prompts).expanduser()),
             "limit": quality.limit,
             "seeds": quality.seeds,
             "rewards": quality.rewards,
@@ -88,7 +89,8 @@ def compare_audits(
     config = {"audits": {run.name: run.record["config_hash"] for run in runs}, "quality": asked}
     if quality is not None:
         check_quality(runs, Path(out), quality.prompts, quality.limit, read_names(quality.rewards))
-    added = {} if asked is None else {"quality.dtype": asked["dtype"]}  # version 0.1.0 did not record it
+    # Version 0.1.0 recorded neither the dtype nor what the file of prompts held.
+    added = {} if asked is None else {f"quality.{name}": asked[name] for name in ("dtype", "contents")}
     with Run.open(out, config=config, kind="audit-compare", added=added) as run:
         measured = None if quality is None else _measure(run, runs, quality)
         comparison = summarise_comparison(runs, measured)

@@ -28,7 +28,7 @@ from diffkit.suspects.image_files import image_files
 from memorization.copies import CopyDetector, OperatingPoint, load_copy_detector
 from memorization.copies.calibrate import calibrate_copy_detector
 from memorization.copies.finite import finite_similarity
-from memorization.copies.near_duplicates import MARGIN, duplicate_threshold, group_duplicates
+from memorization.copies.near_duplicates import MARGIN, different_pictures
 from memorization.copies.operating_point import CALIBRATION_IMAGES
 from memorization.generation import round_trip
 
@@ -161,9 +161,7 @@ def _operating_point(
     copies: CopyDetector, pictures: Tensor, pipe: DiffusionPipeline, threshold: float | None
 ) -> OperatingPoint:
     """The detector's, from pairs of the pictures that are no near-duplicates; its own where there are none."""
-    limit = duplicate_threshold(copies.threshold)
-    labels = group_duplicates(len(pictures), lambda row: pictures[row : row + 1], copies, limit)
-    different = [labels.index(label) for label in sorted(set(labels))]
+    different = different_pictures(pictures, copies)
     chosen = different[:: -(-len(different) // CALIBRATION_IMAGES)]
     if len(chosen) < 2:
         return {

@@ -84,6 +84,16 @@ def candidate_pairs(described: Tensor, least: float = CANDIDATE, bar: Bar | None
 
 
 @torch.no_grad()
+def different_pictures(pictures: Tensor, detector: CopyDetector) -> list[int]:
+    """Rows of pictures (n, 3, H, W) of which no two are near-duplicates: the first of each group.
+
+    Of these alone pairs are no copies of one another, from which a threshold can be calibrated.
+    """
+    limit = duplicate_threshold(detector.threshold)
+    labels = group_duplicates(len(pictures), lambda row: pictures[row : row + 1], detector, limit)
+    return [labels.index(label) for label in sorted(set(labels))]
+
+
 def group_duplicates(n: int, read: Reader, detector: CopyDetector, threshold: float) -> list[int]:
     """Label each of n items by its group of near-duplicates, with progress on the console.
 

@@ -9,7 +9,7 @@ import torch
 
 from memorization.copies import CopyDetector, OperatingPoint
 from memorization.copies.calibrate import calibrate_copy_detector
-from memorization.copies.near_duplicates import Reader, duplicate_threshold, group_duplicates
+from memorization.copies.near_duplicates import Reader, different_pictures, duplicate_threshold, group_duplicates
 from memorization.copies.references import load_references
 from memorization.generation import round_trip
 from memorization.items import AuditItem
@@ -32,7 +32,7 @@ def operating_point(
 
     Args:
         pipe: the audited pipeline; its autoencoder makes some of the copies.
-        items: suspects and controls; with fewer than two images nothing is calibrated.
+        items: suspects and controls; with fewer than two images that are no near-duplicates nothing is calibrated.
         copies: the copy detector.
         size: (height, width) of the images that the pipeline makes.
         threshold: use this one and only measure it.
@@ -41,12 +41,14 @@ def operating_point(
     stride = -(-len(with_image) // CALIBRATION_IMAGES) or 1  # spread over suspects and controls
     references = [load_references(item, size).images for item in with_image[::stride]]
     images = [stack[0] for stack in references if stack is not None]
+    if images:
+        images = [images[row] for row in different_pictures(torch.stack(images), copies)]
     if len(images) < 2:
         return {
             "detector": copies.name,
             "preprocessing": copies.preprocessing,
             "threshold": copies.threshold if threshold is None else threshold,
-            "source": "not calibrated: fewer than two images",
+            "source": "not calibrated: fewer than two different images",
         }
     return calibrate_copy_detector(
         copies, torch.stack(images), round_trip=lambda x: round_trip(pipe, x), threshold=threshold

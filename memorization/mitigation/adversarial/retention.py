@@ -148,11 +148,26 @@ def _read(
         if len(pairs) < len(usable):
             say(f"{len(usable) - len(pairs)} rows of the retention data have no image and are left out.")
         left_out += len(usable) - len(pairs)
-        pairs = pairs[:limit]
-        images = torch.stack([load_image(row.images[0], size) for row in pairs])
-        return images, [row.caption for row in pairs], left_out
+        images, captions, damaged = _readable(pairs, size, limit)
+        return images, captions, left_out + damaged
     captions = [row.caption for row in usable[:limit]]
     return _draw(pipe, run, captions, sampling, seed), captions, left_out
+
+
+def _readable(pairs: Sequence[Suspect], size: tuple[int, int], limit: int) -> tuple[Tensor, list[str], int]:
+    """The first images that can be read, their captions, and how many before them cannot."""
+    images, captions, damaged = list[Tensor](), list[str](), 0
+    for row in pairs:
+        if len(images) == limit:
+            break
+        try:
+            images.append(load_image(row.images[0], size))
+        except InputError as error:
+            say(f"Left out of the retention data: {error}")
+            damaged += 1
+        else:
+            captions.append(row.caption)
+    return torch.stack(images) if images else torch.empty(0), captions, damaged
 
 
 def _draw(pipe: Pipeline, run: Run, captions: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
