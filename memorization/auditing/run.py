@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from diffkit import parallel
+from diffkit.console import say
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from memorization.auditing.attack_suite import build_attacks
+from memorization.auditing.controls import fewest_controls
 from memorization.auditing.kept import kept_near_duplicates, kept_operating_point
 from memorization.auditing.models import AuditedModel
 from memorization.auditing.order import Bench, measure_controls, measure_in_order
@@ -144,11 +146,22 @@ def audit(
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
             labels = kept_near_duplicates(run, gathered.items, copies, size, threshold)
             figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
+            if figures["controls"]["failure"] is None:
+                _say_few_pictures(figures["clusters"]["distinct_controls"], settings.alpha)
             cut = {"truncated": truncated} if truncated else {}
             written = run.write_json("summary.json", {**_model_used(audited), **figures, **cut})
             summary = json.loads(written.read_text())  # as a later reader will have it
             write_page(run, records, summary)
     return AuditResult(Path(out), cast("AuditSummary", parallel.broadcast(summary)))
+
+
+def _say_few_pictures(distinct: int | None, alpha: float) -> None:
+    """Say where controls are several captions of few pictures, which prove less than as many pictures would."""
+    if distinct and distinct < fewest_controls(alpha):
+        say(
+            f"The controls are {distinct} different pictures. Verdicts count them one by one, as if they were "
+            f"independent: give at least {fewest_controls(alpha)} different ones before you rely on them."
+        )
 
 
 def _refuse_unknown(settings: AuditSettings) -> None:
