@@ -82,7 +82,7 @@ def erasure() -> str:
     if not hidden:
         return MISSING
     saliencies, allocations = ({row.name.partition("/")[part] for row in hidden} for part in (0, 2))
-    starts = " or ".join(dict.fromkeys(START[start] for row in hidden for start in row.dori))
+    starts = " or ".join(title for start, title in START.items() if all(start in row.dori for row in hidden))
     text = (
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
         "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
