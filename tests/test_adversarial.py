@@ -123,6 +123,8 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
         "lora_rank=-1",
         "search_batch=-1",
         "nosuch=1",
+        "redirect=nan",
+        "learning_rate=nan",
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(assignment: str) -> None:

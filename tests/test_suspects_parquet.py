@@ -68,6 +68,8 @@ def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
     with ipc.new_stream(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
     (path.parent / "state.json").write_text("{}")
+    with ipc.new_stream(str(path.parent / "cache-1f.arrow"), table.schema) as writer:
+        writer.write_table(table)
     suspects, errors = read_suspects(tmp_path / "saved")
     assert ([s.caption for s in suspects], errors) == (["dog 0", "dog 1", "dog 2"], [])
     path.write_bytes(path.read_bytes()[:400])

@@ -36,6 +36,7 @@ METADATA_READERS: dict[str, Callable[[Path], Rows]] = {
 }
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption")
+DATASETS_CACHE = re.compile(r"(cache|tmp).*\.arrow")  # what map and filter of datasets write beside the data
 REPEATS_AND_NAME = re.compile(r"\d+_(.+)")  # of sd-scripts: how often an epoch shows the folder, and its caption
 
 
@@ -64,7 +65,9 @@ def _read(folder: Path, root: Path, images: bool) -> Rows:
     if any(_is_picture(path) for path in files):
         below = Rows([], _not_read(folder, "lies in a subfolder, beside images that are read"))
         return _joined([_paired(folder, files, root), below, _archives(files)])
-    tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES]
+    tables = [
+        path for path in files if path.suffix.lower() in TABLE_SUFFIXES and not DATASETS_CACHE.fullmatch(path.name)
+    ]
     shards = [path for path in files if is_shard(path)]
     if shards:
         stems = {path.name.split(".")[0] for path in shards}  # img2dataset puts a table of the same name beside each

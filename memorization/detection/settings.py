@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -59,8 +60,10 @@ class DetectSettings:
         for name in ("seeds", "num_inference_steps", "micro_batch"):
             if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise InputError(f"Expected {name.replace('_', ' ')} of at least 1, got {getattr(self, name)}.")
-        if self.guidance_scale < 0:
+        if not 0 <= self.guidance_scale < math.inf:
             raise InputError(f"Expected a guidance scale of at least 0, got {self.guidance_scale}.")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"Expected a finite threshold, got {self.threshold}.")
 
     def to_json(self) -> SettingsValues:
         """The settings as JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -131,7 +132,11 @@ def make_settings(method: Method, values: Mapping[str, object], preset: Preset) 
     for name in values:
         if name not in names:
             raise unknown_name(f"setting of {method.name}", name, names)
-    return method.settings(**{**preset.methods.get(method.name, {}), **values})
+    settings = method.settings(**{**preset.methods.get(method.name, {}), **values})
+    for name in names:
+        if isinstance(value := getattr(settings, name), float) and not math.isfinite(value):
+            raise InputError(f"The setting {name} of {method.name} must be a finite number, got {value}.")
+    return settings
 
 
 def parse_settings(method: Method, assignments: Sequence[str], preset: Preset) -> Any:
