@@ -141,7 +141,7 @@ def test_a_control_image_for_each_prompt(led, images):
 
 def test_prompts_with_images_of_their_own_cannot_draw_from_one_generator(led):
     options = {"image": [RAMP, RING], "num_candidates": 1, "schedule": "", "seed": None, "micro_batch": None}
-    with pytest.raises(InputError, match="denoised apart; give a list with one generator for each prompt"):
+    with pytest.raises(InputError, match="denoised or decoded apart; give a list with one generator for each"):
         searched(led, TWO, **options, generator=generators([1])[0])
     out = searched(led, TWO, **{**options, "micro_batch": 1}, generator=generators([1, 2]))
     assert is_stock(led, out.images[1], 2, TWO[1], image=RING)
