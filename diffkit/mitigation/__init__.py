@@ -197,7 +197,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 def card_checksum(card: Mapping[str, Any]) -> str:
     """Hex SHA-256 that tells a mitigation from others in the record of a run: of its weights.
 
-    A guard has none; there it is that of what the card says.
+    A guard has none; there it is that of the card.
 
     Example:
         >>> card_checksum({"kind": "mask", "weights_sha256": "5ec4"})
@@ -207,8 +207,8 @@ def card_checksum(card: Mapping[str, Any]) -> str:
 
     if card["kind"] in ("mask", "delta", "lora"):
         return str(card["weights_sha256"])
-    said = {key: card[key] for key in ("method", "kind", "settings", "figures", "weights_sha256")}
-    return hashlib.sha256(dump_json(said).encode()).hexdigest()
+    content = {key: card[key] for key in ("method", "kind", "settings", "figures", "weights_sha256")}
+    return hashlib.sha256(dump_json(content).encode()).hexdigest()
 
 
 class Applied:

@@ -36,7 +36,7 @@ METADATA_READERS: dict[str, Callable[[Path], Rows]] = {
 }
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption")
-DATASETS_CACHE = re.compile(r"(cache|tmp).*\.arrow")  # what map and filter of datasets write beside the data
+DATASETS_CACHE = re.compile(r"cache-[0-9a-z_]+\.arrow")  # what map and filter of datasets write beside the data
 REPEATS_AND_NAME = re.compile(r"\d+_(.+)")  # of sd-scripts: how often an epoch shows the folder, and its caption
 
 
