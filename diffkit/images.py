@@ -83,7 +83,6 @@ def load_pil(path: str | Path, size: tuple[int, int] | None = None) -> Image.Ima
 
 def _upright(image: Image.Image, orientation: object) -> Image.Image:
     """Turned by the EXIF orientation alone: Pillow writes all tags again when it turns, and fails on odd ones."""
-    image.info.pop("exif", None)
     bare = Image.Exif()
     bare[ORIENTATION] = orientation
     image.info["exif"] = bare.tobytes()

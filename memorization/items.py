@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.suspects import RowError, Suspect, read_suspects
+from diffkit.suspects.record import writable
 
 if TYPE_CHECKING:
     from diffkit.runs import Run
@@ -159,7 +160,7 @@ def write_row_errors(run: Run, gathered: Gathered) -> None:
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerows([("source", "row", "reason"), *((error.source, error.row, error.reason) for error in errors)])
-    run.write_text(ROWS_IN_ERROR, lines.getvalue().encode(errors="backslashreplace").decode())
+    run.write_text(ROWS_IN_ERROR, writable(lines.getvalue()))
 
 
 def captions_of(items: Sequence[AuditItem]) -> dict[str, str]:

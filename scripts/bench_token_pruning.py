@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from measure_preview import mean
 from numpy.typing import NDArray
+from paired import spread
 from torch import Tensor, nn
 from transformers import BlipVisionConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -185,10 +186,7 @@ def seconds(repeats: int) -> dict[str, Any]:
                 ratios[way].append(clocked(pruned) / wholes[-1])
         result[name] = {
             "seconds": statistics.median(wholes),
-            "rows": {
-                way: {"median": statistics.median(of), "low": min(of), "high": max(of), "n": repeats}
-                for way, of in ratios.items()
-            },
+            "rows": {way: spread(of) for way, of in ratios.items()},
         }
         print(name, json.dumps(result[name]), flush=True)
     return result

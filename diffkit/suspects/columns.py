@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from diffkit.images import IMAGE_SUFFIXES
 from diffkit.suspects.image_files import existing_image, image_files
-from diffkit.suspects.record import Row, RowError, Suspect
+from diffkit.suspects.record import Row, RowError, Suspect, writable
 
 __all__ = ["CAPTION_NAMES", "IMAGE_NAMES", "READ_NAMES", "suspects_of_rows"]
 
@@ -59,7 +59,7 @@ def _error(row: Row, reason: str) -> RowError:
     """The error of a row; it names the row's image."""
     images = (value for value in _take_all(dict(row.values), IMAGE_NAMES) if value)
     name = _text(next(images, None))
-    return RowError(str(row.source), row.number, _shown(reason if name in reason else f"{reason} (image {name})"))
+    return RowError(str(row.source), row.number, writable(reason if name in reason else f"{reason} (image {name})"))
 
 
 def _read(row: Row, taken: set[str], with_images: bool) -> tuple[_Captions, Suspect]:
@@ -73,24 +73,11 @@ def _read(row: Row, taken: set[str], with_images: bool) -> tuple[_Captions, Susp
     if given in taken:
         raise ValueError(f"the id {given!r} stands in an earlier row")
     for text in (*captions.good, given, row.name or "", *map(str, images)):
-        if not _is_text(text):
+        if writable(text) != text:
             raise ValueError(f"{text!r} holds half of a character or is in another encoding; write it as UTF-8")
     identity = given or row.name or (images[0].stem if images else f"row-{row.number}")
     extra = {name: _text(value) for name, value in values.items() if name}
     return captions, Suspect(identity, "", images, SAME_KIND.get(kind, kind) if kind else None, extra)
-
-
-def _shown(text: str) -> str:
-    """Text that can be written as UTF-8, whatever a file name holds."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _images(paths: Iterable[object], others: Mapping[str, object], folder: Path) -> tuple[Path, ...]:

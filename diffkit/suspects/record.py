@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Row", "RowError", "Rows", "Suspect"]
+__all__ = ["Row", "RowError", "Rows", "Suspect", "writable"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Suspect:
     images: tuple[Path, ...] = ()
     kind: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def writable(text: str) -> str:
+    """Text that can be written as UTF-8, with half characters and bytes of other encodings as escapes.
+
+    Example:
+        >>> writable("cat " + chr(0xD83D))
+        'cat \\\\ud83d'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 class RowError(NamedTuple):
