@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from diffkit.console import say
 from diffkit.errors import InputError
+from diffkit.runs.files import dump_json
 from diffkit.suspects import RowError, Suspect, read_suspects
 from diffkit.suspects.record import writable
 
@@ -25,6 +26,7 @@ EditName = Literal["mirror", "crop", "shuffle", "noise"]
 #: Where suspects or controls come from: what :func:`diffkit.read_suspects` takes, or its result.
 Source = str | Path | Sequence[Suspect]
 SHOWN_ERRORS = 10
+KINDS = "kinds_sha256"  # an audit's configuration states :func:`kinds_digest` by this key; version 0.1.0 did not
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ def with_companions(
     return [*items, *edited, *(companions if reference else [])]
 
 
+def without_repeated(items: Sequence[AuditItem], repeated: Collection[str]) -> list[AuditItem]:
+    """The items without the controls of these keys, on the reference model too."""
+    return [item for item in items if (item.of or item.key) not in repeated]
+
+
 def stated_count(roles: Iterable[str]) -> int:
     """How many items a run's configuration states, by their roles.
 
@@ -180,3 +187,13 @@ def data_digest(items: Sequence[AuditItem]) -> str:
         for path in item.suspect.images:
             total.update(f"{sha256_file(path) if path.is_file() else 'missing'}\n".encode())
     return total.hexdigest()
+
+
+def kinds_digest(items: Sequence[AuditItem]) -> str:
+    """Hex SHA-256 over the kinds of suspects and controls, in order.
+
+    Controls are fitted by their kinds, so that other kinds give other verdicts.
+    """
+    from hashlib import sha256
+
+    return sha256(dump_json([item.suspect.kind for item in items]).encode()).hexdigest()

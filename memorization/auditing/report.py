@@ -62,7 +62,7 @@ def write_page(run: Run, records: Records, summary: AuditSummary) -> Path:
         Section("Work until an image is back", work_blocks(summary)),
         *([Section("Edited suspects", edit_blocks(records, summary))] if summary["edits"] else []),
         *([Section("Reference model", reference_blocks(summary))] if summary["reference"] else []),
-        Section("Controls", (*control_note(rows), controls), folded=True),
+        Section("Controls", (*control_note(rows, summary), controls), folded=True),
         Section("Copy detector", (_operating_point(summary["operating_point"]),)),
         Section("What could not be scored", line_blocks(rows)),
         Section("Assumptions and limits", (Notes(_limits(summary)),)),

@@ -168,12 +168,15 @@ def shown_blocks(rows: Rows, results: Sequence[str]) -> tuple[Block, ...]:
     return (Paragraph(text), _entries(results))
 
 
-def control_note(rows: Rows) -> tuple[Block, ...]:
-    """How many controls report.html shows; nothing where it shows all."""
-    if rows.complete:
-        return ()
-    text = f"The {len(rows.shown_controls)} of {len(rows.controls)} controls that come nearest to their images."
-    return (Paragraph(text),)
+def control_note(rows: Rows, summary: AuditSummary) -> tuple[Block, ...]:
+    """How many controls report.html shows, unless it shows all, and how many were left out since they repeat others."""
+    notes, repeated = list[str](), summary["clusters"].get("repeated_controls")
+    if not rows.complete:
+        notes += [f"The {len(rows.shown_controls)} of {len(rows.controls)} controls that come nearest to their images."]
+    if repeated:
+        key, first = next(iter(repeated.items()))
+        notes += [f"{len(repeated)} more show pictures of these ({key} that of {first}) and were left out."]
+    return tuple(map(Paragraph, notes))
 
 
 def line_blocks(rows: Rows) -> tuple[Block, ...]:

@@ -91,6 +91,15 @@ def read_records(items: Mapping[str, Mapping[str, Any]]) -> dict[str, AuditRecor
     return {key: cast("AuditRecord", item) for key, item in items.items()}
 
 
+def judged_records(records: Mapping[str, AuditRecord], summary: Mapping[str, Any]) -> dict[str, AuditRecord]:
+    """The records that an audit's figures are made of: all but those of controls that repeat another's picture.
+
+    A journal has such records where an audit was begun by an earlier version.
+    """
+    repeated = summary["clusters"].get("repeated_controls", {})
+    return {key: record for key, record in records.items() if (record["of"] or key) not in repeated}
+
+
 # ------------------------------------------------------------------------------------------------- summary.json
 
 
@@ -259,13 +268,17 @@ class SuspectResult(TypedDict):
 
 
 class ClusterSummary(TypedDict):
-    """Verdicts with each cluster of near-duplicate suspects counted once."""
+    """Verdicts with each cluster of near-duplicate suspects counted once.
+
+    ``repeated_controls``: the controls that were left out since they show the picture of another, and that one's key.
+    """
 
     n: int
     verdicts: dict[Verdict, int]
     rates: dict[Verdict, Rate]
     labels: dict[str, int]
     distinct_controls: int | None
+    repeated_controls: NotRequired[dict[str, str]]
 
 
 class UnreadableRow(TypedDict):

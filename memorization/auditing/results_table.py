@@ -1,4 +1,4 @@
-"""results.csv and results.parquet of an audit: one row for each suspect, control and edit, and each row in error."""
+"""results.csv and results.parquet of an audit: a row for each item, and for each row in error or left out."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _curve_columns(summary: AuditSummary) -> dict[str, tuple[str, int]]:
 
 
 def results_rows(records: Records, summary: AuditSummary) -> Iterator[list[Value]]:
-    """The values of :func:`results_columns`: items in their order, then the rows that could not be read."""
+    """The values of :func:`results_columns`: items in their order, then rows that could not be read or that repeat."""
     names = [column.name for column in results_columns(summary)]
     findings = {finding["key"]: finding for finding in summary["findings"]}
     flagged, labels = set(summary["controls"]["flagged_keys"]), summary["clusters"]["labels"]
@@ -106,6 +106,10 @@ def results_rows(records: Records, summary: AuditSummary) -> Iterator[list[Value
         unread: dict[str, Value] = {"role": error["of"].removesuffix("s"), "verdict": "could not be scored"}
         unread |= {"reason": error["reason"], "source": error["source"], "row": error["row"]}
         yield [unread.get(name) for name in names]
+    for key, first in summary["clusters"].get("repeated_controls", {}).items():
+        repeated = {"key": key, "role": "control", "id": key.removeprefix("control:")}
+        repeated |= {"reason": f"left out: it shows the picture of {first}"}
+        yield [repeated.get(name) for name in names]
 
 
 def _measured(key: str, record: AuditRecord, summary: AuditSummary) -> dict[str, Value]:

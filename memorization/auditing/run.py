@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,6 @@ from diffkit.noted_options import options_of
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
 from memorization.auditing.attack_suite import build_attacks
-from memorization.auditing.controls import fewest_controls
 from memorization.auditing.kept import kept_near_duplicates, kept_operating_point
 from memorization.auditing.models import AuditedModel
 from memorization.auditing.order import Bench, measure_controls, measure_in_order
@@ -26,20 +25,24 @@ from memorization.auditing.result import AuditSummary, ModelUsed
 from memorization.auditing.settings import AUTO, AuditSettings, Triage
 from memorization.auditing.summary import RECORD_SCHEMA, SUMMARY_SCHEMA, summarise_audit
 from memorization.auditing.triage import not_attacked
-from memorization.copies import load_copy_detector
+from memorization.copies import CopyDetector, load_copy_detector
+from memorization.copies.operating_point import repeated_controls
 from memorization.copies.references import in_error, load_references
 from memorization.detection import make_detector
 from memorization.detection.compatibility import compatible_detectors, require_compatible
 from memorization.generation import image_size, require_finite, round_trip
 from memorization.items import (
+    KINDS,
     AuditItem,
     Gathered,
     Source,
     captions_of,
     data_digest,
     gather,
+    kinds_digest,
     stated_count,
     with_companions,
+    without_repeated,
     write_row_errors,
 )
 from memorization.presets import Preset, PresetName, choose_preset
@@ -125,16 +128,19 @@ def audit(
     stated = stated_count(item.role for item in items)
     config = _config(audited, gathered, settings, items=stated, save_triggers=save_triggers)
     config |= {"dtype": dtype_name(pipe), **options_of(pipe)}
+    added = {key: config[key] for key in ("dtype", KINDS)}
     provenance = _provenance(audited, chosen, pipe)
     copies = load_copy_detector(settings.copies, pipe)  # before a folder is made
     truncated = say_truncated(pipe, captions_of(gathered.items))
     summary: AuditSummary | None = None
-    with open_shared(out, config=config, kind="audit", provenance=provenance, added={"dtype": config["dtype"]}) as run:
+    with open_shared(out, config=config, kind="audit", provenance=provenance, added=added) as run:
         if run is not None:
             write_row_errors(run, gathered)
             run.retry(in_error(items, run.done, size))
         pipe.set_progress_bar_config(disable=True)
         _refuse_broken_autoencoder(pipe, gathered.items, size)
+        repeated = _repeated_controls(gathered.items, copies, size)
+        items = without_repeated(items, repeated)
         left_out = not_attacked(audited, pipe, gathered, settings, Path(out))
         bench = Bench(run, Path(out), settings, copies, save_triggers)
         measure_controls(bench, pipe, items)  # takes no operating point, so that work begins without waiting for it
@@ -144,10 +150,11 @@ def audit(
         if run is not None:
             records = bench.records(items)
             errors = {"suspect_errors": gathered.suspect_errors, "control_errors": gathered.control_errors}
-            labels = kept_near_duplicates(run, gathered.items, copies, size, threshold)
-            figures = summarise_audit(records, settings, operating_point=point, labels=labels, **errors)
-            if figures["controls"]["failure"] is None:
-                _say_few_pictures(figures["clusters"]["distinct_controls"], settings.alpha)
+            own = [item for item in items if item.role in ("suspect", "control")]
+            labels = kept_near_duplicates(run, own, copies, size, threshold)
+            figures = summarise_audit(
+                records, settings, operating_point=point, labels=labels, repeated_controls=repeated, **errors
+            )
             cut = {"truncated": truncated} if truncated else {}
             written = run.write_json("summary.json", {**_model_used(audited), **figures, **cut})
             summary = json.loads(written.read_text())  # as a later reader will have it
@@ -155,13 +162,16 @@ def audit(
     return AuditResult(Path(out), cast("AuditSummary", parallel.broadcast(summary)))
 
 
-def _say_few_pictures(distinct: int | None, alpha: float) -> None:
-    """Say where controls are several captions of few pictures, which prove less than as many pictures would."""
-    if distinct and distinct < fewest_controls(alpha):
+def _repeated_controls(items: Sequence[AuditItem], copies: CopyDetector, size: tuple[int, int]) -> dict[str, str]:
+    """:func:`~memorization.copies.operating_point.repeated_controls` of the first process, said there."""
+    repeated = parallel.broadcast(repeated_controls(items, copies, size) if parallel.is_first() else {})
+    if repeated:
+        key, first = next(iter(repeated.items()))
         say(
-            f"The controls are {distinct} different pictures. Verdicts count them one by one, as if they were "
-            f"independent: give at least {fewest_controls(alpha)} different ones before you rely on them."
+            f"{len(repeated)} controls show pictures of other controls ({key} that of {first}). They are left out, "
+            "since several captions of one picture prove no more than one."
         )
+    return repeated
 
 
 def _refuse_unknown(settings: AuditSettings) -> None:
@@ -202,6 +212,7 @@ def _config(
         "mitigation": used["mitigation"],
         "reference": used["reference_model"],
         "data_sha256": data_digest(gathered.items),
+        KINDS: kinds_digest(gathered.items),
         "items": items,
         "save_triggers": save_triggers,
         "settings": settings.to_json(),

@@ -48,6 +48,7 @@ def summarise_audit(
     *,
     operating_point: OperatingPoint,
     labels: Mapping[str, int] | None = None,
+    repeated_controls: Mapping[str, str] | None = None,
     suspect_errors: Sequence[RowError] = (),
     control_errors: Sequence[RowError] = (),
 ) -> AuditFigures:
@@ -58,6 +59,7 @@ def summarise_audit(
         settings: the audit's settings.
         operating_point: the copy detector's calibration, with its ``threshold``.
         labels: cluster of near-duplicates by key of suspects and controls; None = no near-duplicates.
+        repeated_controls: key -> key, of controls that have no record since they show the picture of another.
         suspect_errors: suspects that could not be read; counted as "could not be scored".
         control_errors: controls that could not be read; reported.
     """
@@ -72,7 +74,7 @@ def summarise_audit(
         "suspects": len(outcome.findings) + len(suspect_errors),
         "verdicts": counts,
         "rates": _rates(counts),
-        "clusters": _clusters(outcome.findings, labels or {}, len(suspect_errors)),
+        "clusters": _clusters(outcome.findings, labels or {}, repeated_controls or {}, len(suspect_errors)),
         "by_kind": _by_kind(records, outcome.findings),
         "rung": outcome.strongest,
         "budget": deciding["budget"],
@@ -107,7 +109,9 @@ def _unreadable(group: Literal["suspects", "controls"], error: RowError) -> Unre
     return {"of": group, "source": error.source, "row": error.row, "reason": error.reason}
 
 
-def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable: int) -> ClusterSummary:
+def _clusters(
+    findings: Sequence[Finding], labels: Mapping[str, int], repeated_controls: Mapping[str, str], unreadable: int
+) -> ClusterSummary:
     """Count each cluster of near-duplicate suspects once, with its strongest verdict."""
     order: tuple[Verdict, ...] = (
         "replicated",
@@ -124,13 +128,16 @@ def _clusters(findings: Sequence[Finding], labels: Mapping[str, int], unreadable
     counts = {verdict: sum(vote == verdict for vote in votes.values()) for verdict in VERDICTS}
     counts["could not be scored"] += unreadable
     controls = [label for key, label in labels.items() if key.startswith("control:")]
-    return {
+    clusters: ClusterSummary = {
         "n": sum(counts.values()),
         "verdicts": counts,
         "rates": _rates(counts),
         "labels": {finding.key: labels[finding.key] for finding in findings if finding.key in labels},
         "distinct_controls": len(set(controls)) if labels else None,
     }
+    if repeated_controls:
+        clusters["repeated_controls"] = dict(repeated_controls)
+    return clusters
 
 
 def _finding(finding: Finding, record: AuditRecord, settings: AuditSettings, threshold: float) -> SuspectResult:

@@ -41,6 +41,13 @@ class AuditFiles(NamedTuple):
     summary: Mapping[str, Any]
     records: dict[str, AuditRecord]
 
+    @property
+    def left_out(self) -> set[str]:
+        """Keys of the controls without a record, since they show the picture of another."""
+        clusters = self.summary.get("clusters")
+        repeated = clusters.get("repeated_controls", {}) if isinstance(clusters, dict) else {}
+        return set(repeated) - set(self.records)
+
 
 def checked(name: str, differences: Sequence[str], detail: str, *, missing: str = "") -> Check:
     """A check that was made: ``differs`` with any difference, ``not recorded`` where ``missing`` says what is."""

@@ -129,16 +129,17 @@ def _journal(folder: Path) -> tuple[Check, dict[str, dict[str, Any]]]:
 
 def _items(files: AuditFiles) -> Check:
     expected = files.record["config"].get("items")
-    spared = reference_spared(files)
+    spared, left_out = reference_spared(files), len(files.left_out)
     differences = []
-    if expected != stated_count(record["role"] for record in files.records.values()) + spared:
+    if expected != stated_count(record["role"] for record in files.records.values()) + spared + left_out:
         differences.append(f"the configuration has {expected} items, the journal {len(files.records)}")
     for key, record in files.records.items():
         own = f"{record.get('edit') or record.get('role')}:{record.get('id')}"
         if own != key:
             differences.append(f"the record of {key} is that of {own}")
-    spared_note = f"; {spared} suspects did not need the reference model" if spared else ""
-    return checked("items", differences, f"{len(files.records)} items, each with its record{spared_note}")
+    notes = [f"; {spared} suspects did not need the reference model"] if spared else []
+    notes += [f"; {left_out} controls show pictures of others"] if left_out else []
+    return checked("items", differences, f"{len(files.records)} items, each with its record{''.join(notes)}")
 
 
 def _saved_files(files: AuditFiles) -> Check:

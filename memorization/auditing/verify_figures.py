@@ -13,6 +13,7 @@ from diffkit.runs.files import dump_json
 from diffkit.suspects import RowError
 from memorization.auditing.aggregate import conclude, of_role
 from memorization.auditing.order import needs_reference
+from memorization.auditing.result import judged_records
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.summary import SUMMARY_SCHEMA, summarise_audit
 from memorization.auditing.verification import AuditFiles, Check, checked, unchecked
@@ -80,10 +81,11 @@ def recomputed_summary(files: AuditFiles) -> dict[str, Any]:
     for row in summary["unreadable"]:
         errors[row["of"]].append(RowError(row["source"], row["row"], row["reason"]))
     figures = summarise_audit(
-        files.records,
+        judged_records(files.records, summary),
         settings_of(files.record["config"]),
         operating_point=cast("OperatingPoint", summary["operating_point"]),
         labels=summary["clusters"]["labels"],
+        repeated_controls=summary["clusters"].get("repeated_controls"),
         suspect_errors=errors["suspects"],
         control_errors=errors["controls"],
     )
@@ -96,8 +98,8 @@ def reference_spared(files: AuditFiles) -> int:
     """How many suspects with an image were not put before the reference model, since it could not acquit them."""
     if not files.record["config"].get("reference"):
         return 0
-    records = files.records
     try:
+        records = judged_records(files.records, files.summary)
         own = {**of_role(records, "suspect"), **of_role(records, "control")}
         threshold = files.summary["operating_point"]["threshold"]
         findings = conclude(own, settings_of(files.record["config"]), threshold=threshold).findings

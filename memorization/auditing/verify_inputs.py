@@ -22,6 +22,7 @@ def data_check(files: AuditFiles, suspects: Source | None, controls: Source | No
         InputError: a source that cannot be read, or only one of two was given.
     """
     counts = {role: len(of_role(files.records, role)) for role in ("suspect", "control")}
+    counts["control"] += len(files.left_out)
     if suspects is None:
         return unchecked("data", "give --suspects and --controls to compare the files that were audited")
     if counts["control"] and controls is None:

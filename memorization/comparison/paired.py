@@ -18,11 +18,12 @@ from diffkit.runs.identity import completed_config, differing_keys
 from diffkit.runs.journal import read_journal
 from memorization.auditing.aggregate import aggregate, of_role
 from memorization.auditing.controls import up_to
-from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, read_records
+from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, judged_records, read_records
 from memorization.auditing.summary import SUMMARY_SCHEMA
 from memorization.auditing.verification import AuditFiles
 from memorization.auditing.verify_figures import recomputed_summary
 from memorization.comparison.result import ComparedRun, Comparison, McNemar, PairedChange
+from memorization.items import KINDS
 from memorization.quality.result import QualityReport
 
 #: What may differ between the runs of one comparison.
@@ -78,7 +79,7 @@ def _read(folder: Path, name: str) -> AuditRun:
     if version < SUMMARY_SCHEMA:
         say(f"{name}: its verdicts are those of an earlier diffkit; they are taken anew from its journal.")
         summary |= recomputed_summary(AuditFiles(folder, record, summary, records))
-    return AuditRun(name, folder, record, summary, records)
+    return AuditRun(name, folder, record, summary, judged_records(records, summary))
 
 
 def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
@@ -87,7 +88,9 @@ def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
     Raises:
         InputError: the keys of the configuration that differ, other than those that name the model.
     """
-    differences = differing_keys(_common(baseline.record), _common(other.record))
+    records = (baseline.record, other.record)
+    kinds = next((record["config"][KINDS] for record in records if KINDS in record["config"]), None)
+    differences = differing_keys(*(_common(record, kinds) for record in records))
     if differences:
         raise InputError(
             f"{baseline.folder} and {other.folder} are not the same audit: {'; '.join(differences)} "
@@ -95,9 +98,9 @@ def refuse_different(baseline: AuditRun, other: AuditRun) -> None:
         )
 
 
-def _common(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without what may differ; version 0.1.0 noted the dtype beside it."""
-    config = completed_config(record, {"dtype": "float32"})
+def _common(record: Mapping[str, Any], kinds: str | None) -> dict[str, Any]:
+    """The configuration without what may differ; version 0.1.0 noted the dtype beside it, and no kinds."""
+    config = completed_config(record, {"dtype": "float32", KINDS: kinds})
     return {key: value for key, value in config.items() if key not in OWN_KEYS}
 
 

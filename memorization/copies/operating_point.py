@@ -1,4 +1,4 @@
-"""The copy detector's operating point, from the audit's own images, and which of them are near-duplicates."""
+"""The copy detector's operating point, from the audit's own images, and which of these are near-duplicates."""
 
 from __future__ import annotations
 
@@ -65,6 +65,18 @@ def near_duplicates(
         labels = group_duplicates(len(group), _reader(group, size), copies, duplicate_threshold(threshold))
         labels_by_key |= {item.key: label for item, label in zip(group, labels, strict=True)}
     return labels_by_key
+
+
+def repeated_controls(items: Sequence[AuditItem], copies: CopyDetector, size: tuple[int, int]) -> dict[str, str]:
+    """Controls that show the picture of an earlier one, as data with several captions an image has: key -> its key.
+
+    By the detector's own threshold: the operating point, which is calibrated or given, says nothing of them. A control
+    without a picture repeats none.
+    """
+    controls = [item for item in items if item.role == "control"]
+    labels = group_duplicates(len(controls), _reader(controls, size), copies, duplicate_threshold(copies.threshold))
+    firsts = [controls[labels.index(label)] for label in labels]
+    return {item.key: first.key for item, first in zip(controls, firsts, strict=True) if item is not first}
 
 
 def _reader(items: Sequence[AuditItem], size: tuple[int, int]) -> Reader:
