@@ -19,7 +19,7 @@ from diffkit.library_logging import quietly
 from diffkit.micro_batch import is_out_of_memory
 from diffkit.model_folder import ModelFolder
 from diffkit.model_source import first_line, model_checksum, model_class, refuse_videos, resolve_model, why_not_loaded
-from diffkit.noted_options import note_changes, note_options
+from diffkit.noted_options import note_lora, note_options
 from diffkit.single_file import check_single_file, load_single_file
 
 __all__ = [
@@ -99,7 +99,7 @@ def load_pipeline(
     pipe = loaded.to(place)
     pipe.register_to_config(_name_or_path=str(model) if revision is None else f"{model}@{revision}")
     note_options(pipe, variant=variant, model_config=config, scheduler=scheduler)
-    note_changes(pipe, mitigation=mitigation, lora=lora)
+    note_lora(pipe, None if lora is None else str(lora))
     if scheduler is not None:
         from diffkit.scheduler_choice import put_scheduler
 

@@ -13,11 +13,14 @@ from diffkit.locations import is_hub_id, missing_file
 from diffkit.lora_accounting import check_whole
 from diffkit.lora_file import open_lora
 from diffkit.micro_batch import is_out_of_memory
+from diffkit.noted_options import lora_of
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from diffkit.families import Pipeline
 
-__all__ = ["find_lora", "fuse_lora", "lora_checksum"]
+__all__ = ["find_lora", "fuse_lora", "lora_checksum", "lora_digest"]
 
 LOADERS = (  # their log lines are on parts without an adapter, and on errors, which are told in one sentence
     "diffusers.loaders",
@@ -80,6 +83,12 @@ def lora_checksum(source: str | Path) -> str:
     from diffkit.runs import sha256_file
 
     return sha256_file(find_lora(source))
+
+
+def lora_digest(pipe: DiffusionPipeline) -> dict[str, str]:
+    """For a run's configuration: ``lora``, the checksum of the LoRA that a pipeline was loaded with, if it was."""
+    lora = lora_of(pipe)
+    return {} if lora is None else {"lora": lora_checksum(lora)}
 
 
 def fuse_lora(pipe: Pipeline, source: str | Path) -> None:

@@ -1,13 +1,22 @@
-"""The options that a pipeline was loaded with, noted on it, so that every run records them alike."""
+"""What a pipeline was loaded with and what was applied to it, noted on it, so that every run records it alike."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["changes_of", "note_changes", "note_options", "options_of"]
+__all__ = [
+    "NotedMitigation",
+    "lora_of",
+    "mitigations_of",
+    "note_lora",
+    "note_mitigation",
+    "note_options",
+    "options_of",
+]
 
 
 def note_options(pipe: DiffusionPipeline, **options: object) -> None:
@@ -23,11 +32,31 @@ def options_of(pipe: DiffusionPipeline) -> dict[str, str]:
     return dict(vars(pipe).get("_loading_options", {}))
 
 
-def note_changes(pipe: DiffusionPipeline, **changes: object) -> None:
-    """Note on a pipeline what its weights were changed by when it was loaded; what is None is not noted."""
-    vars(pipe)["_loading_changes"] = {name: str(value) for name, value in changes.items() if value is not None}
+def note_lora(pipe: DiffusionPipeline, lora: str | None) -> None:
+    """Note on a pipeline the LoRA that was fused into its weights when it was loaded."""
+    vars(pipe)["_fused_lora"] = lora
 
 
-def changes_of(pipe: DiffusionPipeline) -> dict[str, str]:
-    """The ``mitigation`` and the ``lora`` that a pipeline was loaded with; empty without any."""
-    return dict(vars(pipe).get("_loading_changes", {}))
+def lora_of(pipe: DiffusionPipeline) -> str | None:
+    """The LoRA that :func:`diffkit.load_pipeline` fused into a pipeline's weights."""
+    lora: str | None = vars(pipe).get("_fused_lora")
+    return lora
+
+
+class NotedMitigation(NamedTuple):
+    """A mitigation that a pipeline carries, a ``Mitigation`` or its folder, and the one suspect whose part it is."""
+
+    mitigation: Any
+    only: str | None
+
+
+def note_mitigation(pipe: DiffusionPipeline, note: NotedMitigation) -> Callable[[], None]:
+    """Note on a pipeline a mitigation that was applied to it; returns what removes the note."""
+    notes: list[NotedMitigation] = vars(pipe).setdefault("_mitigations", [])
+    notes.append(note)
+    return lambda: notes.remove(note)
+
+
+def mitigations_of(pipe: DiffusionPipeline) -> list[NotedMitigation]:
+    """The mitigations that a pipeline carries now, in the order in which they were applied."""
+    return list(vars(pipe).get("_mitigations", []))

@@ -19,10 +19,11 @@ from diffkit.images import load_image, save_png
 from diffkit.lab import textures
 from diffkit.loading import model_checksum
 from diffkit.mitigation import Mitigation, save_mitigation
+from diffkit.mitigation.record import MitigationRecord
 from diffkit.seeds import item_seed
 from memorization.attack.checkpoint import FileCheckpoint
 from memorization.auditing.edited_controls import edit
-from memorization.auditing.models import Applied, AuditedModel, Reference
+from memorization.auditing.models import AuditedModel, Reference
 from memorization.auditing.run import AuditResult, audit
 from memorization.auditing.settings import AuditSettings
 from memorization.items import Gathered, gather
@@ -202,7 +203,7 @@ def test_killed_inside_an_image_it_goes_on_there(
     [
         {"reference": None},
         {"reference": reference(2)},
-        {"reference": reference(), "mitigation": Applied("nemo", "0" * 64, "runs/nemo")},
+        {"reference": reference(), "mitigation": MitigationRecord("nemo", "0" * 64, "runs/nemo")},
     ],
 )
 def test_another_reference_or_mitigation_is_another_audit(

@@ -27,6 +27,8 @@ from diffkit.mitigation import (
     save_mitigation,
 )
 from diffkit.mitigation.packed_mask import mask_tensor
+from diffkit.suspects import Suspect
+from memorization import DetectSettings, detect, mitigate
 from memorization.auditing.models import AuditedModel
 
 TO_V = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -275,7 +277,42 @@ def test_guards_are_told_apart_by_their_settings() -> None:
     assert card_checksum(mask().card() | empty) == "0"
 
 
-def test_a_pipeline_loaded_with_a_mitigation_is_recorded_with_it() -> None:
-    audited = AuditedModel.of(load_pipeline("lab", mitigation="lab-nemo", device="cpu"))
-    assert audited.mitigation == AuditedModel.from_pretrained("lab", mitigation="lab-nemo").mitigation
+def test_the_mitigations_of_a_pipeline_are_recorded_while_they_are_on(tmp_path: Path) -> None:
+    """Those it was loaded with and those applied later, in memory or from a folder, alone or together."""
+
+    def recorded() -> Any:
+        return AuditedModel.of(pipe).mitigation
+
+    pipe = load_pipeline("lab", mitigation="lab-nemo", device="cpu")
+    nemo = recorded()
+    assert nemo == AuditedModel.from_pretrained("lab", mitigation="lab-nemo").mitigation
+    folder = save_mitigation(tmp_path / "mask", mask())
+    with apply_mitigation(pipe, folder):
+        both = recorded()
+    with apply_mitigation(pipe, mask()):
+        assert recorded().sha256 == both.sha256
+        assert both.method == f"nemo, {mask().method}"
+    assert recorded() == nemo
     assert AuditedModel.of(load_pipeline("lab", device="cpu")).mitigation is None
+
+
+def test_a_part_of_a_mitigation_is_another_one() -> None:
+    pipe, records = tiny_pipeline(), []
+    for only in (None, "a", "b"):
+        with apply_mitigation(pipe, mask(), only=only):
+            records.append(AuditedModel.of(pipe).mitigation)
+    assert len({record.sha256 for record in records if record}) == 3
+
+
+def test_detections_and_mitigations_know_what_a_pipeline_carries(tmp_path: Path) -> None:
+    pipe, suspects = tiny_pipeline(), [Suspect("cat", "a cat")]
+    settings = DetectSettings(detectors=("anisotropy",), seeds=1, num_inference_steps=1)
+    bare = detect(pipe, suspects, out=tmp_path / "bare", settings=settings)
+    with apply_mitigation(pipe, mask()):
+        mitigated = detect(pipe, suspects, out=tmp_path / "mitigated", settings=settings)
+        with pytest.raises(InputError, match="mitigation is null there and"):
+            detect(pipe, suspects, out=tmp_path / "bare", settings=settings)
+        with pytest.raises(InputError, match=f"carries the mitigation {mask().method} already"):
+            mitigate(pipe, suspects, "prompt-guard", out=tmp_path / "guard")
+    assert bare["mitigation"] is None
+    assert mitigated["mitigation"]

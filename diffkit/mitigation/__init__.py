@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from diffkit.errors import InputError
 from diffkit.lab import assets
+from diffkit.noted_options import NotedMitigation, note_mitigation
 from diffkit.registry import Registry
 from diffkit.runs.files import dump_json, write_bytes_atomically
 
@@ -44,6 +45,7 @@ __all__ = [
     "Mitigation",
     "apply_mitigation",
     "card_checksum",
+    "card_of",
     "mitigation_kinds",
     "load_mitigation",
     "mitigation_folder",
@@ -118,17 +120,27 @@ def save_mitigation(folder: str | Path, mitigation: Mitigation) -> Path:
 
     The card comes last and knows the checksum of the weights, so that a crash in between is found when loading.
     """
-    import hashlib
-
-    from safetensors.torch import save
-
     folder = Path(folder)
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in mitigation.tensors.items()})
-    card = mitigation.card() | {"weights_sha256": hashlib.sha256(data).hexdigest()}
+    data, card = _serialized(mitigation)
     text = dump_json(card, indent=2) + "\n"
     write_bytes_atomically(folder / WEIGHTS, data)
     write_bytes_atomically(folder / CARD, text.encode())
     return folder
+
+
+def _serialized(mitigation: Mitigation) -> tuple[bytes, dict[str, Any]]:
+    """The weights' file and the card of a mitigation."""
+    import hashlib
+
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in mitigation.tensors.items()})
+    return data, mitigation.card() | {"weights_sha256": hashlib.sha256(data).hexdigest()}
+
+
+def card_of(mitigation: Mitigation | str | Path) -> dict[str, Any]:
+    """The card that a mitigation has in its folder, with the checksum of its weights."""
+    return _serialized(mitigation)[1] if isinstance(mitigation, Mitigation) else read_card(mitigation)
 
 
 def mitigation_folder(mitigation: str | Path) -> Path:
@@ -245,7 +257,7 @@ def apply_mitigation(
     only: str | None = None,
     model_sha256: str | None = None,
 ) -> Applied:
-    """Apply a mitigation to a pipeline, in place.
+    """Apply a mitigation to a pipeline, in place; an audit of the pipeline records it.
 
     Args:
         pipe: the pipeline.
@@ -270,6 +282,7 @@ def apply_mitigation(
         >>> bool(weight[rows].any())
         True
     """
+    note = NotedMitigation(mitigation, only)
     if not isinstance(mitigation, Mitigation):
         mitigation = load_mitigation(mitigation)
     made_for = mitigation.model_sha256
@@ -280,4 +293,11 @@ def apply_mitigation(
         )
     if only is not None and only not in mitigation.parts():
         raise InputError(f"The mitigation {mitigation.method!r} holds nothing for {only!r} alone; leave `only` out.")
-    return Applied(mitigation, mitigation_kinds.get(mitigation.kind)(pipe, mitigation, only))
+    undo = mitigation_kinds.get(mitigation.kind)(pipe, mitigation, only)
+    forget = note_mitigation(pipe, note)
+
+    def restore() -> None:
+        undo()
+        forget()
+
+    return Applied(mitigation, restore)

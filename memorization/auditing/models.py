@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from diffkit.mitigation.record import MitigationRecord, record_of, recorded
 from diffkit.model_options import ModelOptions
 from diffkit.named_pipeline import name_of
-from diffkit.noted_options import changes_of
+from diffkit.noted_options import NotedMitigation, lora_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["Adapter", "Applied", "AuditedModel", "Reference", "reference_options"]
+__all__ = ["Adapter", "AuditedModel", "Reference", "reference_options"]
 
 
 class Reference(NamedTuple):
@@ -23,14 +24,6 @@ class Reference(NamedTuple):
     model: str
     load: Callable[[], DiffusionPipeline]
     model_sha256: str | None = None
-
-
-class Applied(NamedTuple):
-    """The mitigation that the pipeline carries: its method and the checksum of its folder; for the record only."""
-
-    method: str
-    sha256: str
-    folder: str
 
 
 class Adapter(NamedTuple):
@@ -55,7 +48,7 @@ class AuditedModel:
     name: str
     load: Callable[[], DiffusionPipeline]
     sha256: str | None = None
-    mitigation: Applied | None = None
+    mitigation: MitigationRecord | None = None
     lora: Adapter | None = None
     reference: Reference | None = None
 
@@ -63,18 +56,18 @@ class AuditedModel:
     def of(cls, model: str | DiffusionPipeline | AuditedModel, name: str | None = None) -> AuditedModel:
         """A model by its name, or a pipeline; ``name`` is for the record, by default the one it was loaded by.
 
-        The mitigation and the LoRA that :func:`diffkit.load_pipeline` put on a pipeline are recorded too.
+        The mitigations that a pipeline carries, and the LoRA it was loaded with, are recorded too.
         """
         if isinstance(model, str):
             model = cls.from_pretrained(model)
         if isinstance(model, AuditedModel):
             return model if name is None else replace(model, name=name)
-        changes = changes_of(model)
+        lora = lora_of(model)
         return cls(
             name or name_of(model),
             lambda: model,
-            mitigation=_applied(changes["mitigation"]) if "mitigation" in changes else None,
-            lora=_adapter(changes["lora"]) if "lora" in changes else None,
+            mitigation=recorded(model),
+            lora=None if lora is None else _adapter(lora),
         )
 
     @classmethod
@@ -130,7 +123,7 @@ class AuditedModel:
             options.name,
             options.load,
             bare.checksum(),
-            None if options.mitigation is None else _applied(options.mitigation),
+            None if options.mitigation is None else record_of(NotedMitigation(options.mitigation, None)),
             None if options.lora is None else _adapter(options.lora),
             None if other is None else Reference(other.name, other.load, other.checksum()),
         )
@@ -150,14 +143,6 @@ def reference_name(model: str, lora: str | None, reference_model: str | None) ->
     if reference_model is None:
         return None if lora is None else model
     return None if reference_model == "none" else reference_model
-
-
-def _applied(folder: str | Path) -> Applied:
-    """The mitigation's record."""
-    from diffkit.mitigation import card_checksum, read_card
-
-    card = read_card(folder)
-    return Applied(str(card["method"]), card_checksum(card), str(folder))
 
 
 def _adapter(lora: str) -> Adapter:

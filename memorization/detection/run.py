@@ -10,7 +10,9 @@ import torch
 
 from diffkit import parallel
 from diffkit.console import progress, say
+from diffkit.lora import lora_digest
 from diffkit.micro_batch import MicroBatch
+from diffkit.mitigation.record import recorded
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
 from diffkit.runs import Run
@@ -57,7 +59,8 @@ def detect(
         settings: everything that changes results; by default with the default detectors that fit the model's family.
         name: the model's name in the record; by default the one by which it was loaded.
         model_sha256: checksum of the weights, if known.
-        mitigation: checksum or name of the mitigation applied to the pipeline, for the record only.
+        mitigation: checksum or name of the mitigation applied to the pipeline, for the record; None = the checksum of
+            those that :func:`diffkit.apply_mitigation` applied. The LoRA that a pipeline was loaded with is recorded.
 
     Returns:
         The content of summary.json.
@@ -83,6 +86,9 @@ def detect(
     pipe, model, model_sha256 = named_pipeline(model, name, model_sha256)
     if settings is None:
         settings = DetectSettings(detectors=compatible_detectors(pipe, DetectSettings().detectors))
+    carried = recorded(pipe) if mitigation is None else None
+    mitigation = carried.sha256 if carried is not None else mitigation
+    added = {"dtype": dtype_name(pipe), **lora_digest(pipe)}
     config = {
         "model": model,
         "model_sha256": model_sha256,
@@ -90,8 +96,8 @@ def detect(
         "data_sha256": data_digest(gathered.items),
         "items": len(gathered.items),
         "settings": settings.to_json(),
-        "dtype": dtype_name(pipe),
         **options_of(pipe),
+        **added,
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     provenance["processes"] = parallel.processes()
@@ -99,7 +105,7 @@ def detect(
     require_compatible(pipe, settings.detectors)
     truncated = say_truncated(pipe, captions_of(gathered.items))
     summary: DetectSummary | None = None
-    with open_shared(out, config=config, kind="detect", provenance=provenance, added={"dtype": config["dtype"]}) as run:
+    with open_shared(out, config=config, kind="detect", provenance=provenance, added=added) as run:
         if run is not None:
             write_row_errors(run, gathered)
             scored = {key: record["scores"].values() for key, record in run.done.items()}

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffkit import parallel
 from diffkit.errors import InputError, unknown_name
+from diffkit.lora import lora_digest
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
+from diffkit.mitigation.record import recorded
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
 from diffkit.runs import sha256_path
@@ -58,7 +60,7 @@ def mitigate(
 
     Raises:
         InputError: no such method or setting, no suspects, two with one id, one without an image where the method
-            needs it, or another run in the folder.
+            needs it, a pipeline that carries a mitigation, or another run in the folder.
 
     Example:
         >>> import tempfile
@@ -79,6 +81,9 @@ def mitigate(
     if method.needs_images and bare:
         raise InputError(f"{method.name} needs the image of every suspect, and {bare[0]!r} has none.")
     pipe, name, model_sha256 = named_pipeline(model, name, model_sha256)
+    carried = recorded(pipe)
+    if carried is not None:
+        raise InputError(f"The pipeline carries the mitigation {carried.method} already: load the model without it.")
     used = choose_preset(preset, name)
     if settings is None or isinstance(settings, Mapping):
         settings = make_settings(method, settings or {}, used)
@@ -91,10 +96,11 @@ def mitigate(
         "settings": asdict(settings),
         "dtype": dtype_name(pipe),
         **options_of(pipe),
+        **lora_digest(pipe),
         "preset": used.name,
     }
-    # Version 0.1.0 recorded no dtype and no contents, and always chose the preset by the model's name.
-    added = {"dtype": config["dtype"], "preset": choose_preset("auto", name).name}
+    # Version 0.1.0 recorded no dtype, LoRA and contents, and always chose the preset by the model's name.
+    added = {"dtype": config["dtype"], **lora_digest(pipe), "preset": choose_preset("auto", name).name}
     if method.name == "nemo":
         added["settings.most_shared"] = None
     if contents := contents_of(settings):
