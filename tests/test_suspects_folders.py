@@ -183,6 +183,9 @@ def test_shards_and_tables_in_folders(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ([suspect.caption for suspect in suspects], len(errors)) == (["a file"], 1)
     assert "00000.tar is not read, beside images" in errors[0].reason
     assert [suspect.caption for suspect in read_suspects(root / "sub" / "00000.tar")[0]] == ["in a shard"]
+    (root / "sub" / "00000.tar").unlink()
+    (root / "more.zip").write_bytes(b"PK")
+    assert [error.reason for error in read_suspects(root)[1]] == ["more.zip is not read; unpack it into a folder"]
 
 
 def test_parquet_beside_the_pictures_of_its_keys(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Read are the layouts of diffusers and datasets (``metadata.jsonl``, ``.csv`` or ``.parquet`` with a ``file_name``), of
 sd-scripts (``a.png`` with ``a.txt`` or ``a.caption``; in a folder ``10_dog`` an image without either is captioned
 "dog"), captions named ``a.png.txt``, webdataset shards, and Parquet files with or without pictures of their keys. A
-folder with no image of its own is read subfolder by subfolder. Every image below the folder, and every shard, is in a
+folder with no image of its own is read subfolder by subfolder. Every image below the folder, and every archive, is in a
 row or in an error.
 """
 
@@ -36,6 +36,7 @@ METADATA_READERS: dict[str, Callable[[Path], Rows]] = {
 }
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption")
+PACKED_SUFFIXES = (".zip", ".7z", ".rar")
 DATASETS_CACHE = re.compile(r"cache-[0-9a-z_]+\.arrow")  # what map and filter of datasets write beside the data
 REPEATS_AND_NAME = re.compile(r"\d+_(.+)")  # of sd-scripts: how often an epoch shows the folder, and its caption
 
@@ -50,7 +51,7 @@ def read_folder(folder: Path, *, images: bool = True) -> Rows:
     Raises:
         InputError: it holds no image, or a metadata file cannot be read.
     """
-    rows = _read(folder, folder, images)
+    rows = _joined([_read(folder, folder, images), _packed(folder)])
     if not rows.rows and not rows.errors:
         raise InputError(f"{folder} holds no images and no {' or '.join(METADATA_READERS)}.")
     return rows
@@ -94,6 +95,13 @@ def _archives(files: Sequence[Path]) -> Rows:
     archives = (path for path in files if is_shard(path) or path.suffix.lower() in TABLE_SUFFIXES)
     unread = (path for path in archives if path.name not in METADATA_READERS)
     return Rows([], [RowError(str(path), 1, f"{path.name} {reason}") for path in unread])
+
+
+def _packed(folder: Path) -> Rows:
+    """An error for each archive that only a program of its own opens, in the folder and below."""
+    packed = [path for path in _files(folder) if path.suffix.lower() in PACKED_SUFFIXES]
+    errors = [RowError(str(path), 1, f"{path.name} is not read; unpack it into a folder") for path in packed]
+    return _joined([Rows([], errors), *map(_packed, _subfolders(folder))])
 
 
 def _files(folder: Path) -> list[Path]:
