@@ -201,5 +201,5 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     if (told := os.environ.get("LAUNCH_TROUBLE")) and os.environ["RANK"] == told:
-        Trouble(int(told), "ttsnap.search.session", "score_checked", 3, kill=True).arm()
+        Trouble(int(told), "ttsnap.search.scorer", "score_checked", 3, kill=True).arm()
     command(*sys.argv[1:])

@@ -201,7 +201,7 @@ def test_searches_by_name_are_shared_too(model, tmp_path):
 @pytest.mark.parametrize("kill", [True, False])
 def test_a_search_that_lost_a_process_goes_on_alone(kill, model, alone, tmp_path):
     out = tmp_path / "generate"
-    trouble = Trouble(1, "ttsnap.search.session", "score_checked", 25, kill)  # in its second prompt
+    trouble = Trouble(1, "ttsnap.search.scorer", "score_checked", 25, kill)  # in its second prompt
     ended = launch(2, command, *generate(model, out), folder=tmp_path / "logs", trouble=trouble)
     assert ended.codes == [70, -9 if kill else 70]
     assert "Another process of this launch has ended" in ended.err[0]

@@ -153,7 +153,7 @@ def planned_cost(engine: Engine, schedule: PruningSchedule, candidates: int) -> 
         InputError: a price is unknown.
     """
     rows = None if engine.pace is None else engine.denoising.rows
-    return schedule_cost(schedule, candidates, engine.plan.calls, engine.prices, preview=engine.cheap_looks, rows=rows)
+    return schedule_cost(schedule, candidates, engine.plan.calls, engine.prices, preview=engine.scorer.cheap, rows=rows)
 
 
 def resolved(engine: Engine, limit: float, schedule: PruningSchedule) -> PruningSchedule:

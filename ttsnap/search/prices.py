@@ -102,14 +102,14 @@ def time_prices(engine: Engine, size: int | None = None) -> Prices:
         done = run_segment(engine.pipe, batch, engine.conditioning, denoising, 0, calls, call=engine.call)
         marks.append(time.perf_counter())
         clean = [replace(candidate, latents=candidate.x0) for candidate in done]
-        images = engine.decode(clean, final=True).detach()
+        images = engine.scorer.decode(clean, final=True).detach()
         marks.append(time.perf_counter())
         score_checked(engine.reward, images, [engine.prompts[0]] * size)
         if engine.config.copy_guard is not None:
             engine.config.copy_guard.check(images)
         marks.append(time.perf_counter())
-        if engine.cheap_looks:
-            engine.decode(clean, final=False)
+        if engine.scorer.cheap:
+            engine.scorer.decode(clean, final=False)
             marks.append(time.perf_counter())
         took = [(after - before) / size for before, after in itertools.pairwise(marks)]
         took[0] /= calls

@@ -266,7 +266,7 @@ class Request:
         if budget is None:
             return math.inf
         if budget.unit == "s":
-            engine.pace = engine.batches.fit(lambda size: time_prices(engine, size))
+            engine.pace = engine.runner.batches.fit(lambda size: time_prices(engine, size))
         limit = spending_limit(budget, engine, spent_flop=self._overhead(engine.ledger), began=began)
         if self.config.share:  # each process has measured its own seconds
             engine.pace, limit = parallel.broadcast((engine.pace, limit))

@@ -36,7 +36,7 @@ class Reserves:
         if not has_safety_checker(self.engine.pipe):
             return
         passed = {candidate.index for candidate in survivors}
-        ranked = [alive[row] for row in self.engine.ranked(look, self.engine.rows(alive, prompt))]
+        ranked = [alive[row] for row in self.engine.scorer.ranked(look, self.engine.rows(alive, prompt))]
         dropped = [candidate for candidate in ranked if candidate.index not in passed]
         self._dropped[prompt] = [*dropped, *self._dropped.get(prompt, [])]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite, nan
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,44 +15,23 @@ from diffkit.conditioning import Conditioning
 from diffkit.copy_guard import is_guarded
 from diffkit.errors import ScoringError
 from diffkit.families import Pipeline, any_family_of, as_size
-from diffkit.families.base import Decoding
-from diffkit.image_filters import FLAGGED
-from diffkit.interruption import DenoisingInterrupted, is_interrupted
-from diffkit.latents import decode_latents, decode_videos
+from diffkit.interruption import DenoisingInterrupted
 from diffkit.ledger import NOTHING, Cost, Ledger, Prices
-from diffkit.lookahead import look_ahead
-from diffkit.micro_batch import MicroBatch
-from diffkit.parallel import everyone, interleave, processes, shard
 from diffkit.parameterization import log_snr
-from diffkit.rewards.base import Reward, score_checked
-from diffkit.segments import Candidate, Denoising, run_segment
-from diffkit.step_noise import global_generators
+from diffkit.rewards.base import Reward
+from diffkit.segments import Candidate, Denoising
 from diffkit.step_plan import Plan
 from ttsnap.search.config import SearchConfig
 from ttsnap.search.diversity import POOL, chosen
-from ttsnap.search.guarding import Guarded, drop_copies, too_few
+from ttsnap.search.guarding import too_few
 from ttsnap.search.interruption import Progress
 from ttsnap.search.noise import Noise, Recipe
-from ttsnap.search.selection import ranking
-from ttsnap.search.shown import blacken, flagged_rows, pictures
+from ttsnap.search.runner import Runner
+from ttsnap.search.scorer import Scorer
+from ttsnap.search.shown import blacken, flagged_rows
 from ttsnap.search.trace import Look, StageTrace, Winner, winner_of
 
 __all__ = ["Engine", "Look", "StageTrace", "Winner"]
-
-R = TypeVar("R")
-OnStep = Callable[[int, int], None]  # takes the rows run for candidates and for padding, after each step
-Work = Callable[[Sequence[Candidate], Denoising, OnStep], list[R]]  # a result for each candidate of a micro-batch
-
-
-@dataclass
-class _Share(Generic[R]):
-    """What one process has done of a stretch of denoising: results, rows run, and calls by prompt."""
-
-    done: list[R] = field(default_factory=list)
-    calls: int = 0
-    padding: int = 0
-    charged: dict[int, int] = field(default_factory=dict)
-    interrupted: bool = False
 
 
 @dataclass
@@ -96,20 +75,35 @@ class Engine:
     as_stock: bool = False
 
     def __post_init__(self) -> None:
-        """Micro-batches of their own for denoising and for looks, which need different amounts of memory."""
-        size, adaptive = self.denoising.micro_batch, self.config.micro_batch == "auto"
-        self.batches = MicroBatch(size, adaptive=adaptive, what="candidates to denoise")
-        self.looks = MicroBatch(size, adaptive=adaptive, what="images to decode and score")
+        """What runs candidates, and what looks at them."""
+        self.runner = Runner(
+            self.pipe,
+            self.conditioning,
+            self.denoising,
+            self.call,
+            self.ledger,
+            self.progress,
+            lambda calls: self.advance(calls),
+            self._charge,
+            adaptive=self.config.micro_batch == "auto",
+            share=self.config.share,
+            as_stock=self.as_stock,
+        )
+        self.scorer = Scorer(
+            self.pipe,
+            self.reward,
+            self.prompts,
+            self.conditioning,
+            self.denoising,
+            self.ledger,
+            self.config,
+            self._charge,
+        )
 
     @property
     def winners(self) -> int:
         """How many images to keep for each prompt."""
         return self.config.winners
-
-    @property
-    def cheap_looks(self) -> bool:
-        """Whether estimates are decoded by a preview decoder."""
-        return self.config.preview_vae is not None
 
     @property
     def prices(self) -> Prices:
@@ -139,107 +133,11 @@ class Engine:
             return alive
         if start == 0:
             self.progress.begin(alive)
-
-        def segment(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Candidate]:
-            before = global_generators(self.pipe._execution_device) if self.as_stock else []
-            done = run_segment(
-                self.pipe, batch, self.conditioning, denoising, start, stop, call=self.call, on_step=count
-            )
-            after = global_generators(self.pipe._execution_device) if self.as_stock else []
-            seeded = all(map(torch.equal, before, after))
-            return done if seeded else [replace(candidate, seed=None) for candidate in done]
-
-        keep = self.progress.unjudged.extend if stop == self.plan.calls else None
-        return self._run(alive, segment, keep)
-
-    def look_ahead(self, alive: Sequence[Candidate], calls: int) -> list[Tensor]:
-        """Estimates of candidates' clean latents after so many calls more; the candidates stay where they are."""
-
-        def ahead(batch: Sequence[Candidate], denoising: Denoising, count: OnStep) -> list[Tensor]:
-            return look_ahead(self.pipe, batch, self.conditioning, denoising, calls, call=self.call, on_step=count)
-
-        return self._run(alive, ahead)
-
-    def _run(
-        self, alive: Sequence[Candidate], work: Work[R], keep: Callable[[list[R]], object] | None = None
-    ) -> list[R]:
-        """Denoise in micro-batches, each process its part, and charge to each prompt the calls that ran.
-
-        Args:
-            keep: takes what was done before the pipeline was told to stop.
-
-        Raises:
-            DenoisingInterrupted: see there; of every process when it was one of them.
-        """
-        mine = _Share[R]()
-        with self.ledger.clock("denoiser"):
-            try:
-                self._check_running()
-                for _, part in self.batches.each(
-                    self._dealt(alive), lambda batch, size: self._counted(batch, size, work, mine)
-                ):
-                    mine.done += part
-                    if len(mine.done) < len(self._dealt(alive)):
-                        self._check_running()
-            except DenoisingInterrupted:
-                mine.interrupted = True
-            shares = everyone(mine) if self.config.share else [mine]
-        run = sum(share.calls for share in shares)
-        self.ledger.calls += run
-        self.ledger.padding_calls += sum(share.padding for share in shares)
-        self.advance(run - mine.calls)
-        for share in shares:
-            for prompt, calls in share.charged.items():
-                self._charge(prompt, Cost(calls, 0, 0))
-        if any(share.interrupted for share in shares):
-            if keep is not None:
-                keep([result for share in shares for result in share.done])
-            raise DenoisingInterrupted(self.pipe)
-        return interleave([share.done for share in shares])
-
-    def _check_running(self) -> None:
-        if is_interrupted(self.pipe):
-            raise DenoisingInterrupted(self.pipe)
-
-    def _dealt(self, alive: Sequence[Candidate]) -> list[Candidate]:
-        """This process's part of the candidates."""
-        return shard(alive) if self.config.share else list(alive)
-
-    def _counted(self, batch: Sequence[Candidate], size: int, work: Work[R], share: _Share[R]) -> list[R]:
-        """Run one micro-batch; steps done in vain, before memory ran out, are counted as padding."""
-        rows, steps = [0, 0], 0
-
-        def count(real: int, padding: int) -> None:
-            nonlocal steps
-            steps += 1
-            rows[0] += real
-            rows[1] += padding
-            self.advance(real)
-
-        try:
-            return work(batch, replace(self.denoising, micro_batch=size), count)
-        except DenoisingInterrupted as stop:
-            if self.as_stock and stop.latents is not None:
-                rest = zip(batch, stop.latents.split(1), strict=False)
-                self.progress.half_denoised += [replace(candidate, latents=latents) for candidate, latents in rest]
-            raise
-        except (RuntimeError, MemoryError):
-            self.advance(-rows[0])
-            rows, steps = [0, sum(rows)], 0
-            raise
-        finally:
-            share.calls += rows[0]
-            share.padding += rows[1]
-            for candidate in batch:
-                share.charged[candidate.prompt] = share.charged.get(candidate.prompt, 0) + steps
-
-    def rank(self, scores: Sequence[float], flagged: Sequence[bool] | None = None) -> list[int]:
-        """Positions of the finite scores, best first, those that the safety checker flags after all others."""
-        return ranking(scores, higher_is_better=self.reward.higher_is_better, flagged=flagged)
+        return self.runner.segment(alive, start, stop, last=stop == self.plan.calls)
 
     def best(self, finished: Sequence[Winner]) -> list[Winner]:
         """The winners among finished candidates, as many as are asked for, best first."""
-        order = self.rank([winner.score for winner in finished], [winner.flagged for winner in finished])
+        order = self.scorer.rank([winner.score for winner in finished], [winner.flagged for winner in finished])
         scores = {at: winner.score for at, winner in enumerate(finished)}
         images = {at: winner.image for at, winner in enumerate(finished)}
         flagged = [at for at, winner in enumerate(finished) if winner.flagged]
@@ -247,7 +145,7 @@ class Engine:
 
     def winning(self, look: Look, rows: Sequence[int]) -> list[int]:
         """Those of the rows of a last look that win, as many as are asked for, best first."""
-        order = self.ranked(look, rows)
+        order = self.scorer.ranked(look, rows)
         flagged = [row for row in order if look.flagged[row]]
         return self._chosen(order, {row: look.scores[row] for row in order}, look.images, flagged)
 
@@ -261,10 +159,6 @@ class Engine:
         """How many finished images of each prompt stay in memory."""
         return self.winners * (POOL if self.config.diversity else 1)
 
-    def ranked(self, look: Look, rows: Sequence[int]) -> list[int]:
-        """Those of the rows of a look that have a score, best first."""
-        return [rows[at] for at in self.rank([look.scores[r] for r in rows], [look.flagged[r] for r in rows])]
-
     def estimate(self, alive: Sequence[Candidate], *, lookahead: int = 0) -> Look:
         """Look at estimates of candidates in mid-denoising, all after the same step.
 
@@ -273,13 +167,13 @@ class Engine:
                 are the x0 that the step has left, scored with their noise level.
         """
         if lookahead:
-            clean: Sequence[Tensor | None] = self.look_ahead(alive, lookahead)
+            clean: Sequence[Tensor | None] = self.runner.look_ahead(alive, lookahead)
             level = None
         else:
             clean = [candidate.x0 for candidate in alive]
             level = self._level(alive[0].step - 1)
         estimates = [replace(candidate, latents=x0) for candidate, x0 in zip(alive, clean, strict=True)]
-        return self._look(estimates, keep=0, final=False, log_snr=level)._replace(lookahead=lookahead)
+        return self.scorer.look(estimates, keep=0, final=False, log_snr=level)._replace(lookahead=lookahead)
 
     def _level(self, step: int) -> float | None:
         """The noise level of the estimate after a step; None where the scheduler's levels are not known."""
@@ -294,7 +188,7 @@ class Engine:
         if self.plan.noisy:
             shown = [replace(candidate, latents=candidate.x0) for candidate in alive]
             level = self._level(self.plan.calls - 1)
-        look = self._look(shown, keep=self._kept, final=True, log_snr=level)
+        look = self.scorer.look(shown, keep=self._kept, final=True, log_snr=level)
         for prompt in {candidate.prompt for candidate in alive}:
             best = [
                 winner_of(alive, look, row, self.progress.recipes.get((prompt, alive[row].index)))
@@ -324,7 +218,7 @@ class Engine:
             generator, dtype = candidate.generator.clone_state(), any_family_of(self.pipe).noise_dtype
             torch.randn(self.latent_shape, generator=generator, dtype=dtype, device=generator.device)
             candidate = replace(candidate, generator=generator)
-        image = self.decode([candidate], final=True)
+        image = self.scorer.decode([candidate], final=True)
         [flagged] = flagged_rows(self.pipe, image, self.conditioning.prompt_embeds.dtype)
         return Winner(candidate, image[0].cpu(), nan, None, flagged)
 
@@ -391,88 +285,3 @@ class Engine:
 
     def _charge(self, prompt: int, cost: Cost) -> None:
         self.spent[prompt] = self.spent.get(prompt, NOTHING).plus(cost)
-
-    def decode(self, batch: Sequence[Candidate], *, final: bool) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of candidates' latents; estimates by the preview decoder where there is one.
-
-        Of a pipeline of videos (B, frames, 3, H, W).
-        """
-        latents = torch.cat([candidate.latents for candidate in batch if candidate.latents is not None])
-        size = self.denoising.size
-        if size is not None and any_family_of(self.pipe).makes_videos:
-            dtype = self.conditioning.prompt_embeds.dtype
-            sources = [candidate.generator for candidate in batch]
-            return decode_videos(self.pipe, latents, Decoding(size, sources, self.denoising.extra, dtype))
-        return decode_latents(self.pipe, latents, None if final else self.config.preview_vae, size)
-
-    def _look(self, alive: Sequence[Candidate], *, keep: int, final: bool, log_snr: float | None) -> Look:
-        """Decode and score, each process its part; only the ``keep`` best images of each prompt stay in memory."""
-        look = self._look_at(self._dealt(alive), keep=keep, final=final, log_snr=log_snr)
-        self._count_look(alive, not final and self.cheap_looks)
-        if not self.config.share or processes() == 1:
-            return look
-        look = Look.joined(everyone(look))
-        self._forget(look, alive, keep)
-        return look
-
-    @torch.no_grad()
-    def _look_at(self, alive: Sequence[Candidate], *, keep: int, final: bool, log_snr: float | None) -> Look:
-        """Decode and score in micro-batches, in this process."""
-        similarities: list[float] = []
-        look = Look([], [], {}, [], [], similarities=similarities)
-
-        def judged(batch: Sequence[Candidate], size: int) -> tuple[Tensor, Guarded, list[bool]]:
-            with self.ledger.clock("decoder" if final or not self.cheap_looks else "preview"):
-                images = self.decode(batch, final=final)
-            with self.ledger.clock("verifier"):
-                prompts = [self.prompts[candidate.prompt] for candidate in batch]
-                scores, reasons = score_checked(self.reward, images, prompts, log_snr)
-            verdicts = self._guarded(images, scores.tolist(), reasons)
-            if not final:
-                return images, verdicts, [False] * len(images)
-            with self.ledger.clock("decoder"):
-                flagged = flagged_rows(self.pipe, images, self.conditioning.prompt_embeds.dtype)
-            return images, verdicts, flagged
-
-        for _, (images, verdicts, flagged) in self.looks.each(alive, judged):
-            first = len(look.scores)
-            look.scores.extend(verdicts.scores)
-            copies = [is_guarded(reason) for reason in verdicts.reasons]
-            look.reasons.extend(
-                FLAGGED if flag and not copy else reason
-                for flag, copy, reason in zip(flagged, copies, verdicts.reasons, strict=True)
-            )
-            look.flagged.extend(flagged)
-            similarities.extend(verdicts.similarities)
-            if self.config.previews:
-                hidden = [flag or copy for flag, copy in zip(flagged, copies, strict=True)]
-                look.previews.extend(pictures(self.pipe, images, hidden))
-            if keep:
-                look.images.update({first + row: image.cpu().clone() for row, image in enumerate(images)})
-                self._forget(look, alive, keep)
-        return look
-
-    def _guarded(self, images: Tensor, scores: Sequence[float], reasons: Sequence[str | None]) -> Guarded:
-        """Scores and reasons as the copy guard leaves them."""
-        if self.config.copy_guard is None:
-            return drop_copies(None, images, scores, reasons)
-        with self.ledger.clock("guard"):
-            return drop_copies(self.config.copy_guard, images, scores, reasons)
-
-    def _count_look(self, alive: Sequence[Candidate], cheap: bool) -> None:
-        cost = Cost(0, 0, 1, 1) if cheap else Cost(0, 1, 1)
-        for candidate in alive:
-            self._charge(candidate.prompt, cost)
-        self.ledger.decoded += len(alive) * cost.decoded
-        self.ledger.previewed += len(alive) * cost.previewed
-        self.ledger.verified += len(alive)
-        if self.ledger.guard is not None:
-            self.ledger.guard["checks"] += len(alive)
-
-    def _forget(self, look: Look, alive: Sequence[Candidate], keep: int) -> None:
-        """Drop the images that cannot win any more."""
-        for prompt in {alive[row].prompt for row in look.images}:
-            rows = [row for row in range(len(look.scores)) if alive[row].prompt == prompt]
-            best = set(self.ranked(look, rows)[:keep])
-            for row in set(rows) - best:
-                look.images.pop(row, None)

@@ -112,7 +112,7 @@ def stage_costs(engine: Engine, model: ScoreModel) -> NDArray[np.float64]:
     """
     prices, calls = engine.prices, engine.plan.calls
     bounds, finished = _bounds(model, calls), finished_cost(engine)
-    look = PruningSchedule((0,), (1.0,)).cost(1, calls, preview=engine.cheap_looks)
+    look = PruningSchedule((0,), (1.0,)).cost(1, calls, preview=engine.scorer.cheap)
     peek = priced(look, prices) - finished  # one more look
     ends = [peek + ahead * (prices.call or 0.0) for _, ahead in model.looks]
     ends.append(finished - calls * (prices.call or 0.0))

@@ -94,7 +94,7 @@ class Neighbours:
             done = engine.denoise([candidate for candidate, _ in started], 0, engine.plan.calls)
             look = engine.judge(done)
             for prompt in range(prompts):
-                ranked = engine.ranked(look, engine.rows(done, prompt))
+                ranked = engine.scorer.ranked(look, engine.rows(done, prompt))
                 winning = engine.winning(look, engine.rows(done, prompt))
                 finalists = [winner_of(done, look, row, started[row][1]) for row in winning]
                 engine.record(prompt, done, look, [winner.candidate for winner in finalists], needed=0 if number else 1)
@@ -122,7 +122,7 @@ def _better(engine: Engine, pivot: _Pivot | None, noise: Tensor | None, challeng
     if noise is None or challenger.recipe is None:
         return pivot
     if pivot is not None:
-        order = engine.rank([pivot.score, challenger.score], [pivot.flagged, challenger.flagged])
+        order = engine.scorer.rank([pivot.score, challenger.score], [pivot.flagged, challenger.flagged])
         if order[0] == 0:
             return pivot
     return _Pivot(noise, challenger.recipe, challenger.score, challenger.flagged)
