@@ -14,6 +14,7 @@ from diffkit.errors import InputError
 from diffkit.suspects import read_suspects
 from diffkit.suspects.columns import suspects_of_rows
 from diffkit.suspects.extracted import extracted_images_folder
+from diffkit.suspects.folders import read_folder
 from diffkit.suspects.parquet import read_parquet
 from diffkit.suspects.record import RowError, Suspect
 
@@ -32,7 +33,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 def read(path: Path, **options: bool) -> tuple[list[Suspect], list[RowError]]:
-    rows = read_parquet(path, **options)
+    rows = read_folder(path, **options) if path.is_dir() else read_parquet(path, **options)
     suspects, errors = suspects_of_rows(rows.rows, **options)
     return suspects, [*rows.errors, *errors]
 
@@ -133,9 +134,6 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"takes pyarrow: pip install 'diffkit\[datasets\]'"):
         read_parquet(tmp_path / "x.parquet")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no \.parquet"):
-        read_parquet(tmp_path / "empty")
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from diffkit.suspects.columns import CAPTION_NAMES, IMAGE_NAMES, READ_NAMES
 from diffkit.suspects.extracted import extract_image
 from diffkit.suspects.record import Row, RowError, Rows
 
-__all__ = ["TABLE_SUFFIXES", "parquet_files_in", "read_parquet"]
+__all__ = ["TABLE_SUFFIXES", "read_parquet"]
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 
@@ -28,37 +28,24 @@ BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 BATCH = 64  # rows in memory at once
 
 
-def parquet_files_in(folder: Path) -> list[Path]:
-    """The Parquet files in a folder and below, by name; hidden ones aside."""
-    return sorted(
-        path
-        for path in folder.rglob("*.parquet")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
 def read_parquet(path: Path, *, images: bool = True) -> Rows:
-    """Rows of a Parquet file, or of all in a folder.
+    """Rows of a Parquet or Arrow file.
 
     Args:
-        path: the file or the folder.
+        path: the file.
         images: whether pictures are extracted or looked for.
 
     Raises:
-        InputError: pyarrow is missing, there is no such file, or one has no caption column or is damaged.
+        InputError: pyarrow is missing, or the file has no caption column or is damaged.
     """
-    files = parquet_files_in(path) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"{path} holds no .parquet.")
     rows, errors = list[Row](), list[RowError]()
-    for file in files:
-        for number, values in enumerate(_records(file), start=1):
-            try:
-                rows.append(_row(file, number, values, images))
-            except InputError:
-                raise
-            except ValueError as error:
-                errors.append(RowError(str(file), number, str(error)))
+    for number, values in enumerate(_records(path), start=1):
+        try:
+            rows.append(_row(path, number, values, images))
+        except InputError:
+            raise
+        except ValueError as error:
+            errors.append(RowError(str(path), number, str(error)))
     return Rows(rows, errors)
 
 
