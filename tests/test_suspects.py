@@ -121,6 +121,15 @@ def test_equal_image_names_get_distinct_ids(tmp_path: Path) -> None:
     assert [suspect.id for suspect in read_suspects(tmp_path / "list.jsonl")[0]] == ["image", "image-row-2"]
 
 
+def test_an_id_that_a_row_gives_is_no_other_rows(tmp_path: Path) -> None:
+    picture(tmp_path / "cat.png")
+    rows = [{"caption": ["a", "b"], "image": "cat.png"}, *({"caption": "x", "id": name} for name in ("cat", "cat"))]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    suspects, errors = read_suspects(tmp_path / "list.jsonl")
+    assert [suspect.id for suspect in suspects] == ["cat-row-1", "cat-caption-2", "cat"]
+    assert [(error.row, error.reason) for error in errors] == [(3, "the id 'cat' stands in an earlier row")]
+
+
 def test_a_caption_a_line(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(b"one, two\r\n\r\n three\n")
     assert [(s.id, s.caption) for s in read_suspects(tmp_path / "prompts.txt")[0]] == [

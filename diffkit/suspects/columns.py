@@ -6,7 +6,7 @@ A row with several captions of one picture gives a suspect each, since each is a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,14 +33,15 @@ class _Captions(NamedTuple):
     reasons: list[str]
 
 
-def suspects_of_rows(rows: Iterable[Row], *, images: bool = True) -> tuple[list[Suspect], list[RowError]]:
+def suspects_of_rows(rows: Sequence[Row], *, images: bool = True) -> tuple[list[Suspect], list[RowError]]:
     """Suspects of the rows, in order, and an error for each caption or row that can be none.
 
-    Without ``images`` columns of images are not looked at.
+    Without ``images`` columns of images are not looked at. No id that is made here is one that a row gives.
     """
     suspects: list[Suspect] = []
     errors: list[RowError] = []
     taken: set[str] = set()
+    given = {_given_id(dict(row.values)) for row in rows}
     for row in rows:
         try:
             captions, template = _read(row, taken, images)
@@ -49,7 +50,9 @@ def suspects_of_rows(rows: Iterable[Row], *, images: bool = True) -> tuple[list[
             continue
         errors += [_error(row, reason) for reason in captions.reasons]
         for place, caption in enumerate(captions.good, start=1):
-            identity = _free(template.id if place == 1 else f"{template.id}-caption-{place}", row.number, taken)
+            identity = template.id if place == 1 else f"{template.id}-caption-{place}"
+            if place > 1 or not _given_id(dict(row.values)):
+                identity = _free(identity, row.number, taken, given)
             taken.add(identity)
             suspects.append(Suspect(identity, caption, template.images, template.kind, template.extra))
     return suspects, errors
@@ -69,7 +72,7 @@ def _read(row: Row, taken: set[str], with_images: bool) -> tuple[_Captions, Susp
     paths = list(_take_all(values, IMAGE_NAMES))
     images = _images(paths, values, row.folder) if with_images else ()
     kind = _text(_take(values, KIND_NAMES)) or None
-    given = _text(_take(values, ("id",)))
+    given = _given_id(values)
     if given in taken:
         raise ValueError(f"the id {given!r} stands in an earlier row")
     for text in (*captions.good, given, row.name or "", *map(str, images)):
@@ -93,8 +96,13 @@ def _images(paths: Iterable[object], others: Mapping[str, object], folder: Path)
     return images
 
 
-def _free(identity: str, number: int, taken: set[str]) -> str:
-    while identity in taken:
+def _given_id(values: dict[str, object]) -> str:
+    """Remove and return the id that a row gives; empty without one."""
+    return _text(_take(values, ("id",)))
+
+
+def _free(identity: str, number: int, taken: set[str], given: set[str]) -> str:
+    while identity in taken or identity in given:
         identity = f"{identity}-row-{number}"
     return identity
 
