@@ -82,11 +82,12 @@ def erasure() -> str:
     if not hidden:
         return MISSING
     saliencies, allocations = ({row.name.partition("/")[part] for row in hidden} for part in (0, 2))
-    starts = " or ".join(title for start, title in START.items() if all(start in row.dori for row in hidden))
+    starts = [title for start, title in START.items() if all(start in row.dori for row in hidden)]
+    tried = f"{' or '.join(starts)}, whichever brings back more," if len(starts) > 1 else f"{starts[0]},"
     text = (
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
         "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
-        f"DoRI, {LAST} steps from {starts}, brings back from {counted(hidden[0].brought_back)} to "
+        f"DoRI, {LAST} steps from {tried} brings back from {counted(hidden[0].brought_back)} to "
         f"{counted(hidden[-1].brought_back)}. Fewest come back under {hidden[0].title}, for "
         f"{_price(hidden[0], rows[0])}"
     )
