@@ -83,7 +83,7 @@ def erasure() -> str:
         return MISSING
     saliencies, allocations = ({row.name.partition("/")[part] for row in hidden} for part in (0, 2))
     starts = [title for start, title in START.items() if all(start in row.dori for row in hidden)]
-    tried = f"{' or '.join(starts)}, whichever brings back more," if len(starts) > 1 else f"{starts[0]},"
+    tried = f"{' or '.join(starts)}, whichever is the stronger," if len(starts) > 1 else f"{starts[0]},"
     text = (
         f"{len(hidden)} prunings, by {len(saliencies)} saliencies and {len(allocations)} ways to spread the pruned "
         "weights over the layers, at the sparsity at which at most a fifth of the captions give their picture: "
