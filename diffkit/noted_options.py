@@ -52,11 +52,19 @@ class NotedMitigation(NamedTuple):
 
 def note_mitigation(pipe: DiffusionPipeline, note: NotedMitigation) -> Callable[[], None]:
     """Note on a pipeline a mitigation that was applied to it; returns what removes the note."""
-    notes: list[NotedMitigation] = vars(pipe).setdefault("_mitigations", [])
+    notes: list[NotedMitigation] = vars(_carrier(pipe)).setdefault("_mitigations", [])
     notes.append(note)
     return lambda: notes.remove(note)
 
 
 def mitigations_of(pipe: DiffusionPipeline) -> list[NotedMitigation]:
     """The mitigations that a pipeline carries now, in the order in which they were applied."""
-    return list(vars(pipe).get("_mitigations", []))
+    return list(vars(_carrier(pipe)).get("_mitigations", []))
+
+
+def _carrier(pipe: DiffusionPipeline) -> Any:
+    """The denoiser itself, which pipelines made of the same components share."""
+    from diffkit.counting_copy import original_module
+
+    denoisers = (getattr(pipe, name, None) for name in ("unet", "transformer"))
+    return original_module(next((part for part in denoisers if part is not None), pipe))

@@ -198,3 +198,9 @@ def test_a_changed_model_is_not_measured(folder: Path, tmp_path: Path) -> None:
     done = command(copy, "--out", str(tmp_path / "run"), "--quality", str(folder / "s.jsonl"), "--quality-limit", "1")
     assert done.exit_code == 2, done.output
     assert "not the one" in done.output
+    record["config"]["mitigation"] = {"method": "by-hand", "sha256": "0" * 64}  # of a pipeline that carried it
+    (copy / name / "run.json").write_text(json.dumps(record))
+    shutil.copy(folder / "model-1/model_index.json", copy / "model-1/model_index.json")
+    done = command(copy, "--out", str(tmp_path / "run"), "--quality", str(folder / "s.jsonl"), "--quality-limit", "1")
+    assert done.exit_code == 2, done.output
+    assert "audited a mitigation that no folder holds (by-hand)" in done.output

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from diffkit.cli import app
 from diffkit.errors import InputError, Interrupted
+from diffkit.mitigation import Mitigation, apply_mitigation
 from memorization.items import Gathered, gather
 from memorization.locality.groups import make_groups
 from memorization.locality.report import plots
@@ -108,6 +109,13 @@ def test_interrupted_anywhere_it_gives_the_same(tmp_path: Path, items: Callable[
     assert (tmp_path / "cut" / "journal.jsonl").read_bytes() == again
     with pytest.raises(InputError, match="theta"):
         run(tmp_path / "cut", gathered, theta=2.0)
+    pipe = tiny_pipeline()
+    mask = {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.rows": torch.tensor([1])}
+    with (
+        apply_mitigation(pipe, Mitigation("by-hand", "mask", "tiny", tensors=mask)),
+        pytest.raises(InputError, match="mitigation is null there"),
+    ):
+        run(tmp_path / "cut", gathered, pipe)
 
 
 def test_what_nobody_memorized_has_no_locality(tmp_path: Path, items: Callable[..., Gathered]) -> None:

@@ -234,10 +234,13 @@ class Applied:
         """Restore the pipeline's own weights, bit for bit; a second call does nothing.
 
         Undo several mitigations of one pipeline in the reverse order.
+
+        Raises:
+            InputError: the layers that it changed have got a LoRA since, or were fused with others.
         """
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
     def __enter__(self) -> Self:
         """The handle itself; the mitigation has been on since :func:`apply_mitigation`."""

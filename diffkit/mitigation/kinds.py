@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from diffkit.counting_copy import original_module
 from diffkit.errors import InputError
 from diffkit.mitigation.packed_mask import unpack_mask
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from diffkit.families import Pipeline
     from diffkit.mitigation import Mitigation, Undo
 
-__all__ = ["apply_delta", "apply_lora", "apply_mask", "find_module", "find_parameter"]
+__all__ = ["apply_delta", "apply_lora", "apply_mask", "find_module", "find_parameter", "require_plain"]
 
 ADAPTER = "diffkit-mitigation"
+#: Projections of an attention that ``fuse_qkv_projections`` copies into one.
+FUSED = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def find_module(pipe: Pipeline, name: str) -> nn.Module:
@@ -27,7 +30,7 @@ def find_module(pipe: Pipeline, name: str) -> nn.Module:
         InputError: the pipeline has none.
     """
     part, _, rest = name.partition(".")
-    root = getattr(pipe, part, None)
+    root = original_module(getattr(pipe, part, None))
     if isinstance(root, nn.Module):
         try:
             return root.get_submodule(rest)
@@ -40,15 +43,48 @@ def find_parameter(pipe: Pipeline, name: str) -> nn.Parameter:
     """The parameter of that dotted name, counted from the pipeline: ``unet.conv_in.weight``.
 
     Raises:
-        InputError: the pipeline has none, or holds it elsewhere (offloaded layer by layer).
+        InputError: the pipeline has none, holds it elsewhere (offloaded layer by layer), or does not run it alone: it
+            is fused with others, or has a LoRA adapter.
     """
     module, _, attribute = name.rpartition(".")
+    if module:
+        require_plain(pipe, [module])
     parameter = getattr(find_module(pipe, module), attribute, None) if module else None
     if not isinstance(parameter, nn.Parameter):
         raise InputError(f"The mitigation names {name!r}, which this {type(pipe).__name__} does not have.")
     if parameter.is_meta:
         raise InputError(f"{name!r} is offloaded; apply the mitigation before switching offloading on.")
     return parameter
+
+
+def require_plain(pipe: Pipeline, modules: Iterable[str]) -> None:
+    """Refuse modules, named from the pipeline, whose own weights are not what runs.
+
+    Raises:
+        InputError: their part of the pipeline has LoRA adapters, or an attention runs a fused copy of them.
+    """
+    names = list(modules)
+    for part in dict.fromkeys(name.partition(".")[0] for name in names):
+        if getattr(original_module(getattr(pipe, part, None)), "peft_config", None):
+            raise InputError(
+                f"The pipeline's {part} has LoRA adapters beside its weights; make them part of these first: "
+                "pipe.fuse_lora(), then pipe.unload_lora_weights()."
+            )
+    fused = next((name for name in names if _is_fused(pipe, name)), None)
+    if fused is not None:
+        raise InputError(f"{fused!r} is fused with other projections; call pipe.unfuse_qkv_projections() first.")
+
+
+def _is_fused(pipe: Pipeline, module: str) -> bool:
+    """Whether a projection's attention runs the copy of it that ``fuse_qkv_projections`` has made."""
+    parent, _, name = module.rpartition(".")
+    if "." not in parent or name not in FUSED:
+        return False
+    attention = find_module(pipe, parent)
+    # The mark of diffusers' older class stays when nothing is fused any more; there the processor tells.
+    older = type(attention).__name__ == "Attention"
+    fused = "Fused" in type(getattr(attention, "processor", None)).__name__ if older else True
+    return fused and bool(getattr(attention, "fused_projections", False))
 
 
 class _Off(NamedTuple):
@@ -77,7 +113,7 @@ def apply_mask(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo
         changes += _masked(pipe, module, chosen, ordinary)
     if len({id(parameter) for parameter, _ in changes}) < len(changes):
         raise InputError("The mask switches off a to_out.0 and fills the to_v before it: use two masks, or fill=zero.")
-    return _replace(changes)
+    return _replace(pipe, off, changes)
 
 
 def _nothing_off(pipe: Pipeline, module: str) -> _Off:
@@ -143,8 +179,12 @@ def _behind_attention(pipe: Pipeline, module: str, constant: Tensor) -> tuple[nn
     return bias, bias.detach().float().cpu() + weight.detach().float().cpu() @ constant
 
 
-def _replace(changes: Sequence[tuple[nn.Parameter, Tensor]]) -> Undo:
-    """Give parameters new values; returns a function that restores the old ones, bit for bit."""
+def _replace(pipe: Pipeline, modules: Iterable[str], changes: Sequence[tuple[nn.Parameter, Tensor]]) -> Undo:
+    """Give parameters new values; returns a function that restores the old ones, bit for bit.
+
+    It raises InputError, and restores nothing, while the modules have a LoRA or are fused.
+    """
+    names = list(modules)
     originals = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter, _ in changes]
 
     def put(values: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
@@ -152,8 +192,12 @@ def _replace(changes: Sequence[tuple[nn.Parameter, Tensor]]) -> Undo:
             for parameter, value in values:
                 parameter.copy_(value)
 
+    def undo() -> None:
+        require_plain(pipe, names)
+        put(originals)
+
     put(changes)
-    return lambda: put(originals)
+    return undo
 
 
 def apply_delta(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
@@ -165,13 +209,17 @@ def apply_delta(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
                 f"The mitigation's {name!r} has shape {tuple(tensor.shape)}, the model's {tuple(parameter.shape)}; "
                 "it was made for another model."
             )
-    return _replace([(parameter, parameter.detach() + tensor.to(parameter)) for parameter, tensor in pairs])
+    modules = [name.rpartition(".")[0] for name in mitigation.tensors]
+    return _replace(
+        pipe, modules, [(parameter, parameter.detach() + tensor.to(parameter)) for parameter, tensor in pairs]
+    )
 
 
 def apply_lora(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
     """Load the adapter beside the weights, by the pipeline's own ``load_lora_weights``."""
     if not hasattr(pipe, "load_lora_weights"):
         raise InputError(f"{type(pipe).__name__} takes no LoRA adapters; use the mitigation as a full pipeline folder.")
+    require_plain(pipe, [name for name, part in pipe.components.items() if isinstance(part, nn.Module)])
     try:
         pipe.load_lora_weights(dict(mitigation.tensors), adapter_name=ADAPTER)
     except (RuntimeError, ValueError, KeyError) as error:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from diffkit.errors import InputError
 from diffkit.noted_options import NotedMitigation, mitigations_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["MitigationRecord", "record_of", "recorded"]
+__all__ = ["MitigationRecord", "checksum_for", "record_of", "recorded"]
 
 
 class MitigationRecord(NamedTuple):
-    """A mitigation that a pipeline carries: its method, its checksum, and its folder, none if it was never saved."""
+    """A mitigation that a pipeline carries: its method, its checksum, and the folder that holds it, if one does."""
 
     method: str
     sha256: str
@@ -22,13 +25,30 @@ class MitigationRecord(NamedTuple):
 
 
 def recorded(pipe: DiffusionPipeline) -> MitigationRecord | None:
-    """The record of the mitigations that a pipeline carries now; of several one record, in their order."""
+    """The record of the mitigations that a pipeline carries now; of several one record, in their order.
+
+    Raises:
+        InputError: a LoRA was loaded beside one, so that the pipeline does not run what the mitigation says.
+    """
     records = [record_of(note) for note in mitigations_of(pipe)]
+    if records:
+        _refuse_adapters(pipe)
     if len(records) < 2:
         return records[0] if records else None
     checksum = sha256("\n".join(record.sha256 for record in records).encode()).hexdigest()
-    folders = ", ".join(record.folder or "not saved" for record in records)
-    return MitigationRecord(", ".join(record.method for record in records), checksum, folders)
+    return MitigationRecord(", ".join(record.method for record in records), checksum, None)
+
+
+def _refuse_adapters(pipe: DiffusionPipeline) -> None:
+    from diffkit.families import pipe_denoiser
+    from diffkit.mitigation.kinds import ADAPTER
+
+    others = set(getattr(pipe_denoiser(pipe), "peft_config", ())) - {ADAPTER}
+    if others:
+        raise InputError(
+            f"The LoRA {sorted(others)[0]!r} was loaded into a pipeline that carries a mitigation, which does not hold "
+            "for it; make it part of the weights (pipe.fuse_lora(), pipe.unload_lora_weights()) before the mitigation."
+        )
 
 
 def record_of(note: NotedMitigation) -> MitigationRecord:
@@ -41,6 +61,24 @@ def record_of(note: NotedMitigation) -> MitigationRecord:
 
     card = card_of(note.mitigation)
     method, checksum = str(card["method"]), card_checksum(card)
-    if note.only is not None:
-        method, checksum = f"{method} of {note.only}", sha256(f"{checksum}\n{note.only}".encode()).hexdigest()
-    return MitigationRecord(method, checksum, None if isinstance(note.mitigation, Mitigation) else str(note.mitigation))
+    folder = None if isinstance(note.mitigation, Mitigation) else str(note.mitigation)
+    if note.only is None:
+        return MitigationRecord(method, checksum, folder)
+    checksum = sha256(f"{checksum}\n{note.only}".encode()).hexdigest()
+    return MitigationRecord(f"{method} of {note.only}", checksum, None)
+
+
+def checksum_for(out: Path, mitigation: str | Path) -> str:
+    """The checksum of a mitigation's folder for the configuration of the detection or study in ``out``.
+
+    Version 0.1.0 stated that of the whole folder, which a repeated ``diffkit mitigate`` changes; its runs keep it.
+    """
+    from diffkit.mitigation import mitigation_folder
+    from diffkit.runs import sha256_folder
+
+    try:
+        stated = json.loads((out / "run.json").read_bytes())["config"]["mitigation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        stated = None
+    whole = stated is not None and stated == sha256_folder(mitigation_folder(mitigation))
+    return str(stated) if whole else record_of(NotedMitigation(mitigation, None)).sha256

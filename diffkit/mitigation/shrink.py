@@ -58,8 +58,17 @@ def shrink(
     """
     if not isinstance(mitigation, Mitigation):
         mitigation = load_mitigation(mitigation)
-    with apply_mitigation(pipe, mitigation, only=only, model_sha256=model_sha256):
-        undo = remove_units(original_module(pipe_denoiser(pipe)))
+    masked = apply_mitigation(pipe, mitigation, only=only, model_sha256=model_sha256)
+    try:
+        put_back = remove_units(original_module(pipe_denoiser(pipe)))
+    except InputError:
+        masked.undo()
+        raise
+
+    def undo() -> None:
+        put_back()
+        masked.undo()
+
     return Applied(mitigation, undo)
 
 

@@ -235,5 +235,6 @@ def _model_used(audited: AuditedModel) -> ModelUsed:
 def _provenance(audited: AuditedModel, preset: Preset, pipe: DiffusionPipeline) -> dict[str, Any]:
     """What is worth knowing but does not identify the audit."""
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
-    provenance |= {"mitigation_folder": audited.mitigation.folder} if audited.mitigation else {}
+    folder = audited.mitigation.folder if audited.mitigation else None
+    provenance |= {"mitigation_folder": folder} if folder else {}
     return provenance | {"processes": parallel.processes(), "preset": preset.name}

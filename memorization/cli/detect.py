@@ -141,8 +141,7 @@ def _run(
     any_fitting: bool,
 ) -> DetectSummary:
     from diffkit import parallel
-    from diffkit.mitigation import mitigation_folder
-    from diffkit.runs import sha256_folder
+    from diffkit.mitigation.record import checksum_for
     from memorization.detection.compatibility import compatible_detectors
     from memorization.detection.run import detect as run_detection
 
@@ -158,7 +157,7 @@ def _run(
         name=options.name,
         settings=settings,
         model_sha256=checksum,
-        mitigation=None if options.mitigation is None else sha256_folder(mitigation_folder(options.mitigation)),
+        mitigation=None if options.mitigation is None else checksum_for(out, options.mitigation),
     )
 
 

@@ -142,8 +142,7 @@ def _run(
     out: Path,
     save_triggers: bool,
 ) -> dict[str, Any]:
-    from diffkit.mitigation import mitigation_folder
-    from diffkit.runs import sha256_folder
+    from diffkit.mitigation.record import checksum_for
     from memorization.locality.study import study
 
     result = study(
@@ -153,7 +152,7 @@ def _run(
         model=options.name,
         settings=settings,
         model_sha256=options.checksum(),
-        mitigation=None if options.mitigation is None else sha256_folder(mitigation_folder(options.mitigation)),
+        mitigation=None if options.mitigation is None else checksum_for(out, options.mitigation),
         save_triggers=save_triggers,
     )
     return result.summary

@@ -128,6 +128,11 @@ def _require_unchanged(audited: AuditRun) -> None:
             f"The model {name!r} is not the one that {audited.folder} audited any more; leave out --quality."
         )
     folder = _mitigation_folder(audited)
+    if config["mitigation"] and folder is None:
+        raise InputError(
+            f"{audited.folder} audited a mitigation that no folder holds ({config['mitigation']['method']}), so that "
+            "its model cannot be loaded; leave out --quality."
+        )
     if folder is not None and card_checksum(read_card(folder)) != config["mitigation"]["sha256"]:
         raise InputError(f"The mitigation {folder} is not the one that {audited.folder} audited; leave out --quality.")
     lora = config.get("lora")

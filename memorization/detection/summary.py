@@ -59,7 +59,7 @@ def _detector(name: str, suspects: Records, controls: Records, settings: DetectS
         threshold["source"] = f"none: {len(other)} controls were scored, at least {MIN_NEGATIVES} are needed"
     elif settings.threshold is None:
         chosen = threshold_at(other, settings.fpr)
-        source = f"the controls, at most {settings.fpr:.0%} of them above it"
+        source = f"the controls, at most {100 * settings.fpr:.3g}% of them above it"
         threshold = {"value": chosen.value, "source": source, "false_alarms": chosen.false_alarms}
     flagged: FlaggedCaptions | None = None
     limit = threshold["value"]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from diffkit.console import progress, say
+from diffkit.lora import lora_digest
+from diffkit.mitigation.record import recorded
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.runs import Run
@@ -70,12 +72,15 @@ def study(
         model: what the user called the model.
         settings: everything that changes figures.
         model_sha256: checksum of the weights, if known.
-        mitigation: checksum of the mitigation that is applied, if one is.
+        mitigation: checksum of the mitigation that is applied; None = of those by :func:`diffkit.apply_mitigation`.
         save_triggers: keep the embeddings found. They bring training images back: treat the files as sensitive.
 
     Raises:
         InputError: another study is in the folder, or another process is writing to it.
     """
+    carried = recorded(pipe) if mitigation is None else None
+    mitigation = carried.sha256 if carried is not None else mitigation
+    added = {"dtype": dtype_name(pipe), **lora_digest(pipe)}
     config = {
         "model": model,
         "model_sha256": model_sha256,
@@ -84,15 +89,15 @@ def study(
         "items": len(gathered.items),
         "save_triggers": save_triggers,
         "settings": settings.to_json(),
-        "dtype": dtype_name(pipe),
         **options_of(pipe),
+        **added,
     }
     provenance = {"device": str(pipe.device), "dtype": str(pipe.dtype), "threads": torch.get_num_threads()}
     truncated = say_truncated(pipe, captions_of(gathered.items))
     copies = load_copy_detector(settings.copies, pipe)  # before a folder is made; so are the layers looked up
     for method in settings.methods:
         matching(pipe, value_layers(pipe) if method == "nemo" else feed_forward_layers(pipe))
-    with Run.open(out, config=config, kind="locality", provenance=provenance, added={"dtype": config["dtype"]}) as run:
+    with Run.open(out, config=config, kind="locality", provenance=provenance, added=added) as run:
         pipe.set_progress_bar_config(disable=True)
         write_row_errors(run, gathered)
         threshold = _threshold(pipe, gathered.items, settings, copies)

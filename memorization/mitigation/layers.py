@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from diffkit.counting_copy import original_module
 from diffkit.errors import InputError
 from diffkit.families import family_of
+from diffkit.mitigation.kinds import require_plain
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -30,7 +32,7 @@ def value_layers(pipe: Pipeline) -> tuple[str, ...]:
         InputError: text and image share their projections (Lumina 2, Z-Image), so that no layer is the text's alone.
     """
     part = family_of(pipe).denoiser
-    names = [name for name, _ in getattr(pipe, part).named_modules()]
+    names = [name for name, _ in original_module(getattr(pipe, part)).named_modules()]
     for ending in ("add_v_proj", "attn2.to_v"):  # attn2 of SD3.5 is the image's own, beside the joint attention
         if any(name.endswith(ending) for name in names):
             return (f"{part}.*{ending}",)
@@ -49,7 +51,8 @@ def feed_forward_layers(pipe: Pipeline) -> tuple[str, ...]:
         InputError: it has no such layers.
     """
     part = family_of(pipe).denoiser
-    linear = [name for name, layer in getattr(pipe, part).named_modules() if isinstance(layer, nn.Linear)]
+    denoiser = original_module(getattr(pipe, part))
+    linear = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear)]
     endings = [ending for ending in ("ff.net.2", "ff_context.net.2") if any(n.endswith(f".{ending}") for n in linear)]
     if not endings:
         raise InputError(
@@ -62,9 +65,9 @@ def matching(pipe: Pipeline, patterns: Sequence[str]) -> dict[str, nn.Linear]:
     """Linear layers whose names match any of the shell-style patterns, e.g. ``unet.*attn2.to_v``, in the model's order.
 
     Raises:
-        InputError: a pattern matches none, or something that is not linear.
+        InputError: a pattern matches none, or something that is not linear, is fused or has a LoRA adapter.
     """
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    parts = {name: original_module(part) for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     layers = {f"{part}.{name}": layer for part, root in parts.items() for name, layer in root.named_modules() if name}
     chosen = {}
     for pattern in patterns:
@@ -73,6 +76,7 @@ def matching(pipe: Pipeline, patterns: Sequence[str]) -> dict[str, nn.Linear]:
             raise InputError(f"No layer of this {type(pipe).__name__} matches {pattern!r}, e.g. unet.*attn2.to_v.")
         chosen.update(dict.fromkeys(names))
     linear = {name: layer for name, layer in layers.items() if name in chosen and isinstance(layer, nn.Linear)}
+    require_plain(pipe, chosen)
     if other := [name for name in chosen if name not in linear]:
         raise InputError(f"The layer {other[0]!r} is a {type(layers[other[0]]).__name__}; expected linear layers.")
     return linear

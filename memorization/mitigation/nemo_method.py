@@ -119,6 +119,8 @@ def calibrate_nemo_threshold(pipe: Pipeline, captions: Sequence[str], seeds: Seq
     for caption in captions:
         scores.append(memorization_score(differences(pipe, encoded(pipe, [caption]), seeds, steps=steps)))
     every = torch.cat(scores)
+    if not every.isfinite().all():
+        raise InputError("The denoiser's predictions of ordinary captions are not finite; load the model in float32.")
     return min(float(every.mean() + every.std()), 0.99)
 
 

@@ -13,9 +13,9 @@ from diffkit import parallel
 from diffkit.errors import InputError, unknown_name
 from diffkit.lora import lora_digest
 from diffkit.mitigation import Mitigation, load_mitigation, save_mitigation
-from diffkit.mitigation.record import recorded
+from diffkit.mitigation.record import record_of, recorded
 from diffkit.named_pipeline import dtype_name, named_pipeline
-from diffkit.noted_options import options_of
+from diffkit.noted_options import NotedMitigation, options_of
 from diffkit.runs import sha256_path
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
@@ -105,6 +105,7 @@ def mitigate(
         added["settings.most_shared"] = None
     if contents := contents_of(settings):
         config["contents"] = added["contents"] = contents
+        added |= {f"contents.{name}": checksum for name, checksum in contents.items()}
     provenance = {"device": str(pipe.device), "preset": used.name}
     say_truncated(pipe, captions_of(gathered.items))
     with open_shared(out, config=config, kind="mitigate", provenance=provenance, added=added) as run:
@@ -118,14 +119,15 @@ def mitigate(
 
 
 def contents_of(settings: object) -> dict[str, str]:
-    """Checksums of the files and folders that the settings ``captions`` and ``retention`` name, by setting."""
+    """Checksums of what the settings ``captions``, ``retention`` and ``mask`` name, by setting."""
     sums = {}
     for name in ("captions", "retention"):
         source = getattr(settings, name, None)
         checksum = sha256_path(Path(source).expanduser()) if isinstance(source, str) and source != "auto" else None
         if checksum is not None:
             sums[name] = checksum
-    return sums
+    mask = getattr(settings, "mask", None)
+    return sums if mask is None else sums | {"mask": record_of(NotedMitigation(mask, None)).sha256}
 
 
 def make_settings(method: Method, values: Mapping[str, object], preset: Preset) -> Any:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor, nn
 
+from diffkit.counting_copy import original_module
 from diffkit.errors import InputError
 from diffkit.families import family_of
+from diffkit.mitigation.kinds import require_plain
 
 if TYPE_CHECKING:
     from diffkit.families import Pipeline
@@ -37,10 +39,11 @@ def prunable_layers(pipe: Pipeline, patterns: Sequence[str] | None = None) -> La
             None = the blocks.
 
     Raises:
-        InputError: a pattern matches none, or the denoiser has no such blocks.
+        InputError: a pattern matches none, or the denoiser has no such blocks, is fused or has LoRA adapters.
     """
     part = family_of(pipe).denoiser
-    denoiser: nn.Module = getattr(pipe, part)
+    require_plain(pipe, [part])
+    denoiser: nn.Module = original_module(getattr(pipe, part))
     every: Layers = {
         f"{part}.{name}": layer for name, layer in denoiser.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
     }
@@ -62,6 +65,7 @@ def prunable_layers(pipe: Pipeline, patterns: Sequence[str] | None = None) -> La
                     f"No linear layer or convolution of the denoiser matches {pattern!r}, e.g. {part}.*attn2.to_v."
                 )
             chosen.update(names)
+    require_plain(pipe, chosen)
     return {name: layer for name, layer in every.items() if name in chosen}
 
 
@@ -77,7 +81,7 @@ def by_module(pipe: Pipeline, names: Iterable[str]) -> dict[str, list[str]]:
     modules: dict[str, list[str]] = {}
     for name in names:
         part, _, path = name.partition(".")
-        root: nn.Module = getattr(pipe, part)
+        root: nn.Module = original_module(getattr(pipe, part))
         parent = path.rpartition(".")[0]
         while parent and _is_wrapper(root.get_submodule(parent)):
             parent = parent.rpartition(".")[0]
