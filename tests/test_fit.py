@@ -16,8 +16,9 @@ from ttsnap.alignment import expected_best_of_n
 from ttsnap.cli.app import app
 from ttsnap.cli.fit import fit as command
 from ttsnap.evaluation.accounting import allot
+from ttsnap.evaluation.budget_curves import finished_cost
 from ttsnap.fitting.fit_schedule import fit
-from ttsnap.fitting.index_check import best_of_n_at
+from ttsnap.fitting.index_check import best_of_n_at, fit_guarded
 from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budget
 from ttsnap.reward_tensor import RewardTensor, save_npz
 from ttsnap.schedules.fitted_schedule import FittedSchedule
@@ -133,6 +134,21 @@ def test_only_recorded_steps_and_nan_never_wins():
     found = quick(RewardTensor(looks, final))
     assert {step for entry in found.entries for step in entry.schedule.steps} <= {0, 1, 4, 6}
     assert all(np.isfinite(at.reward) for at in found.expected)
+
+
+def test_budgets_that_the_recorded_candidates_cannot_fill_are_left_out(capsys, monkeypatch):
+    """Best-of-N takes all of them there, so that nothing is compared at equal cost."""
+    monkeypatch.delenv("DIFFKIT_QUIET")
+    tensor = telling(pool=8)
+    few, all_of_them = 4 * finished_cost(PRICES, CALLS), 8 * finished_cost(PRICES, CALLS)
+    fitted = quick(tensor, (few, all_of_them, 2 * all_of_them, 3 * all_of_them))
+    assert [row.budget for row in fitted.expected] == [few, all_of_them]
+    assert fitted == quick(tensor, (few, all_of_them))
+    assert "Budgets from 16x on are left out: best-of-N takes all 8 recorded" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"at every budget, from 16x on; give budgets up to 8x"):
+        quick(tensor, (2 * all_of_them,))
+    book, held_out = fit_guarded(tensor, PRICES, [few, 2 * all_of_them], folds=2, tries=3, resamples=2)
+    assert len(book.entries) == held_out.index.shape[1] == 1
 
 
 def test_file_is_read_back_and_serves_budgets_candidates_and_step_counts(tmp_path):

@@ -27,8 +27,13 @@ def fit(
     key: Annotated[str | None, typer.Option(help="Which reward, when there are several.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Prune on the plain reward.")] = False,
     budgets: Annotated[
-        str, typer.Option("--budgets", "--budget", help="first:last:step, or one or several by commas, for one prompt.")
-    ] = "400:4000:200",
+        str | None,
+        typer.Option(
+            "--budgets",
+            "--budget",
+            help="first:last:step, or one or several by commas, for one prompt; as simulate's by default.",
+        ),
+    ] = None,
     call_cost: CallCost = None,
     verify_cost: VerifyCost = None,
     rule: Annotated[
@@ -51,7 +56,8 @@ def fit(
     best-of-N.
     Exit codes: 0 done; 2 wrong input.
     """
-    from ttsnap.evaluation.budget_curves import read_budgets
+    from ttsnap.evaluation.budget_curves import read_budgets, within_pool
+    from ttsnap.evaluation.simulate import default_budgets
     from ttsnap.evaluation.simulation import tensor_notes
     from ttsnap.fitting.fit_schedule import fit as fit_schedule
     from ttsnap.trajectories.read import load_tensor
@@ -60,7 +66,8 @@ def fit(
         raise InputError("There is no file for the schedule; give one that ends in .json with --out.")
     rewards = load_tensor(tensor, key, plain=plain)
     prices = costs_of(rewards, call_cost, verify_cost).prices
-    limits = read_budgets(budgets, prices, rewards.calls)
+    chosen = default_budgets(rewards, prices) if budgets is None else budgets
+    limits = within_pool(read_budgets(chosen, prices, rewards.calls), rewards, prices)
     prompts, pool = rewards.final.shape
     if dry_run:
         say(f"Would fit {len(limits)} budgets on {prompts} prompts with {pool} candidates; nothing was run.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffkit.console import say
 from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from diffkit.rewards.combine import Combine
@@ -29,6 +30,7 @@ __all__ = [
     "mean_of_winners",
     "parse_budgets",
     "read_budgets",
+    "within_pool",
 ]
 
 Floats = NDArray[np.float64]
@@ -219,6 +221,31 @@ def read_budgets(budgets: str | Sequence[float], prices: Prices, calls: int) -> 
         return [float(budget) for budget in budgets]
     unit = finished_cost(prices, calls) if "x" in budgets else 1.0
     return [budget * unit for budget in parse_budgets(budgets.replace("x", ""))]
+
+
+def within_pool(budgets: Sequence[float], tensor: RewardTensor, prices: Prices) -> list[float]:
+    """The budgets below the first at which best-of-N would take more candidates than were recorded; rising.
+
+    From there on nothing can be compared at equal cost. What is left out is said on the console.
+
+    Raises:
+        InputError: none is left, or one does not pay for one candidate.
+    """
+    pool = tensor.final.shape[1]
+    capped = [allot(budget, BEST_OF_N, tensor.calls, prices, pool=pool).capped for budget in budgets]
+    kept = list(budgets)[: [*capped, True].index(True)]
+    unit = finished_cost(prices, tensor.calls)
+    if not kept:
+        raise InputError(
+            f"Best-of-N takes all {pool} recorded candidates at every budget, from {budgets[0] / unit:.3g}x on; give "
+            f"budgets up to {pool}x, or collect more candidates."
+        )
+    if len(kept) < len(budgets):
+        say(
+            f"Budgets from {budgets[len(kept)] / unit:.3g}x on are left out: best-of-N takes all {pool} recorded "
+            "candidates there and more; collect more candidates for them."
+        )
+    return kept
 
 
 def finished_cost(prices: Prices, calls: int) -> float:

@@ -20,7 +20,7 @@ from diffkit.ledger import Prices
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import Utilisation, bootstrap_ratio, budget_utilisation, expected_best_of_n
 from ttsnap.evaluation.accounting import allot
-from ttsnap.evaluation.budget_curves import finished_cost, known_prices, read_budgets
+from ttsnap.evaluation.budget_curves import finished_cost, known_prices, read_budgets, within_pool
 from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budgets
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.fitted_schedule import Entry, Expected, FittedSchedule
@@ -51,7 +51,7 @@ def fit(
         tensor: recorded rewards, or a file or folder with one reward that :func:`ttsnap.load_tensor` reads; prompts
             are the independent units.
         budgets: for one prompt, rising; one is enough. Numbers or ``"400:4000:200"`` in the unit of the prices,
-            ``"2x:16x:2x"`` in finished candidates.
+            ``"2x:16x:2x"`` in finished candidates. Those that pay for more candidates than were recorded are left out.
         prices: of a call, a decoding and a score; by default those recorded with the rewards.
         seed: of subsets, folds and search; the same seed gives the same schedule.
         folds: parts of the prompts that are held out in turn.
@@ -74,7 +74,8 @@ def fit(
     """
     tensor = load_tensor(tensor) if isinstance(tensor, str | Path) else tensor
     prices = known_prices(tensor) if prices is None else prices
-    limits = _checked(tensor, prices, read_budgets(budgets, prices, tensor.calls), folds)
+    limits = _checked(tensor, read_budgets(budgets, prices, tensor.calls), folds)
+    limits = within_pool(limits, tensor, prices)
     count, pool = tensor.final.shape
     how = {"seed": seed, "cuts": cuts, "tries": tries}
     held = np.full((count, len(limits)), np.nan)
@@ -99,15 +100,13 @@ def fit(
     return _guarded(result, bench, limits, schedules)
 
 
-def _checked(tensor: RewardTensor, prices: Prices, budgets: Sequence[float], folds: int) -> list[float]:
+def _checked(tensor: RewardTensor, budgets: Sequence[float], folds: int) -> list[float]:
     limits = [float(budget) for budget in budgets]
     if not limits or any(not after > before for before, after in zip([0.0, *limits], limits, strict=False)):
         raise InputError(f"The budgets must be positive and rise, got {', '.join(map(str, budgets)) or 'none'}.")
     if folds < 2 or len(tensor.final) < folds:
         raise InputError(f"{len(tensor.final)} prompts cannot be held out in {folds} parts; give 2 folds or more, and "
                          f"a tensor with at least as many prompts.")  # fmt: skip
-    for budget in limits:
-        allot(budget, BEST_OF_N, tensor.calls, prices)
     return limits
 
 

@@ -18,7 +18,7 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import expected_best_of_n
-from ttsnap.evaluation.budget_curves import finished_cost, mean_of_winners
+from ttsnap.evaluation.budget_curves import finished_cost, mean_of_winners, within_pool
 from ttsnap.fitting.index_fit import fit_index, replay_total
 from ttsnap.fitting.local_search import BEST_OF_N, Bench, search_budgets
 from ttsnap.reward_tensor import RewardTensor
@@ -120,13 +120,15 @@ def fit_guarded(
     """An index rule that gives way to the learned schedule at the budgets where that is better on held-out prompts.
 
     Args:
-        budgets: mean cost of a prompt in the unit of the prices, rising.
+        budgets: mean cost of a prompt in the unit of the prices, rising. Those that pay for more candidates than were
+            recorded are left out.
         cuts, tries, resamples: of the schedules, see :func:`ttsnap.fitting.fit_schedule.fit`.
         advance: called after each of ``folds + 1`` fits.
 
     Raises:
         InputError: fewer prompts than folds need, or what :func:`ttsnap.fitting.index_fit.fit_index` refuses.
     """
+    budgets = within_pool(budgets, tensor, prices)
     count = len(tensor.final)
     if folds < 2 or count < 2 * folds:
         raise InputError(f"{count} prompts cannot be held out in {folds} parts of at least 2.")
