@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffkit.families import Pipeline
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["NamedPipeline", "dtype_name", "name_of", "named_pipeline"]
+__all__ = ["NamedPipeline", "dtype_name", "name_of", "named_pipeline", "pipeline_identity"]
 
 
 class NamedPipeline(NamedTuple):
@@ -38,6 +39,32 @@ def named_pipeline(model: str | DiffusionPipeline, name: str | None = None, sha2
 def name_of(pipe: DiffusionPipeline) -> str:
     """The name by which a pipeline was loaded, else that of its class."""
     return str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+
+
+def pipeline_identity(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What tells a pipeline that somebody has made from others, for a run's configuration; JSON values.
+
+    The class of its denoiser, its name, its scheduler with the settings, and the mitigations and the LoRA it carries.
+    Weights are not read.
+    """
+    from hashlib import sha256
+
+    from diffkit.counting_copy import original_module
+    from diffkit.families import pipe_denoiser
+    from diffkit.lora import lora_digest
+    from diffkit.mitigation.record import recorded
+
+    scheduler = pipe.scheduler
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    carried = recorded(pipe)
+    return {
+        "denoiser": type(original_module(pipe_denoiser(pipe))).__name__,
+        "model": name_of(pipe),
+        "scheduler": f"{type(scheduler).__name__} {sha256(text.encode()).hexdigest()[:16]}",
+        **({} if carried is None else {"mitigation": carried.sha256}),
+        **lora_digest(pipe),
+    }
 
 
 def dtype_name(pipe: DiffusionPipeline) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -186,6 +187,10 @@ def test_refusals(found, base, tmp_path):
         Trainer(found, base, dataclasses.replace(SHORT, accumulate=5), tmp_path / "checkpoint")
     with pytest.raises(InputError, match="share of held-out"):
         split_prompts(["a", "b"], 1.0, 0)
+    halved = copy.deepcopy(base)
+    halved.module.bfloat16()
+    with pytest.raises(InputError, match="is in half precision; load it without dtype="):
+        distill(found, halved, SHORT, out=tmp_path / "halved")
 
 
 def test_the_command_prints_the_table(found, tmp_path):

@@ -14,9 +14,10 @@ from tiny_trajectories import SIDE, tiny_reward
 from diffkit.errors import InputError
 from diffkit.rewards import REWARDS
 from diffkit.rewards.base import EstimateReward, TrainableReward, score_checked
+from diffkit.rewards.identity import weights_digest
 from ttsnap import assets
 from ttsnap.noise_aware.backends import BACKENDS, adapter_targets, build, load_trainable, trainable
-from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward, load_lab, weights_digest
+from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward, load_lab
 
 LEVELS = (2.0, -1.0, -4.0)
 PROMPTS = ["a dog", "cat at", "dog", "at at"]

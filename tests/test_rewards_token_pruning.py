@@ -1,5 +1,6 @@
 """Token pruning: what is kept, against attention that the libraries give; nothing kept aside changes nothing."""
 
+
 from __future__ import annotations
 
 import copy
@@ -13,6 +14,7 @@ from transformers import BlipVisionConfig, BlipVisionModel, CLIPVisionConfig, CL
 
 from diffkit.errors import InputError
 from diffkit.rewards import load_reward
+from diffkit.rewards.identity import weights_digest
 from diffkit.rewards.token_pruning import (
     TokenPruning,
     attention_received,
@@ -21,7 +23,6 @@ from diffkit.rewards.token_pruning import (
     prune_tokens,
     token_pruning_of,
 )
-from ttsnap.noise_aware.reward import weights_digest
 
 IMAGES = torch.cat([as_tensor(image) for image in smooth(40)])
 CAPTION = "a red circle left of a blue square on gray"

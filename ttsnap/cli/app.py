@@ -144,6 +144,7 @@ def generate(
         preview_vae=preview_vae,
         copy_guard=copy_guard,
         reward=reward.partition(":")[2],
+        held_out=held_out,
         schedule=schedule if schedule.endswith(".json") else None,
         index=None if index is None else index_path(index),
         model_config=model_config,

@@ -109,7 +109,7 @@ def collect(
     if dry_run:
         _announce(pipe, texts, scorers, settings)
         return
-    origin = _origin(options, preview_vae)
+    origin = _origin(options, preview_vae, rewards)
     trajectories = carry_out(pipe, texts, scorers, settings, out=out, origin=origin, preview_vae=preview_vae)
     if first:
         summary = json.loads((trajectories.folder / "summary.json").read_bytes())
@@ -145,16 +145,19 @@ def _steps(text: str, steps: Plan) -> tuple[int, ...] | None:
         raise InputError(f"Cannot read --record {text!r}; write all, 2,4,6, 'every 2' or 'log-snr -6,-3,0'.") from None
 
 
-def _origin(options: ModelOptions, preview: str | None) -> dict[str, Any]:
-    """What the run must not be resumed without: the model and the preview decoder, and checksums of local ones."""
+def _origin(options: ModelOptions, preview: str | None, rewards: str) -> dict[str, Any]:
+    """What the run must not be resumed without: model, preview decoder and rewards, and checksums of local ones."""
     from diffkit.runs import sha256_folder
+    from ttsnap.cli.checksums import checksum_of
+    from ttsnap.trajectories.collect import REWARDS_SHA256
 
     origin: dict[str, Any] = {"model": options.model, "revision": options.revision, "dtype": options.dtype}
     origin["model_sha256"] = options.checksum()
     if preview is not None:
         local = Path(preview).expanduser()
         origin |= {"preview_vae": preview, "preview_sha256": sha256_folder(local) if local.is_dir() else None}
-    return origin
+    checksum = checksum_of(rewards)
+    return origin if checksum is None else origin | {REWARDS_SHA256: checksum}
 
 
 def _announce(pipe: Pipeline, texts: list[str], rewards: dict[str, Reward], settings: CollectSettings) -> None:

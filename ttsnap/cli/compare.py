@@ -123,7 +123,8 @@ def compare(
         "budget": budget, "reward": reward, "noise_aware": noise_aware, "steps": steps, "guidance": guidance,
         "negative": negative, "eta": eta, "seed": seed, "micro_batch": micro_batch, "preview_vae": preview_vae,
         "schedules": {key or "default": None if own is None else own.to_json() for key, own in schedules.items()},
-        "sha256": local_checksums(model, noise_aware=noise_aware, preview_vae=preview_vae,
+        "sha256": local_checksums(model, reward=reward, held_out=held_out, noise_aware=noise_aware,
+                                   preview_vae=preview_vae,
                                    index=None if index is None else index_path(index), copy_guard=copy_guard,
                                    model_config=config),
     }  # fmt: skip

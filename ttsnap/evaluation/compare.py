@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -20,9 +21,10 @@ from diffkit.families import Autoencoder, Pipeline
 from diffkit.image_filters import unfiltered
 from diffkit.interruption import DenoisingInterrupted
 from diffkit.lab import judge
-from diffkit.named_pipeline import dtype_name
+from diffkit.named_pipeline import dtype_name, pipeline_identity
 from diffkit.noted_options import options_of
 from diffkit.rewards.base import EstimateReward, Reward, RewardLike
+from diffkit.rewards.identity import reward_identity, weights_digest
 from diffkit.runs import Run
 from diffkit.runs.shared import open_shared
 from diffkit.truncation import say_truncated
@@ -41,6 +43,8 @@ __all__ = ["KIND", "CompareSettings", "Comparison", "compare"]
 
 KIND = "ttsnap-compare"
 JUDGED_SIZE = (3, 64, 64)
+LATER = ("reward", "held_out")  # whose checksums version 0.1.0 did not record
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object without a text of its own
 
 
 @dataclass(frozen=True)
@@ -239,17 +243,19 @@ def compare(
     contenders = read_contenders(searches, schedules={"": pruning}) if isinstance(searches, str) else searches
     held_out = load_held_out(held_out_rewards, scorer)
     searcher = TTSnapPipeline.from_pipe(pipe, preview_vae=preview_vae, copy_guard=copy_guard)
+    added: dict[str, Any] = {}
     if origin is None:
         origin = _origin(prompts, contenders, settings, scorer, pruning)
         origin |= {"held_out": [each.name for each in held_out]} if held_out else {}
         origin |= {} if searcher.copy_guard is None else {"copy_guard": dict(searcher.copy_guard.card())}
+        added = {"objects": _objects(searcher, contenders, [scorer, *held_out])}
     searcher.set_progress_bar_config(disable=True)
     bench = _Bench(searcher, prompts, scorer, settings, held_out)
     for contender in contenders:
         searcher.prepare(bench.request(contender, 0, 1))
     say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
     if not dry:
-        _run(bench, contenders, Path(out), origin)
+        _run(bench, contenders, Path(out), origin, added)
         parallel.broadcast(None)  # wait until the first process has written
     rows = [] if dry else json.loads((Path(out) / "summary.json").read_bytes())
     return Comparison(rows, Path(out))
@@ -269,7 +275,20 @@ def _origin(
     return {**fixed, "prompts": list(prompts), "searches": searches, "reward": reward.name, "schedule": written}
 
 
-def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapping[str, Any]) -> None:
+def _objects(pipe: TTSnapPipeline, contenders: Sequence[Contender], rewards: Sequence[Reward]) -> dict[str, Any]:
+    """What objects are beyond their names: version 0.1.0 did not record it."""
+    preview = pipe.preview_vae
+    return {
+        "pipeline": pipeline_identity(pipe),
+        "preview_vae": None if preview is None else weights_digest(preview),
+        "rewards": [reward_identity(reward) for reward in rewards],
+        "searches": [f"{each.label}: {ADDRESS.sub('', repr(each.strategy))}, eta {each.eta:g}" for each in contenders],
+    }
+
+
+def _run(
+    bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapping[str, Any], added: Mapping[str, Any]
+) -> None:
     pipe, prompts, settings = bench.pipe, bench.prompts, bench.settings
     tasks = [
         _Task(contender, first, min(first + settings.group, len(prompts)))
@@ -282,10 +301,12 @@ def _run(bench: _Bench, contenders: Sequence[Contender], out: Path, origin: Mapp
         "seeds": {"run": settings.seed},
         "group": settings.group,
     }
-    config = {**origin, "dtype": dtype_name(pipe), **options_of(pipe)}
+    sums = origin.get("sha256", {})
+    added = {"dtype": dtype_name(pipe), **added, **{f"sha256.{name}": sums[name] for name in LATER if name in sums}}
+    config = {**origin, **options_of(pipe), **{name: added[name] for name in added if "." not in name}}
     if any(map(shares_budget, contenders)):
         config["group"] = settings.group
-    with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
+    with open_shared(out, config=config, kind=KIND, provenance=provenance, added=added) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["error"] is not None], "searches")
         done = parallel.broadcast(set() if run is None else set(run.done))

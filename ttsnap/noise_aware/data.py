@@ -60,12 +60,24 @@ def finals(trajectories: Trajectories, name: str) -> NDArray[np.float64]:
     Raises:
         InputError: this reward was not recorded.
     """
-    if name not in trajectories.names:
+    recorded = recorded_name(trajectories, name)
+    return np.stack([trajectory.tensor(f"finals.{recorded}").double().numpy() for trajectory in trajectories])
+
+
+def recorded_name(trajectories: Trajectories, name: str) -> str:
+    """The name by which a reward was recorded: its own, or the text that loaded it, with its options.
+
+    Raises:
+        InputError: this reward was not recorded.
+    """
+    own = trajectories.record["provenance"].get("rewards", {})
+    recorded = next((text for text in trajectories.names if name in (text, own.get(text))), None)
+    if recorded is None:
         raise InputError(
             f"{trajectories.folder} holds the rewards {', '.join(trajectories.names)}, not {name!r}; collect with that "
             f"reward."
         )
-    return np.stack([trajectory.tensor(f"finals.{name}").double().numpy() for trajectory in trajectories])
+    return recorded
 
 
 def usable(trajectories: Trajectories, final: NDArray[np.float64], steps: Sequence[int]) -> NDArray[np.bool_]:

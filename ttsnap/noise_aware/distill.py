@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save
 
@@ -28,6 +29,7 @@ from diffkit.console import format_table, progress
 from diffkit.errors import InputError
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import RewardLike, TrainableReward
+from diffkit.rewards.identity import weights_digest
 from diffkit.runs import Run
 from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.noise_aware.checkpoint import Place
@@ -41,7 +43,7 @@ from ttsnap.noise_aware.held_out import (
     recorded,
     tau_figure,
 )
-from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward, weights_digest
+from ttsnap.noise_aware.reward import CLEAN_MARGIN, LinearCalibration, NoiseAwareReward
 from ttsnap.noise_aware.trainer import Trainer
 from ttsnap.trajectories.dataset import Trajectories
 
@@ -97,7 +99,8 @@ def distill(
         tracker: logs the losses: the name of a tracker of accelerate (tensorboard, wandb, ...) or a tracker.
 
     Raises:
-        InputError: the reward cannot be trained, the trajectories do not serve, or another run is in the folder.
+        InputError: the reward cannot be trained or is in half precision, the trajectories do not serve, or another run
+            is in the folder.
         DiffkitError: training diverged.
 
     Example:
@@ -117,6 +120,8 @@ def distill(
     settings, base, folder = settings or DistillSettings(), load_reward(reward), Path(out)
     if not isinstance(base, TrainableReward):
         raise InputError(f"The reward {base.name!r} has no network to train; see diffkit.rewards.base.TrainableReward.")
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in base.module.parameters()):
+        raise InputError(f"The reward {base.name!r} is in half precision; load it without dtype= to train it.")
     trainer = Trainer(trajectories, base, settings, folder / "checkpoint.safetensors", tracker)
     config = {
         **asdict(settings),

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffkit.parallel import gather, shard
 from diffkit.stats import bootstrap_mean
 from ttsnap.alignment import kendall
-from ttsnap.noise_aware.data import Estimates
+from ttsnap.noise_aware.data import Estimates, recorded_name
 from ttsnap.noise_aware.reward import LinearCalibration
 
 __all__ = ["LevelTau", "Predict", "fit_calibration", "compare_level", "predictions", "recorded", "tau_figure"]
@@ -75,6 +75,7 @@ def predictions(estimates: Estimates, predict: Predict, positions: Sequence[int]
 def recorded(estimates: Estimates, name: str, positions: Sequence[int], level: int) -> Floats:
     """The plain reward's scores (len(positions), N) of the estimates, as they were recorded."""
     trajectories = estimates.trajectories
+    name = recorded_name(trajectories, name)
     column = trajectories.steps.index(estimates.steps[level])
     return np.stack(
         [trajectories[position].tensor(f"rewards.{name}")[:, column].double().numpy() for position in positions]

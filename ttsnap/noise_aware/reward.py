@@ -7,7 +7,6 @@ from the authors' code: levels are keyed by log-SNR, not by step number, so a re
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -25,12 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffkit.errors import InputError
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import TrainableReward
-from diffkit.rewards.token_pruning import token_pruning_of
+from diffkit.rewards.identity import weights_digest
 from diffkit.runs.files import dump_json, write_bytes_atomically
 from ttsnap.assets import NAMES, NOISE_AWARE, shipped
 from ttsnap.noise_aware.backends import Backend, build, load_trainable
 
-__all__ = ["LinearCalibration", "NoiseAwareReward", "load_lab", "load_lab_trio", "weights_digest"]
+__all__ = ["LinearCalibration", "NoiseAwareReward", "load_lab", "load_lab_trio"]
 
 SCHEMA_VERSION = 1
 CLEAN_MARGIN = 1.0  # in log-SNR: an estimate this much cleaner than the cleanest trained level is scored plainly
@@ -42,18 +41,6 @@ class LinearCalibration(NamedTuple):
 
     scale: float = 1.0
     shift: float = 0.0
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Hex SHA-256 of a network's weights as float32 in the order of their names: the same on every device.
-
-    A token pruning counts as well: with it the same weights are another network.
-    """
-    digest = hashlib.sha256(str(token_pruning_of(module) or "").encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class NoiseAwareReward:
@@ -235,8 +222,9 @@ class NoiseAwareReward:
             raise InputError(f"The reward {config['base']['name']!r} has no network that {folder} could stand beside.")
         if weights_digest(plain.module) != config["base"]["sha256"]:
             raise InputError(
-                f"{folder} was distilled from the reward {config['base']['name']!r} with other weights, or another "
-                f"token pruning, than those of the reward {plain.name!r} given here; distil again from this one."
+                f"{folder} was distilled from the reward {config['base']['name']!r} with other weights, another token "
+                f"pruning or in another precision than the reward {plain.name!r} given here; load that one in float32, "
+                f"or distil again from this one."
             )
         try:
             files = _weight_files(config["backend"], len(config["levels"]))

@@ -26,10 +26,11 @@ from diffkit.console import Bar, progress, say
 from diffkit.errors import InputError
 from diffkit.families import Autoencoder, Pipeline, refuse_pictures
 from diffkit.flops import pipeline_flops
-from diffkit.named_pipeline import dtype_name
+from diffkit.named_pipeline import dtype_name, pipeline_identity
 from diffkit.noted_options import options_of
 from diffkit.rewards import load_reward
 from diffkit.rewards.base import Reward, RewardLike
+from diffkit.rewards.identity import reward_identity, weights_digest
 from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from diffkit.runs.shared import open_shared
@@ -41,7 +42,9 @@ from ttsnap.trajectories.dataset import KIND, Trajectories, shard_name
 from ttsnap.trajectories.recorder import CollectSettings, Recorded, Recorder, guided, image_size
 from ttsnap.trajectories.summary import summarise_trajectories
 
-__all__ = ["CollectSettings", "collect"]
+__all__ = ["REWARDS_SHA256", "CollectSettings", "collect"]
+
+REWARDS_SHA256 = "rewards_sha256"  # of rewards in folders, in ``origin``; version 0.1.0 had none
 
 
 class _Shard(NamedTuple):
@@ -104,11 +107,12 @@ def collect(
     preview_vae = None if preview_vae is None else load_preview_vae(preview_vae, pipe)
     steps = plan(pipe, settings.num_inference_steps, image_size(pipe, settings))
     settings = settings.resolved(steps)
-    config = {**_config(prompts, rewards, settings, origin or {}), "dtype": dtype_name(pipe), **options_of(pipe)}
+    added = {"dtype": dtype_name(pipe), **_later(pipe, rewards, preview_vae, origin)}
+    config = {**_config(prompts, rewards, settings, origin or {}), **options_of(pipe), **added}
     recorder = Recorder(pipe, rewards, settings, steps, preview_vae)
     provenance = {**_provenance(recorder, prompts[0]), "processes": parallel.processes()}
     say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")
-    with open_shared(out, config=config, kind=KIND, provenance=provenance, added={"dtype": config["dtype"]}) as run:
+    with open_shared(out, config=config, kind=KIND, provenance=provenance, added=added) as run:
         if run is not None:
             run.retry([key for key, item in run.done.items() if item["unscored"]], "prompts")
         done = parallel.broadcast(set() if run is None else set(run.done))
@@ -171,6 +175,21 @@ def _config(
     return {**origin, **chosen, "rewards": described, "prompts": list(prompts)}
 
 
+def _later(
+    pipe: Pipeline, rewards: Mapping[str, Reward], preview_vae: Autoencoder | None, origin: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What version 0.1.0 did not record: checksums of rewards in folders; what objects are beyond their names."""
+    if origin is not None:
+        return {name: value for name, value in origin.items() if name == REWARDS_SHA256}
+    return {
+        "objects": {
+            "pipeline": pipeline_identity(pipe),
+            "preview_vae": None if preview_vae is None else weights_digest(preview_vae),
+            "rewards": {name: reward_identity(reward) for name, reward in rewards.items()},
+        }
+    }
+
+
 def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
     """Noise levels and counted prices; each reward is tried first, so that a wrong one is found at once."""
     pipe, settings = recorder.pipe, recorder.settings
@@ -193,6 +212,7 @@ def _provenance(recorder: Recorder, prompt: str) -> dict[str, Any]:
         "device": str(pipe._execution_device),
         "dtype": str(pipe.dtype),
         "seeds": {"run": settings.seed},
+        "rewards": {name: reward.name for name, reward in recorder.rewards.items()},
         "sigmas": list(recorder.plan.sigmas),
         "flop": {**asdict(flop), "verify": verify},
     }
