@@ -19,6 +19,7 @@ from diffkit.mitigation.shrink import shrink
 from diffkit.runs import sha256_folder
 from memorization.mitigation.layers import feed_forward_layers, matching, value_layers
 from memorization.mitigation.nemo_method import calibrate_nemo_threshold
+from memorization.mitigation.prompt_guard import calibrate_guard_target
 from memorization.mitigation.pruning.layers import prunable_layers
 from memorization.mitigation.run import contents_of
 
@@ -149,11 +150,13 @@ def test_a_detection_goes_on_when_its_mitigation_was_resumed(tmp_path: Path) -> 
     assert checksum_for(out, folder) == first != whole
 
 
-def test_nemo_says_that_predictions_are_not_finite() -> None:
+def test_thresholds_of_predictions_that_are_not_finite_are_refused() -> None:
     pipe = tiny_pipeline()
     pipe.unet.conv_out.register_forward_hook(lambda _module, _inputs, output: output * torch.nan)
     with pytest.raises(InputError, match="predictions of ordinary captions are not finite; load the model in float32"):
         calibrate_nemo_threshold(pipe, ["a cat", "a dog"], [0, 1], steps=1)
+    with pytest.raises(InputError, match="predictions of ordinary captions are not finite"):
+        calibrate_guard_target(pipe, ["a cat", "a dog"], steps=1, seed=0)
 
 
 def test_the_mask_of_a_setting_is_part_of_the_run(tmp_path: Path) -> None:

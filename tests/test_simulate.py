@@ -14,8 +14,9 @@ from diffkit.errors import InputError
 from diffkit.ledger import Prices
 from diffkit.rewards.combine import mean_ranks, pareto, pareto_fronts, rank_sum, z_sum
 from ttsnap.evaluation.accounting import PUBLISHED_PRICES, allot, fractional_cost
-from ttsnap.evaluation.budget_curves import PUBLISHED_BUDGETS, budget_curves, parse_budgets
+from ttsnap.evaluation.budget_curves import PUBLISHED_BUDGETS, budget_curves, parse_budgets, read_budgets
 from ttsnap.evaluation.replay import draw_orders, replay
+from ttsnap.evaluation.simulate import simulate
 from ttsnap.reward_tensor import RewardTensor
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.selection import ranking
@@ -280,6 +281,23 @@ def test_one_reward_twice_chooses_as_one() -> None:
 def test_budgets_are_read_in_two_forms() -> None:
     assert parse_budgets("400:4000:200") == PUBLISHED_BUDGETS
     assert parse_budgets("400, 800,1000.5") == (400, 800, 1000.5)
+    assert read_budgets("2x, 4x", Prices(1.0, 1.0, 1.0), 8) == [20.0, 40.0]
+    with pytest.raises(InputError, match="candidates .2x. and costs .400. in one list"):
+        read_budgets("2x,400", Prices(1.0, 1.0, 1.0), 8)
     for bad in ("", "a", "4:2:1", "1:2", "1:2:0", "0,1", "2,1", "1,1", "nan", "1:inf:1"):
         with pytest.raises(InputError, match="budgets"):
             parse_budgets(bad)
+
+
+def test_a_prompt_without_a_winner_leaves_the_intervals_of_the_others() -> None:
+    whole = tensor((5, 6, 4))
+    final = np.where(np.arange(5)[:, None] == 0, np.nan, whole.final)
+    part = simulate(RewardTensor(whole.looks, final), "1:0.5", "2x:4x:2x", prices=Prices(1.0, 1.0, 1.0), resamples=3)
+    (curve,) = part.curves
+    difference = (curve.values - curve.best_of_n)[1:]
+    np.testing.assert_allclose(curve.difference_error, difference.std(axis=0, ddof=1) / 2)
+
+
+def test_one_recorded_candidate_has_budgets_by_default() -> None:
+    result = simulate(tensor((3, 1, 4)), "", prices=Prices(1.0, 1.0, 1.0), resamples=2)
+    assert len(result.curves[0].budgets) == 1

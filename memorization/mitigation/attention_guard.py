@@ -6,7 +6,10 @@ prompt is masked, so that fewer tokens of a memorized caption can act as trigger
 
 The length of a prompt cannot be read from its embedding: the guard wraps the pipeline's ``encode_prompt`` and records
 the lengths of the prompts. An embedding that encodes no caption (an attack's trigger) only gets the first change. The
-end token stays visible. The guard changes no weight, and anyone who holds the weights can remove it.
+end token stays visible. In a detector's query, which has no branches, every row but the empty caption is conditional.
+
+The guard changes no weight, and anyone who holds the weights can remove it. It works by hooks on the layers, so that
+another attention processor (attention slicing, xFormers) has no effect on cross-attention until the guard is undone.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from diffkit.errors import InputError
 from diffkit.families import family_of
 from diffkit.mitigation import Mitigation, Undo
 from memorization.mitigation import Method
+from memorization.mitigation.pipeline_loop import running_loop
 from memorization.text_embeddings import empty_text
 
 if TYPE_CHECKING:
@@ -74,9 +79,15 @@ class _CaptionLengths:
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def read(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """bool (B,) conditional (not the empty caption) and bool (B, L) padding; all layers of a call share it."""
+        """bool (B,) conditional and bool (B, L) padding; all layers of a call share it.
+
+        Conditional is what does not encode the empty caption, under guidance of the second half only.
+        """
         if self._last is None or self._last[0] is not embeds:
             rows = (embeds.detach() != self.empty.to(embeds)).flatten(1).any(1)
+            loop = running_loop()
+            if loop is not None and loop.is_guided(len(embeds)):
+                rows[: len(embeds) // 2] = False
             hidden = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
             for index, row in enumerate(embeds if self.mask_padding else ()):
                 length = self.lengths.get(_key(row))
@@ -109,6 +120,39 @@ class _Processor:
         return output
 
 
+def _attach(layer: Any, processor: _Processor) -> list[RemovableHandle]:
+    """Hooks by which a layer has the processor during its calls, and its own before and after them."""
+    own: list[Any] = []
+
+    def begin(layer: Any, _inputs: object) -> None:
+        require_plain(layer)
+        own.append(layer.processor)
+        layer.processor = processor
+
+    def end(layer: Any, _inputs: object, _output: object) -> None:
+        if own:  # an error in `begin` comes here too
+            layer.processor = own.pop()
+
+    # the guard that was applied last ends first
+    return [
+        layer.register_forward_pre_hook(begin),
+        layer.register_forward_hook(end, prepend=True, always_call=True),
+    ]
+
+
+def require_plain(layer: Any) -> None:
+    """Refuse a cross-attention whose processor has weights of its own, as an IP-Adapter's: it computes something else.
+
+    Raises:
+        InputError: see there.
+    """
+    if isinstance(layer.processor, torch.nn.Module):
+        raise InputError(
+            f"The attention guard knows the plain attention only, and {type(layer.processor).__name__} has weights of "
+            f"its own; take it off (of an IP-Adapter: pipe.unload_ip_adapter()), or undo the guard."
+        )
+
+
 def _key(row: Tensor) -> bytes:
     return row.detach().half().cpu().numpy().tobytes()
 
@@ -117,36 +161,54 @@ def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Und
     """Change the cross-attention of the denoiser, and record the lengths of prompts when they are encoded.
 
     Raises:
-        InputError: the family is not one with a U-Net.
+        InputError: the family is not one with a U-Net, or the U-Net has an IP-Adapter.
     """
     require_unet(pipe)
     settings = mitigation.settings
-    denoiser = getattr(pipe, family_of(pipe).denoiser)
-    empty = empty_text(pipe).prompt_embeds
-    lengths = _CaptionLengths(empty, mask_padding=settings["mask_padding"])
-    before, encode = dict(denoiser.attn_processors), pipe.encode_prompt
-    own = vars(pipe).get("encode_prompt")  # another guard's
-    cross = {name for name in before if ".attn2." in name}
-    denoiser.set_attn_processor(
-        {n: _Processor(lengths, settings["factor"]) if n in cross else p for n, p in before.items()}
-    )
+    layers = [layer for name, layer in pipe.unet.named_modules() if name.endswith(".attn2")]
+    for layer in layers:
+        require_plain(layer)
+    lengths = _CaptionLengths(empty_text(pipe).prompt_embeds, mask_padding=settings["mask_padding"])
+    processor = _Processor(lengths, settings["factor"])
+    handles = [handle for layer in layers for handle in _attach(layer, processor)]
+    forget = _record_lengths(pipe, lengths)
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        forget()
+
+    return undo
+
+
+def _record_lengths(pipe: Pipeline, lengths: _CaptionLengths) -> Undo:
+    """Wrap ``encode_prompt``, which repeats each prompt's row for each of its images."""
+    encode, own = pipe.encode_prompt, vars(pipe).get("encode_prompt")  # own: another guard's
 
     @functools.wraps(encode)
     def recorded(prompt: str | list[str] | None = None, *rest: Any, **named: Any) -> Any:
         encoded = encode(prompt, *rest, **named)
-        for text, row in zip([prompt] if isinstance(prompt, str) else prompt or [], encoded[0], strict=False):
-            lengths.lengths[_key(row)] = len(pipe.tokenizer(text, truncation=True).input_ids)
+        texts = [prompt] if isinstance(prompt, str) else prompt or []
+        for index, text in enumerate(texts):
+            row = encoded[0][index * (len(encoded[0]) // len(texts))]
+            lengths.lengths[_key(row)] = _tokens(pipe, text)
         return encoded
 
     pipe.encode_prompt = recorded
 
-    def undo() -> None:
-        denoiser.set_attn_processor(before)
+    def forget() -> None:
         del pipe.encode_prompt  # which restores the class's own method
         if own is not None:
             pipe.encode_prompt = own
 
-    return undo
+    return forget
+
+
+def _tokens(pipe: Pipeline, text: str) -> int:
+    """How many tokens a prompt has, with both ends; a textual inversion's word may be several."""
+    if hasattr(pipe, "maybe_convert_prompt"):
+        text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
+    return len(pipe.tokenizer(text, truncation=True).input_ids)
 
 
 def require_unet(pipe: Pipeline) -> None:

@@ -29,7 +29,7 @@ from memorization.mitigation.nemo import (
     statistics,
     text_outputs,
 )
-from memorization.mitigation.reference_captions import ordinary_captions
+from memorization.mitigation.reference_captions import ordinary_captions, require_finite_predictions
 from memorization.presets import recorded_preset
 from memorization.text_embeddings import Embedded, encoded
 
@@ -119,8 +119,7 @@ def calibrate_nemo_threshold(pipe: Pipeline, captions: Sequence[str], seeds: Seq
     for caption in captions:
         scores.append(memorization_score(differences(pipe, encoded(pipe, [caption]), seeds, steps=steps)))
     every = torch.cat(scores)
-    if not every.isfinite().all():
-        raise InputError("The denoiser's predictions of ordinary captions are not finite; load the model in float32.")
+    require_finite_predictions(every)
     return min(float(every.mean() + every.std()), 0.99)
 
 

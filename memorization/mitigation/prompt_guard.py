@@ -8,12 +8,16 @@ Where we differ from the authors' code: theirs takes one norm over the whole bat
 number of images. Here every image has its own norm and target, and does not depend on the others of its batch.
 The target is calibrated on ordinary captions, since norms depend on the latent's size and the scheduler.
 
+A generation without guidance stays as it is, and so does a call of the denoiser outside of a stock pipeline's loop (a
+loop of one's own, a detector's query). A loop that begins later, as image-to-image does, is softened at its own first
+step; a candidate that a search resumes keeps what was found at its first step. A ControlNet reads the caption itself.
+
 It needs guidance (the unconditional half) and changes no weight; anyone who holds the weights can remove it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +33,8 @@ from diffkit.sampling_steps import begin
 from diffkit.seeds import generators
 from memorization.detection.noise_magnitude import noise_magnitude
 from memorization.mitigation import Method
-from memorization.mitigation.reference_captions import ordinary_captions
+from memorization.mitigation.pipeline_loop import Loop, SuspendedRows, running_loop
+from memorization.mitigation.reference_captions import ordinary_captions, require_finite_predictions
 from memorization.presets import recorded_preset
 
 if TYPE_CHECKING:
@@ -103,36 +108,73 @@ def soften(
     return torch.cat([first, rest.detach()], 1)
 
 
+class _Softening:
+    """The captions of the loop that is running, and what replaces them."""
+
+    def __init__(self, target: float, settings: Mapping[str, Any]) -> None:
+        self.target, self.settings = target, settings
+        self.suspended = SuspendedRows()
+        self._timesteps: Tensor | None = None
+        self._original: Tensor | None = None
+        self._softened: Tensor | None = None
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """A pre-hook of the denoiser: its arguments with the softened embeddings, or None = as they are.
+
+        Raises:
+            InputError: the pipeline's loop cannot be read.
+        """
+        loop = None if torch.is_grad_enabled() else running_loop(required=True)
+        if loop is None:
+            return None
+        embeds = _embeddings(loop, named)
+        guided = loop.is_guided(len(embeds))
+        negative, positive = embeds.chunk(2) if guided else (embeds[:0], embeds)
+        if self._timesteps is not loop.timesteps:
+            self._timesteps, self._original, self._softened = loop.timesteps, None, None
+        if self._original is None and guided:
+            self._original = positive.clone()
+            self._softened = self._first(loop, module, inputs, named)
+        if self._original is None or self._softened is None or not torch.equal(positive, self._original):
+            return None
+        return inputs, {**named, "encoder_hidden_states": torch.cat([negative, self._softened])}
+
+    def _first(self, loop: Loop, module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+        """Softened embeddings at the first step of a loop: those of before, where it resumes a denoising."""
+        captions = named["encoder_hidden_states"].chunk(2)[1]
+        if loop.resumes:
+            softened = self.suspended.recall(loop, captions)
+        else:
+            softened = _softened(loop, module, inputs, named, self.target, self.settings).to(captions)
+        self.suspended.remember(loop, captions, softened)
+        return softened
+
+
+def _embeddings(loop: Loop, named: Mapping[str, Any]) -> Tensor:
+    embeds = named.get("encoder_hidden_states")
+    if not isinstance(embeds, Tensor):
+        raise InputError(
+            f"The prompt guard softens encoder_hidden_states, and the loop of {type(loop.pipe).__name__} gives its "
+            f"denoiser no tensor of that name."
+        )
+    return embeds
+
+
 def apply_guard(pipe: Pipeline, mitigation: Mitigation, only: str | None) -> Undo:
     """Optimise the embeddings at the first step of a guided generation, and use the result in the later steps.
 
     Raises:
-        InputError: the family does not predict with and without the caption in one batch.
+        InputError: the family does not predict with and without the caption in one batch, or gives no gradient in the
+            caption.
     """
     family = require_stacked_guidance(pipe)
-    settings, target = mitigation.settings, float(mitigation.figures["target"])
-    state: dict[str, Any] = {"original": None, "softened": None}
-
-    def guard(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        embeds = named.get("encoder_hidden_states")
-        if torch.is_grad_enabled() or embeds is None or not _is_guided(pipe, embeds):
-            return None
-        timestep = torch.as_tensor(named["timestep"] if "timestep" in named else inputs[1])
-        conditional = embeds.chunk(2)[1]
-        if float(timestep.flatten()[0]) == float(pipe.scheduler.timesteps[0]):
-            state["original"] = conditional.clone()
-            state["softened"] = _softened(pipe, inputs, named, timestep, target, settings)
-        if state["original"] is None or not torch.equal(conditional, state["original"]):
-            return None
-        both = torch.cat([embeds.chunk(2)[0], state["softened"].to(embeds)])
-        return inputs, {**named, "encoder_hidden_states": both}
-
-    handle = getattr(pipe, family.denoiser).register_forward_pre_hook(guard, with_kwargs=True)
+    softening = _Softening(float(mitigation.figures["target"]), mitigation.settings)
+    handle = getattr(pipe, family.denoiser).register_forward_pre_hook(softening, with_kwargs=True)
     return handle.remove  # type: ignore[no-any-return]
 
 
 def require_stacked_guidance(pipe: Pipeline) -> Family:
-    """The pipeline's family, if it guides by one batch of both predictions.
+    """The pipeline's family, if it guides by one batch of both predictions, with a gradient in the caption.
 
     Raises:
         InputError: it does not.
@@ -140,29 +182,38 @@ def require_stacked_guidance(pipe: Pipeline) -> Family:
     family = family_of(pipe)
     if not family.guidance_batched:
         raise InputError(f"The prompt guard works on both predictions of one batch; {family.name} makes no such batch.")
+    if family.no_gradient is not None:
+        raise InputError(f"The prompt guard cannot optimise captions of {family.name}: {family.no_gradient}.")
     return family
 
 
-def _is_guided(pipe: Pipeline, embeds: Tensor) -> bool:
-    """Whether the pipeline is in a guided generation: before its first call it has no guidance scale at all."""
-    return getattr(pipe, "_guidance_scale", 0) > 1 and len(embeds) % 2 == 0
-
-
 def _half(value: Any, rows: int, which: int) -> Any:
-    """One half of the batch in every tensor that has ``rows`` rows; 0 = without the caption, 1 = with it."""
+    """One half of the batch in every tensor that has ``rows`` rows; 0 = without the caption, 1 = with it.
+
+    Lists, tuples and dictionaries of tensors are gone through: the residuals of a ControlNet, the image prompts of an
+    IP-Adapter.
+    """
     if isinstance(value, Tensor):
         return value.chunk(2)[which] if value.ndim and len(value) == rows else value
     if isinstance(value, dict):
         return {name: _half(part, rows, which) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_half(part, rows, which) for part in value])
     return value
 
 
 def _softened(
-    pipe: Pipeline, inputs: tuple[Any, ...], named: dict[str, Any], timestep: Tensor, target: float, settings: Any
+    loop: Loop,
+    denoiser: torch.nn.Module,
+    inputs: tuple[Any, ...],
+    named: Mapping[str, Any],
+    target: float,
+    settings: Mapping[str, Any],
 ) -> Tensor:
+    """(n, L, D) softened embeddings of the conditional half of one guided call of the denoiser."""
     embeds = named["encoder_hidden_states"]
-    denoiser = pipe_denoiser(pipe)
-    scale = noise_per_prediction(pipe.scheduler, timestep)
+    timestep = torch.as_tensor(named["timestep"] if "timestep" in named else inputs[1])
+    scale = noise_per_prediction(loop.pipe.scheduler, timestep)
 
     def predict(sequence: Tensor, half: int) -> Tensor:  # not by a call: hooks on the denoiser must not run
         rows = len(embeds)
@@ -170,7 +221,7 @@ def _softened(
         others = {name: _half(value, rows, half) for name, value in named.items()}
         others |= {"encoder_hidden_states": sequence, "return_dict": False}
         output: Tensor = denoiser.forward(*positional, **others)[0]
-        return output
+        return output[:, : loop.latents.shape[1]]  # further channels (a learned variance) are no noise
 
     empty = predict(embeds.chunk(2)[0], 0)
 
@@ -199,7 +250,9 @@ def calibrate_guard_target(pipe: Pipeline, captions: Sequence[str], *, steps: in
         assert row.negative is not None
         with_text = predict_noise(pipe, scaled, timestep, row.positive)
         magnitudes.append(noise_magnitude(with_text, predict_noise(pipe, scaled, timestep, row.negative)))
-    return float(torch.cat(magnitudes).mean()) * noise_per_prediction(pipe.scheduler, timestep)
+    return float(require_finite_predictions(torch.cat(magnitudes)).mean()) * noise_per_prediction(
+        pipe.scheduler, timestep
+    )
 
 
 def mitigate(pipe: Pipeline, suspects: Sequence[Suspect], run: Run, settings: PromptGuardSettings) -> Mitigation:

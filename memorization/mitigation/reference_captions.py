@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from diffkit.errors import InputError
 from diffkit.prompts import read_prompts
 from memorization.presets import Preset
 
-__all__ = ["ordinary_captions"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ordinary_captions", "require_finite_predictions"]
 
 
 def ordinary_captions(source: str | None, *, preset: Preset, n: int) -> tuple[str, ...]:
@@ -26,3 +31,14 @@ def ordinary_captions(source: str | None, *, preset: Preset, n: int) -> tuple[st
             raise InputError("This method compares with ordinary captions: name a text file, --set captions=FILE.")
         return preset.ordinary_captions(n)
     return tuple(read_prompts(source))[:n]
+
+
+def require_finite_predictions(scores: Tensor) -> Tensor:
+    """Scores of ordinary captions, from which a threshold is calibrated.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
+    if not scores.isfinite().all():
+        raise InputError("The denoiser's predictions of ordinary captions are not finite; load the model in float32.")
+    return scores

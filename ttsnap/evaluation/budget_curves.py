@@ -61,11 +61,11 @@ class GainCurve:
 
     @property
     def difference_error(self) -> Floats:
-        """(B,) standard error over prompts of the mean difference to best-of-N; NaN with one prompt."""
-        difference = self.values - self.best_of_n
-        if len(difference) < 2:
-            return np.full(difference.shape[1], np.nan)
-        return np.asarray(difference.std(axis=0, ddof=1) / np.sqrt(len(difference)))
+        """(B,) standard error, over prompts with both, of the mean difference to best-of-N; NaN with one prompt."""
+        columns = [column[np.isfinite(column)] for column in (self.values - self.best_of_n).T]
+        return np.array(
+            [column.std(ddof=1) / np.sqrt(len(column)) if len(column) > 1 else np.nan for column in columns]
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -215,10 +215,12 @@ def read_budgets(budgets: str | Sequence[float], prices: Prices, calls: int) -> 
     """Budgets in the unit of the prices; with an x, as in ``"2x:16x:2x"``, they count finished candidates.
 
     Raises:
-        InputError: as :func:`parse_budgets`.
+        InputError: as :func:`parse_budgets`, or some of a list have an x and others none.
     """
     if not isinstance(budgets, str):
         return [float(budget) for budget in budgets]
+    if "," in budgets and len({"x" in part for part in budgets.split(",")}) > 1:
+        raise InputError(f"The budgets {budgets!r} count candidates (2x) and costs (400) in one list; choose one.")
     unit = finished_cost(prices, calls) if "x" in budgets else 1.0
     return [budget * unit for budget in parse_budgets(budgets.replace("x", ""))]
 

@@ -97,7 +97,8 @@ def simulate(
 
 def default_budgets(tensor: RewardTensor, prices: Prices) -> str:
     """The published budgets for the published prices, else the cost of 2 to 20 finished candidates."""
-    return "400:4000:200" if prices == PUBLISHED_PRICES else f"2x:{min(20, tensor.final.shape[1])}x:1x"
+    pool = tensor.final.shape[1]
+    return "400:4000:200" if prices == PUBLISHED_PRICES else f"{min(2, pool)}x:{min(20, pool)}x:1x"
 
 
 def _tensors(tensor: RewardTensor | Sequence[RewardTensor] | str | Path) -> list[RewardTensor]:
