@@ -68,6 +68,20 @@ def test_rewards_of_other_shapes_are_refused() -> None:
         tau_by_noise({})
 
 
+def test_a_reward_without_a_tau_and_more_rewards_than_colours_are_refused() -> None:
+    tensor = made()
+    constant = RewardTensor(np.ones_like(tensor.looks), tensor.final, "constant")
+    single = RewardTensor(tensor.looks[:, :1], tensor.final[:, :1], "single")
+    for name, tensors in {"constant": {"a": tensor, "constant": constant}, "single": {"single": single}}.items():
+        with pytest.raises(InputError, match=f"{name!r} has no Kendall's tau"):
+            tau_by_noise(tensors)
+    six = {f"reward {number}": tensor for number in range(6)}
+    for draw in (tau_by_noise, top_select_curves):
+        with pytest.raises(InputError, match="at most 5 rewards apart, got 6"):
+            draw(six)
+    assert len(tau_by_noise(dict(list(six.items())[:5])).axes[0].lines) == 6  # and chance
+
+
 def test_budget_figure_draws_the_mean_curves_and_names_the_gain() -> None:
     tensor = made(seed=1)
     budgets = (200.0, 300.0, 400.0)

@@ -16,6 +16,7 @@ from tiny import tiny_pipeline
 from tiny_search import shared_family
 
 from diffkit.conditioning import encode_prompts
+from diffkit.errors import ScoringError
 from diffkit.interruption import DenoisingInterrupted
 from diffkit.lookahead import look_ahead
 from diffkit.seeds import generators
@@ -134,6 +135,24 @@ def test_every_search_can_be_stopped(name, call):
     assert len(out.images) == 2 * options.get("num_images_per_prompt", 1)
     for image, reward in zip(out.images, out.rewards, strict=True):
         assert (image is None) == math.isnan(reward)
+
+
+@pytest.mark.parametrize("name", ["rounds", "random", "zero-order"])
+def test_a_stopped_search_with_fewer_scored_images_than_asked_for_is_no_error(name):
+    def first(images, prompts):
+        scores = images.mean((1, 2, 3))
+        seen[0] += len(images)
+        return scores if seen[0] <= 3 else scores * math.nan  # two images are tried before the search
+
+    options = {**K, "micro_batch": 1, "seed": 1, "budget": "8x", "num_images_per_prompt": 2, **STRATEGIES[name]}
+    seen = [0]
+    out, _ = stopped(searcher(), 40, "a dog", **options, reward=first)
+    assert out.interrupted
+    assert [math.isnan(reward) for reward in out.rewards] == [False, True]
+    assert out.images[1] is None
+    seen = [0]
+    with pytest.raises(ScoringError, match="Only 1 of 8 candidates"):
+        searcher()("a dog", **options, reward=first)
 
 
 @pytest.mark.parametrize("output_type", ["np", "pt", "latent"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,3 +84,31 @@ def test_the_command_prints_a_row_a_step(collected: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     assert [row["step"] for row in json.loads(done.stdout)] == [0, 2]
     assert load_tensor(out, "lab-noise-aware").looks.shape == (2, 3, 4)
+
+
+def test_the_command_shows_a_tau_that_is_not_defined_as_missing(tmp_path: Path) -> None:
+    folder, out = tmp_path / "run", tmp_path / "rewards.npz"
+    line = ["ttsnap", "collect", "--limit", "1", "--candidates", "1", "--steps", "3", "--record", "1"]
+    assert CliRunner().invoke(app, [*line, "--out", str(folder)]).exit_code == 0
+    command = ["ttsnap", "rescore", str(folder), "--out", str(out)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        written, printed = (CliRunner().invoke(app, [*command, *more]) for more in (["--format", "json"], []))
+    assert written.exit_code == 0, written.output
+    [row] = json.loads(written.stdout)
+    assert row["step"] == 1
+    assert (row["tau of lab"], row["tau of lab-noise-aware"]) == (None, None)
+    assert isinstance(row["log_snr"], float)
+    assert printed.exit_code == 0, printed.output
+    assert "–" in printed.stdout
+    assert "nan" not in printed.stdout
+
+
+def test_the_recorded_reward_is_refused_before_anything_is_scored(
+    collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsnap.trajectories.rescore.score_checked", lambda *args, **options: pytest.fail("scored"))
+    line = ["ttsnap", "rescore", str(collected), "--reward", "lab", "--out", str(tmp_path / "r.npz")]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 2, done.output
+    assert "'lab' is the recorded one" in done.stderr

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +43,45 @@ def test_nan_and_infinity_are_the_items_errors():
     assert torch.isnan(values).tolist() == [False, True, True]
     assert [reason is None for reason in reasons] == [True, False, False]
     assert "nan" in reasons[1]
+
+
+@pytest.mark.parametrize(
+    "returns", [[0.5, None, 1], (0.5, None, 1), np.array([0.5, None, 1]), np.array([0.5, math.nan, 1])]
+)
+def test_a_missing_score_is_the_items_error(returns):
+    values, reasons = score_checked(load_reward(lambda images, prompts: returns), IMAGES, PROMPTS)
+    assert values.isnan().tolist() == [False, True, False]
+    assert values[[0, 2]].tolist() == [0.5, 1.0]
+    assert reasons == [None, "the reward '<lambda>' returned nan", None]
+
+
+def test_an_array_of_any_stride_is_taken_and_not_changed():
+    scores = np.arange(6.0)
+    scores.setflags(write=False)
+    reward = load_reward(lambda images, prompts: scores[::-2])
+    assert score_checked(reward, IMAGES, PROMPTS).values.tolist() == [5.0, 3.0, 1.0]
+
+
+def test_a_class_is_no_reward():
+    class Score:
+        name, higher_is_better, range, flops_per_image = "score", True, (0.0, 1.0), None
+
+        def score(self, images, prompts):
+            return torch.zeros(len(images))
+
+    class Call:
+        def __call__(self, images, prompts):
+            return torch.zeros(len(images))
+
+    for given in (Score, Call):
+        with pytest.raises(InputError, match=rf"is the class {given.__name__}; give an instance, {given.__name__}\("):
+            load_reward(given)
+        assert score_checked(load_reward(given()), IMAGES, PROMPTS).values.tolist() == [0.0] * 3
+
+    class Static(Score):
+        score = staticmethod(lambda images, prompts: torch.ones(len(images)))
+
+    assert score_checked(load_reward(Static), IMAGES, PROMPTS).values.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("returns", [1.0, [1.0], [[1.0, 2.0, 3.0]], "good", None])

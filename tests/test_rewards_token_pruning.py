@@ -1,6 +1,5 @@
 """Token pruning: what is kept, against attention that the libraries give; nothing kept aside changes nothing."""
 
-
 from __future__ import annotations
 
 import copy

@@ -344,6 +344,37 @@ def test_rounds_without_an_end_stay_inside_the_budget_and_keep_the_best():
         assert [winner.score for winner in winners] == sorted(finals, reverse=True)[:2]
 
 
+def finals(result, prompt=0):
+    """Scores of each look at a prompt's finished images."""
+    return [look.scores for look in result.trace if (look.prompt, look.step) == (prompt, STEPS - 1)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes"), [("1x", [1]), ("3x", [1, 1, 1]), ("7x", [1, 2, 2, 2]), ("8x", [2] * 4), ("9.9x", [2, 2, 2, 3])]
+)
+def test_rounds_use_the_whole_budget(budget, sizes):
+    """What a round leaves goes to the later ones, and where a share pays for none there are fewer rounds."""
+    result = counted().search(Rounds(100.0, rounds=4), budget, prompts=PROMPTS[:1])
+    assert [len(scores) for scores in finals(result)] == sizes
+    assert result.notes["rounds"] == [len(sizes)]
+    assert result.winners[0][0].score == max(max(scores) for scores in finals(result))
+    assert result.ledger.budget["unspent"] >= 0
+    seeds = [seed for look in result.trace for seed in look.seeds]
+    assert seeds == counted().search("best-of-n", budget, prompts=PROMPTS[:1]).trace[0].seeds
+
+
+@pytest.mark.parametrize(("winners", "budget", "rounds"), [(1, "5.5x", 4), (2, "10x", 2), (2, "5.5x", 1)])
+def test_each_round_by_a_schedule_pays_for_the_images_asked_for(winners, budget, rounds):
+    strategy = Rounds(100.0, rounds=4, schedule=SCHEDULE)
+    result = counted().search(strategy, budget, winners=winners, prompts=PROMPTS[:1])
+    assert result.notes["rounds"] == [rounds]
+    assert [len(best) for best in result.winners] == [winners]
+    assert 0 <= result.ledger.budget["unspent"] < 1.5 * Cost(STEPS, 1, 1).at(result.ledger.flops)
+    if winners == 2:
+        with pytest.raises(InputError, match="of which 1 reach the end, fewer than the 2 images asked for; raise it"):
+            counted().search(strategy, "2.5x", winners=2, prompts=PROMPTS[:1])
+
+
 class Tired(Brightness):
     """Scores the finished images of one round, and no more."""
 
@@ -367,6 +398,76 @@ def test_a_round_that_cannot_be_scored_leaves_what_the_earlier_ones_found():
     assert functools.reduce(Cost.plus, found.spent) == found.ledger.cost
     with pytest.raises(ScoringError, match="could be scored"):
         in_rounds(100.0, reward=Tired(1))
+
+
+class Gaps(Brightness):
+    """Cannot score some finished images of one prompt: the given ones, in the order in which they come."""
+
+    def __init__(self, prompt, missing):
+        tried = 2 if prompt == PROMPTS[0] else 0  # images before the search
+        self.prompt, self.missing, self.seen = prompt, missing, -1 - tried
+
+    def score(self, images, prompts):
+        scores = super().score(images, prompts)
+        for row, prompt in enumerate(prompts):
+            if prompt == self.prompt:
+                self.seen += 1
+                scores[row] = math.nan if self.seen in self.missing else scores[row]
+        return scores
+
+    def score_estimates(self, images, prompts, log_snr):
+        return images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["rounds", "random", "zero-order"])
+def test_a_prompt_that_cannot_be_scored_for_a_while_goes_on_and_so_do_the_others(name):
+    strategy = Rounds(100.0, rounds=2) if name == "rounds" else name
+    whole = counted().search(strategy, "8x")
+    for missing in (range(4), range(4, 8)):
+        result = counted().search(strategy, "8x", reward=Gaps(PROMPTS[1], missing))
+        assert [cost.calls for cost in result.spent] == [8 * STEPS] * 2
+        assert [w.candidate.seed for w in result.winners[0]] == [w.candidate.seed for w in whole.winners[0]]
+        scored = [score for scores in finals(result, 1) for score in scores]
+        assert [score is None for score in scored] == [at in missing for at in range(8)]
+        assert result.winners[1][0].score == max(score for score in scored if score is not None)
+        if name == "rounds":
+            assert result.notes["rounds"] == [2, 1]
+    with pytest.raises(ScoringError, match="Only 0 of 8 candidates of prompt 1 could be scored after step 5, 1 needed"):
+        counted().search(strategy, "8x", reward=Gaps(PROMPTS[1], range(8)))
+    assert sum(counted().rows) == 2 * 2 * 8 * STEPS  # guided
+
+
+def test_a_round_that_ends_at_its_look_is_followed_by_the_next():
+    class Blind(Brightness):
+        """Sees nothing in the first estimates that it gets of a prompt."""
+
+        looks = -2  # tried before the search
+
+        def score_estimates(self, images, prompts, log_snr):
+            seen, self.looks = self.looks, self.looks + len(images)
+            rows = torch.arange(seen, self.looks)
+            return torch.where(rows < opened, torch.nan, super().score_estimates(images, prompts, log_snr))
+
+    first = counted().search("ttsnap", "5x", prompts=PROMPTS[:1])
+    opened = len(first.trace[0].candidates)
+    result = in_rounds(100.0, reward=Blind(), prompts=PROMPTS[:1])
+    assert result.notes["rounds"] == [1]
+    assert result.trace[0].survivors == []
+    assert set(result.trace[0].reasons) == set(range(opened))
+    assert result.winners[0][0].candidate.index >= opened
+    assert result.ledger.denoiser_rows == sum(counted().rows)
+    opened = 10**6
+    with pytest.raises(ScoringError, match="could be scored after step 1, 1 needed: the reward 'brightness' returned"):
+        in_rounds(100.0, reward=Blind(), prompts=PROMPTS[:1])
+
+
+@pytest.mark.parametrize("strategy", ["best-of-n", "random", "zero-order", Rounds(100.0, rounds=2)])
+def test_fewer_scored_images_than_asked_for_are_an_error(strategy):
+    most = [0, 1, 2, 3, 4, 6, 7]
+    with pytest.raises(ScoringError, match="Only 1 of 8 candidates of prompt 0 could be scored after step 5, 2 needed"):
+        counted().search(strategy, "8x", reward=Gaps(PROMPTS[0], most), winners=2, prompts=PROMPTS[:1])
+    result = counted().search(strategy, "8x", reward=Gaps(PROMPTS[0], most[1:]), winners=2, prompts=PROMPTS[:1])
+    assert sorted(winner.candidate.index for winner in result.winners[0]) == [0, 5]
 
 
 def test_rounds_refuse_what_never_stops():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -116,11 +118,16 @@ class _CallableReward:
 def as_reward(reward: Reward | RewardFunction) -> Reward:
     """A reward as it is, or a callable ``(images, prompts) -> scores`` wrapped.
 
-    The callable's attributes ``higher_is_better``, ``flops_per_image`` and ``scores_videos`` count where it has them.
+    Scores are a tensor, array or list of one number for each image; NaN, or None in a list, where there is none. The
+    callable's attributes ``higher_is_better``, ``flops_per_image`` and ``scores_videos`` count where it has them.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, or a class.
     """
+    if isinstance(reward, type) and not isinstance(
+        inspect.getattr_static(reward, "score", None), staticmethod | classmethod
+    ):
+        raise InputError(f"The reward is the class {reward.__name__}; give an instance, {reward.__name__}(...).")
     if hasattr(reward, "score"):
         missing = [n for n in ("name", "higher_is_better", "range", "flops_per_image") if not hasattr(reward, n)]
         if missing:
@@ -184,6 +191,19 @@ def score_checked(reward: Reward, images: Tensor, prompts: Sequence[str], log_sn
     return Scores(values, reasons)
 
 
+def _tensor(returned: object) -> Tensor:
+    """What a reward returned as float32 on the CPU; NaN for None, the missing score of a list.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: it holds anything but numbers.
+    """
+    if isinstance(returned, np.ndarray):
+        returned = returned.tolist() if returned.dtype == object else returned.copy()  # torch takes no negative strides
+    if isinstance(returned, list | tuple):
+        returned = [torch.nan if score is None else score for score in returned]
+    return torch.as_tensor(returned).detach().float().cpu()
+
+
 def _scored(reward: Reward, images: Tensor, prompts: Sequence[str], log_snr: float | None) -> Scores:
     """Scores of finite images, of which the reward gets a copy: some normalize in place.
 
@@ -196,7 +216,7 @@ def _scored(reward: Reward, images: Tensor, prompts: Sequence[str], log_snr: flo
     else:
         returned = reward.score(images, list(prompts))
     try:
-        values = torch.as_tensor(returned).detach().float().cpu()
+        values = _tensor(returned)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"The reward {reward.name!r} returned no numbers: {error}.") from error
     if values.shape != (len(images),):

@@ -75,7 +75,7 @@ def generate(
     }
     config = {**config, "dtype": dtype_name(pipe), **options_of(pipe)}
     added = {"dtype": config["dtype"], "sha256": config["sha256"]}  # version 0.1.0 recorded no checksums
-    added |= {f"sha256.{name}": value for name, value in config["sha256"].items() if name == "held_out"}
+    added |= {f"sha256.{name}": value for name, value in (config["sha256"] or {}).items() if name == "held_out"}
     strategy = search_of(config)
     held_out = _prepare(pipe, prompts[0], config, strategy)
     truncated = say_truncated(pipe, {str(index + 1): prompt for index, prompt in enumerate(prompts)}, "prompts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,8 @@ def rescore(
     name = base or (recorded.names[0] if len(recorded.names) == 1 else None)
     if name is None:
         raise InputError(f"{trajectories} holds {', '.join(recorded.names)}; say which finals count with --base.")
+    if scorer.name == name:
+        raise InputError(f"The reward {name!r} is the recorded one, so its scores are there; give another --reward.")
     if dry_run:
         say(f"Would score {len(recorded)} prompts of {recorded.candidates} candidates at {len(recorded.steps)} steps.")
         return
@@ -55,16 +58,19 @@ def rescore(
         for step, level in zip(recorded.steps, recorded.log_snrs, strict=True)
     ]  # fmt: skip
     if format == "json":
-        write_json(rows)
+        write_json([{key: value if value is None or isfinite(value) else None for key, value in row.items()}
+                    for row in rows])  # fmt: skip
         return
-    write_table(list(rows[0]), [[value if isinstance(value, int) else f"{value:.3f}" for value in row.values()]
+    write_table(list(rows[0]), [[f"{value:.3f}" if isinstance(value, float) else value for value in row.values()]
                                 for row in rows])  # fmt: skip
     say(f"The rewards are in {out}.")
 
 
-def _tau(looks: object, final: object) -> float:
+def _tau(looks: object, final: object) -> float | None:
+    """The mean over the prompts that have a tau; None where no prompt has one, as with one candidate each."""
     import numpy as np
 
     from ttsnap.alignment import kendall
 
-    return float(np.nanmean(kendall(np.asarray(looks), np.asarray(final))))
+    taus = kendall(np.asarray(looks), np.asarray(final))
+    return float(np.nanmean(taus)) if np.isfinite(taus).any() else None

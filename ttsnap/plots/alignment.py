@@ -74,6 +74,10 @@ def _band(axes: Axes, x: Sequence[float] | Floats, rows: Sequence[Floats], colou
 def _compared(tensors: Mapping[str, RewardTensor]) -> RewardTensor:
     if not tensors:
         raise InputError("There is no reward to draw.")
+    if len(tensors) > len(COLOURS):
+        raise InputError(
+            f"One plot tells at most {len(COLOURS)} rewards apart, got {len(tensors)}; draw fewer at once."
+        )
     first = next(iter(tensors.values()))
     if any(tensor.looks.shape != first.looks.shape for tensor in tensors.values()):
         raise InputError("Rewards in one plot must be of the same prompts, candidates and steps.")
@@ -90,7 +94,7 @@ def tau_by_noise(tensors: Mapping[str, RewardTensor], *, title: str = "") -> Fig
         tensors: name -> rewards of the same prompts, candidates and steps.
 
     Raises:
-        InputError: nothing to draw, or shapes differ.
+        InputError: nothing to draw, more rewards than colours, shapes differ, or a reward has no tau.
     """
     first = _compared(tensors)
     figure = Figure(figsize=(7.4, 4.0), dpi=120, layout="constrained")
@@ -99,6 +103,11 @@ def tau_by_noise(tensors: Mapping[str, RewardTensor], *, title: str = "") -> Fig
     for (name, tensor), colour in zip(tensors.items(), COLOURS, strict=False):
         correlations = {step: taus(tensor.looks[:, :, step], tensor.final) for step in _steps(tensor)}
         rows = {step: row[np.isfinite(row)] for step, row in correlations.items() if np.isfinite(row).any()}
+        if not rows:
+            raise InputError(
+                f"The reward {name!r} has no Kendall's tau to draw: no prompt has scores that differ at a look before "
+                f"the last step, and finals that differ; leave it out, or record more candidates."
+            )
         at = [_level(first, step) for step in rows]
         ends.append((at[-1], _band(axes, at, list(rows.values()), colour), name, colour))
     axes.axhline(0, color=REFERENCE, linewidth=0.8)
@@ -138,7 +147,7 @@ def top_select_curves(tensors: Mapping[str, RewardTensor], steps: Sequence[int] 
     candidate and the best one kept (lower is better). Grey is keeping by chance, exactly.
 
     Raises:
-        InputError: nothing to draw, shapes differ, or a step was not recorded.
+        InputError: nothing to draw, more rewards than colours, shapes differ, or a step was not recorded.
     """
     first = _compared(tensors)
     if missing := [step for step in steps for tensor in tensors.values() if step not in tensor.recorded]:

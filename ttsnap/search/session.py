@@ -222,11 +222,14 @@ class Engine:
         [flagged] = flagged_rows(self.pipe, image, self.conditioning.prompt_embeds.dtype)
         return Winner(candidate, image[0].cpu(), nan, None, flagged)
 
-    def finish(self, alive: Sequence[Candidate], look: Look | None = None) -> list[list[Winner]]:
+    def finish(
+        self, alive: Sequence[Candidate], look: Look | None = None, *, needed: int | None = None
+    ) -> list[list[Winner]]:
         """Score finished candidates and return the winners of each prompt that has some, best first.
 
         Args:
             look: at them, where they were judged already.
+            needed: how many of a prompt must have a score; None = as many as are asked for.
 
         Raises:
             ScoringError: too few candidates of a prompt could be scored.
@@ -235,8 +238,9 @@ class Engine:
         winners = []
         for prompt in sorted({candidate.prompt for candidate in alive}):
             best = self.winning(look, self.rows(alive, prompt))
-            self.record(prompt, alive, look, [alive[row] for row in best], needed=self.winners)
-            winners.append([winner_of(alive, look, row) for row in best])
+            needed = self.winners if needed is None else needed
+            self.record(prompt, alive, look, [alive[row] for row in best], needed=needed)
+            winners += [[winner_of(alive, look, row) for row in best]] if best else []
         return winners
 
     @staticmethod

@@ -7,10 +7,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from diffkit.errors import ScoringError
 from diffkit.rewards.base import Reward
+from ttsnap.search.guarding import too_few
 from ttsnap.search.session import Engine, Winner
 
-__all__ = ["Plain", "Strategy"]
+__all__ = ["Plain", "Strategy", "check_winners"]
 
 
 class Strategy(Protocol):
@@ -66,3 +68,25 @@ class Plain:
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The reward's scores of finished images."""
         return self.reward.score(images, prompts)
+
+
+def check_winners(engine: Engine, winners: Sequence[Sequence[Winner]]) -> None:
+    """Whether each prompt of a search that is at its end has as many winners as are asked for.
+
+    Raises:
+        ScoringError: one has fewer, because too few of its candidates could be scored.
+    """
+    for prompt, best in enumerate(winners):
+        if len(best) < engine.winners:
+            raise ScoringError(_too_few(engine, prompt))
+
+
+def _too_few(engine: Engine, prompt: int) -> str:
+    """The sentence for a prompt with too few winners, of the candidates that came furthest."""
+    looks = [look for look in engine.trace if look.prompt == prompt]
+    step = max(look.step for look in looks)
+    last = [look for look in looks if look.step == step]
+    scores = {index: score for look in last for index, score in zip(look.candidates, look.scores, strict=True)}
+    missing = {index for index, score in scores.items() if score is None}
+    reasons = {index: reason for look in last for index, reason in look.reasons.items() if index in missing}
+    return too_few(prompt, step, len(scores) - len(missing), len(scores), engine.winners, reasons)

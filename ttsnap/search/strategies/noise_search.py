@@ -2,7 +2,8 @@
 
 ``zero-order``: the best of a first handful of seeds is the pivot; each round tries some neighbours of it, and the best
 of them is the next pivot if it is better. ``random``: half of the budget goes to fresh seeds, the other half to
-neighbours of the best of them, which does not move any more. Every candidate is denoised to the end.
+neighbours of the best of them, which does not move any more. Every candidate is denoised to the end. A prompt without
+a pivot yet, because none of its candidates could be scored, goes on with fresh seeds.
 
 The paper adds noise of a fixed distance; here neighbours are mixed so that they stay standard normal noise
 (:func:`ttsnap.search.noise.mix`), else they would leave the law that the denoiser was trained on.
@@ -21,7 +22,7 @@ from ttsnap.schedules.pruning_schedule import PruningSchedule
 from ttsnap.search.budget import affordable
 from ttsnap.search.noise import Recipe, mix
 from ttsnap.search.session import Engine, Winner
-from ttsnap.search.strategies.base import Strategy
+from ttsnap.search.strategies.base import Strategy, check_winners
 from ttsnap.search.trace import winner_of
 
 __all__ = ["Neighbours", "random_neighbours", "zero_order"]
@@ -79,7 +80,12 @@ class Neighbours:
         return [range(start, min(start + self.per_round, n)) for start in range(0, n, self.per_round)]
 
     def run(self, engine: Engine, limit: float) -> list[list[Winner]]:
-        """Try as many candidates as best-of-N would."""
+        """Try as many candidates as best-of-N would.
+
+        Raises:
+            InputError: the limit does not pay for one candidate.
+            ScoringError: a prompt has fewer scored images than asked for.
+        """
         prompts = len(engine.prompts)
         n = affordable(engine, limit, PruningSchedule(), at_least=engine.winners)
         fresh = engine.noise.candidates(prompts, n)
@@ -97,11 +103,12 @@ class Neighbours:
                 ranked = engine.scorer.ranked(look, engine.rows(done, prompt))
                 winning = engine.winning(look, engine.rows(done, prompt))
                 finalists = [winner_of(done, look, row, started[row][1]) for row in winning]
-                engine.record(prompt, done, look, [winner.candidate for winner in finalists], needed=0 if number else 1)
+                engine.record(prompt, done, look, [winner.candidate for winner in finalists], needed=0)
                 winners[prompt] = engine.best([*winners[prompt], *finalists])
                 if ranked and (self.moving or not number):
                     noise = started[ranked[0]][0].latents
                     pivots[prompt] = _better(engine, pivots[prompt], noise, finalists[0])
+        check_winners(engine, winners)
         return winners
 
     def _start(self, engine: Engine, fresh: Candidate, pivot: _Pivot | None) -> tuple[Candidate, Recipe]:

@@ -27,7 +27,13 @@ PUBLISHED = PruningSchedule((2, 6, 11), (0.4, 0.4, 0.5))
 
 
 def prune(
-    engine: Engine, schedule: PruningSchedule, candidates: Sequence[Candidate], *, limit: float = math.inf
+    engine: Engine,
+    schedule: PruningSchedule,
+    candidates: Sequence[Candidate],
+    *,
+    limit: float = math.inf,
+    reserves: Reserves | None = None,
+    needed: int | None = None,
 ) -> list[list[Winner]]:
     """Winners of each prompt that has candidates, best first; all that have some have the same number.
 
@@ -35,31 +41,36 @@ def prune(
 
     Args:
         limit: of each prompt, in the unit of ``engine.prices``; infinite where there is none.
+        reserves: of earlier calls, with a limit of their own; None = those of this call.
+        needed: how many candidates of a prompt must have a score at each look; None = as many as are asked for. With 0
+            a prompt that has none is left out of the winners.
 
     Raises:
         ScoringError: too few candidates of a prompt could be scored.
     """
-    prompts = sorted({candidate.prompt for candidate in candidates})
-    n = len(candidates) // len(prompts)
+    needed = engine.winners if needed is None else needed
+    n = len(candidates) // len({candidate.prompt for candidate in candidates})
     stages = schedule.stages(n, engine.plan.calls)
     alive = list(candidates)
-    spare = limit if math.isinf(limit) else limit - planned_cost(engine, schedule, n)
-    reserves = Reserves(engine, spare)
+    if reserves is None:
+        reserves = Reserves(engine, limit if math.isinf(limit) else limit - planned_cost(engine, schedule, n))
     for stage, target in zip(stages[:-1], schedule.survivors(n), strict=True):
         alive = engine.denoise(alive, stage.start, stage.stop)
         look = engine.estimate(alive, lookahead=stage.lookahead)
         passed: list[Candidate] = []
-        for prompt in prompts:
+        for prompt in sorted({candidate.prompt for candidate in alive}):
             rows = engine.rows(alive, prompt)
             scores = [look.scores[row] for row in rows]
             kept = top_k(scores, target, higher_is_better=engine.reward.higher_is_better)
             survivors = [alive[rows[position]] for position in kept]
-            engine.record(prompt, alive, look, survivors, needed=engine.winners)
+            engine.record(prompt, alive, look, survivors, needed=needed)
             reserves.keep(prompt, alive, look, survivors)
             passed += survivors
         alive = passed
+        if not alive:
+            return []
     done = engine.denoise(alive, stages[-1].start, stages[-1].stop)
-    return engine.finish(*reserves.replace_flagged(done, engine.judge(done)))
+    return engine.finish(*reserves.replace_flagged(done, engine.judge(done)), needed=needed)
 
 
 @dataclass(frozen=True)
