@@ -20,8 +20,10 @@ METHODS = {
     "adversarial": "adversarial fine-tuning",
     "prompt-guard": "prompt guard",
     "attention-guard": "attention guard",
+    "attention-guard factor 2": "attention guard, factor 2",
+    "attention-guard factor 4": "attention guard, factor 4",
 }
-GUARDS = ("prompt-guard", "attention-guard")  # of generation: no weight is changed, and an attack leaves them out
+GUARDS = ("prompt-guard", "attention-guard")  # what their names begin with; an attack leaves them out
 EFFECTS = ("its caption gives it", "DoRI from there", "DoRI from elsewhere", "never-trained pictures, by DoRI")
 
 
@@ -132,7 +134,7 @@ def gallery_mitigations() -> str:
             quality = measures[name]["quality"]
             costs = [quality["loss"]["all"]["change"], quality["fidelity"]["change"]["kid"]]
             captions, *attacks = _effects(measures, f" under {name}")
-            attacks = ["–"] * len(attacks) if name in GUARDS else attacks
+            attacks = ["–"] * len(attacks) if name.startswith(GUARDS) else attacks
             rows.append([title, captions, *attacks, *(gain(cost, 4) for cost in costs)])
     heads = ["mitigation", *EFFECTS, "loss on ordinary pictures", "KID of ordinary captions"]
     text = table(heads, rows)

@@ -56,6 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "adversarial": {"updates": 1000},  # 64 suspects, where the preset was chosen for 24
     "prompt-guard": {},
     "attention-guard": {},
+    "attention-guard factor 2": {"factor": 2.0},
+    "attention-guard factor 4": {"factor": 4.0},  # the published sweep ends at 1.5
 }
 TOGETHER, MOST_SHARED = "nemo-together", 40  # of 384 neurons; at 30 four captions of 32 still gave their picture
 
@@ -147,8 +149,15 @@ def made_mitigation(gallery: Gallery, pipe: Pipeline, method: str, out: Path) ->
         folder = out.with_name(TOGETHER)
         shared = shared_neurons(made_mitigation(gallery, pipe, "nemo", out), MOST_SHARED)
         return load_mitigation(save_mitigation(folder, shared))
-    made = partial(mitigate, pipe, gallery.suspects, method, out=out, settings=METHODS[method], preset="gallery")
-    return made(name=gallery.path("gallery"))
+    return mitigate(
+        pipe,
+        gallery.suspects,
+        method.partition(" ")[0],
+        out=out,
+        settings=METHODS[method],
+        preset="gallery",
+        name=gallery.path("gallery"),
+    )
 
 
 class Attack(NamedTuple):
@@ -179,7 +188,7 @@ def attacked_under_parts(gallery: Gallery, method: str, out: Path, attack: Attac
 def measures(gallery: Gallery, out: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every measure by its name, the quick ones first."""
     twin, long = partial(gallery.load, "gallery-clean"), gallery.controls[:LONG]
-    whole = {name: out / name for name in METHODS if name != "nemo"} | {TOGETHER: out / "nemo"}
+    whole = {name: out / name.replace(" ", "-") for name in METHODS if name != "nemo"} | {TOGETHER: out / "nemo"}
     rows: dict[str, Callable[[], dict[str, Any]]] = {
         "captions": partial(captions, gallery),
         "detectors": partial(detectors, gallery),

@@ -201,12 +201,12 @@ def test_memory_is_bounded_each_prompt_is_handed_out_before_the_next_is_denoised
 
 
 class Dying:
-    """Brightness, until the process is killed in the middle of the third prompt."""
+    """Brightness, until the process is killed."""
 
     name, higher_is_better, range, flops_per_image = "brightness", True, (0.0, 1.0), 1.0
 
-    def __init__(self) -> None:
-        self.left = 1 + 2 * (STEPS + 2) + 2  # the trial, two prompts with a lookahead, and two looks
+    def __init__(self, left: float = math.inf) -> None:
+        self.left = left
 
     def score(self, images, prompts):
         self.left -= 1
@@ -216,7 +216,8 @@ class Dying:
 
 
 def collect_and_die(folder):
-    record(folder, PROMPTS, rewards={"brightness": Dying()}, lookahead=((1, 2),))
+    left = 1 + 2 * (STEPS + 2) + 2  # the trial, two prompts with a lookahead, and two looks at the third
+    record(folder, PROMPTS, rewards={"brightness": Dying(left)}, lookahead=((1, 2),))
 
 
 def test_resumed_after_a_kill_it_gives_the_same_bytes(tmp_path):
@@ -225,7 +226,10 @@ def test_resumed_after_a_kill_it_gives_the_same_bytes(tmp_path):
     worker.join(120)
     assert worker.exitcode == -signal.SIGKILL
     assert [one.prompt for one in Trajectories.open(tmp_path / "killed")] == PROMPTS[:2]  # readable while unfinished
-    resumed, whole = (record(tmp_path / name, PROMPTS, lookahead=((1, 2),)) for name in ("killed", "whole"))
+    rewards, ahead = {"brightness": Dying()}, ((1, 2),)
+    resumed, whole = (
+        record(tmp_path / name, PROMPTS, rewards=rewards, lookahead=ahead) for name in ("killed", "whole")
+    )
     assert len(resumed) == len(PROMPTS)
     assert shards(resumed.folder) == shards(whole.folder)
     assert [item["sha256"] for item in resumed.items()] == [item["sha256"] for item in whole.items()]
