@@ -101,6 +101,11 @@ def test_an_adapter_loaded_after_a_mitigation_is_noticed(tmp_path: Path) -> None
         recorded(pipe)
     with pytest.raises(InputError, match="unet has LoRA adapters"):
         applied.undo()
+    guarded = tiny_pipeline()
+    guarded.load_lora_weights(str(adapter), weight_name="pytorch_lora_weights.safetensors")
+    settings = {"factor": 1.25, "mask_padding": False}
+    with apply_mitigation(guarded, Mitigation("attention-guard", "attention-guard", "tiny", {}, settings=settings)):
+        assert recorded(guarded) is not None  # it changes no weight
     pipe.unload_lora_weights()
     applied.undo()
     assert torch.equal(pipe.unet.get_parameter(f"{TO_V}.weight"), own)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CARD",
+    "OF_WEIGHTS",
     "SCHEMA_VERSION",
     "WEIGHTS",
     "Applied",
@@ -55,6 +56,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 CARD, WEIGHTS = "mitigation.json", "weights.safetensors"
+OF_WEIGHTS = ("mask", "delta", "lora")  # kinds; the others, guards, change a generation and no weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +219,7 @@ def card_checksum(card: Mapping[str, Any]) -> str:
     """
     import hashlib
 
-    if card["kind"] in ("mask", "delta", "lora"):
+    if card["kind"] in OF_WEIGHTS:
         return str(card["weights_sha256"])
     content = {key: card[key] for key in ("method", "kind", "settings", "figures", "weights_sha256")}
     return hashlib.sha256(dump_json(content).encode()).hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffkit.errors import InputError
+from diffkit.mitigation import OF_WEIGHTS, Mitigation, card_checksum, card_of, mitigation_folder, read_card
 from diffkit.noted_options import NotedMitigation, mitigations_of
 
 if TYPE_CHECKING:
@@ -28,15 +29,20 @@ def recorded(pipe: DiffusionPipeline) -> MitigationRecord | None:
     """The record of the mitigations that a pipeline carries now; of several one record, in their order.
 
     Raises:
-        InputError: a LoRA was loaded beside one, so that the pipeline does not run what the mitigation says.
+        InputError: a LoRA was loaded beside one of weights, so that the pipeline does not run what that says.
     """
-    records = [record_of(note) for note in mitigations_of(pipe)]
-    if records:
+    notes = mitigations_of(pipe)
+    if any(_kind(note) in OF_WEIGHTS for note in notes):
         _refuse_adapters(pipe)
+    records = [record_of(note) for note in notes]
     if len(records) < 2:
         return records[0] if records else None
     checksum = sha256("\n".join(record.sha256 for record in records).encode()).hexdigest()
     return MitigationRecord(", ".join(record.method for record in records), checksum, None)
+
+
+def _kind(note: NotedMitigation) -> str:
+    return str(note.mitigation.kind if isinstance(note.mitigation, Mitigation) else read_card(note.mitigation)["kind"])
 
 
 def _refuse_adapters(pipe: DiffusionPipeline) -> None:
@@ -57,8 +63,6 @@ def record_of(note: NotedMitigation) -> MitigationRecord:
     Raises:
         InputError: its folder holds none.
     """
-    from diffkit.mitigation import Mitigation, card_checksum, card_of
-
     card = card_of(note.mitigation)
     method, checksum = str(card["method"]), card_checksum(card)
     folder = None if isinstance(note.mitigation, Mitigation) else str(note.mitigation)
@@ -73,7 +77,6 @@ def checksum_for(out: Path, mitigation: str | Path) -> str:
 
     Version 0.1.0 stated that of the whole folder, which a repeated ``diffkit mitigate`` changes; its runs keep it.
     """
-    from diffkit.mitigation import mitigation_folder
     from diffkit.runs import sha256_folder
 
     try:
