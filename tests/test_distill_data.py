@@ -147,6 +147,8 @@ def test_tau_leaves_out_what_has_none():
     assert (level.prompts, level.before, level.after, level.gain) == (2, -1.0, 1.0, 2.0)
     empty = compare_level(step=2, log_snr=-1.0, before=final[1:2], after=final[1:2], final=final[1:2])
     assert (empty.prompts, empty.before, empty.gain_interval) == (0, None, None)
+    alone = compare_level(step=0, log_snr=0.0, before=final[:1], after=final[:1], final=final[:1])
+    assert (alone.prompts, alone.before, alone.before_interval) == (1, 1.0, None)
 
 
 def test_images_without_a_final_score_are_never_targets(found, base, tmp_path):

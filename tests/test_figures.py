@@ -86,6 +86,8 @@ def test_budget_figure_draws_the_mean_curves_and_names_the_gain() -> None:
     tensor = made(seed=1)
     budgets = (200.0, 300.0, 400.0)
     curve = budget_curves(tensor, PruningSchedule.parse("2:0.5"), budgets, resamples=5)[0]
+    with pytest.raises(InputError, match="at most 5 searches apart, got 6"):
+        budget_figure({"panel": {str(number): curve for number in range(6)}})
     upper, lower = budget_figure({"panel": {"pruned": curve}}, finished=100.0).axes
     np.testing.assert_allclose(upper.lines[1].get_xdata(), [2, 3, 4])
     np.testing.assert_allclose(upper.lines[1].get_ydata(), curve.values.mean(axis=0))
@@ -96,6 +98,8 @@ def test_budget_figure_draws_the_mean_curves_and_names_the_gain() -> None:
 
 
 def test_schedule_figure_draws_the_candidates_of_each_stage() -> None:
+    with pytest.raises(InputError, match="at most 5 schedules apart, got 6"):
+        schedule_figure({str(number): (PruningSchedule(), 4) for number in range(6)}, 6)
     figure = schedule_figure({"best-of-N": (PruningSchedule(), 4), "p": (PruningSchedule.parse("1:0.5,3:0.5"), 8)}, 6)
     values = [list(patch.get_data().values) for patch in figure.axes[0].patches]
     assert values == [[4], [8, 4, 2]]

@@ -66,7 +66,9 @@ class Distilled(NamedTuple):
         """Rows under ``HEADERS``, one for each level, from noisy to clean."""
 
         def cell(mean: float | None, interval: tuple[float, float] | None) -> str | None:
-            return None if mean is None or interval is None else f"{mean:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+            if mean is None:
+                return None
+            return f"{mean:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
         return [
             [level.step, f"{level.log_snr:.2f}", level.prompts, cell(level.before, level.before_interval),

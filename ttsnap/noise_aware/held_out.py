@@ -34,7 +34,7 @@ class LevelTau:
         prompts: prompts in the means; those whose scores are all equal have no tau and are left out.
         before, after: mean tau of the plain and of the distilled reward; None without prompts.
         gain: mean of the differences.
-        before_interval, after_interval, gain_interval: by bootstrap over prompts.
+        before_interval, after_interval, gain_interval: by bootstrap over prompts; None with fewer than two.
     """
 
     step: int
@@ -106,7 +106,7 @@ def compare_level(*, step: int, log_snr: float, before: Floats, after: Floats, f
         return LevelTau(step, log_snr, 0)
     values = (old[both], new[both], new[both] - old[both])
     means = [float(value.mean()) for value in values]
-    intervals = [tuple(bootstrap_mean(value)) for value in values]
+    intervals = [tuple(bootstrap_mean(value)) if len(value) > 1 else None for value in values]
     return LevelTau(step, log_snr, int(both.sum()), *means, *intervals)  # type: ignore[arg-type]
 
 
@@ -133,7 +133,7 @@ def tau_figure(levels: Sequence[LevelTau], path: Path) -> None:
     for name, colour in (("before", "#b45309"), ("after", "#1f5fa8")):
         measured = [level for level in levels if getattr(level, name) is not None]
         x = [level.log_snr for level in measured]
-        bounds = np.array([getattr(level, f"{name}_interval") for level in measured]).reshape(-1, 2)
+        bounds = np.array([getattr(level, f"{name}_interval") or (np.nan, np.nan) for level in measured]).reshape(-1, 2)
         axes.plot(x, [getattr(level, name) for level in measured], marker="o", markersize=4, color=colour,
                   label={"before": "plain reward", "after": "distilled reward"}[name])  # fmt: skip
         axes.fill_between(x, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.15, linewidth=0)

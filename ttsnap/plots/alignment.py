@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,30 @@ from ttsnap.alignment import FRACTIONS, expected_best_of_n, top_count, top_selec
 from ttsnap.noise_aware.held_out import taus
 from ttsnap.reward_tensor import RewardTensor
 
-__all__ = ["COLOURS", "REFERENCE", "gallery", "label_ends", "styled", "tau_by_noise", "top_select_curves"]
+__all__ = [
+    "COLOURS",
+    "REFERENCE",
+    "gallery",
+    "label_ends",
+    "require_colours",
+    "styled",
+    "tau_by_noise",
+    "top_select_curves",
+]
 
 Floats = NDArray[np.float64]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00")
 REFERENCE = "#5B6670"  # best-of-N, chance
+
+
+def require_colours(drawn: Sized, what: str) -> None:
+    """Refuse more lines than there are colours.
+
+    Raises:
+        InputError: see there.
+    """
+    if len(drawn) > len(COLOURS):
+        raise InputError(f"One plot tells at most {len(COLOURS)} {what} apart, got {len(drawn)}; draw fewer at once.")
 
 
 def styled(axes: Axes, *, xlabel: str = "", ylabel: str = "", title: str = "") -> Axes:
@@ -74,10 +93,7 @@ def _band(axes: Axes, x: Sequence[float] | Floats, rows: Sequence[Floats], colou
 def _compared(tensors: Mapping[str, RewardTensor]) -> RewardTensor:
     if not tensors:
         raise InputError("There is no reward to draw.")
-    if len(tensors) > len(COLOURS):
-        raise InputError(
-            f"One plot tells at most {len(COLOURS)} rewards apart, got {len(tensors)}; draw fewer at once."
-        )
+    require_colours(tensors, "rewards")
     first = next(iter(tensors.values()))
     if any(tensor.looks.shape != first.looks.shape for tensor in tensors.values()):
         raise InputError("Rewards in one plot must be of the same prompts, candidates and steps.")

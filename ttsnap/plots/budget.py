@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from diffkit.runs.files import write_bytes_atomically
 from ttsnap.evaluation.budget_curves import GainCurve
-from ttsnap.plots.alignment import COLOURS, REFERENCE, label_ends, styled
+from ttsnap.plots.alignment import COLOURS, REFERENCE, label_ends, require_colours, styled
 from ttsnap.schedules.pruning_schedule import PruningSchedule
 
 __all__ = ["budget_figure", "curve_figure", "save_curves", "schedule_figure"]
@@ -29,6 +29,9 @@ def budget_figure(panels: Mapping[str, Mapping[str, GainCurve]], *, finished: fl
     Args:
         panels: title -> name of a search -> its curve; the curves of a panel share their best-of-N.
         finished: cost of one finished candidate; the budgets are then drawn in it instead of the prices' unit.
+
+    Raises:
+        InputError: more searches in a panel than colours.
     """
     unit = "unit of the prices" if finished is None else "finished candidates"
     figure = Figure(figsize=(6.4 * len(panels), 5.4), dpi=120, layout="constrained")
@@ -42,6 +45,7 @@ def budget_figure(panels: Mapping[str, Mapping[str, GainCurve]], *, finished: fl
 
 
 def _reward_panel(upper: Axes, lower: Axes, curves: Mapping[str, GainCurve], finished: float) -> None:
+    require_colours(curves, "searches")
     first = next(iter(curves.values()))
     at = np.array(first.budgets) / finished
     best = np.nanmean(first.best_of_n, axis=0)
@@ -86,7 +90,11 @@ def schedule_figure(schedules: Mapping[str, tuple[PruningSchedule, int]], calls:
     Args:
         schedules: name -> schedule and the candidates it begins with, as the budget buys them; best-of-N first.
         calls: T, denoiser calls of one finished candidate.
+
+    Raises:
+        InputError: more schedules than colours.
     """
+    require_colours(schedules, "schedules")
     figure = Figure(figsize=(7.4, 3.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str]] = []
