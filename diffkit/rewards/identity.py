@@ -49,7 +49,7 @@ def reward_identity(reward: Reward) -> dict[str, object]:
 
 def _held(reward: Reward) -> Iterator[object]:
     """The attributes of a reward, and what lists and mappings among them hold."""
-    for value in vars(reward).values():
+    for value in getattr(reward, "__dict__", {}).values():  # one with slots shows none
         if isinstance(value, list | tuple):
             yield from value
         elif isinstance(value, dict):
