@@ -91,6 +91,11 @@ def erasure() -> str:
         f"{counted(hidden[-1].brought_back)}. Fewest come back under {hidden[0].title}, for "
         f"{_price(hidden[0], rows[0])}"
     )
+    for row in pruned:
+        if row.name in first and row.sparsity != first[row.name].sparsity:
+            tried = " or ".join(START[start] for start in row.dori)
+            text += f". Pruned further, {row.title} leaves {counted(row.brought_back)} from {tried}, for "
+            text += _price(row, rows[0])
     for row in rows:
         if row.name == "adversarial":
             text += f"; after adversarial fine-tuning, {counted(row.brought_back)}, for {_price(row, rows[0])}"
