@@ -52,17 +52,17 @@ def pipeline_identity(pipe: DiffusionPipeline) -> dict[str, Any]:
     from diffkit.counting_copy import original_module
     from diffkit.families import pipe_denoiser
     from diffkit.lora import lora_digest
-    from diffkit.mitigation.record import recorded
+    from diffkit.mitigation.record import recorded_checksum
 
     scheduler = pipe.scheduler
     settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     text = json.dumps(settings, sort_keys=True, default=str)
-    carried = recorded(pipe)
+    mitigation = recorded_checksum(pipe)
     return {
         "denoiser": type(original_module(pipe_denoiser(pipe))).__name__,
         "model": name_of(pipe),
         "scheduler": f"{type(scheduler).__name__} {sha256(text.encode()).hexdigest()[:16]}",
-        **({} if carried is None else {"mitigation": carried.sha256}),
+        **({} if mitigation is None else {"mitigation": mitigation}),
         **lora_digest(pipe),
     }
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffkit.errors import InputError
-from diffkit.mitigation import OF_WEIGHTS, Mitigation, card_checksum, card_of, mitigation_folder, read_card
+from diffkit.mitigation import OF_WEIGHTS, Mitigation, card_checksum, card_of, mitigation_folder
 from diffkit.noted_options import NotedMitigation, mitigations_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["MitigationRecord", "checksum_for", "record_of", "recorded"]
+__all__ = ["MitigationRecord", "checksum_for", "record_of", "recorded", "recorded_checksum"]
 
 
 class MitigationRecord(NamedTuple):
@@ -32,17 +33,20 @@ def recorded(pipe: DiffusionPipeline) -> MitigationRecord | None:
         InputError: a LoRA was loaded beside one of weights, so that the pipeline does not run what that says.
     """
     notes = mitigations_of(pipe)
-    if any(_kind(note) in OF_WEIGHTS for note in notes):
+    cards = [card_of(note.mitigation) for note in notes]
+    if any(card["kind"] in OF_WEIGHTS for card in cards):
         _refuse_adapters(pipe)
-    records = [record_of(note) for note in notes]
+    records = [_record(note, card) for note, card in zip(notes, cards, strict=True)]
     if len(records) < 2:
         return records[0] if records else None
     checksum = sha256("\n".join(record.sha256 for record in records).encode()).hexdigest()
     return MitigationRecord(", ".join(record.method for record in records), checksum, None)
 
 
-def _kind(note: NotedMitigation) -> str:
-    return str(note.mitigation.kind if isinstance(note.mitigation, Mitigation) else read_card(note.mitigation)["kind"])
+def recorded_checksum(pipe: DiffusionPipeline) -> str | None:
+    """The checksum of the mitigations that a pipeline carries now, see :func:`recorded`; None without any."""
+    record = recorded(pipe)
+    return None if record is None else record.sha256
 
 
 def _refuse_adapters(pipe: DiffusionPipeline) -> None:
@@ -63,7 +67,10 @@ def record_of(note: NotedMitigation) -> MitigationRecord:
     Raises:
         InputError: its folder holds none.
     """
-    card = card_of(note.mitigation)
+    return _record(note, card_of(note.mitigation))
+
+
+def _record(note: NotedMitigation, card: Mapping[str, Any]) -> MitigationRecord:
     method, checksum = str(card["method"]), card_checksum(card)
     folder = None if isinstance(note.mitigation, Mitigation) else str(note.mitigation)
     if note.only is None:

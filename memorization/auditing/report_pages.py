@@ -17,7 +17,7 @@ from diffkit.runs import Run
 from memorization.auditing.aggregate import Records, scores
 from memorization.auditing.report_rows import LINES, PAGE_ROWS, SHOWN, Rows
 from memorization.auditing.report_tables import control_table, linked, suspect_table, two_decimals
-from memorization.auditing.result import AuditSummary
+from memorization.auditing.result import AuditSummary, repeated_controls_of
 
 FOLDER = "report"
 FOUND = ("id", "role", "verdict", "caption", "by caption", "by attack")  # columns of the search
@@ -170,7 +170,7 @@ def shown_blocks(rows: Rows, results: Sequence[str]) -> tuple[Block, ...]:
 
 def control_note(rows: Rows, summary: AuditSummary) -> tuple[Block, ...]:
     """How many controls report.html shows, unless it shows all, and how many were left out since they repeat others."""
-    notes, repeated = list[str](), summary["clusters"].get("repeated_controls")
+    notes, repeated = list[str](), repeated_controls_of(summary)
     if not rows.complete:
         notes += [f"The {len(rows.shown_controls)} of {len(rows.controls)} controls that come nearest to their images."]
     if repeated:

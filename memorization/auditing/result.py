@@ -91,12 +91,18 @@ def read_records(items: Mapping[str, Mapping[str, Any]]) -> dict[str, AuditRecor
     return {key: cast("AuditRecord", item) for key, item in items.items()}
 
 
+def repeated_controls_of(summary: Mapping[str, Any]) -> Mapping[str, str]:
+    """The ``repeated_controls`` of a summary.json; empty where it has none, or is damaged."""
+    clusters = summary.get("clusters")
+    return clusters.get("repeated_controls", {}) if isinstance(clusters, dict) else {}
+
+
 def judged_records(records: Mapping[str, AuditRecord], summary: Mapping[str, Any]) -> dict[str, AuditRecord]:
     """The records that an audit's figures are made of: all but those of controls that repeat another's picture.
 
     A journal has such records where an audit was begun by an earlier version.
     """
-    repeated = summary["clusters"].get("repeated_controls", {})
+    repeated = repeated_controls_of(summary)
     return {key: record for key, record in records.items() if (record["of"] or key) not in repeated}
 
 

@@ -11,7 +11,7 @@ from diffkit.runs import Run
 from diffkit.runs.files import write_bytes_atomically
 from memorization.auditing.aggregate import Records, last_look, scores
 from memorization.auditing.controls import up_to
-from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult
+from memorization.auditing.result import AuditRecord, AuditSummary, SuspectResult, repeated_controls_of
 
 #: Columns of the journal's record, in their order.
 IDENTITY = ("key", "role", "id", "caption", "kind", "edit", "of")
@@ -106,7 +106,7 @@ def results_rows(records: Records, summary: AuditSummary) -> Iterator[list[Value
         unread: dict[str, Value] = {"role": error["of"].removesuffix("s"), "verdict": "could not be scored"}
         unread |= {"reason": error["reason"], "source": error["source"], "row": error["row"]}
         yield [unread.get(name) for name in names]
-    for key, first in summary["clusters"].get("repeated_controls", {}).items():
+    for key, first in repeated_controls_of(summary).items():
         repeated = {"key": key, "role": "control", "id": key.removeprefix("control:")}
         repeated |= {"reason": f"left out: it shows the picture of {first}"}
         yield [repeated.get(name) for name in names]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
-from memorization.auditing.result import AuditRecord
+from memorization.auditing.result import AuditRecord, repeated_controls_of
 
 __all__ = ["AuditFiles", "Check", "Status", "Verification", "checked", "unchecked"]
 
@@ -44,9 +44,7 @@ class AuditFiles(NamedTuple):
     @property
     def left_out(self) -> set[str]:
         """Keys of the controls without a record, since they show the picture of another."""
-        clusters = self.summary.get("clusters")
-        repeated = clusters.get("repeated_controls", {}) if isinstance(clusters, dict) else {}
-        return set(repeated) - set(self.records)
+        return set(repeated_controls_of(self.summary)) - set(self.records)
 
 
 def checked(name: str, differences: Sequence[str], detail: str, *, missing: str = "") -> Check:

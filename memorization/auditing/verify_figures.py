@@ -13,7 +13,7 @@ from diffkit.runs.files import dump_json
 from diffkit.suspects import RowError
 from memorization.auditing.aggregate import conclude, of_role
 from memorization.auditing.order import needs_reference
-from memorization.auditing.result import judged_records
+from memorization.auditing.result import judged_records, repeated_controls_of
 from memorization.auditing.settings import AuditSettings
 from memorization.auditing.summary import SUMMARY_SCHEMA, summarise_audit
 from memorization.auditing.verification import AuditFiles, Check, checked, unchecked
@@ -85,7 +85,7 @@ def recomputed_summary(files: AuditFiles) -> dict[str, Any]:
         settings_of(files.record["config"]),
         operating_point=cast("OperatingPoint", summary["operating_point"]),
         labels=summary["clusters"]["labels"],
-        repeated_controls=summary["clusters"].get("repeated_controls"),
+        repeated_controls=repeated_controls_of(summary),
         suspect_errors=errors["suspects"],
         control_errors=errors["controls"],
     )

@@ -12,7 +12,7 @@ from diffkit import parallel
 from diffkit.console import progress, say
 from diffkit.lora import lora_digest
 from diffkit.micro_batch import MicroBatch
-from diffkit.mitigation.record import recorded
+from diffkit.mitigation.record import recorded_checksum
 from diffkit.named_pipeline import dtype_name, named_pipeline
 from diffkit.noted_options import options_of
 from diffkit.runs import Run
@@ -86,8 +86,7 @@ def detect(
     pipe, model, model_sha256 = named_pipeline(model, name, model_sha256)
     if settings is None:
         settings = DetectSettings(detectors=compatible_detectors(pipe, DetectSettings().detectors))
-    carried = recorded(pipe) if mitigation is None else None
-    mitigation = carried.sha256 if carried is not None else mitigation
+    mitigation = recorded_checksum(pipe) if mitigation is None else mitigation
     added = {"dtype": dtype_name(pipe), **lora_digest(pipe)}
     config = {
         "model": model,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffkit.console import progress, say
 from diffkit.lora import lora_digest
-from diffkit.mitigation.record import recorded
+from diffkit.mitigation.record import recorded_checksum
 from diffkit.named_pipeline import dtype_name
 from diffkit.noted_options import options_of
 from diffkit.runs import Run
@@ -78,8 +78,7 @@ def study(
     Raises:
         InputError: another study is in the folder, or another process is writing to it.
     """
-    carried = recorded(pipe) if mitigation is None else None
-    mitigation = carried.sha256 if carried is not None else mitigation
+    mitigation = recorded_checksum(pipe) if mitigation is None else mitigation
     added = {"dtype": dtype_name(pipe), **lora_digest(pipe)}
     config = {
         "model": model,

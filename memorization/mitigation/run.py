@@ -87,6 +87,7 @@ def mitigate(
     used = choose_preset(preset, name)
     if settings is None or isinstance(settings, Mapping):
         settings = make_settings(method, settings or {}, used)
+    lora = lora_digest(pipe)
     config = {
         "method": method.name,
         "model": name,
@@ -96,11 +97,11 @@ def mitigate(
         "settings": asdict(settings),
         "dtype": dtype_name(pipe),
         **options_of(pipe),
-        **lora_digest(pipe),
+        **lora,
         "preset": used.name,
     }
     # Version 0.1.0 recorded no dtype, LoRA and contents, and always chose the preset by the model's name.
-    added = {"dtype": config["dtype"], **lora_digest(pipe), "preset": choose_preset("auto", name).name}
+    added = {"dtype": config["dtype"], **lora, "preset": choose_preset("auto", name).name}
     if method.name == "nemo":
         added["settings.most_shared"] = None
     if contents := contents_of(settings):
